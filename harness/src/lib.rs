@@ -1,0 +1,306 @@
+//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, and the copy kernel that
+//! bandwidth is compared with.
+
+use std::fmt;
+use std::time::Duration;
+
+pub use wgpu;
+
+/// The Debian and Ubuntu package that brings a software Vulkan.
+pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
+/// Set to any value, it lets tests that need an adapter pass without one.
+pub const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
+/// Longer than any submission here takes, so that a lost device is an error and not a hang.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// An opened adapter.
+#[derive(Debug)]
+pub struct Gpu {
+    /// Its name, driver and kind.
+    pub info: wgpu::AdapterInfo,
+    /// The device.
+    pub device: wgpu::Device,
+    /// Its queue.
+    pub queue: wgpu::Queue,
+}
+
+/// Why there is no device.
+#[derive(Debug)]
+pub struct NoGpu(pub String);
+
+impl fmt::Display for NoGpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl std::error::Error for NoGpu {}
+
+/// The instance that the standard variables (`WGPU_BACKEND`, …) ask for.
+#[must_use]
+pub fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// Adapters that can compute, best first: real GPUs before software.
+#[must_use]
+pub fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    adapters.retain(|a| {
+        let flags = a.get_downlevel_capabilities().flags;
+        flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+    });
+    adapters.sort_by_key(|a| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// The adapter that `WGPU_ADAPTER_NAME` names (a part of its name), or the best one.
+///
+/// # Errors
+/// If there is none.
+pub fn choose(instance: &wgpu::Instance) -> Result<wgpu::Adapter, NoGpu> {
+    let adapters = adapters(instance);
+    let wanted = std::env::var("WGPU_ADAPTER_NAME").ok();
+    let found = adapters.into_iter().find(|a| {
+        wanted.as_ref().is_none_or(|w| a.get_info().name.to_lowercase().contains(&w.to_lowercase()))
+    });
+    found.ok_or_else(|| {
+        NoGpu(match wanted {
+            Some(name) => format!("no adapter's name contains WGPU_ADAPTER_NAME={name:?}"),
+            None => format!("no GPU adapter; the package {SOFTWARE_VULKAN} brings a software Vulkan"),
+        })
+    })
+}
+
+/// Opens the chosen adapter with all of its limits.
+///
+/// # Errors
+/// If there is none, or it refuses.
+pub fn open() -> Result<Gpu, NoGpu> {
+    open_with(|_| ())
+}
+
+/// Opens the chosen adapter with limits that `adjust` has changed.
+///
+/// # Errors
+/// If there is none, or it refuses.
+pub fn open_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
+    let adapter = choose(&instance())?;
+    let mut required_limits = adapter.limits();
+    adjust(&mut required_limits);
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        required_limits,
+        memory_hints: wgpu::MemoryHints::Performance,
+        ..Default::default()
+    }))
+    .map_err(|error| NoGpu(error.to_string()))?;
+    Ok(Gpu { info: adapter.get_info(), device, queue })
+}
+
+/// The device for a test, or `None` where [`SKIP_VARIABLE`] allows to go without.
+///
+/// # Panics
+/// Without an adapter and without the variable.
+#[must_use]
+pub fn test_gpu() -> Option<Gpu> {
+    test_gpu_with(|_| ())
+}
+
+/// [`test_gpu`] with limits that `adjust` has changed.
+///
+/// # Panics
+/// Without an adapter and without the variable.
+#[must_use]
+pub fn test_gpu_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Option<Gpu> {
+    match open_with(adjust) {
+        Ok(gpu) => Some(gpu),
+        Err(error) if std::env::var_os(SKIP_VARIABLE).is_some() => {
+            eprintln!("skipped, as {SKIP_VARIABLE} is set: {error}");
+            None
+        }
+        Err(error) => panic!("{error}; set {SKIP_VARIABLE}=1 to skip the tests that need one"),
+    }
+}
+
+impl Gpu {
+    /// A zeroed storage buffer of `bytes`.
+    #[must_use]
+    pub fn buffer(&self, bytes: u64) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// A storage buffer that holds `data`, padded with zeros to whole 16-byte vectors.
+    #[must_use]
+    pub fn upload(&self, data: &[f32]) -> wgpu::Buffer {
+        let buffer = self.buffer((data.len().next_multiple_of(4).max(4) * 4) as u64);
+        self.write(&buffer, 0, data);
+        buffer
+    }
+
+    /// Writes `data` at byte `offset`.
+    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, data: &[f32]) {
+        // In parts, so that wgpu's staging never doubles a large buffer.
+        const PART: usize = 4 << 20;
+        for (i, part) in data.chunks(PART).enumerate() {
+            self.queue.write_buffer(buffer, offset + (i * PART * 4) as u64, bytemuck::cast_slice(part));
+            if data.len() > PART {
+                self.queue.submit([]);
+            }
+        }
+    }
+
+    /// Reads `len` elements from byte `offset` on; waits for the device.
+    ///
+    /// # Panics
+    /// If the device is lost.
+    #[must_use]
+    pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, len: usize) -> Vec<f32> {
+        bytemuck::cast_vec(self.read_bits(buffer, offset, len))
+    }
+
+    /// [`read`](Self::read) for whole buffers.
+    #[must_use]
+    pub fn download(&self, buffer: &wgpu::Buffer) -> Vec<f32> {
+        self.read(buffer, 0, (buffer.size() / 4) as usize)
+    }
+
+    /// [`read`](Self::read), as bits.
+    ///
+    /// # Panics
+    /// If the device is lost.
+    #[must_use]
+    pub fn read_bits(&self, buffer: &wgpu::Buffer, offset: u64, len: usize) -> Vec<u32> {
+        let bytes = (len * 4) as u64;
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: bytes,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.encoder();
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
+        encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, .., |result| {
+            result.expect("a staging buffer can be mapped");
+        });
+        self.run(encoder);
+        let mapped = staging.get_mapped_range(..).expect("mapped, as the submission is done");
+        bytemuck::pod_collect_to_vec(&mapped)
+    }
+
+    /// A new encoder.
+    #[must_use]
+    pub fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    /// Submits and waits.
+    ///
+    /// # Panics
+    /// If the device is lost.
+    pub fn run(&self, encoder: wgpu::CommandEncoder) {
+        self.queue.submit([encoder.finish()]);
+        self.wait();
+    }
+
+    /// Waits for all that has been submitted.
+    ///
+    /// # Panics
+    /// If the device is lost.
+    pub fn wait(&self) {
+        self.device
+            .poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(TIMEOUT) })
+            .expect("the device answers");
+    }
+}
+
+/// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.
+#[derive(Debug)]
+pub struct Copy {
+    pipeline: wgpu::ComputePipeline,
+    groups: Vec<(wgpu::BindGroup, u32, u32)>,
+}
+
+impl Copy {
+    /// Prepares to copy `elements` (a multiple of 64) f32 from `from` to `to`, in as many dispatches as the binding limit asks for.
+    #[must_use]
+    pub fn new(gpu: &Gpu, from: &wgpu::Buffer, to: &wgpu::Buffer, elements: u64) -> Self {
+        const SOURCE: &str = "
+            @group(0) @binding(0) var<storage, read> source: array<vec4<f32>>;
+            @group(0) @binding(1) var<storage, read_write> destination: array<vec4<f32>>;
+            @compute @workgroup_size(256)
+            fn copy(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>) {
+                let i = id.y * n.x * 256u + id.x;
+                if i < arrayLength(&source) { destination[i] = source[i]; }
+            }";
+        let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some("copy"),
+            source: wgpu::ShaderSource::Wgsl(SOURCE.into()),
+        });
+        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("copy"),
+            layout: None,
+            module: &module,
+            entry_point: Some("copy"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        let limits = gpu.device.limits();
+        let chunk = limits.max_storage_buffer_binding_size.min(1 << 30) / 256 * 256;
+        let bytes = elements * 4;
+        let groups = (0..bytes.div_ceil(chunk)).map(|i| {
+            let size = chunk.min(bytes - i * chunk);
+            let binding = |buffer| {
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer,
+                    offset: i * chunk,
+                    size: wgpu::BufferSize::new(size),
+                })
+            };
+            let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &[
+                    wgpu::BindGroupEntry { binding: 0, resource: binding(from) },
+                    wgpu::BindGroupEntry { binding: 1, resource: binding(to) },
+                ],
+            });
+            let workgroups = size.div_ceil(16 * 256) as u32;
+            let rows = workgroups.div_ceil(limits.max_compute_workgroups_per_dimension);
+            (group, workgroups.div_ceil(rows), rows)
+        });
+        let groups = groups.collect();
+        Self { pipeline, groups }
+    }
+
+    /// Records the copy.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&self.pipeline);
+        for (group, x, y) in &self.groups {
+            pass.set_bind_group(0, group, &[]);
+            pass.dispatch_workgroups(*x, *y, 1);
+        }
+    }
+}
+
+/// The median of `samples`.
+///
+/// # Panics
+/// If there are none.
+#[must_use]
+pub fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let (low, high) = (samples[(samples.len() - 1) / 2], samples[samples.len() / 2]);
+    f64::midpoint(low, high)
+}

@@ -1,0 +1,11 @@
+// f32, four to a quad. Buffers are read as integers so that what is not updated keeps its bits, NaN payloads included.
+
+alias F32 = vec4<u32>;
+
+fn decode_f32(raw: F32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(raw);
+}
+
+fn encode_f32(x: vec4<f32>) -> F32 {
+    return bitcast<F32>(x);
+}

@@ -1,0 +1,36 @@
+// The one element-wise driver: load, decode, update, encode, store.
+//
+// A dispatch is a table of tiles. A tile is a run of quads (four elements, one vec4) that lie side by side in the
+// parameters, in the gradients and in the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
+
+struct Header {
+    // Tiles in the table.
+    records: u32,
+    // A tile takes 1 << shift workgroups.
+    shift: u32,
+    // Workgroups in a row of the 2-D dispatch.
+    stride: u32,
+    // Where quad 0 lies in the bound parameters and gradients: in quads, or in elements where they are loaded one by one.
+    p: u32,
+    g: u32,
+    // Last element of the bound parameters and gradients, where they are loaded one by one.
+    p_last: u32,
+    g_last: u32,
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let number = workgroup.y * table.header.stride + workgroup.x;
+    // The last row of a 2-D dispatch may reach past the table; those workgroups find i >= quads below.
+    let nth = min(number >> table.header.shift, table.header.records - 1u);
+    let record = table.records[nth];
+    let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
+    // Clamped instead of branched around, so that only the stores are conditional: software Vulkan runs both sides of a branch, and
+    // reads uniform data once for all lanes only outside of one.
+    let j = min(i, record.quads - 1u);
+    let old = load(record, j);
+    let next = update(scalars(record), decode(old));
+    if i < record.quads {
+        store(record, j, old, next);
+    }
+}

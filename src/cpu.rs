@@ -1,0 +1,105 @@
+//! The same optimizer over slices, on the CPU: at `f32` a device like any other, at `f64` the reference.
+
+use crate::error::Error;
+use crate::float::Float;
+use crate::layout::Layout;
+use crate::rules::{Fields, Step, Twin, slots};
+
+/// Applies rule `R` to the tensors of a layout in a flat slice, in the arithmetic of `T`.
+///
+/// ```
+/// use wgpu_optim::{Group, Layout, Sgd, cpu};
+/// let layout = Layout::new([Group::new("all", Sgd::default()).tensor("w", [3])])?;
+/// let mut optimizer = cpu::Optimizer::<Sgd, f32>::new(layout);
+/// let mut params = [1.0, 2.0, 3.0];
+/// optimizer.step(&mut params, &[10.0, 0.0, -10.0], 0.1)?;
+/// assert_eq!(params, [0.0, 2.0, 4.0]);
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Optimizer<R, T = f32> {
+    layout: Layout<R>,
+    /// One vector a slot, indexed as the flat space; empty where the slot is not kept.
+    state: Vec<Vec<T>>,
+    carries: Vec<f64>,
+    steps: u64,
+}
+
+/// The optimizer in f64: what the other devices are checked against.
+pub type Reference<R> = Optimizer<R, f64>;
+
+impl<R: Twin, T: Float> Optimizer<R, T> {
+    /// Zeroed state for `layout`.
+    #[must_use]
+    pub fn new(layout: Layout<R>) -> Self {
+        let len = layout.len() as usize;
+        let state = (0..slots::<R>().len())
+            .map(|slot| if layout.keeps_slot(slot) { vec![T::ZERO; len] } else { Vec::new() })
+            .collect();
+        Self { state, carries: vec![0.0; layout.groups().len()], steps: 0, layout }
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout<R> {
+        &self.layout
+    }
+
+    /// Steps taken so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Slot `slot` (by its PyTorch name) of `tensor`; `None` if no group's configuration keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[T]>, Error> {
+        let index = slots::<R>()
+            .iter()
+            .position(|name| *name == slot)
+            .ok_or_else(|| Error::Unknown { what: "slot", name: slot.into() })?;
+        let tensor = self.layout.tensor(tensor)?;
+        Ok(self.state[index].get(tensor.offset as usize..tensor.end() as usize))
+    }
+
+    /// The flat vectors of all slots, in order; empty where a slot is not kept.
+    pub fn state_mut(&mut self) -> &mut [Vec<T>] {
+        &mut self.state
+    }
+
+    /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::ScalarOverflow`]; nothing changes then.
+    pub fn step(&mut self, params: &mut [T], grads: &[T], step: impl Into<Step>) -> Result<(), Error> {
+        for (what, found) in [("parameters", params.len()), ("gradients", grads.len())] {
+            let expected = self.layout.len();
+            if (found as u64) < expected {
+                return Err(Error::Mismatch { what, found: found as u64, expected });
+            }
+        }
+        let mut carries = self.carries.clone();
+        let mut rows = Vec::with_capacity(carries.len());
+        self.layout.scalars(step.into(), self.steps + 1, &mut carries, |_, scalars| {
+            rows.push(R::Scalars::<T>::from_fn(|i| T::from_f64(scalars.get(i))));
+        })?;
+        self.carries = carries;
+        self.steps += 1;
+        for tensor in self.layout.tensors() {
+            let s = &rows[tensor.group];
+            for i in tensor.offset as usize..tensor.end() as usize {
+                let mut state =
+                    R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));
+                R::update(s, &mut params[i], grads[i], &mut state);
+                for (slot, values) in self.state.iter_mut().enumerate() {
+                    if let Some(value) = values.get_mut(i) {
+                        *value = state.get(slot);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

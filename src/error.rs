@@ -1,0 +1,194 @@
+//! Everything that can be refused, by name, value and bound.
+
+/// Why a layout, a configuration, a binding or a step was refused. Nothing has been recorded and no
+/// state has changed when one of these is returned.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A hyperparameter outside its range, or not finite.
+    #[error("{rule}: {field} = {value}, must be {bound}")]
+    Hyperparameter {
+        /// The rule's name.
+        rule: &'static str,
+        /// The field's name.
+        field: &'static str,
+        /// What it was.
+        value: f64,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// Hyperparameters that exclude each other.
+    #[error("{rule}: {conflict}")]
+    Conflict {
+        /// The rule's name.
+        rule: &'static str,
+        /// What excludes what.
+        conflict: &'static str,
+    },
+    /// A learning rate, momentum or group factor outside its range, or not finite.
+    #[error("{field} = {value} for group {group:?}, must be {bound}")]
+    Step {
+        /// Which argument.
+        field: &'static str,
+        /// The group it was for.
+        group: String,
+        /// What it was.
+        value: f64,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// A step scalar that f32 cannot hold.
+    #[error("{rule}: scalar {scalar} = {value} of group {group:?} overflows f32")]
+    ScalarOverflow {
+        /// The rule's name.
+        rule: &'static str,
+        /// The scalar's name in the shader.
+        scalar: &'static str,
+        /// The group it was for.
+        group: String,
+        /// Its value in f64.
+        value: f64,
+    },
+    /// A layout without a single tensor.
+    #[error("the layout has no tensors")]
+    EmptyLayout,
+    /// A group without a single tensor.
+    #[error("group {group:?} has no tensors")]
+    EmptyGroup {
+        /// The group's name.
+        group: String,
+    },
+    /// A tensor with a dimension of zero.
+    #[error("tensor {tensor:?} of shape {shape:?} has no elements")]
+    EmptyTensor {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// Two groups, or two tensors, of one name.
+    #[error("{what} {name:?} is declared twice")]
+    Duplicate {
+        /// `"group"` or `"tensor"`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Two tensors that share elements of the flat space.
+    #[error(
+        "tensors {first:?} and {second:?} overlap: {first:?} ends at element {end}, {second:?} starts at {start}"
+    )]
+    TensorsOverlap {
+        /// The tensor that starts first.
+        first: String,
+        /// The one that starts inside it.
+        second: String,
+        /// Where the first one ends, in elements.
+        end: u64,
+        /// Where the second one starts, in elements.
+        start: u64,
+    },
+    /// A shape or offset beyond what 64-bit byte addresses reach.
+    #[error("tensor {tensor:?}: {field} = {value} elements, must be at most {bound}")]
+    TooLarge {
+        /// The tensor's name.
+        tensor: String,
+        /// Which quantity.
+        field: &'static str,
+        /// What it was, saturated.
+        value: u64,
+        /// The largest that fits.
+        bound: u64,
+    },
+    /// A name that the layout does not have.
+    #[error("the layout has no {what} {name:?}")]
+    Unknown {
+        /// `"tensor"` or `"slot"`.
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+    },
+    /// More groups than one uniform binding holds.
+    #[error("{groups} groups, must be at most {bound} for rule {rule} on this device")]
+    TooManyGroups {
+        /// The rule's name.
+        rule: &'static str,
+        /// How many there are.
+        groups: usize,
+        /// How many fit.
+        bound: usize,
+    },
+    /// A number of tensors, buffers or elements that is not the layout's.
+    #[error("{what}: {found}, the layout has {expected}")]
+    Mismatch {
+        /// What was counted.
+        what: &'static str,
+        /// What the caller handed over.
+        found: u64,
+        /// What the layout has.
+        expected: u64,
+    },
+    /// A device limit below what the kernels need.
+    #[error("device limit {limit} = {value}, must be at least {bound}")]
+    DeviceLimit {
+        /// The name in `wgpu::Limits`.
+        limit: &'static str,
+        /// The device's value.
+        value: u64,
+        /// What is needed.
+        bound: u64,
+    },
+    /// The device could not allocate a buffer of ours, or could not build a kernel.
+    #[error("the device refused {what}: {reason}")]
+    Device {
+        /// What was being made.
+        what: String,
+        /// What the device said.
+        reason: String,
+    },
+    /// A buffer of the caller's without a usage that the kernels need.
+    #[error("{what}: buffer lacks usage {usage}")]
+    MissingUsage {
+        /// Which buffer.
+        what: String,
+        /// The missing usage.
+        usage: &'static str,
+    },
+    /// A byte offset that does not fall on an element.
+    #[error("{what}: offset {offset} bytes, must be a multiple of {bound}")]
+    Misaligned {
+        /// Which buffer.
+        what: String,
+        /// The offset in bytes.
+        offset: u64,
+        /// The alignment in bytes.
+        bound: u64,
+    },
+    /// A tensor or a flat range that its buffer is too short for.
+    #[error("{what}: needs bytes {start}..{end}, the buffer has {size}")]
+    OutOfBounds {
+        /// Which buffer.
+        what: String,
+        /// First byte needed.
+        start: u64,
+        /// One past the last byte needed.
+        end: u64,
+        /// The buffer's size.
+        size: u64,
+    },
+    /// Two ranges of one buffer that share bytes, at least one of them written.
+    #[error("{first} and {second} share bytes {start}..{end} of one buffer")]
+    BuffersOverlap {
+        /// One range.
+        first: String,
+        /// The other.
+        second: String,
+        /// First shared byte.
+        start: u64,
+        /// One past the last shared byte.
+        end: u64,
+    },
+    /// A binding made for another optimizer.
+    #[error("the tensors were bound by another optimizer")]
+    ForeignBinding,
+}

@@ -1,0 +1,285 @@
+//! From a rule to shader text and a pipeline: `rule ++ format ++ access ++ tiles ++ driver`.
+//!
+//! A kernel is specialised by its [`Key`]; what a key switches off is not in the text.
+
+use crate::plan::{HEADER_BYTES, Space, Tile, WORKGROUP_SIZE, WholeTile};
+use crate::rules::{Rule, scalar_names, slots};
+use std::fmt::Write as _;
+
+/// Bind group 0: binding of the table of tiles. Then parameters, gradients, and from [`BINDING_STATE`] the kept slots in order.
+pub const BINDING_TABLE: u32 = 0;
+/// Bind group 0: binding of the parameters.
+pub const BINDING_P: u32 = 1;
+/// Bind group 0: binding of the gradients.
+pub const BINDING_G: u32 = 2;
+/// Bind group 0: binding of the first kept state slot.
+pub const BINDING_STATE: u32 = 3;
+/// The driver's entry point.
+pub const ENTRY_POINT: &str = "step";
+
+/// Up to this many groups, a kernel selects a group's scalars instead of addressing them.
+const SELECTED_ROWS: u32 = 4;
+
+/// How parameters and gradients are loaded and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// One `vec4` a quad.
+    Quads,
+    /// Element by element: for ranges that start or end inside a 16-byte block of their buffer.
+    Elements,
+}
+
+/// What a kernel is specialised for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// How parameters and gradients are loaded.
+    pub access: Access,
+    /// Whether every tile is of whole quads of one group. Never with [`Access::Elements`].
+    pub whole: bool,
+    /// Where the table lies.
+    pub space: Space,
+    /// Whether the gradients' binding is writable, as it has to be when they share a buffer with the parameters.
+    pub writable_gradients: bool,
+    /// Number of groups.
+    pub groups: u32,
+    /// Which of the rule's slots are kept.
+    pub kept: Vec<bool>,
+    /// Bytes of a uniform binding on the device.
+    pub uniform_bytes: u32,
+}
+
+impl Key {
+    /// Storage bindings of the kernel.
+    #[must_use]
+    pub fn storage_bindings(&self) -> u32 {
+        let table = u32::from(self.space == Space::Storage);
+        2 + table + self.kept.iter().filter(|&&kept| kept).count() as u32
+    }
+
+    /// Bytes of a table with `tiles` tiles.
+    #[must_use]
+    pub fn table_bytes(&self, tiles: usize) -> u64 {
+        let tile = if self.whole { size_of::<WholeTile>() } else { size_of::<Tile>() };
+        (HEADER_BYTES + tiles * tile) as u64
+    }
+}
+
+/// vec4s that one group's scalars take.
+#[must_use]
+pub fn row_vectors<R: Rule>() -> usize {
+    scalar_names::<R>().len().div_ceil(4)
+}
+
+/// Bytes that one group's scalars take.
+#[must_use]
+pub fn row_bytes<R: Rule>() -> usize {
+    row_vectors::<R>() * 16
+}
+
+/// The text of the kernel that applies `R` under `key`.
+#[must_use]
+pub fn source<R: Rule>(key: &Key) -> String {
+    let access = match key.access {
+        Access::Quads => include_str!("../shaders/access/quads.wgsl"),
+        Access::Elements => include_str!("../shaders/access/elements.wgsl"),
+    };
+    let tiles = if key.whole {
+        include_str!("../shaders/tiles/whole.wgsl")
+    } else {
+        include_str!("../shaders/tiles/mixed.wgsl")
+    };
+    // The rule comes first: module scope knows no order, and an error then names the rule's own line.
+    [
+        R::WGSL,
+        include_str!("../shaders/formats/f32.wgsl"),
+        access,
+        tiles,
+        &glue::<R>(key),
+        include_str!("../shaders/step.wgsl"),
+    ]
+    .join("\n")
+}
+
+/// Declarations that follow from the rule's fields and the key.
+fn glue<R: Rule>(key: &Key) -> String {
+    let (names, slots) = (scalar_names::<R>(), slots::<R>());
+    let kept = || slots.iter().zip(&key.kept).filter(|(_, kept)| **kept).map(|(slot, _)| slot);
+    let vectors = row_vectors::<R>();
+    let mut text = String::new();
+    let mut line = |l: String| {
+        text.push_str(&l);
+        text.push('\n');
+    };
+
+    line(format!("const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;"));
+    line(format!("const ROWS = {}u;", key.groups));
+
+    line(format!("struct Row {{ {} }}", fields(names, "f32")));
+    line(format!(
+        "@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, {}>;",
+        key.groups as usize * vectors
+    ));
+    line("fn row(group: u32) -> Row {".into());
+    // A vec4 at a time: fewer uniform loads than a field at a time. Few rows are all loaded from constant addresses and selected
+    // from: on software Vulkan, where a computed address is a gather, that measured 10 % of a whole AdamW step.
+    for v in 0..vectors {
+        if key.groups <= SELECTED_ROWS {
+            let chain = (1..key.groups as usize).fold(format!("rows[{v}]"), |chain, g| {
+                format!("select({chain}, rows[{}], group == {g}u)", g * vectors + v)
+            });
+            line(format!("let v{v} = {chain};"));
+        } else {
+            line(format!("let v{v} = rows[group * {vectors}u + {v}u];"));
+        }
+    }
+    let parts = list(names.iter().enumerate(), |(i, _)| format!("v{}.{}", i / 4, lane(i % 4)));
+    line(format!("return Row({parts});\n}}"));
+
+    if !key.whole {
+        line(format!("struct Scalars {{ {} }}", fields(names, "vec4<f32>")));
+        let parts = list(names.iter(), |n| format!("vec4<f32>(a.{n}, b.{n}, c.{n}, d.{n})"));
+        line(format!("fn blend(a: Row, b: Row, c: Row, d: Row) -> Scalars {{ return Scalars({parts}); }}"));
+    }
+
+    let (table_space, count) = match key.space {
+        Space::Uniform => {
+            let count = crate::plan::uniform_tiles(key.uniform_bytes, key.whole);
+            ("uniform", format!(", {count}"))
+        }
+        Space::Storage => ("storage, read", String::new()),
+    };
+    line(format!("struct Table {{ @size({HEADER_BYTES}) header: Header, records: array<Record{count}> }}"));
+    line(format!("@group(0) @binding({BINDING_TABLE}) var<{table_space}> table: Table;"));
+    let g_access = if key.writable_gradients { "read_write" } else { "read" };
+    line(format!("@group(0) @binding({BINDING_P}) var<storage, read_write> p_buffer: array<Stored>;"));
+    line(format!("@group(0) @binding({BINDING_G}) var<storage, {g_access}> g_buffer: array<Stored>;"));
+    for (binding, slot) in (BINDING_STATE..).zip(kept()) {
+        line(format!("@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<F32>;"));
+    }
+
+    line(format!("struct Raw {{ p: F32, g: F32, {} }}", list(kept(), |s| format!("{s}: F32"))));
+    let loads = list(kept(), |s| format!("{s}_buffer[record.state + i]"));
+    line(format!(
+        "fn load(record: Record, i: u32) -> Raw {{ return Raw(load_p(record.quad + i), load_g(record.quad + i), {loads}); }}"
+    ));
+
+    line(format!("struct Quad {{ p: vec4<f32>, g: vec4<f32>, {} }}", fields(slots, "vec4<f32>")));
+    let decoded = list(slots.iter().zip(&key.kept), |(slot, kept)| {
+        if *kept { format!("decode_f32(raw.{slot})") } else { "vec4<f32>()".into() }
+    });
+    line(format!(
+        "fn decode(raw: Raw) -> Quad {{ return Quad(decode_f32(raw.p), decode_f32(raw.g), {decoded}); }}"
+    ));
+
+    line("fn store(record: Record, i: u32, old: Raw, next: Quad) {".into());
+    line("store_p(record, record.quad + i, keep(record, old.p, encode_f32(next.p)));".into());
+    for slot in kept() {
+        line(format!("{slot}_buffer[record.state + i] = keep(record, old.{slot}, encode_f32(next.{slot}));"));
+    }
+    line("}".into());
+    text
+}
+
+fn lane(i: usize) -> char {
+    ['x', 'y', 'z', 'w'][i]
+}
+
+fn list<T>(items: impl Iterator<Item = T>, mut item: impl FnMut(T) -> String) -> String {
+    let mut out = String::new();
+    for i in items {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{}, ", item(i));
+    }
+    out
+}
+
+fn fields(names: &[&str], ty: &str) -> String {
+    list(names.iter(), |name| format!("{name}: {ty}"))
+}
+
+#[cfg(feature = "gpu")]
+pub(crate) use device::Kernel;
+
+#[cfg(feature = "gpu")]
+mod device {
+    use super::{BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, ENTRY_POINT, Key, source};
+    use crate::error::Error;
+    use crate::optimizer::checked;
+    use crate::plan::Space;
+    use crate::rules::Rule;
+
+    /// A compiled kernel.
+    #[derive(Debug)]
+    pub(crate) struct Kernel {
+        pub(crate) pipeline: wgpu::ComputePipeline,
+        pub(crate) layout: wgpu::BindGroupLayout,
+    }
+
+    impl Kernel {
+        pub(crate) fn new<R: Rule>(
+            device: &wgpu::Device,
+            rows: &wgpu::BindGroupLayout,
+            key: &Key,
+        ) -> Result<Self, Error> {
+            let label = format!("wgpu-optim {}", R::NAME);
+            checked(
+                device,
+                || format!("the kernel of rule {}", R::NAME),
+                || {
+                    let text = source::<R>(key);
+                    let descriptor = wgpu::ShaderModuleDescriptor {
+                        label: Some(&label),
+                        source: wgpu::ShaderSource::Wgsl(text.into()),
+                    };
+                    // SAFETY: every index is in bounds by construction. `plan` makes tiles inside the bound ranges and a test proves
+                    // it over random layouts; the driver clamps to them; the rule's text has no buffers to index. The kernel has no loops.
+                    let module = unsafe {
+                        device
+                            .create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+                    };
+                    let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
+                    let table = match key.space {
+                        Space::Uniform => wgpu::BufferBindingType::Uniform,
+                        Space::Storage => storage(true),
+                    };
+                    let mut entries = vec![
+                        entry(BINDING_TABLE, table),
+                        entry(BINDING_P, storage(false)),
+                        entry(BINDING_G, storage(!key.writable_gradients)),
+                    ];
+                    let kept = key.kept.iter().filter(|&&kept| kept);
+                    entries.extend(
+                        (BINDING_STATE..).zip(kept).map(|(binding, _)| entry(binding, storage(false))),
+                    );
+                    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                        label: Some(&label),
+                        entries: &entries,
+                    });
+                    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                        label: Some(&label),
+                        bind_group_layouts: &[Some(&layout), Some(rows)],
+                        immediate_size: 0,
+                    });
+                    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                        label: Some(&label),
+                        layout: Some(&pipeline_layout),
+                        module: &module,
+                        entry_point: Some(ENTRY_POINT),
+                        compilation_options: wgpu::PipelineCompilationOptions::default(),
+                        cache: None,
+                    });
+                    Self { pipeline, layout }
+                },
+            )
+        }
+    }
+
+    fn entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
+        wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Which tensors there are, where they lie in the flat space, and which hyperparameters each group has.
+
+use crate::error::Error;
+use crate::rules::{Fields, Rule, Step, scalar_names, slots};
+use std::collections::HashSet;
+
+/// The largest element index: byte addresses of four-byte elements stay below 2⁶³.
+const MAX_ELEMENTS: u64 = 1 << 61;
+
+/// Tensors that share hyperparameters.
+///
+/// A group *is* a rule with its own values, so it cannot name a hyperparameter that the rule lacks:
+///
+/// ```
+/// use wgpu_optim::{AdamW, Group};
+/// let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
+/// let decay = Group::new("decay", adamw).tensor("wte", [50257, 768]);
+/// let no_decay = Group::new("no_decay", AdamW { weight_decay: 0.0, ..adamw }).tensor("ln.b", [768]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Group<R> {
+    name: String,
+    rule: R,
+    lr_factor: f64,
+    tensors: Vec<Declared>,
+}
+
+#[derive(Clone, Debug)]
+struct Declared {
+    name: String,
+    shape: Vec<u64>,
+    offset: Option<u64>,
+}
+
+impl<R: Rule> Group<R> {
+    /// An empty group of tensors that `rule` updates.
+    #[must_use]
+    pub fn new(name: impl Into<String>, rule: R) -> Self {
+        Self { name: name.into(), rule, lr_factor: 1.0, tensors: Vec::new() }
+    }
+
+    /// Multiplies every step's learning rate for this group. Default 1.
+    #[must_use]
+    pub fn lr_factor(mut self, factor: f64) -> Self {
+        self.lr_factor = factor;
+        self
+    }
+
+    /// Adds a tensor, right behind the one declared before it (of whatever group), the first at 0.
+    #[must_use]
+    pub fn tensor(self, name: impl Into<String>, shape: impl AsRef<[u64]>) -> Self {
+        self.declare(name.into(), shape.as_ref(), None)
+    }
+
+    /// Adds a tensor that starts at element `offset` of the flat space.
+    #[must_use]
+    pub fn tensor_at(self, name: impl Into<String>, shape: impl AsRef<[u64]>, offset: u64) -> Self {
+        self.declare(name.into(), shape.as_ref(), Some(offset))
+    }
+
+    fn declare(mut self, name: String, shape: &[u64], offset: Option<u64>) -> Self {
+        self.tensors.push(Declared { name, shape: shape.to_vec(), offset });
+        self
+    }
+
+    /// The group's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The group's hyperparameters.
+    #[must_use]
+    pub fn rule(&self) -> &R {
+        &self.rule
+    }
+
+    /// The group's scalars of step `t`; advances `carry`.
+    fn scalars(
+        &self,
+        step: Step,
+        t: u64,
+        carry: &mut f64,
+        kept: impl Fn(usize) -> bool,
+    ) -> Result<R::Scalars<f64>, Error> {
+        let refuse = |field, value, bound| Error::Step { field, group: self.name.clone(), value, bound };
+        let lr = step.lr * self.lr_factor;
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(refuse("learning rate", lr, "finite and at least 0"));
+        }
+        let rule = match step.momentum {
+            None => self.rule,
+            Some(momentum) => {
+                let rule = self.rule.with_momentum(momentum);
+                // What excludes momentum 0 in a configuration (Nesterov) does not exclude a step of a schedule.
+                match rule.validate() {
+                    Err(Error::Hyperparameter { field, value, bound, .. }) => {
+                        return Err(refuse(field, value, bound));
+                    }
+                    _ if (0..slots::<R>().len()).any(|s| rule.keeps_slot(s) && !kept(s)) => {
+                        let bound = "0: no group's configuration keeps the state it needs";
+                        return Err(refuse("momentum", momentum, bound));
+                    }
+                    _ => rule,
+                }
+            }
+        };
+        let scalars = rule.scalars(lr, t, carry);
+        for (i, scalar) in scalar_names::<R>().iter().enumerate() {
+            let value = scalars.get(i);
+            if !(value as f32).is_finite() {
+                return Err(Error::ScalarOverflow { rule: R::NAME, scalar, group: self.name.clone(), value });
+            }
+        }
+        Ok(scalars)
+    }
+}
+
+/// One tensor of a [`Layout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Unique name.
+    pub name: String,
+    /// Dimensions; the product is [`len`](Self::len).
+    pub shape: Vec<u64>,
+    /// Index into [`Layout::groups`].
+    pub group: usize,
+    /// First element in the flat space.
+    pub offset: u64,
+    /// Number of elements.
+    pub len: u64,
+}
+
+impl Tensor {
+    /// One past the last element in the flat space.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+}
+
+/// Named tensors in groups, each a range of one flat space of elements.
+///
+/// The flat space is where the tensors lie when they share one buffer. With a buffer for each tensor it is only an order.
+/// Gaps between tensors are allowed and belong to the caller.
+///
+/// ```
+/// use wgpu_optim::{AdamW, Group, Layout};
+/// let layout = Layout::new([
+///     Group::new("decay", AdamW::default()).tensor("w", [64, 32]).tensor_at("head", [32, 10], 4096),
+///     Group::new("no_decay", AdamW { weight_decay: 0.0, ..AdamW::default() }).tensor("b", [32]),
+/// ])?;
+/// assert_eq!(layout.tensor("head")?.offset, 4096);
+/// assert_eq!(layout.tensor("b")?.offset, 4096 + 320); // right behind "head"
+/// assert_eq!((layout.len(), layout.parameters()), (4448, 2400));
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Layout<R> {
+    groups: Vec<Group<R>>,
+    tensors: Vec<Tensor>,
+    by_offset: Vec<usize>,
+}
+
+impl<R: Rule> Layout<R> {
+    /// Places the groups' tensors and checks them.
+    ///
+    /// # Errors
+    /// Hyperparameters out of range, a learning-rate factor that is negative or not finite, names declared twice, empty groups or
+    /// tensors, tensors that overlap, or sizes beyond 64-bit addresses.
+    pub fn new(groups: impl IntoIterator<Item = Group<R>>) -> Result<Self, Error> {
+        let groups: Vec<_> = groups.into_iter().collect();
+        let mut tensors = Vec::new();
+        let (mut group_names, mut tensor_names) = (HashSet::new(), HashSet::new());
+        let mut next = 0;
+        for (g, group) in groups.iter().enumerate() {
+            group.rule.validate()?;
+            if !(group.lr_factor.is_finite() && group.lr_factor >= 0.0) {
+                return Err(Error::Step {
+                    field: "lr_factor",
+                    group: group.name.clone(),
+                    value: group.lr_factor,
+                    bound: "finite and at least 0",
+                });
+            }
+            if !group_names.insert(group.name.as_str()) {
+                return Err(duplicate("group", &group.name));
+            }
+            if group.tensors.is_empty() {
+                return Err(Error::EmptyGroup { group: group.name.clone() });
+            }
+            for declared in &group.tensors {
+                if !tensor_names.insert(declared.name.as_str()) {
+                    return Err(duplicate("tensor", &declared.name));
+                }
+                let tensor = place(declared, g, next)?;
+                next = tensor.end();
+                tensors.push(tensor);
+            }
+        }
+        if tensors.is_empty() {
+            return Err(Error::EmptyLayout);
+        }
+        let mut by_offset: Vec<_> = (0..tensors.len()).collect();
+        by_offset.sort_by_key(|&i| tensors[i].offset);
+        for pair in by_offset.windows(2) {
+            let (a, b) = (&tensors[pair[0]], &tensors[pair[1]]);
+            if b.offset < a.end() {
+                return Err(Error::TensorsOverlap {
+                    first: a.name.clone(),
+                    second: b.name.clone(),
+                    end: a.end(),
+                    start: b.offset,
+                });
+            }
+        }
+        Ok(Self { groups, tensors, by_offset })
+    }
+
+    /// The groups, in the order they were declared.
+    #[must_use]
+    pub fn groups(&self) -> &[Group<R>] {
+        &self.groups
+    }
+
+    /// The tensors, in the order they were declared.
+    #[must_use]
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The tensors in the order of the flat space.
+    pub fn by_offset(&self) -> impl Iterator<Item = &Tensor> {
+        self.by_offset.iter().map(|&i| &self.tensors[i])
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+        self.tensors
+            .iter()
+            .find(|t| t.name == name)
+            .ok_or_else(|| Error::Unknown { what: "tensor", name: name.into() })
+    }
+
+    /// The extent of the flat space in elements: one past the last tensor's last element, gaps included.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a layout is never empty")]
+    pub fn len(&self) -> u64 {
+        self.by_offset().last().map_or(0, Tensor::end)
+    }
+
+    /// The number of parameters: the elements of all tensors, gaps excluded.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|t| t.len).sum()
+    }
+
+    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors. A shorter one works too, down to
+    /// `4 · len()`; its last one to three elements then take a dispatch of their own.
+    #[must_use]
+    pub fn buffer_size(&self) -> u64 {
+        self.len().next_multiple_of(4) * 4
+    }
+
+    /// The scalars of step `t` for every group. `carries` has a number a group; on an error some may have advanced.
+    pub(crate) fn scalars(
+        &self,
+        step: Step,
+        t: u64,
+        carries: &mut [f64],
+        mut each: impl FnMut(usize, R::Scalars<f64>),
+    ) -> Result<(), Error> {
+        for (g, (group, carry)) in self.groups.iter().zip(carries).enumerate() {
+            each(g, group.scalars(step, t, carry, |slot| self.keeps_slot(slot))?);
+        }
+        Ok(())
+    }
+
+    /// Whether any group keeps state slot `slot`.
+    #[must_use]
+    pub fn keeps_slot(&self, slot: usize) -> bool {
+        self.groups.iter().any(|g| g.rule.keeps_slot(slot))
+    }
+}
+
+fn duplicate(what: &'static str, name: &str) -> Error {
+    Error::Duplicate { what, name: name.into() }
+}
+
+fn place(declared: &Declared, group: usize, next: u64) -> Result<Tensor, Error> {
+    let too_large = |field, value: u128| Error::TooLarge {
+        tensor: declared.name.clone(),
+        field,
+        value: u64::try_from(value).unwrap_or(u64::MAX),
+        bound: MAX_ELEMENTS,
+    };
+    if declared.shape.contains(&0) {
+        return Err(Error::EmptyTensor { tensor: declared.name.clone(), shape: declared.shape.clone() });
+    }
+    let len = declared.shape.iter().try_fold(1u128, |n, &d| n.checked_mul(d.into())).unwrap_or(u128::MAX);
+    let offset = declared.offset.unwrap_or(next);
+    let end = len.saturating_add(offset.into());
+    if end > MAX_ELEMENTS.into() {
+        return Err(too_large("offset + length", end));
+    }
+    Ok(Tensor {
+        name: declared.name.clone(),
+        shape: declared.shape.clone(),
+        group,
+        offset,
+        // At most MAX_ELEMENTS.
+        len: len as u64,
+    })
+}

@@ -1,0 +1,783 @@
+//! The GPU optimizer: state, bindings, and a step recorded into the caller's encoder.
+
+use crate::error::Error;
+use crate::kernel::{Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, row_bytes};
+use crate::layout::{Layout, Tensor};
+use crate::plan::{
+    self, CHUNK_ALIGNMENT, Chunk, Dispatch, HEADER_BYTES, Header, Limits, Piece, QUAD, Space, Span,
+    WORKGROUP_SIZE, WholeTile,
+};
+use crate::rows::{Lease, Rows, create_buffer};
+use crate::rules::{Fields, Rule, Step, slots};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// Alignment of every binding offset: the largest that a WebGPU device may ask for.
+pub(crate) const ALIGNMENT: u64 = 256;
+/// Bytes of an f32.
+const ELEMENT: u64 = 4;
+/// The largest uniform binding that is used: what every WebGPU device offers.
+const UNIFORM_BYTES: u64 = 64 << 10;
+/// The largest binding that Vulkan and DX12 take, less what alignment may add.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
+
+/// A place in one of the caller's buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The buffer, with usage `STORAGE`.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest.
+    pub offset: u64,
+}
+
+impl<'a> View<'a> {
+    /// The elements from byte `offset` on.
+    #[must_use]
+    pub fn new(buffer: &'a wgpu::Buffer, offset: u64) -> Self {
+        Self { buffer, offset }
+    }
+}
+
+impl<'a> From<&'a wgpu::Buffer> for View<'a> {
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, 0)
+    }
+}
+
+/// The caller's parameters and gradients, f32.
+#[derive(Clone, Debug)]
+pub struct Tensors<'a>(Form<'a>);
+
+#[derive(Clone, Debug)]
+enum Form<'a> {
+    Flat(View<'a>, View<'a>),
+    Each(Vec<(&'a str, View<'a>, View<'a>)>),
+}
+
+impl<'a> Tensors<'a> {
+    /// All parameters in one buffer and all gradients in another, each tensor at its layout's offset.
+    pub fn flat(params: impl Into<View<'a>>, grads: impl Into<View<'a>>) -> Self {
+        Self(Form::Flat(params.into(), grads.into()))
+    }
+
+    /// A place for each tensor: `(name, parameters, gradients)`, in any order. Several may lie in one pooled buffer.
+    pub fn each<P: Into<View<'a>>, G: Into<View<'a>>>(
+        tensors: impl IntoIterator<Item = (&'a str, P, G)>,
+    ) -> Self {
+        let tensors = tensors.into_iter().map(|(name, p, g)| (name, p.into(), g.into()));
+        Self(Form::Each(tensors.collect()))
+    }
+}
+
+/// Tensors that have been checked against a layout and made ready to record: the result of [`Optimizer::bind`].
+///
+/// It keeps the caller's buffers alive. Bind again when parameters or gradients move to other buffers.
+#[derive(Debug)]
+pub struct Bound {
+    owner: Arc<()>,
+    dispatches: Vec<BoundDispatch>,
+    table_bytes: u64,
+}
+
+#[derive(Debug)]
+struct BoundDispatch {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    workgroups: [u32; 2],
+}
+
+impl Bound {
+    /// Dispatches that a step records: one for flat buffers that fit a binding and have the size of
+    /// [`Layout::buffer_size`].
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Bytes of device memory that the binding itself takes.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
+        self.table_bytes
+    }
+}
+
+/// A tensor's part of one state buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct StateRange<'a> {
+    /// The buffer, with usages `STORAGE`, `COPY_SRC` and `COPY_DST`.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the part starts, in bytes.
+    pub offset: u64,
+    /// The first element of the tensor that lies here.
+    pub start: u64,
+    /// How many of the tensor's elements lie here, f32.
+    pub len: u64,
+}
+
+/// Applies rule `R` to the tensors of a layout, on the GPU.
+///
+/// ```no_run
+/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, params: &wgpu::Buffer, grads: &wgpu::Buffer) -> Result<(), wgpu_optim::Error> {
+/// use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors};
+/// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
+/// let mut optimizer = Optimizer::new(device, layout)?;
+/// let tensors = optimizer.bind(&Tensors::flat(params, grads))?;
+/// for _ in 0..100 {
+///     let mut encoder = device.create_command_encoder(&Default::default());
+///     // … forward and backward passes …
+///     optimizer.step(queue, &mut encoder, &tensors, 1e-3)?;
+///     queue.submit([encoder.finish()]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Optimizer<R> {
+    device: wgpu::Device,
+    layout: Layout<R>,
+    limits: Limits,
+    kept: Vec<bool>,
+    chunks: Vec<Chunk>,
+    /// One buffer a kept slot, for each chunk.
+    state: Vec<Vec<wgpu::Buffer>>,
+    kernels: HashMap<Key, Kernel>,
+    rows: Rows,
+    scratch: Vec<f32>,
+    carries: Vec<f64>,
+    next_carries: Vec<f64>,
+    steps: u64,
+    identity: Arc<()>,
+}
+
+impl<R: Rule> Optimizer<R> {
+    /// Allocates zeroed state for `layout` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLimit`] or [`Error::TooManyGroups`] if the device cannot run the kernels, [`Error::Device`] if it refuses the memory.
+    pub fn new(device: &wgpu::Device, layout: Layout<R>) -> Result<Self, Error> {
+        let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| layout.keeps_slot(slot)).collect();
+        let limits = limits::<R>(&device.limits(), &layout, &kept)?;
+        let spans: Vec<_> = layout
+            .by_offset()
+            .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
+            .collect();
+        let chunks = plan::chunks(&spans, limits.chunk_elements);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let state = chunks
+            .iter()
+            .map(|chunk| {
+                let size = u64::from(chunk.state_quads) * QUAD * ELEMENT;
+                let kept = slots::<R>().iter().zip(&kept).filter(|(_, kept)| **kept);
+                kept.map(|(slot, _)| create_buffer(device, slot, size, usage)).collect()
+            })
+            .collect::<Result<_, _>>()?;
+        let groups = layout.groups().len();
+        let rows = Rows::new(device, (groups * row_bytes::<R>()) as u64)?;
+        Ok(Self {
+            device: device.clone(),
+            limits,
+            kept,
+            chunks,
+            state,
+            kernels: HashMap::new(),
+            rows,
+            scratch: vec![0.0; groups * row_bytes::<R>() / size_of::<f32>()],
+            carries: vec![0.0; groups],
+            next_carries: vec![0.0; groups],
+            steps: 0,
+            identity: Arc::new(()),
+            layout,
+        })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout<R> {
+        &self.layout
+    }
+
+    /// Steps recorded so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Bytes of device memory held as optimizer state.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.state.iter().flatten().map(wgpu::Buffer::size).sum()
+    }
+
+    /// Bytes of device memory held beside the state; a [`Bound`] adds its own.
+    #[must_use]
+    pub fn overhead_bytes(&self) -> u64 {
+        self.rows.device_bytes()
+    }
+
+    /// Where slot `slot` (by its PyTorch name) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
+    /// no group's configuration keeps the slot.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
+        let index = slots::<R>()
+            .iter()
+            .position(|name| *name == slot)
+            .ok_or_else(|| Error::Unknown { what: "slot", name: slot.into() })?;
+        let target = self.layout.tensor(tensor)?;
+        if !self.kept[index] {
+            return Ok(Vec::new());
+        }
+        let kept_before = self.kept[..index].iter().filter(|&&kept| kept).count();
+        let mut ranges = Vec::new();
+        for (chunk, buffers) in self.chunks.iter().zip(&self.state) {
+            let at = chunk.pieces.partition_point(|p| p.end <= target.offset);
+            if let Some(piece) = chunk.pieces.get(at).filter(|p| p.start < target.end()) {
+                ranges.push(StateRange {
+                    buffer: &buffers[kept_before],
+                    offset: (u64::from(piece.state) * QUAD + piece.start % QUAD) * ELEMENT,
+                    start: piece.start - target.offset,
+                    len: piece.end - piece.start,
+                });
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// Checks the caller's buffers against the layout and prepares them for recording.
+    ///
+    /// Compiles kernels on first use. Call it outside of the training loop, and again when buffers change.
+    ///
+    /// # Errors
+    /// Missing, unknown or repeated tensors; buffers without usage `STORAGE`; offsets that are no multiples of 4; ranges beyond a buffer's end;
+    /// ranges that overlap, or lie in one 256-byte block of one buffer where parameters and gradients share it; what the device refuses.
+    pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, Error> {
+        let parts = match &tensors.0 {
+            Form::Flat(p, g) => self.flat_parts(*p, *g)?,
+            Form::Each(each) => self.each_parts(each)?,
+        };
+        let mut planned = Vec::new();
+        for part in &parts {
+            for (part, access) in part.split() {
+                planned.push(self.plan(&part, access)?);
+            }
+        }
+        self.build(&planned)
+    }
+
+    /// Records one step: a single compute pass, and within it one dispatch for flat buffers that fit a binding.
+    ///
+    /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing once as many steps as are ever in flight
+    /// at a time have been recorded.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::ScalarOverflow`]; nothing is recorded and no state changes.
+    pub fn step(
+        &mut self,
+        queue: &wgpu::Queue,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &Bound,
+        step: impl Into<Step>,
+    ) -> Result<(), Error> {
+        let lease = self.prepare(queue, tensors, step.into())?;
+        self.record(
+            &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
+            tensors,
+            &lease,
+        );
+        encoder.on_submitted_work_done(move || drop(lease));
+        Ok(())
+    }
+
+    /// [`step`](Self::step) into a compute pass of the caller's.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_in_pass(
+        &mut self,
+        queue: &wgpu::Queue,
+        pass: &mut wgpu::ComputePass<'_>,
+        tensors: &Bound,
+        step: impl Into<Step>,
+    ) -> Result<(), Error> {
+        let lease = self.prepare(queue, tensors, step.into())?;
+        self.record(pass, tensors, &lease);
+        pass.on_submitted_work_done(move || drop(lease));
+        Ok(())
+    }
+
+    fn prepare(&mut self, queue: &wgpu::Queue, tensors: &Bound, step: Step) -> Result<Lease, Error> {
+        if !Arc::ptr_eq(&tensors.owner, &self.identity) {
+            return Err(Error::ForeignBinding);
+        }
+        let row = row_bytes::<R>() / size_of::<f32>();
+        let (scratch, names) = (&mut self.scratch, crate::rules::scalar_names::<R>().len());
+        self.next_carries.copy_from_slice(&self.carries);
+        self.layout.scalars(step, self.steps + 1, &mut self.next_carries, |group, scalars| {
+            for i in 0..names {
+                scratch[group * row + i] = scalars.get(i) as f32;
+            }
+        })?;
+        let lease = self.rows.write(queue, bytemuck::cast_slice(&self.scratch))?;
+        std::mem::swap(&mut self.carries, &mut self.next_carries);
+        self.steps += 1;
+        Ok(lease)
+    }
+
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>, tensors: &Bound, lease: &Lease) {
+        let (rows, offset) = self.rows.group(lease);
+        let mut current: Option<&wgpu::ComputePipeline> = None;
+        for dispatch in &tensors.dispatches {
+            if current != Some(&dispatch.pipeline) {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(1, rows, &[offset]);
+                current = Some(&dispatch.pipeline);
+            }
+            pass.set_bind_group(0, &dispatch.group, &[]);
+            let [x, y] = dispatch.workgroups;
+            pass.dispatch_workgroups(x, y, 1);
+        }
+    }
+
+    fn flat_parts<'a>(&self, p: View<'a>, g: View<'a>) -> Result<Vec<Part<'a>>, Error> {
+        let bytes = self.layout.len() * ELEMENT;
+        let p = Named::new("parameters", p, bytes)?;
+        let g = Named::new("gradients", g, bytes)?;
+        self.refuse_overlaps(vec![p.range(bytes), g.range(bytes)])?;
+        let parts = self.chunks.iter().enumerate().map(|(chunk, c)| Part {
+            chunk,
+            base: c.start,
+            pieces: c.pieces.clone(),
+            p: p.at(c.start as i64),
+            g: g.at(c.start as i64),
+        });
+        Ok(parts.collect())
+    }
+
+    fn each_parts<'a>(&self, each: &[(&str, View<'a>, View<'a>)]) -> Result<Vec<Part<'a>>, Error> {
+        let mut views = HashMap::new();
+        for (name, p, g) in each {
+            let tensor = self.layout.tensor(name)?;
+            if views.insert(tensor.offset, (*p, *g)).is_some() {
+                return Err(Error::Duplicate { what: "tensor", name: (*name).into() });
+            }
+        }
+        if views.len() != self.layout.tensors().len() {
+            return Err(Error::Mismatch {
+                what: "bound tensors",
+                found: views.len() as u64,
+                expected: self.layout.tensors().len() as u64,
+            });
+        }
+        let tensors: Vec<&Tensor> = self.layout.by_offset().collect();
+        let mut named = Vec::new();
+        let mut ranges = Vec::new();
+        for tensor in &tensors {
+            let (p, g) = views[&tensor.offset];
+            let bytes = tensor.len * ELEMENT;
+            let p = Named::new(&format!("parameters of tensor {:?}", tensor.name), p, bytes)?;
+            let g = Named::new(&format!("gradients of tensor {:?}", tensor.name), g, bytes)?;
+            ranges.extend([p.range(bytes), g.range(bytes)]);
+            named.push((p, g));
+        }
+        self.refuse_overlaps(ranges)?;
+        let mut parts = Vec::new();
+        for (chunk, c) in self.chunks.iter().enumerate() {
+            for piece in &c.pieces {
+                let (p, g) = &named[piece.tensor];
+                let base = piece.start / QUAD * QUAD;
+                let first = base as i64 - tensors[piece.tensor].offset as i64;
+                parts.push(Part { chunk, base, pieces: vec![*piece], p: p.at(first), g: g.at(first) });
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Refuses ranges of one buffer that share bytes, with each other or with our state.
+    fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
+        ranges.extend(self.state.iter().flatten().map(|buffer| ByteRange {
+            what: "optimizer state".into(),
+            buffer: buffer.clone(),
+            start: 0,
+            end: buffer.size(),
+        }));
+        ranges.sort_by(|a, b| (&a.buffer, a.start).cmp(&(&b.buffer, b.start)));
+        for pair in ranges.windows(2) {
+            pair[0].refuse_overlap(&pair[1])?;
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, part: &Part<'_>, access: Access) -> Result<Planned, Error> {
+        let dispatch = plan::dispatch(&part.pieces, part.base, access == Access::Elements, &self.limits);
+        let p = part.window(&part.p, access);
+        let g = part.window(&part.g, access);
+        let shares_buffer = p.range.buffer == g.range.buffer;
+        if shares_buffer {
+            let (first, second) = if p.range.start < g.range.start { (&p, &g) } else { (&g, &p) };
+            first.range.refuse_overlap(&second.range)?;
+        }
+        let key = Key {
+            access,
+            whole: dispatch.whole,
+            space: dispatch.space,
+            writable_gradients: shares_buffer,
+            groups: self.layout.groups().len() as u32,
+            kept: self.kept.clone(),
+            uniform_bytes: self.limits.uniform_bytes,
+        };
+        if !self.kernels.contains_key(&key) {
+            let kernel = Kernel::new::<R>(&self.device, &self.rows.layout, &key)?;
+            self.kernels.insert(key.clone(), kernel);
+        }
+        let header = Header {
+            records: dispatch.tiles.len() as u32,
+            shift: dispatch.shift,
+            stride: dispatch.workgroups[0],
+            p: p.base,
+            g: g.base,
+            p_last: p.last,
+            g_last: g.last,
+        };
+        Ok(Planned { chunk: part.chunk, key, dispatch, header, p: p.range, g: g.range })
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
+        let what = || format!("{} bytes for tables", bytes.len());
+        let buffer = checked(&self.device, what, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("wgpu-optim table"),
+                size: bytes.len() as u64,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: true,
+            })
+        })?;
+        let mut mapped = buffer
+            .get_mapped_range_mut(..)
+            .map_err(|error| Error::Device { what: what(), reason: error.to_string() })?;
+        mapped.copy_from_slice(bytes);
+        drop(mapped);
+        buffer.unmap();
+        Ok(buffer)
+    }
+
+    fn build(&self, planned: &[Planned]) -> Result<Bound, Error> {
+        // All tables in one buffer. A uniform table is declared at its full size, so the last one needs room behind it.
+        let mut bytes = Vec::new();
+        let mut windows = Vec::new();
+        for plan in planned {
+            bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+            let offset = bytes.len() as u64;
+            plan.write_table(&mut bytes);
+            let size = match plan.key.space {
+                Space::Uniform => {
+                    let tiles = plan::uniform_tiles(self.limits.uniform_bytes, plan.key.whole);
+                    plan.key.table_bytes(tiles as usize)
+                }
+                Space::Storage => bytes.len() as u64 - offset,
+            };
+            windows.push((offset, size));
+        }
+        let total = windows.iter().map(|(offset, size)| offset + size).max().unwrap_or(0);
+        bytes.resize(total as usize, 0);
+        let table = self.upload(&bytes)?;
+        let mut dispatches = Vec::new();
+        for (plan, (offset, size)) in planned.iter().zip(windows) {
+            let kernel = &self.kernels[&plan.key];
+            let mut entries = vec![
+                entry(BINDING_TABLE, &table, offset, size),
+                plan.p.entry(BINDING_P),
+                plan.g.entry(BINDING_G),
+            ];
+            for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
+                entries.push(entry(binding, buffer, 0, buffer.size()));
+            }
+            let group = checked(
+                &self.device,
+                || "a bind group".into(),
+                || {
+                    self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                        label: Some("wgpu-optim tensors"),
+                        layout: &kernel.layout,
+                        entries: &entries,
+                    })
+                },
+            )?;
+            dispatches.push(BoundDispatch {
+                pipeline: kernel.pipeline.clone(),
+                group,
+                workgroups: plan.dispatch.workgroups,
+            });
+        }
+        Ok(Bound { owner: self.identity.clone(), dispatches, table_bytes: total })
+    }
+}
+
+/// A view that has been checked, with what to call it in an error.
+struct Named<'a> {
+    what: String,
+    view: View<'a>,
+}
+
+impl<'a> Named<'a> {
+    fn new(what: &str, view: View<'a>, bytes: u64) -> Result<Self, Error> {
+        let what = what.to_owned();
+        if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::MissingUsage { what, usage: "STORAGE" });
+        }
+        if !view.offset.is_multiple_of(ELEMENT) {
+            return Err(Error::Misaligned { what, offset: view.offset, bound: ELEMENT });
+        }
+        let end = view.offset.saturating_add(bytes);
+        if end > view.buffer.size() {
+            return Err(Error::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
+        }
+        Ok(Self { what, view })
+    }
+
+    fn range(&self, bytes: u64) -> ByteRange {
+        ByteRange {
+            what: self.what.clone(),
+            buffer: self.view.buffer.clone(),
+            start: self.view.offset,
+            end: self.view.offset + bytes,
+        }
+    }
+
+    /// Where element `first` of the view lies; it may be up to three elements before the view.
+    fn at(&self, first: i64) -> Side<'a> {
+        Side {
+            what: self.what.clone(),
+            buffer: self.view.buffer,
+            base: self.view.offset as i64 + first * ELEMENT as i64,
+        }
+    }
+}
+
+/// Parameters or gradients of a part.
+#[derive(Clone)]
+struct Side<'a> {
+    what: String,
+    buffer: &'a wgpu::Buffer,
+    /// The byte where the part's `base` lies.
+    base: i64,
+}
+
+/// What one dispatch updates.
+#[derive(Clone)]
+struct Part<'a> {
+    chunk: usize,
+    /// The element that quads are counted from, a multiple of [`QUAD`].
+    base: u64,
+    pieces: Vec<Piece>,
+    p: Side<'a>,
+    g: Side<'a>,
+}
+
+impl Part<'_> {
+    fn byte(&self, side: &Side<'_>, element: u64) -> i64 {
+        side.base + ((element - self.base) * ELEMENT) as i64
+    }
+
+    fn start(&self) -> u64 {
+        self.pieces[0].start
+    }
+
+    fn end(&self) -> u64 {
+        self.pieces[self.pieces.len() - 1].end
+    }
+
+    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last, else
+    /// element by element.
+    fn split(&self) -> Vec<(Self, Access)> {
+        let vector = (QUAD * ELEMENT) as i64;
+        let aligned = |side: &Side<'_>| side.base % vector == 0 && side.base >= 0;
+        if !(aligned(&self.p) && aligned(&self.g)) {
+            return vec![(self.clone(), Access::Elements)];
+        }
+        let padded =
+            |side: &Side<'_>| self.byte(side, self.end().next_multiple_of(QUAD)) as u64 <= side.buffer.size();
+        if padded(&self.p) && padded(&self.g) {
+            return vec![(self.clone(), Access::Quads)];
+        }
+        let (bulk, tail) = self.cut(self.end() / QUAD * QUAD);
+        [bulk.map(|b| (b, Access::Quads)), tail.map(|t| (t, Access::Elements))]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// The parts before and after element `at`, a multiple of [`QUAD`].
+    fn cut(&self, at: u64) -> (Option<Self>, Option<Self>) {
+        let before = self.pieces.iter().filter(|p| p.start < at);
+        let before = before.map(|p| Piece { end: p.end.min(at), ..*p }).collect();
+        let after = self.pieces.iter().filter(|p| p.end > at).map(|p| {
+            let start = p.start.max(at);
+            let state = p.state + (start / QUAD - p.start / QUAD) as u32;
+            Piece { start, state, ..*p }
+        });
+        let with = |pieces: Vec<Piece>| (!pieces.is_empty()).then(|| Self { pieces, ..self.clone() });
+        (with(before), with(after.collect()))
+    }
+
+    /// The bytes to bind, and what the shader adds to find a quad in them.
+    fn window(&self, side: &Side<'_>, access: Access) -> Window {
+        let (first, last, unit) = match access {
+            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), QUAD * ELEMENT),
+            Access::Elements => (self.start(), self.end(), ELEMENT),
+        };
+        // Both are inside the buffer: `Named::new` and `split` have seen to it.
+        let start = self.byte(side, first) as u64 / ALIGNMENT * ALIGNMENT;
+        let end = self.byte(side, last) as u64;
+        Window {
+            // The base may lie before the window; the shader's addition wraps back.
+            base: ((side.base - start as i64) / unit as i64) as u32,
+            last: ((end - start) / ELEMENT - 1) as u32,
+            range: ByteRange {
+                what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),
+                buffer: side.buffer.clone(),
+                start,
+                end,
+            },
+        }
+    }
+}
+
+struct Window {
+    range: ByteRange,
+    base: u32,
+    last: u32,
+}
+
+struct ByteRange {
+    what: String,
+    buffer: wgpu::Buffer,
+    start: u64,
+    end: u64,
+}
+
+impl ByteRange {
+    /// `other` starts no earlier than `self`.
+    fn refuse_overlap(&self, other: &Self) -> Result<(), Error> {
+        if self.buffer != other.buffer || other.start >= self.end {
+            return Ok(());
+        }
+        Err(Error::BuffersOverlap {
+            first: self.what.clone(),
+            second: other.what.clone(),
+            start: other.start,
+            end: self.end.min(other.end),
+        })
+    }
+
+    fn entry(&self, binding: u32) -> wgpu::BindGroupEntry<'_> {
+        entry(binding, &self.buffer, self.start, self.end - self.start)
+    }
+}
+
+struct Planned {
+    chunk: usize,
+    key: Key,
+    dispatch: Dispatch,
+    header: Header,
+    p: ByteRange,
+    g: ByteRange,
+}
+
+impl Planned {
+    fn write_table(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(bytemuck::bytes_of(&self.header));
+        bytes.resize(bytes.len() + HEADER_BYTES - size_of::<Header>(), 0);
+        for tile in &self.dispatch.tiles {
+            if self.key.whole {
+                bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile {
+                    quad: tile.quad,
+                    state: tile.state,
+                    quads: tile.quads,
+                    group: tile.lanes[0],
+                }));
+            } else {
+                bytes.extend_from_slice(bytemuck::bytes_of(tile));
+            }
+        }
+    }
+}
+
+fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
+    wgpu::BindGroupEntry {
+        binding,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset,
+            size: wgpu::BufferSize::new(size),
+        }),
+    }
+}
+
+/// What the planner needs of the device, or which limit is too small.
+fn limits<R: Rule>(device: &wgpu::Limits, layout: &Layout<R>, kept: &[bool]) -> Result<Limits, Error> {
+    let at_least = |limit, value: u64, bound: u64| {
+        if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
+    };
+    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64;
+    at_least(
+        "max_storage_buffers_per_shader_stage",
+        device.max_storage_buffers_per_shader_stage.into(),
+        storage,
+    )?;
+    let threads = WORKGROUP_SIZE.into();
+    at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
+    at_least(
+        "max_compute_invocations_per_workgroup",
+        device.max_compute_invocations_per_workgroup.into(),
+        threads,
+    )?;
+    at_least("max_compute_workgroups_per_dimension", device.max_compute_workgroups_per_dimension.into(), 1)?;
+    at_least("max_bind_groups", device.max_bind_groups.into(), 2)?;
+    at_least("max_uniform_buffers_per_shader_stage", device.max_uniform_buffers_per_shader_stage.into(), 2)?;
+    at_least(
+        "max_dynamic_uniform_buffers_per_pipeline_layout",
+        device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
+        1,
+    )?;
+    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
+    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
+    let bound = uniform as usize / row_bytes::<R>();
+    if layout.groups().len() > bound {
+        return Err(Error::TooManyGroups { rule: R::NAME, groups: layout.groups().len(), bound });
+    }
+    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
+    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
+    Ok(Limits {
+        // A window starts at a multiple of the alignment, which may lie up to one alignment before the chunk.
+        chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
+        workgroups: device.max_compute_workgroups_per_dimension,
+        uniform_bytes: uniform as u32,
+    })
+}
+
+/// Runs `make` and turns what the device objects to into an error instead of a panic.
+///
+/// Native devices answer at once. A browser answers later: there the error reaches the device's own handler.
+pub(crate) fn checked<T>(
+    device: &wgpu::Device,
+    what: impl FnOnce() -> String,
+    make: impl FnOnce() -> T,
+) -> Result<T, Error> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let made = make();
+    let mut context = Context::from_waker(Waker::noop());
+    // Both scopes are popped, the inner one first.
+    let answers = [
+        std::pin::pin!(validation.pop()).poll(&mut context),
+        std::pin::pin!(memory.pop()).poll(&mut context),
+    ];
+    for answer in answers {
+        if let Poll::Ready(Some(error)) = answer {
+            return Err(Error::Device { what: what(), reason: error.to_string() });
+        }
+    }
+    Ok(made)
+}

@@ -1,0 +1,266 @@
+//! How a layout becomes dispatches: chunks that fit a binding, and tables of tiles. Pure arithmetic, no GPU.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Threads in a workgroup; each updates one quad.
+pub const WORKGROUP_SIZE: u32 = 256;
+/// Elements in a quad, one `vec4`.
+pub const QUAD: u64 = 4;
+/// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device may ask for.
+pub const CHUNK_ALIGNMENT: u64 = 64;
+/// The lane of a quad that belongs to no tensor.
+pub const NONE: u32 = u32::MAX;
+
+/// Tiles that a table in storage may have beyond those that the layout forces on it: at most 512 KiB of them.
+const STORAGE_TILES: u64 = 16_384;
+/// What a table in storage costs in time, beside one in a uniform buffer: measured on lavapipe, which reads storage once a lane.
+const STORAGE_COST: f64 = 1.1;
+
+/// What the planner needs to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Elements that one binding holds; a multiple of [`CHUNK_ALIGNMENT`].
+    pub chunk_elements: u64,
+    /// Workgroups in one dimension of a dispatch.
+    pub workgroups: u32,
+    /// Bytes of a uniform binding.
+    pub uniform_bytes: u32,
+}
+
+/// A part of one tensor inside one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the tensor in the order the caller listed them.
+    pub tensor: usize,
+    /// The tensor's group.
+    pub group: u32,
+    /// First element in the flat space.
+    pub start: u64,
+    /// One past the last element.
+    pub end: u64,
+    /// The quad of the chunk's state that holds the first element.
+    pub state: u32,
+}
+
+/// A range of the flat space whose buffers are bound at once, with state buffers of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// First element bound, a multiple of [`CHUNK_ALIGNMENT`].
+    pub start: u64,
+    /// One past the last element that belongs to a tensor.
+    pub end: u64,
+    /// Quads of state: those that hold at least one element of a tensor.
+    pub state_quads: u32,
+    /// The parts of tensors inside, in order.
+    pub pieces: Vec<Piece>,
+}
+
+/// A range of one tensor, as [`chunks`] takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The tensor's group.
+    pub group: u32,
+    /// First element in the flat space.
+    pub start: u64,
+    /// One past the last element.
+    pub end: u64,
+}
+
+/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`.
+#[must_use]
+pub fn chunks(tensors: &[Span], chunk_elements: u64) -> Vec<Chunk> {
+    let mut chunks: Vec<Chunk> = Vec::new();
+    for (tensor, span) in tensors.iter().enumerate() {
+        let mut start = span.start;
+        while start < span.end {
+            let fits = chunks.last().is_some_and(|c| start < c.start + chunk_elements);
+            if !fits {
+                chunks.push(Chunk {
+                    start: start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
+                    end: start,
+                    state_quads: 0,
+                    pieces: Vec::new(),
+                });
+            }
+            let Some(chunk) = chunks.last_mut() else { break };
+            let end = span.end.min(chunk.start + chunk_elements);
+            // A quad that the previous piece ends in is shared with it.
+            let shared = chunk.state_quads > 0 && (chunk.end - 1) / QUAD == start / QUAD;
+            let state = chunk.state_quads - u32::from(shared);
+            chunk.state_quads = state + (end.div_ceil(QUAD) - start / QUAD) as u32;
+            chunk.end = end;
+            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state });
+            start = end;
+        }
+    }
+    chunks
+}
+
+/// A run of quads with the same group in each lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tile {
+    /// First quad, counted from the chunk's start.
+    pub quad: u32,
+    /// First quad of the state.
+    pub state: u32,
+    /// How many quads.
+    pub quads: u32,
+    /// Zero.
+    pub pad: u32,
+    /// The group of each lane, [`NONE`] where the lane is not a tensor's.
+    pub lanes: [u32; 4],
+}
+
+impl Tile {
+    fn is_whole(&self) -> bool {
+        self.lanes[0] != NONE && self.lanes.iter().all(|&lane| lane == self.lanes[0])
+    }
+}
+
+/// The same, where all lanes of every tile are of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct WholeTile {
+    /// First quad, counted from the chunk's start.
+    pub quad: u32,
+    /// First quad of the state.
+    pub state: u32,
+    /// How many quads.
+    pub quads: u32,
+    /// The group.
+    pub group: u32,
+}
+
+/// What stands before the tiles in a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Header {
+    /// Tiles in the table.
+    pub records: u32,
+    /// A tile takes `1 << shift` workgroups.
+    pub shift: u32,
+    /// Workgroups in a row of the dispatch.
+    pub stride: u32,
+    /// Where quad 0 lies in the bound parameters, in quads or elements.
+    pub p: u32,
+    /// Where quad 0 lies in the bound gradients, in quads or elements.
+    pub g: u32,
+    /// Last element of the bound parameters.
+    pub p_last: u32,
+    /// Last element of the bound gradients.
+    pub g_last: u32,
+}
+
+/// Bytes that the header takes in the shader's table: rounded up to the alignment of the tiles behind it.
+pub const HEADER_BYTES: usize = size_of::<Header>().next_multiple_of(16);
+
+/// Where a table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// A uniform buffer: quickest, and limited in size.
+    Uniform,
+    /// A read-only storage buffer.
+    Storage,
+}
+
+/// One dispatch of the step kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispatch {
+    /// The tiles, in order.
+    pub tiles: Vec<Tile>,
+    /// A tile takes `1 << shift` workgroups.
+    pub shift: u32,
+    /// Whether the table is of [`WholeTile`]s: every quad whole, and of one group.
+    pub whole: bool,
+    /// Where the table lies.
+    pub space: Space,
+    /// Workgroups in x and y.
+    pub workgroups: [u32; 2],
+}
+
+/// Tiles that fit a uniform table.
+#[must_use]
+pub fn uniform_tiles(uniform_bytes: u32, whole: bool) -> u32 {
+    let tile = if whole { size_of::<WholeTile>() } else { size_of::<Tile>() };
+    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / tile as u32
+}
+
+/// Plans the dispatch that updates `pieces`; quads are counted from element `base`, a multiple of [`QUAD`].
+///
+/// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles.
+#[must_use]
+pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base);
+    let whole = !by_element && runs.iter().all(Tile::is_whole);
+    let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
+    let count =
+        |shift: u32| -> u64 { runs.iter().map(|run| u64::from(run.quads).div_ceil(per_tile(shift))).sum() };
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+    // Longer tiles make a shorter table, and leave more workgroups idle at the ends of tensors.
+    let (shift, space, _) = (0..=20)
+        .filter_map(|shift| {
+            let count = count(shift);
+            let workgroups = (count << shift) as f64;
+            if count <= uniform {
+                Some((shift, Space::Uniform, workgroups))
+            } else if count <= STORAGE_TILES.max(2 * runs.len() as u64) {
+                Some((shift, Space::Storage, workgroups * STORAGE_COST))
+            } else {
+                None
+            }
+        })
+        .min_by(|a, b| a.2.total_cmp(&b.2))
+        .unwrap_or((20, Space::Storage, 0.0));
+    let mut tiles = Vec::with_capacity(count(shift) as usize);
+    for run in &runs {
+        let mut done = 0;
+        while done < run.quads {
+            let quads = (run.quads - done).min(per_tile(shift) as u32);
+            tiles.push(Tile { quad: run.quad + done, state: run.state + done, quads, ..*run });
+            done += quads;
+        }
+    }
+    let total = (tiles.len() as u64) << shift;
+    let rows = total.div_ceil(limits.workgroups.into()).max(1);
+    let workgroups = [total.div_ceil(rows) as u32, rows as u32];
+    Dispatch { tiles, shift, whole, space, workgroups }
+}
+
+/// The quads of `pieces` in order, as maximal runs with constant lanes.
+fn runs(pieces: &[Piece], base: u64) -> Vec<Tile> {
+    let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let (start, end) = (piece.start - base, piece.end - base);
+        let first = start / QUAD;
+        // Adds quads a..b whose lanes `from..to` are this piece's.
+        let mut add = |a: u64, b: u64, from: u64, to: u64| {
+            if a >= b {
+                return;
+            }
+            let mut lanes = [NONE; 4];
+            lanes[from as usize..to as usize].fill(piece.group);
+            match runs.last_mut() {
+                Some(last) if u64::from(last.quad + last.quads) > a => {
+                    last.lanes[from as usize..to as usize].fill(piece.group);
+                }
+                _ => runs.push(Tile {
+                    quad: a as u32,
+                    state: piece.state + (a - first) as u32,
+                    quads: (b - a) as u32,
+                    pad: 0,
+                    lanes,
+                }),
+            }
+        };
+        if first == (end - 1) / QUAD {
+            add(first, first + 1, start % QUAD, (end - 1) % QUAD + 1);
+            continue;
+        }
+        let (head, tail) = (start.div_ceil(QUAD), end / QUAD);
+        add(first, head, start % QUAD, QUAD);
+        add(head, tail, 0, QUAD);
+        add(tail, end.div_ceil(QUAD), 0, end % QUAD);
+    }
+    runs
+}

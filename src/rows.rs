@@ -1,0 +1,171 @@
+//! Each step's scalars on their way to the device.
+//!
+//! `Queue::write_buffer` takes effect before the next submission, not where an encoder stands, so two steps recorded into one
+//! encoder need a place each. A place is free again when the commands that read it have run, or were dropped unsubmitted:
+//! the encoder's own callback says so. When all places are taken a page of new ones is added, so any number
+//! of steps may be recorded before a submission, and a loop that submits as it goes never allocates.
+
+use crate::error::Error;
+use crate::optimizer::{ALIGNMENT, checked};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a page, unless one place takes more.
+const PAGE_BYTES: u64 = 32 << 10;
+
+type Free = Arc<Mutex<Vec<u32>>>;
+
+/// A growing set of places for one step's scalars each.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    device: wgpu::Device,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    pages: Vec<Page>,
+    place_bytes: u64,
+    row_bytes: u64,
+    free: Free,
+}
+
+#[derive(Debug)]
+struct Page {
+    buffer: wgpu::Buffer,
+    group: wgpu::BindGroup,
+}
+
+/// A place that returns to the free ones when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    place: u32,
+    free: Free,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // The list's capacity is the number of places: this never allocates.
+        lock(&self.free).push(self.place);
+    }
+}
+
+fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<u32>> {
+    // A panic elsewhere leaves the list whole: its one operation is a push or a pop.
+    free.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Rows {
+    /// `row_bytes`: what one step's scalars of all groups take.
+    pub(crate) fn new(device: &wgpu::Device, row_bytes: u64) -> Result<Self, Error> {
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("wgpu-optim scalars"),
+            entries: &[wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Uniform,
+                    has_dynamic_offset: true,
+                    min_binding_size: wgpu::BufferSize::new(row_bytes),
+                },
+                count: None,
+            }],
+        });
+        let mut rows = Self {
+            device: device.clone(),
+            layout,
+            pages: Vec::new(),
+            place_bytes: row_bytes.next_multiple_of(ALIGNMENT),
+            row_bytes,
+            free: Free::default(),
+        };
+        rows.grow()?;
+        Ok(rows)
+    }
+
+    fn per_page(&self) -> u32 {
+        (PAGE_BYTES / self.place_bytes).max(4) as u32
+    }
+
+    fn grow(&mut self) -> Result<(), Error> {
+        let buffer = create_buffer(
+            &self.device,
+            "scalars",
+            u64::from(self.per_page()) * self.place_bytes,
+            wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        )?;
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("wgpu-optim scalars"),
+            layout: &self.layout,
+            entries: &[wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &buffer,
+                    offset: 0,
+                    size: wgpu::BufferSize::new(self.row_bytes),
+                }),
+            }],
+        });
+        let first = self.places();
+        self.pages.push(Page { buffer, group });
+        let places = self.places();
+        let mut free = lock(&self.free);
+        // Room for every place that exists, leased ones included.
+        let room = places as usize - free.len();
+        free.reserve_exact(room);
+        free.extend((first..places).rev());
+        Ok(())
+    }
+
+    fn places(&self) -> u32 {
+        self.pages.len() as u32 * self.per_page()
+    }
+
+    /// Bytes of device memory.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        u64::from(self.places()) * self.place_bytes
+    }
+
+    /// Writes one step's scalars to a free place.
+    pub(crate) fn write(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<Lease, Error> {
+        let popped = lock(&self.free).pop();
+        let place = match popped {
+            Some(place) => place,
+            None => {
+                self.grow()?;
+                lock(&self.free).pop().unwrap_or_default()
+            }
+        };
+        let (page, offset) = self.at(place);
+        queue.write_buffer(&page.buffer, offset.into(), bytes);
+        Ok(Lease { place, free: self.free.clone() })
+    }
+
+    fn at(&self, place: u32) -> (&Page, u32) {
+        let per_page = self.per_page();
+        let offset = u64::from(place % per_page) * self.place_bytes;
+        (&self.pages[(place / per_page) as usize], offset as u32)
+    }
+
+    /// The bind group and dynamic offset of a place.
+    pub(crate) fn group(&self, lease: &Lease) -> (&wgpu::BindGroup, u32) {
+        let (page, offset) = self.at(lease.place);
+        (&page.group, offset)
+    }
+}
+
+/// Allocates a buffer, or says why not.
+pub(crate) fn create_buffer(
+    device: &wgpu::Device,
+    label: &str,
+    size: u64,
+    usage: wgpu::BufferUsages,
+) -> Result<wgpu::Buffer, Error> {
+    checked(
+        device,
+        || format!("{size} bytes for {label}"),
+        || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(&format!("wgpu-optim {label}")),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        },
+    )
+}

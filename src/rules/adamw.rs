@@ -1,0 +1,111 @@
+use super::adam::{AdamState, bias_corrections, validate_betas};
+use super::{Rule, Twin};
+use crate::error::Error;
+use crate::float::Float;
+
+/// AdamW: Adam with the weight decay taken out of the gradient and applied to the parameter itself.
+///
+/// ```text
+/// d = ±g                                          (− if maximize)
+/// m = beta1 · m + (1 − beta1) · d
+/// v = beta2 · v + (1 − beta2) · d²
+/// p = p − lr · weight_decay · p − lr / (1 − beta1ᵗ) · m / (√v / √(1 − beta2ᵗ) + eps)
+/// ```
+///
+/// Semantics and defaults are those of `torch.optim.AdamW` (the decay takes the parameter from before the step and
+/// scales with the learning rate). The kernel adds decay and step before it subtracts them, so that `p` is rounded once;
+/// `√(1 − beta2ᵗ)` is multiplied into `step_size` and `eps` on the host as in [`Adam`](super::Adam). optax's default
+/// `weight_decay` is 1e-4. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// [`MAX_ULPS`](Twin::MAX_ULPS).
+///
+/// ```
+/// use wgpu_optim::{AdamW, Rule};
+/// let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
+/// assert!(adamw.validate().is_ok());
+/// ```
+///
+/// Reference: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct AdamW {
+    /// Decay of the mean, `[0, 1)`. Default 0.9.
+    pub beta1: f64,
+    /// Decay of the mean square, `[0, 1)`. Default 0.999.
+    pub beta2: f64,
+    /// Added to the root, after bias correction, `[0, ∞)`. Default 1e-8.
+    pub eps: f64,
+    /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 0.01.
+    pub weight_decay: f64,
+    /// Climbs instead of descending. Default false.
+    pub maximize: bool,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, maximize: false }
+    }
+}
+
+crate::fields! {
+    /// Step scalars of [`AdamW`].
+    pub struct AdamWScalars {
+        /// −1 to maximize, else 1.
+        sign,
+        /// lr · weight_decay.
+        decay,
+        /// Weight of the gradient in the mean, 1 − β₁.
+        one_minus_beta1,
+        /// Weight of the old mean square.
+        beta2,
+        /// Weight of the gradient's square, 1 − β₂.
+        one_minus_beta2,
+        /// lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ).
+        step_size,
+        /// eps · √(1 − β₂ᵗ).
+        eps,
+    }
+}
+
+impl Rule for AdamW {
+    const NAME: &'static str = "adamw";
+    const DEFAULT_LR: f64 = 1e-3;
+    const WGSL: &'static str = include_str!("../../shaders/rules/adamw.wgsl");
+    type Scalars<T: Float> = AdamWScalars<T>;
+    type State<T: Float> = AdamState<T>;
+
+    fn validate(&self) -> Result<(), Error> {
+        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)
+    }
+
+    fn with_momentum(self, beta1: f64) -> Self {
+        Self { beta1, ..self }
+    }
+
+    fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdamWScalars<f64> {
+        let (bias1, root2) = bias_corrections(self.beta1, self.beta2, t);
+        AdamWScalars {
+            sign: if self.maximize { -1.0 } else { 1.0 },
+            decay: lr * self.weight_decay,
+            one_minus_beta1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            one_minus_beta2: 1.0 - self.beta2,
+            step_size: lr * root2 / bias1,
+            eps: self.eps * root2,
+        }
+    }
+}
+
+impl Twin for AdamW {
+    const MAX_ULPS: f64 = 8.0;
+
+    #[inline]
+    fn update<T: Float>(s: &AdamWScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
+        let d = s.sign * g;
+        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
+        *p = *p - (s.decay * *p + s.step_size * m / (v.sqrt() + s.eps));
+        state.exp_avg = m;
+        state.exp_avg_sq = v;
+    }
+}

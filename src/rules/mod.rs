@@ -1,0 +1,183 @@
+//! The update rules: what a rule is, and the list of them.
+//!
+//! A rule is a struct of hyperparameters with a WGSL function (its [`WGSL`](Rule::WGSL) text) and, as its
+//! [`Twin`], the same function in Rust. Both are pure: numbers in, numbers out. Buffers, groups, chunks and
+//! storage are the [kernel](crate::kernel)'s affair, and what is constant in a step is computed once on the
+//! host, in f64, by [`Rule::scalars`].
+
+mod adam;
+mod adamw;
+mod sgd;
+
+pub use adam::{Adam, AdamScalars, AdamState};
+pub use adamw::{AdamW, AdamWScalars};
+pub use sgd::{Sgd, SgdScalars, SgdState};
+
+use crate::error::Error;
+use crate::float::Float;
+use core::fmt::Debug;
+
+/// Calls a macro with the list of all built-in rules, each as its type: the one list that tests, benches,
+/// the program and the documentation iterate.
+///
+/// ```
+/// macro_rules! names {
+///     ($($rule:ty),*) => { [$(<$rule as wgpu_optim::Rule>::NAME),*] };
+/// }
+/// assert!(wgpu_optim::for_each_rule!(names).contains(&"adamw"));
+/// ```
+#[macro_export]
+macro_rules! for_each_rule {
+    ($callback:ident) => {
+        $callback!($crate::Sgd, $crate::Adam, $crate::AdamW)
+    };
+}
+
+/// A struct whose fields are all of one type, so that it can be named in code and walked by index.
+///
+/// [`fields!`](crate::fields) implements it.
+pub trait Fields<T>: Copy {
+    /// The fields' names, in order.
+    const NAMES: &'static [&'static str];
+    /// Builds one from its fields' values, asked for in order.
+    fn from_fn(value: impl FnMut(usize) -> T) -> Self;
+    /// The value of field `i`.
+    fn get(&self, i: usize) -> T;
+}
+
+/// Declares a generic struct that implements [`Fields`](crate::rules::Fields).
+///
+/// ```
+/// wgpu_optim::fields! {
+///     /// What the kernel multiplies by.
+///     pub struct DescentScalars {
+///         /// Learning rate.
+///         lr,
+///     }
+/// }
+/// use wgpu_optim::rules::Fields;
+/// assert_eq!(<DescentScalars<f32> as Fields<f32>>::NAMES, ["lr"]);
+/// ```
+#[macro_export]
+macro_rules! fields {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub struct $name<T> { $($(#[$doc])* pub $field: T),+ }
+
+        impl<T: Copy> $crate::rules::Fields<T> for $name<T> {
+            const NAMES: &'static [&'static str] = &[$(stringify!($field)),+];
+            #[inline]
+            fn from_fn(mut value: impl FnMut(usize) -> T) -> Self {
+                let mut i = 0..;
+                Self { $($field: value(i.next().unwrap_or_default())),+ }
+            }
+            #[inline]
+            fn get(&self, i: usize) -> T {
+                [$(self.$field),+][i]
+            }
+        }
+    };
+}
+
+/// What changes from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Learning rate of this step, before a group's factor.
+    pub lr: f64,
+    /// Replaces the rule's momentum (SGD) or β₁ (the Adam family) in this step, as a one-cycle schedule does.
+    pub momentum: Option<f64>,
+}
+
+impl From<f64> for Step {
+    fn from(lr: f64) -> Self {
+        Self { lr, momentum: None }
+    }
+}
+
+/// An update rule: its hyperparameters, its state and its arithmetic on the GPU.
+///
+/// Implement it on a struct of your own for a rule that is not built in; [`Optimizer`](crate::Optimizer)
+/// treats both alike.
+///
+/// The shader text defines `fn update(s: Scalars, q: Quad) -> Quad`. `Scalars` has the fields of
+/// [`Scalars`](Self::Scalars), each an `f32` or, where one vector spans several groups, a `vec4<f32>`: write
+/// arithmetic that takes both (`s.lr * q.g`, `vec4<f32>(s.eps)` where a vector is required). `Quad` has `p`, `g` and a
+/// field for each slot of [`State`](Self::State), all `vec4<f32>`: four elements at once.
+pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
+    /// The name used in files, on the command line and in errors; also the stem of the shader and source file.
+    const NAME: &'static str;
+    /// PyTorch's default learning rate.
+    const DEFAULT_LR: f64;
+    /// The shader text.
+    const WGSL: &'static str;
+    /// What the host computes for every step and group.
+    type Scalars<T: Float>: Fields<T>;
+    /// The state of one element; fields have PyTorch's slot names and start at zero.
+    type State<T: Float>: Fields<T>;
+
+    /// Checks the hyperparameters.
+    ///
+    /// # Errors
+    /// [`Error::Hyperparameter`] or [`Error::Conflict`].
+    fn validate(&self) -> Result<(), Error>;
+
+    /// Whether this configuration keeps slot `slot` at all. A slot that no group keeps costs no memory and no traffic:
+    /// the update then reads zero and what it writes is dropped.
+    fn keeps_slot(&self, slot: usize) -> bool {
+        let _ = slot;
+        true
+    }
+
+    /// The same rule with `momentum` in the place that a momentum schedule drives.
+    #[must_use]
+    fn with_momentum(self, momentum: f64) -> Self;
+
+    /// The scalars of step `t` (counted from 1) at learning rate `lr`, computed in f64.
+    ///
+    /// `carry` is one number that the host keeps for each group between steps, 0 before the first: a running product, or
+    /// whether momentum has begun.
+    fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> Self::Scalars<f64>;
+}
+
+/// A rule's arithmetic in Rust: at `f64` the reference, at `f32` the CPU engine.
+pub trait Twin: Rule {
+    /// The largest error of one step, for a parameter or a state slot, on a device that rounds as WGSL requires:
+    /// in units of [`ulp`](crate::float::ulp) of the update evaluated on [`Magnitude`](crate::float::Magnitude)s.
+    const MAX_ULPS: f64;
+
+    /// One element's update; the same names and order as in the shader.
+    fn update<T: Float>(s: &Self::Scalars<T>, p: &mut T, g: T, state: &mut Self::State<T>);
+}
+
+/// The slot names of a rule: the fields of its state.
+#[must_use]
+pub fn slots<R: Rule>() -> &'static [&'static str] {
+    <R::State<f32> as Fields<f32>>::NAMES
+}
+
+/// The scalar names of a rule.
+#[must_use]
+pub fn scalar_names<R: Rule>() -> &'static [&'static str] {
+    <R::Scalars<f32> as Fields<f32>>::NAMES
+}
+
+/// Refuses a hyperparameter outside `[0, ∞)`.
+fn non_negative(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
+    check(rule, field, value, value >= 0.0, "finite and at least 0")
+}
+
+/// Refuses a hyperparameter outside `[0, 1)`.
+fn below_one(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
+    check(rule, field, value, (0.0..1.0).contains(&value), "in [0, 1)")
+}
+
+fn check(
+    rule: &'static str,
+    field: &'static str,
+    value: f64,
+    good: bool,
+    bound: &'static str,
+) -> Result<(), Error> {
+    if good && value.is_finite() { Ok(()) } else { Err(Error::Hyperparameter { rule, field, value, bound }) }
+}

@@ -1,0 +1,606 @@
+"""Make the golden trajectories: what torch.optim does on synthetic gradients, step by step.
+
+Every case of the table `CASES` becomes one file `<name>.safetensors` beside this script, in the format
+`optim-trajectory/1` (see README.md). A file holds the inputs in float32, the result of running PyTorch on
+them in float64 (`expect/...`, the truth) and in float32 (`peer/...`, the accuracy to compare with).
+
+    python tests/golden/generate.py                  # all files
+    python tests/golden/generate.py --only sgd-plain # one of them (the option can be repeated)
+
+To add a rule: a line in `RULES` and its cases in `CASES`. To add a case: an entry in `CASES`; files of other
+cases do not change, because each is seeded by its own name.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FORMAT = "optim-trajectory/1"
+MAX_FILE_BYTES = 200_000
+
+# ---------------------------------------------------------------------------------------------------------
+# Random values of the table: a callable is drawn from the case's own generator, anything else is itself.
+
+Draw = Callable[[np.random.Generator], float]
+
+
+def uniform(low: float, high: float) -> Draw:
+    return lambda rng: float(rng.uniform(low, high))
+
+
+def log_uniform(low: float, high: float) -> Draw:
+    """10^U(low, high)."""
+    return lambda rng: float(10.0 ** rng.uniform(low, high))
+
+
+def drawn(values: dict, rng: np.random.Generator) -> dict:
+    return {name: value(rng) if callable(value) else value for name, value in values.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rules: how a rule of the trajectory format is run with torch
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One update rule: the class that runs it, and what the `momentum` tensor overrides in it.
+
+    `lr` is the peak of the schedule. It is chosen so that 50 steps move many parameters by something like
+    their own size: when a few elements outgrow all others, a file's error depends on the luck of those.
+    """
+
+    torch_class: type[torch.optim.Optimizer]
+    lr: Draw
+    momentum: str | None = None
+
+    def signature(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.torch_class).parameters)
+
+    def torch_kwargs(self, hyper: dict) -> dict:
+        """Translate hyperparameters of the trajectory format to arguments of the torch class.
+
+        The names are the same but for `betas`. An unknown name is an error here, because torch itself
+        takes any key in a parameter group and ignores it.
+        """
+        signature = self.signature()
+        kwargs = {}
+        betas = list(signature["betas"].default) if "betas" in signature else []
+        for name, value in hyper.items():
+            if name.startswith("beta") and name[4:].isdigit() and int(name[4:]) <= len(betas):
+                betas[int(name[4:]) - 1] = value
+            elif name in signature and name not in ("params", "lr", "betas"):
+                kwargs[name] = value
+            else:
+                raise ValueError(f"{self.torch_class.__name__} has no hyperparameter {name!r}")
+        if betas:
+            kwargs["betas"] = tuple(betas)
+        return kwargs
+
+    def implementation(self) -> dict:
+        """Arguments that select the plain loop over tensors, the one that defines the semantics."""
+        return {name: False for name in ("foreach", "fused") if name in self.signature()}
+
+
+RULES = {
+    "sgd": Rule(torch.optim.SGD, lr=log_uniform(-4, -3), momentum="momentum"),
+    "adam": Rule(torch.optim.Adam, lr=log_uniform(-2.7, -1.7), momentum="beta1"),
+    "adamw": Rule(torch.optim.AdamW, lr=log_uniform(-2.7, -1.7), momentum="beta1"),
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# Tensors. `late` has an entirely zero gradient in the first step that is applied, `idle` in every step.
+# The sizes are no multiples of a vector or workgroup width.
+
+SMALL = {"tiny": (3,), "idle": (5,), "matrix": (7, 9), "late": (31,)}
+LARGE = {**SMALL, "wide": (130,)}
+
+# ---------------------------------------------------------------------------------------------------------
+# Per-step values of the `momentum` tensor
+
+
+def wandering(low: float, high: float) -> Callable:
+    """A fresh value every step."""
+    return lambda rng, steps: rng.uniform(low, high, steps)
+
+
+def cyclical(low: float, high: float) -> Callable:
+    """From `high` down to `low` and back, as the one-cycle schedule moves it."""
+    return lambda rng, steps: low + (high - low) / 2 * (1 + np.cos(2 * math.pi * np.arange(steps) / steps))
+
+
+def zero_at_first(low: float, high: float) -> Callable:
+    """0 for some steps, then as `wandering`: torch makes the momentum buffer at the first nonzero value."""
+
+    def values(rng: np.random.Generator, steps: int) -> np.ndarray:
+        momentum = rng.uniform(low, high, steps)
+        momentum[: rng.integers(3, 8)] = 0.0
+        return momentum
+
+    return values
+
+
+def zero_in_between(low: float, high: float) -> Callable:
+    """As `wandering` with a few steps of 0 in the middle: meanwhile torch leaves the buffer as it is."""
+
+    def values(rng: np.random.Generator, steps: int) -> np.ndarray:
+        momentum = rng.uniform(low, high, steps)
+        start = rng.integers(steps // 3, steps // 2)
+        momentum[start : start + rng.integers(2, 6)] = 0.0
+        return momentum
+
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Cases
+
+
+@dataclass(frozen=True)
+class Group:
+    """A parameter group; `overrides` may hold draws, as the hyperparameters of a case may."""
+
+    name: str
+    params: tuple[str, ...]
+    overrides: dict = field(default_factory=dict)
+    lr_factor: float | Draw | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file. What `hyper` leaves out has PyTorch's default, in the file too."""
+
+    name: str
+    rule: str
+    hyper: dict
+    shapes: dict = field(default_factory=lambda: SMALL)
+    lr: Draw | None = None  # the peak of the schedule, where the rule's own does not suit
+    grad_factor: float = 1.0  # all gradients are multiplied by it
+    groups: tuple[Group, ...] = ()
+    clip: dict | None = None  # {"global_norm": X} or {"value": X}
+    momentum: Callable | None = None  # (generator, steps) -> value of each step
+    loss_scale: bool = False
+    skip_nonfinite: bool = False
+
+
+MU = uniform(0.5, 0.95)
+DAMPENING = uniform(0.1, 0.9)
+L2 = log_uniform(-3, -1)
+DECAY = log_uniform(-2, 0)
+BETA1 = uniform(0.7, 0.95)
+BETA2 = uniform(0.9, 0.9995)
+EPS = log_uniform(-9, -5)
+BETAS = {"beta1": BETA1, "beta2": BETA2}
+
+ADAMW_GROUPS = (
+    Group("decay", ("matrix", "tiny")),
+    Group("no_decay", ("late",), {"weight_decay": 0.0}, lr_factor=uniform(1.5, 4.0)),
+    Group("own_betas", ("wide", "idle"), {**BETAS, "eps": EPS}, lr_factor=uniform(0.1, 0.9)),
+)
+
+CASES = [
+    # SGD
+    Case("sgd-plain", "sgd", {}),
+    Case("sgd-momentum", "sgd", {"momentum": MU}, shapes=LARGE),
+    Case("sgd-dampening", "sgd", {"momentum": MU, "dampening": DAMPENING}),
+    Case("sgd-nesterov", "sgd", {"momentum": MU, "nesterov": True}),
+    Case("sgd-weight-decay", "sgd", {"weight_decay": L2}),
+    Case("sgd-momentum-weight-decay-dampening", "sgd", {"momentum": MU, "weight_decay": L2, "dampening": DAMPENING}),
+    Case("sgd-maximize", "sgd", {"momentum": MU, "weight_decay": L2, "maximize": True}),
+    Case(
+        "sgd-nesterov-weight-decay-maximize",
+        "sgd",
+        {"momentum": MU, "nesterov": True, "weight_decay": L2, "maximize": True},
+    ),
+    Case(
+        "sgd-groups",
+        "sgd",
+        {"momentum": MU, "weight_decay": L2},
+        shapes=LARGE,
+        groups=(
+            Group("as_given", ("idle",)),
+            Group("no_momentum", ("matrix",), {"momentum": 0.0, "weight_decay": 0.0}, lr_factor=uniform(0.2, 0.9)),
+            Group("dampened", ("wide",), {"momentum": MU, "dampening": DAMPENING, "weight_decay": L2}),
+            Group("nesterov", ("late",), {"momentum": MU, "nesterov": True}, lr_factor=uniform(1.1, 3.0)),
+            Group("ascent", ("tiny",), {"maximize": True}, lr_factor=uniform(0.2, 0.9)),
+        ),
+    ),
+    Case("sgd-momentum-override", "sgd", {"momentum": MU, "weight_decay": L2}, momentum=cyclical(0.5, 0.95)),
+    Case(
+        "sgd-momentum-override-late-buffer",
+        "sgd",
+        {"momentum": MU, "dampening": DAMPENING, "weight_decay": L2},
+        momentum=zero_at_first(0.3, 0.95),
+    ),
+    Case(
+        "sgd-momentum-override-gap",
+        "sgd",
+        {"momentum": MU, "nesterov": True},
+        momentum=zero_in_between(0.3, 0.95),
+    ),
+    Case("sgd-skip-nonfinite", "sgd", {"momentum": MU, "dampening": DAMPENING}, skip_nonfinite=True),
+    # Gradients so small that the 1e-6 that is added to the norm matters, and a learning rate to match.
+    Case(
+        "sgd-clip-norm-small",
+        "sgd",
+        {"momentum": MU},
+        lr=log_uniform(3.5, 4),
+        grad_factor=1e-7,
+        clip={"global_norm": log_uniform(-5.3, -4.5)},
+    ),
+    # Adam
+    Case("adam-betas", "adam", BETAS, shapes=LARGE),
+    Case("adam-weight-decay", "adam", {**BETAS, "eps": EPS, "weight_decay": L2}),
+    Case("adam-maximize", "adam", {**BETAS, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    Case("adam-large-eps", "adam", {**BETAS, "eps": log_uniform(-2, 1)}),
+    Case("adam-tiny-eps", "adam", {**BETAS, "eps": 1e-15}),
+    Case("adam-beta1-zero", "adam", {"beta1": 0.0, "beta2": BETA2, "eps": EPS}),
+    Case(
+        "adam-groups",
+        "adam",
+        {**BETAS, "eps": EPS, "weight_decay": L2},
+        shapes=LARGE,
+        groups=(
+            Group("as_given", ("tiny", "idle")),
+            Group("no_decay", ("matrix",), {"beta1": BETA1, "weight_decay": 0.0}, lr_factor=uniform(0.2, 0.9)),
+            Group("slow", ("wide",), {**BETAS, "eps": log_uniform(-3, 0)}, lr_factor=uniform(1.1, 3.0)),
+            Group("decay", ("late",), {"beta2": BETA2, "eps": 1e-12, "weight_decay": L2}),
+        ),
+    ),
+    Case("adam-momentum-override", "adam", {**BETAS, "eps": EPS}, momentum=wandering(0.6, 0.97)),
+    # AdamW
+    Case("adamw-weight-decay", "adamw", {**BETAS, "eps": EPS, "weight_decay": DECAY}, shapes=LARGE),
+    Case("adamw-no-weight-decay", "adamw", {**BETAS, "eps": EPS, "weight_decay": 0.0}),
+    Case("adamw-maximize", "adamw", {**BETAS, "maximize": True}),
+    Case(
+        "adamw-groups",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY},
+        shapes=LARGE,
+        groups=ADAMW_GROUPS,
+    ),
+    Case(
+        "adamw-clip-norm",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY},
+        shapes=LARGE,
+        clip={"global_norm": log_uniform(1.7, 2.5)},
+    ),
+    Case(
+        "adamw-clip-value",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY},
+        clip={"value": log_uniform(-1.5, 0.5)},
+    ),
+    Case("adamw-loss-scale", "adamw", {**BETAS, "eps": EPS, "weight_decay": DECAY}, loss_scale=True),
+    Case(
+        "adamw-skip-nonfinite",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    Case(
+        "adamw-everything",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY},
+        shapes=LARGE,
+        groups=ADAMW_GROUPS,
+        clip={"global_norm": log_uniform(1.7, 2.5)},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+]
+
+# ---------------------------------------------------------------------------------------------------------
+# Inputs
+
+
+@dataclass
+class Inputs:
+    """Everything a run is made from, with no draw left in it; arrays are those of the file."""
+
+    rule: Rule
+    hyper: dict
+    groups: list[dict]
+    clip: dict | None
+    skip_nonfinite: bool
+    lr: np.ndarray
+    momentum: np.ndarray | None
+    loss_scale: np.ndarray | None
+    params: dict[str, np.ndarray]
+    grads: list[dict[str, np.ndarray]]
+
+
+def signed_magnitudes(rng: np.random.Generator, shape: tuple, low: float, high: float) -> np.ndarray:
+    return 10.0 ** rng.uniform(low, high, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def make_lr(rng: np.random.Generator, peak: float, steps: int) -> np.ndarray:
+    """Linear warm-up, then cosine to a floor: another value at every step."""
+    warmup = int(rng.integers(4, 10))
+    floor = peak * rng.uniform(0.02, 0.2)
+    t = np.arange(1, steps + 1)
+    cosine = floor + (peak - floor) / 2 * (1 + np.cos(math.pi * (t - warmup) / (steps - warmup)))
+    return np.where(t <= warmup, peak * t / warmup, cosine)
+
+
+def make_loss_scale(rng: np.random.Generator, steps: int) -> np.ndarray:
+    """Powers of two that change every step, and a few steps of one value that is none (but is a float32)."""
+    scale = 2.0 ** rng.integers(-3, 17, steps)
+    start = int(rng.integers(steps // 3, steps // 2))
+    scale[start : start + 3] = np.float32(10.0 ** rng.uniform(1, 4))
+    return scale
+
+
+def make_nonfinite_steps(rng: np.random.Generator, steps: int) -> list[int]:
+    """Steps (from 1) to be skipped: the first, two in a row and two more."""
+    pair = int(rng.integers(5, steps // 2))
+    others = rng.choice(np.arange(steps // 2 + 2, steps + 1), 2, replace=False)
+    return [1, pair, pair + 1, *sorted(int(t) for t in others)]
+
+
+def make_grads(
+    rng: np.random.Generator,
+    shapes: dict,
+    steps: int,
+    factor: float,
+    first_applied: int,
+    varied_norm: bool,
+    keep: set[int],
+) -> list[dict[str, np.ndarray]]:
+    """True gradients, before the loss scale: `factor` times 10^U(-6, 3) with both signs and exact zeros in between.
+
+    Half of the elements stay near one magnitude and mostly one sign, so that small second moments stay
+    small and first moments do not average out; the others draw both anew at every step. With `varied_norm`
+    the whole gradient of a step is scaled down by up to 100, so that a bound on the norm binds in
+    some steps only, and one step, not of those to `keep`, has no gradient at all.
+    """
+    steady = {name: rng.random(shape) < 0.5 for name, shape in shapes.items()}
+    home = {name: signed_magnitudes(rng, shape, -6, 3) for name, shape in shapes.items()}
+    void = int(rng.choice([t for t in range(3, steps + 1) if t not in keep])) if varied_norm else None
+    grads = []
+    for t in range(1, steps + 1):
+        step_factor = factor * (10.0 ** rng.uniform(-2, 0) if varied_norm else 1.0)
+        step = {}
+        for name, shape in shapes.items():
+            fresh = signed_magnitudes(rng, shape, -6, 3)
+            near = home[name] * 10.0 ** rng.uniform(-0.5, 0.0, shape) * np.where(rng.random(shape) < 0.8, 1.0, -1.0)
+            grad = np.where(steady[name], near, fresh) * step_factor
+            grad[rng.random(shape) < 0.06] = 0.0
+            if name == "idle" or (name == "late" and t <= first_applied) or t == void:
+                grad = np.zeros(shape)
+            step[name] = grad.astype(np.float32)
+        grads.append(step)
+    return grads
+
+
+def make_inputs(case: Case) -> Inputs:
+    """Draw a case. The streams are apart, so that changing one part of a case leaves the others alone."""
+    seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:8], "little")
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(8)]
+    hyper_rng, lr_rng, momentum_rng, scale_rng, skip_rng, param_rng, grad_rng, group_rng = streams
+
+    rule = RULES[case.rule]
+    steps = int(lr_rng.integers(40, 61))
+    hyper = drawn(case.hyper, hyper_rng)
+    clip = None if case.clip is None else drawn(case.clip, hyper_rng)
+    groups = []
+    for group in case.groups:
+        entry = {"name": group.name, "params": list(group.params), "overrides": drawn(group.overrides, group_rng)}
+        if group.lr_factor is not None:
+            entry |= drawn({"lr_factor": group.lr_factor}, group_rng)
+        groups.append(entry)
+    if groups and sorted(name for group in groups for name in group["params"]) != sorted(case.shapes):
+        raise ValueError(f"{case.name}: the groups do not hold every tensor once")
+
+    params = {}
+    for name, shape in case.shapes.items():
+        param = signed_magnitudes(param_rng, shape, -3, 1)
+        param[param_rng.random(shape) < 0.08] = 0.0
+        params[name] = param.astype(np.float32)
+
+    nonfinite = make_nonfinite_steps(skip_rng, steps) if case.skip_nonfinite else []
+    first_applied = next(t for t in range(1, steps + 1) if t not in nonfinite)
+    varied_norm = clip is not None and "global_norm" in clip
+    grads = make_grads(
+        grad_rng,
+        case.shapes,
+        steps,
+        factor=case.grad_factor,
+        first_applied=first_applied,
+        varied_norm=varied_norm,
+        keep={*nonfinite, first_applied},
+    )
+    loss_scale = make_loss_scale(scale_rng, steps) if case.loss_scale else None
+    if loss_scale is not None:
+        for t, step in enumerate(grads):
+            for name in step:
+                step[name] = step[name] * np.float32(loss_scale[t])
+    tensors = skip_rng.permutation(list(case.shapes))
+    for i, t in enumerate(nonfinite):
+        grad = grads[t - 1][str(tensors[i % len(tensors)])]
+        grad.reshape(-1)[skip_rng.integers(grad.size)] = (np.nan, np.inf, -np.inf)[i % 3]
+
+    return Inputs(
+        rule=rule,
+        hyper=hyper,
+        groups=groups,
+        clip=clip,
+        skip_nonfinite=case.skip_nonfinite,
+        lr=make_lr(lr_rng, (case.lr or rule.lr)(lr_rng), steps),
+        momentum=None if case.momentum is None else case.momentum(momentum_rng, steps),
+        loss_scale=loss_scale,
+        params=params,
+        grads=grads,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def run(inputs: Inputs, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Run torch on the inputs in `dtype`.
+
+    Returns the final parameters and state, named as in the file (`param/NAME`, `SLOT/NAME`), and how many
+    steps were skipped or clipped. The float32 inputs are cast first; all that follows is done in `dtype`.
+    """
+    rule = inputs.rule
+    params = {name: torch.tensor(value).to(dtype).requires_grad_() for name, value in inputs.params.items()}
+    groups = inputs.groups or [{"name": "all", "params": list(params), "overrides": {}}]
+    # Each group is given all of its hyperparameters and the constructor none: it would refuse a combination
+    # of values (nesterov needs momentum) that is only completed by a group or by the `momentum` tensor.
+    optimizer = rule.torch_class(
+        [
+            {
+                "params": [params[name] for name in group["params"]],
+                **rule.torch_kwargs(inputs.hyper | group["overrides"]),
+            }
+            for group in groups
+        ],
+        **rule.implementation(),
+    )
+    counts = {"skipped": 0, "clipped": 0}
+    for t, grads in enumerate(inputs.grads):
+        for group, torch_group in zip(groups, optimizer.param_groups, strict=True):
+            torch_group["lr"] = float(inputs.lr[t]) * group.get("lr_factor", 1.0)
+            if inputs.momentum is not None:
+                value = float(inputs.momentum[t])
+                if rule.momentum == "beta1":
+                    torch_group["betas"] = (value, *torch_group["betas"][1:])
+                else:
+                    torch_group[rule.momentum] = value
+        for name, param in params.items():
+            param.grad = torch.tensor(grads[name]).to(dtype)
+            if inputs.loss_scale is not None:
+                param.grad /= float(inputs.loss_scale[t])
+        if inputs.skip_nonfinite and not all(bool(torch.isfinite(p.grad).all()) for p in params.values()):
+            counts["skipped"] += 1
+            continue
+        counts["clipped"] += clip_grads(list(params.values()), inputs.clip)
+        optimizer.step()
+
+    result = {f"param/{name}": param.detach().numpy() for name, param in params.items()}
+    for name, param in params.items():
+        for slot, value in optimizer.state.get(param, {}).items():
+            if slot != "step" and torch.is_tensor(value) and value.shape == param.shape:
+                result[f"{slot}/{name}"] = value.numpy()
+    return result, counts
+
+
+def clip_grads(params: list[torch.Tensor], clip: dict | None) -> bool:
+    """Clip in place; true if it changed anything."""
+    match clip:
+        case None:
+            return False
+        case {"global_norm": bound}:
+            return bool(torch.nn.utils.clip_grad_norm_(params, bound, foreach=False) > bound)
+        case {"value": bound}:
+            changed = any(bool((p.grad.abs() > bound).any()) for p in params)
+            torch.nn.utils.clip_grad_value_(params, bound, foreach=False)
+            return changed
+    raise ValueError(f"unknown clip {clip}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files
+
+DTYPES = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32"}
+
+
+def safetensors_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """Serialize as safetensors, in an order of our own.
+
+    The safetensors package writes the metadata in a random order, and a file must come out the same, byte
+    by byte, each time it is made. Float64 comes first, which keeps every tensor aligned.
+    """
+    header: dict = {"__metadata__": metadata}
+    data = bytearray()
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        raw = np.ascontiguousarray(tensors[name]).tobytes()
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+def make_file(case: Case) -> tuple[bytes, str]:
+    """The bytes of a case's file and a line about it."""
+    inputs = make_inputs(case)
+    expect, counts = run(inputs, torch.float64)
+    peer, peer_counts = run(inputs, torch.float32)
+    steps = len(inputs.lr)
+    assert counts == peer_counts and expect.keys() == peer.keys(), case.name
+    assert all(np.isfinite(value).all() for value in (*expect.values(), *peer.values())), case.name
+    assert (counts["skipped"] > 0) == case.skip_nonfinite, case.name
+    assert case.clip is None or steps // 5 <= counts["clipped"], f"{case.name}: clipping rarely binds"
+    if case.clip is not None and "global_norm" in case.clip:
+        assert counts["clipped"] + counts["skipped"] <= steps - steps // 5, f"{case.name}: clipping nearly always binds"
+
+    torch_version = torch.__version__.split("+")[0]
+    producer = f"torch {torch_version} {inputs.rule.torch_class.__name__}"
+    metadata = {
+        "format": FORMAT,
+        "source": f"{producer}, synthetic gradients (tests/golden/generate.py)",
+        "optimizer": json.dumps({"rule": case.rule, **inputs.hyper}),
+    }
+    if inputs.clip is not None:
+        metadata["clip"] = json.dumps(inputs.clip)
+    if inputs.groups:
+        metadata["groups"] = json.dumps(inputs.groups)
+    if inputs.skip_nonfinite:
+        metadata["skip_nonfinite"] = "true"
+
+    tensors = {"lr": inputs.lr}
+    if inputs.momentum is not None:
+        tensors["momentum"] = inputs.momentum
+    if inputs.loss_scale is not None:
+        tensors["loss_scale"] = inputs.loss_scale
+    tensors |= {f"param/{name}": value for name, value in inputs.params.items()}
+    for t, grads in enumerate(inputs.grads, start=1):
+        tensors |= {f"grad/{t}/{name}": value for name, value in grads.items()}
+    tensors |= {f"expect/{name}": value for name, value in expect.items()}
+    tensors |= {f"peer/{name}": value for name, value in peer.items()}
+
+    data = safetensors_bytes(tensors, metadata)
+    assert len(data) <= MAX_FILE_BYTES, f"{case.name}: {len(data)} bytes"
+    summary = f"{case.name}: {steps} steps, {len(data)} bytes"
+    summary += "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return data, summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", metavar="NAME", help="make this case only; can be repeated")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory to write to")
+    arguments = parser.parse_args()
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names), "two cases have one name"
+    if unknown := set(arguments.only or ()) - set(names):
+        sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
+
+    # One thread, so that the order of the sums in a norm does not depend on the machine.
+    torch.set_num_threads(1)
+    for case in CASES:
+        if arguments.only is None or case.name in arguments.only:
+            data, summary = make_file(case)
+            (arguments.out / f"{case.name}.safetensors").write_bytes(data)
+            print(summary)
+
+
+if __name__ == "__main__":
+    main()
