@@ -1,6 +1,7 @@
 //! Fused optimizer kernels for wgpu.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod check;
 pub mod cpu;
 mod error;
 pub mod float;

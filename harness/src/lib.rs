@@ -4,7 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
-pub use wgpu;
+use wgpu_optim::check::Snapshot;
+use wgpu_optim::rules::slots;
+pub use wgpu_optim::wgpu;
+use wgpu_optim::{Optimizer, Rule};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -222,6 +225,35 @@ impl Gpu {
             .poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(TIMEOUT) })
             .expect("the device answers");
     }
+}
+
+/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer.
+///
+/// # Panics
+/// If the device is lost.
+#[must_use]
+pub fn snapshot<R: Rule>(
+    gpu: &Gpu,
+    optimizer: &Optimizer<R>,
+    params: &wgpu::Buffer,
+    offset: u64,
+) -> Snapshot {
+    let layout = optimizer.layout();
+    let len = layout.len() as usize;
+    let state = slots::<R>().iter().map(|slot| {
+        let mut flat = Vec::new();
+        for tensor in layout.tensors() {
+            let ranges = optimizer.state(slot, &tensor.name).expect("the layout's own names");
+            for range in ranges {
+                flat.resize(len, 0.0);
+                let at = (tensor.offset + range.start) as usize;
+                let values = gpu.read(range.buffer, range.offset, range.len as usize);
+                flat[at..at + values.len()].copy_from_slice(&values);
+            }
+        }
+        flat
+    });
+    Snapshot { state: state.collect(), params: gpu.read(params, offset, len) }
 }
 
 /// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.

@@ -1,0 +1,156 @@
+//! One step of any device against the same step in f64, element by element.
+
+use crate::error::Error;
+use crate::float::{Float, Magnitude, ulp};
+use crate::layout::Layout;
+use crate::rules::{Fields, Step, Twin, slots};
+
+/// Parameters and state at one moment, flat, as the layout places the tensors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The parameters.
+    pub params: Vec<f32>,
+    /// One vector for each of the rule's slots; empty where no group keeps it.
+    pub state: Vec<Vec<f32>>,
+}
+
+/// The element of a step that lies farthest from the reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deviation {
+    /// `"param"` or the slot's name.
+    pub what: &'static str,
+    /// Its index in the flat space.
+    pub index: u64,
+    /// What the device has.
+    pub got: f32,
+    /// What the reference has.
+    pub want: f64,
+    /// Their distance, in units of [`ulp`] of the update evaluated on [`Magnitude`]s; infinite if only one of them is finite.
+    pub ulps: f64,
+}
+
+impl core::fmt::Display for Deviation {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { what, index, got, want, ulps } = self;
+        write!(f, "{what}[{index}] = {got:e}, reference {want:e}: {ulps:.2} ulp")
+    }
+}
+
+/// Judges a run step by step: each step starts from the device's own values, so that errors are those of one step and do not add up.
+#[derive(Clone, Debug)]
+pub struct Checker<R> {
+    layout: Layout<R>,
+    carries: Vec<f64>,
+    steps: u64,
+}
+
+impl<R: Twin> Checker<R> {
+    /// A checker for a run from its first step on.
+    #[must_use]
+    pub fn new(layout: Layout<R>) -> Self {
+        Self { carries: vec![0.0; layout.groups().len()], steps: 0, layout }
+    }
+
+    /// The worst deviation in the step from `before` to `after`, over parameters and kept slots.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::ScalarOverflow`].
+    pub fn step(
+        &mut self,
+        before: &Snapshot,
+        grads: &[f32],
+        step: impl Into<Step>,
+        after: &Snapshot,
+    ) -> Result<Deviation, Error> {
+        self.refuse_other_lengths(before, grads, after)?;
+        let mut exact = Vec::new();
+        self.layout.scalars(step.into(), self.steps + 1, &mut self.carries, |_, s| exact.push(s))?;
+        self.steps += 1;
+        let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
+        for tensor in self.layout.tensors() {
+            let scalars = &exact[tensor.group];
+            for i in tensor.offset as usize..tensor.end() as usize {
+                let (p, state) = update::<R, f64>(scalars, before, grads, i);
+                let (p_size, state_size) = update::<R, Magnitude>(scalars, before, grads, i);
+                let mut judge = |what, got, want: f64, size: Magnitude| {
+                    let ulps = distance(got, want, size.to_f64());
+                    // NaN never comes out of `distance`.
+                    if ulps > worst.ulps {
+                        worst = Deviation { what, index: i as u64, got, want, ulps };
+                    }
+                };
+                judge("param", after.params[i], p, p_size);
+                for (slot, name) in slots::<R>().iter().enumerate() {
+                    if let Some(&got) = after.state[slot].get(i) {
+                        judge(name, got, state.get(slot), state_size.get(slot));
+                    }
+                }
+            }
+        }
+        Ok(worst)
+    }
+
+    fn refuse_other_lengths(&self, before: &Snapshot, grads: &[f32], after: &Snapshot) -> Result<(), Error> {
+        let len = self.layout.len();
+        let check = |what, found: usize, expected: u64| {
+            if found as u64 == expected {
+                Ok(())
+            } else {
+                Err(Error::Mismatch { what, found: found as u64, expected })
+            }
+        };
+        check("gradients", grads.len(), len)?;
+        for snapshot in [before, after] {
+            check("parameters", snapshot.params.len(), len)?;
+            check("state slots", snapshot.state.len(), slots::<R>().len() as u64)?;
+            for (slot, values) in snapshot.state.iter().enumerate() {
+                let expected = if self.layout.keeps_slot(slot) { len } else { 0 };
+                check("elements of a state slot", values.len(), expected)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Element `i` after the step, in the arithmetic of `T`.
+fn update<R: Twin, T: Float>(
+    scalars: &R::Scalars<f64>,
+    before: &Snapshot,
+    grads: &[f32],
+    i: usize,
+) -> (T, R::State<T>) {
+    let scalars = R::Scalars::<T>::from_fn(|k| T::from_f64(scalars.get(k)));
+    let mut p = T::from_f64(before.params[i].into());
+    let mut state =
+        R::State::<T>::from_fn(|slot| before.state[slot].get(i).map_or(T::ZERO, |&x| T::from_f64(x.into())));
+    R::update(&scalars, &mut p, T::from_f64(grads[i].into()), &mut state);
+    (p, state)
+}
+
+fn distance(got: f32, want: f64, size: f64) -> f64 {
+    if !got.is_finite() || !want.is_finite() {
+        // A value that f32 cannot hold is as good as the infinity it becomes.
+        let same = (f64::from(got) == want) || (got.is_nan() && want.is_nan());
+        let overflow = got.is_infinite() && f64::from(want as f32) == f64::from(got);
+        return if same || overflow { 0.0 } else { f64::INFINITY };
+    }
+    let error = (f64::from(got) - want).abs();
+    if error == 0.0 { 0.0 } else { error / ulp(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_ulps_of_the_size() {
+        assert_eq!(distance(1.0, 1.0, 1.0), 0.0);
+        assert_eq!(distance(1.0 + f32::EPSILON, 1.0, 1.0), 1.0);
+        // Cancellation: the same absolute error, beside terms of size 8.
+        assert_eq!(distance(f32::EPSILON, 0.0, 8.0), 1.0 / 8.0);
+        assert_eq!(distance(f32::NAN, 1.0, 1.0), f64::INFINITY);
+        assert_eq!(distance(f32::NAN, f64::NAN, 1.0), 0.0);
+        assert_eq!(distance(f32::INFINITY, 1e60, 1e60), 0.0);
+        assert_eq!(distance(f32::INFINITY, -1e60, 1e60), f64::INFINITY);
+    }
+}
