@@ -411,6 +411,14 @@ impl<R: Rule> Optimizer<R> {
 
     fn plan(&mut self, part: &Part<'_>, access: Access) -> Result<Planned, Error> {
         let dispatch = plan::dispatch(&part.pieces, part.base, access == Access::Elements, &self.limits);
+        let [_, rows] = dispatch.workgroups;
+        if rows > self.limits.workgroups {
+            return Err(Error::DeviceLimit {
+                limit: "max_compute_workgroups_per_dimension",
+                value: self.limits.workgroups.into(),
+                bound: rows.into(),
+            });
+        }
         let p = part.window(&part.p, access);
         let g = part.window(&part.g, access);
         let shares_buffer = p.range.buffer == g.range.buffer;

@@ -1,6 +1,7 @@
 //! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, and the copy kernel that
 //! bandwidth is compared with.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -240,15 +241,19 @@ pub fn snapshot<R: Rule>(
 ) -> Snapshot {
     let layout = optimizer.layout();
     let len = layout.len() as usize;
+    // Tensors share state buffers; each is read once.
+    let mut buffers = HashMap::new();
     let state = slots::<R>().iter().map(|slot| {
         let mut flat = Vec::new();
         for tensor in layout.tensors() {
             let ranges = optimizer.state(slot, &tensor.name).expect("the layout's own names");
             for range in ranges {
                 flat.resize(len, 0.0);
-                let at = (tensor.offset + range.start) as usize;
-                let values = gpu.read(range.buffer, range.offset, range.len as usize);
-                flat[at..at + values.len()].copy_from_slice(&values);
+                let values: &Vec<f32> =
+                    buffers.entry(range.buffer.clone()).or_insert_with_key(|buffer| gpu.download(buffer));
+                let (to, from) = ((tensor.offset + range.start) as usize, range.offset as usize / 4);
+                let len = range.len as usize;
+                flat[to..to + len].copy_from_slice(&values[from..from + len]);
             }
         }
         flat

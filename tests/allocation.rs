@@ -1,0 +1,120 @@
+//! Once warm, recording a step allocates nothing in this crate: every allocation on the recording thread is traced to the frame that asked
+//! for it.
+
+use std::alloc::{GlobalAlloc, Layout as Block, System};
+use std::cell::{Cell, RefCell};
+use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors};
+
+struct Traced;
+
+thread_local! {
+    static TRACING: Cell<bool> = const { Cell::new(false) };
+    static TRACES: RefCell<Vec<backtrace::Backtrace>> = const { RefCell::new(Vec::new()) };
+}
+
+fn trace() {
+    // Taking a trace allocates: no trace of that.
+    if TRACING.replace(false) {
+        TRACES.with_borrow_mut(|traces| traces.push(backtrace::Backtrace::new_unresolved()));
+        TRACING.set(true);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Traced {
+    unsafe fn alloc(&self, block: Block) -> *mut u8 {
+        trace();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(block) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(at, block) };
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, block: Block, size: usize) -> *mut u8 {
+        trace();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(at, block, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Traced = Traced;
+
+/// The crate that asked for memory: the innermost frame that is neither this allocator, nor the standard library.
+fn culprit(trace: &mut backtrace::Backtrace) -> String {
+    trace.resolve();
+    let names = trace.frames().iter().flat_map(|f| f.symbols()).filter_map(|s| s.name());
+    let library = [
+        "alloc::",
+        "core::",
+        "std::",
+        "backtrace::",
+        "allocation::trace",
+        "__rust",
+        "__rdl",
+        "__rg",
+        "hashbrown::",
+    ];
+    names
+        .map(|name| format!("{name:#}").trim_start_matches('<').to_owned())
+        .find(|name| !library.iter().any(|l| name.starts_with(l)) && !name.contains("GlobalAlloc"))
+        .unwrap_or_default()
+}
+
+/// Who allocated while `work` ran.
+fn culprits(work: impl FnOnce()) -> Vec<String> {
+    TRACING.set(true);
+    work();
+    TRACING.set(false);
+    let mut traces = TRACES.take();
+    traces.iter_mut().map(culprit).collect()
+}
+
+#[test]
+fn a_warm_step_allocates_nothing_of_ours() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let rule = AdamW::default();
+    let mut groups = [Group::new("decay", rule), Group::new("rest", AdamW { weight_decay: 0.0, ..rule })];
+    for i in 0..512u64 {
+        let group = &mut groups[(i % 2) as usize];
+        *group = group.clone().tensor_at(format!("t{i}"), [4_096], i * 4_096);
+    }
+    let layout = Layout::new(groups).unwrap();
+    let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
+    let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
+    let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
+    let mut step = |traced: bool| {
+        let mut encoder = gpu.encoder();
+        let mut record = || optimizer.step(&gpu.queue, &mut encoder, &tensors, 1e-3).unwrap();
+        let found = if traced {
+            culprits(record)
+        } else {
+            record();
+            Vec::new()
+        };
+        gpu.run(encoder);
+        found
+    };
+    for _ in 0..10 {
+        step(false);
+    }
+    let mut all = 0;
+    for _ in 0..20 {
+        let found = step(true);
+        all += found.len();
+        let ours: Vec<_> = found.iter().filter(|name| name.starts_with("wgpu_optim")).collect();
+        assert!(ours.is_empty(), "{ours:?}");
+    }
+    // wgpu itself allocates while it records; that it is seen shows that the tracing works.
+    assert!(all > 0, "nothing was traced");
+    let seen = culprits(|| drop(std::hint::black_box(own_allocation())));
+    assert!(seen.iter().any(|name| name.starts_with("wgpu_optim")), "{seen:?}");
+}
+
+/// An allocation that is this crate's for certain.
+fn own_allocation() -> Result<Layout<AdamW>, wgpu_optim::Error> {
+    Layout::new([Group::new("g", AdamW::default()).tensor("t", [1])])
+}

@@ -1,0 +1,191 @@
+//! Bad input: each a typed error that names field, value and bound.
+
+use crate::common::single;
+use harness::Gpu;
+use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
+use wgpu_optim::{Adam, AdamW, Error, Group, Layout, Optimizer, Rule, Sgd, Step, Tensors, View, cpu};
+
+fn bad_field<R: Rule>(rule: R, field: &str) {
+    let error = rule.validate().unwrap_err();
+    match &error {
+        Error::Hyperparameter { field: found, rule, .. } => {
+            assert_eq!((*found, *rule), (field, R::NAME));
+        }
+        other => panic!("{other}"),
+    }
+    assert!(error.to_string().contains(field), "{error}");
+    // A layout checks its groups' rules.
+    let refused = Layout::new([Group::new("g", rule).tensor("t", [1])]).unwrap_err();
+    assert_eq!(refused.to_string(), error.to_string());
+}
+
+#[test]
+fn hyperparameters() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1, -1e-300] {
+        bad_field(Sgd { momentum: bad, ..Sgd::default() }, "momentum");
+        bad_field(Sgd { weight_decay: bad, ..Sgd::default() }, "weight_decay");
+        bad_field(Adam { beta1: bad, ..Adam::default() }, "beta1");
+        bad_field(Adam { beta2: bad, ..Adam::default() }, "beta2");
+        bad_field(Adam { eps: bad, ..Adam::default() }, "eps");
+        bad_field(Adam { weight_decay: bad, ..Adam::default() }, "weight_decay");
+        bad_field(AdamW { beta1: bad, ..AdamW::default() }, "beta1");
+        bad_field(AdamW { beta2: bad, ..AdamW::default() }, "beta2");
+        bad_field(AdamW { eps: bad, ..AdamW::default() }, "eps");
+        bad_field(AdamW { weight_decay: bad, ..AdamW::default() }, "weight_decay");
+    }
+    bad_field(Sgd { dampening: f64::NAN, ..Sgd::default() }, "dampening");
+    bad_field(Adam { beta1: 1.0, ..Adam::default() }, "beta1");
+    bad_field(AdamW { beta2: 1.5, ..AdamW::default() }, "beta2");
+    // PyTorch has no bound on dampening's sign.
+    assert!(Sgd { dampening: -0.5, ..Sgd::default() }.validate().is_ok());
+    for (momentum, dampening) in [(0.0, 0.0), (0.9, 0.1)] {
+        let error = Sgd { nesterov: true, momentum, dampening, ..Sgd::default() }.validate().unwrap_err();
+        assert!(matches!(error, Error::Conflict { rule: "sgd", .. }), "{error}");
+    }
+}
+
+#[test]
+fn layouts() {
+    let group = |name| Group::new(name, Sgd::default());
+    let refused = |groups: Vec<Group<Sgd>>| Layout::new(groups).unwrap_err();
+    assert_eq!(refused(vec![]), Error::EmptyLayout);
+    assert_eq!(refused(vec![group("g")]), Error::EmptyGroup { group: "g".into() });
+    let twice = refused(vec![group("g").tensor("t", [1]).tensor("t", [2])]);
+    assert_eq!(twice, Error::Duplicate { what: "tensor", name: "t".into() });
+    let twice = refused(vec![group("g").tensor("t", [1]), group("g").tensor("u", [2])]);
+    assert_eq!(twice, Error::Duplicate { what: "group", name: "g".into() });
+    let empty = refused(vec![group("g").tensor("t", [3, 0, 2])]);
+    assert_eq!(empty, Error::EmptyTensor { tensor: "t".into(), shape: vec![3, 0, 2] });
+    let overlap = refused(vec![group("g").tensor_at("b", [5], 3).tensor_at("a", [4], 0)]);
+    assert_eq!(overlap, Error::TensorsOverlap { first: "a".into(), second: "b".into(), end: 4, start: 3 });
+    for shape in [&[u64::MAX, u64::MAX][..], &[1 << 32, 1 << 32], &[(1 << 61) + 1]] {
+        let error = refused(vec![group("g").tensor("t", shape)]);
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    }
+    let error = refused(vec![group("g").tensor_at("t", [2], u64::MAX)]);
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    for factor in [f64::NAN, -1.0, f64::INFINITY] {
+        let error = refused(vec![group("g").lr_factor(factor).tensor("t", [1])]);
+        assert!(matches!(error, Error::Step { field: "lr_factor", .. }), "{error}");
+    }
+    // A scalar has one element.
+    assert_eq!(Layout::new([group("g").tensor("t", [])]).unwrap().len(), 1);
+}
+
+#[test]
+fn steps() {
+    let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 3));
+    let mut params = [1.0; 3];
+    for lr in [f64::NAN, f64::INFINITY, -1e-3] {
+        let error = optimizer.step(&mut params, &[1.0; 3], lr).unwrap_err();
+        assert!(matches!(error, Error::Step { field: "learning rate", .. }), "{error}");
+    }
+    for momentum in [1.0, -0.5, f64::NAN] {
+        let step = Step { lr: 0.1, momentum: Some(momentum) };
+        let error = optimizer.step(&mut params, &[1.0; 3], step).unwrap_err();
+        assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
+    }
+    let error = optimizer.step(&mut params, &[1.0; 3], 1e40).unwrap_err();
+    assert!(matches!(error, Error::ScalarOverflow { scalar: "step_size", .. }), "{error}");
+    let error = optimizer.step(&mut params, &[1.0; 2], 0.1).unwrap_err();
+    assert_eq!(error, Error::Mismatch { what: "gradients", found: 2, expected: 3 });
+    let error = optimizer.step(&mut params[..1], &[1.0; 3], 0.1).unwrap_err();
+    assert_eq!(error, Error::Mismatch { what: "parameters", found: 1, expected: 3 });
+    assert_eq!((optimizer.steps(), params), (0, [1.0; 3]));
+
+    // A schedule cannot conjure up state that the configuration does not keep.
+    let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3));
+    let step = Step { lr: 0.1, momentum: Some(0.9) };
+    let error = plain.step(&mut params, &[1.0; 3], step).unwrap_err();
+    assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
+}
+
+/// `bind` on a layout of tensors "a" [100] and "b" [28].
+fn bind(gpu: &Gpu, tensors: &Tensors<'_>) -> Error {
+    let layout =
+        Layout::new([Group::new("g", Adam::default()).tensor("a", [100]).tensor("b", [28])]).unwrap();
+    let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
+    optimizer.bind(tensors).unwrap_err()
+}
+
+#[test]
+fn buffers() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let (p, g, short) = (gpu.buffer(1_024), gpu.buffer(1_024), gpu.buffer(508));
+    let no_storage = gpu.device.create_buffer(&BufferDescriptor {
+        label: None,
+        size: 1_024,
+        usage: BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    for tensors in [Tensors::flat(&no_storage, &g), Tensors::flat(&p, &no_storage)] {
+        let error = bind(&gpu, &tensors);
+        assert!(matches!(error, Error::MissingUsage { usage: "STORAGE", .. }), "{error}");
+    }
+    let error = bind(&gpu, &Tensors::flat(&short, &g));
+    assert!(matches!(error, Error::OutOfBounds { start: 0, end: 512, size: 508, .. }), "{error}");
+    let error = bind(&gpu, &Tensors::flat(&p, View::new(&g, 516)));
+    assert!(matches!(error, Error::OutOfBounds { start: 516, end: 1_028, size: 1_024, .. }), "{error}");
+    let error = bind(&gpu, &Tensors::flat(&p, View::new(&g, u64::MAX - 3)));
+    assert!(matches!(error, Error::OutOfBounds { .. }), "{error}");
+    let error = bind(&gpu, &Tensors::flat(View::new(&p, 6), &g));
+    assert!(matches!(error, Error::Misaligned { offset: 6, bound: 4, .. }), "{error}");
+    let error = bind(&gpu, &Tensors::flat(&p, &p));
+    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
+    let error = bind(&gpu, &Tensors::flat(&p, View::new(&p, 508)));
+    assert!(matches!(error, Error::BuffersOverlap { start: 508, end: 512, .. }), "{error}");
+
+    let at = |offset| View::new(&p, offset);
+    let error = bind(&gpu, &Tensors::each([("a", &p, &g)]));
+    assert_eq!(error, Error::Mismatch { what: "bound tensors", found: 1, expected: 2 });
+    let error = bind(&gpu, &Tensors::each([("a", &p, &g), ("c", &p, &g)]));
+    assert_eq!(error, Error::Unknown { what: "tensor", name: "c".into() });
+    let error = bind(&gpu, &Tensors::each([("a", &p, &g), ("a", &p, &g)]));
+    assert_eq!(error, Error::Duplicate { what: "tensor", name: "a".into() });
+    let error =
+        bind(&gpu, &Tensors::each([("a", at(0), View::from(&g)), ("b", at(396), View::new(&g, 512))]));
+    assert!(matches!(error, Error::BuffersOverlap { start: 396, end: 400, .. }), "{error}");
+    assert!(error.to_string().contains("\"b\""), "{error}");
+}
+
+/// Our own state is not the caller's to train.
+#[test]
+fn state_as_gradients() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut optimizer = Optimizer::new(&gpu.device, single(Adam::default(), 8)).unwrap();
+    let p = gpu.buffer(32);
+    let state = optimizer.state("exp_avg", "w").unwrap()[0].buffer.clone();
+    let error = optimizer.bind(&Tensors::flat(&p, &state)).unwrap_err();
+    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
+    assert!(matches!(optimizer.state("exp", "w"), Err(Error::Unknown { what: "slot", .. })));
+    assert!(matches!(optimizer.state("exp_avg", "x"), Err(Error::Unknown { what: "tensor", .. })));
+}
+
+#[test]
+fn device_limits() {
+    fn refused(adjust: impl FnOnce(&mut Limits)) -> Option<Error> {
+        let gpu = harness::test_gpu_with(adjust)?;
+        Some(Optimizer::new(&gpu.device, single(Adam::default(), 8)).unwrap_err())
+    }
+    let Some(error) = refused(|l| l.max_storage_buffers_per_shader_stage = 4) else { return };
+    let limit = "max_storage_buffers_per_shader_stage";
+    assert_eq!(error, Error::DeviceLimit { limit, value: 4, bound: 5 });
+    let error = refused(|l| l.max_compute_invocations_per_workgroup = 128).unwrap();
+    assert!(matches!(error, Error::DeviceLimit { value: 128, bound: 256, .. }), "{error}");
+    let error = refused(|l| l.max_storage_buffer_binding_size = 1 << 10).unwrap();
+    assert!(matches!(error, Error::DeviceLimit { value: 1_024, .. }), "{error}");
+
+    let Some(gpu) = harness::test_gpu() else { return };
+    let groups =
+        (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
+    let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 2_048, .. }), "{error}");
+
+    // Three workgroups a dimension reach nine tiles.
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 3) else { return };
+    let mut optimizer = Optimizer::new(&gpu.device, single(Adam::default(), 100_000)).unwrap();
+    let (p, g) = (gpu.buffer(400_000), gpu.buffer(400_000));
+    let error = optimizer.bind(&Tensors::flat(&p, &g)).unwrap_err();
+    let limit = "max_compute_workgroups_per_dimension";
+    assert!(matches!(error, Error::DeviceLimit { limit: l, value: 3, .. } if l == limit), "{error}");
+}

@@ -1,0 +1,187 @@
+//! Cases, data and runners that the tests share.
+
+use harness::{Gpu, snapshot};
+use wgpu_optim::check::{Checker, Deviation, Snapshot};
+use wgpu_optim::{Adam, AdamW, Group, Layout, Optimizer, Rule, Sgd, Step, Tensors, Twin, cpu};
+
+/// Every option of a rule, by name. A rule of the list without this fails to compile.
+pub trait Cases: Twin {
+    fn cases() -> Vec<(&'static str, Self)>;
+}
+
+impl Cases for Sgd {
+    fn cases() -> Vec<(&'static str, Self)> {
+        let plain = Self::default();
+        let momentum = Self { momentum: 0.9, ..plain };
+        vec![
+            ("plain", plain),
+            ("weight decay", Self { weight_decay: 0.1, ..plain }),
+            ("maximize", Self { maximize: true, ..plain }),
+            ("momentum", momentum),
+            ("dampening", Self { dampening: 0.3, ..momentum }),
+            ("nesterov", Self { nesterov: true, ..momentum }),
+            ("nesterov and all", Self { nesterov: true, maximize: true, weight_decay: 0.1, ..momentum }),
+            ("dampening and all", Self { dampening: 0.3, maximize: true, weight_decay: 0.1, ..momentum }),
+        ]
+    }
+}
+
+impl Cases for Adam {
+    fn cases() -> Vec<(&'static str, Self)> {
+        let plain = Self::default();
+        vec![
+            ("default", plain),
+            ("weight decay", Self { weight_decay: 0.1, ..plain }),
+            ("maximize", Self { maximize: true, ..plain }),
+            ("no averages", Self { beta1: 0.0, beta2: 0.0, ..plain }),
+            ("large eps", Self { eps: 0.1, beta2: 0.95, ..plain }),
+        ]
+    }
+}
+
+impl Cases for AdamW {
+    fn cases() -> Vec<(&'static str, Self)> {
+        let plain = Self::default();
+        vec![
+            ("default", plain),
+            ("no decay", Self { weight_decay: 0.0, ..plain }),
+            ("maximize", Self { maximize: true, weight_decay: 0.3, ..plain }),
+            ("llm", Self { beta2: 0.95, weight_decay: 0.1, ..plain }),
+        ]
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014): data that is the same in every run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.bits() % n
+    }
+
+    /// Nine decades, both signs, one zero in sixteen.
+    pub fn value(&mut self) -> f32 {
+        if self.below(16) == 0 {
+            return 0.0;
+        }
+        let sign = if self.below(2) == 0 { 1.0 } else { -1.0 };
+        (sign * 10f64.powf(self.unit() * 9.0 - 6.0)) as f32
+    }
+
+    pub fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.value()).collect()
+    }
+}
+
+/// The learning rate of step `t`: no two alike.
+pub fn lr(t: usize) -> f64 {
+    0.01 / (1.0 + t as f64)
+}
+
+pub fn single<R: Rule>(rule: R, len: u64) -> Layout<R> {
+    Layout::new([Group::new("all", rule).tensor("w", [len])]).unwrap()
+}
+
+/// A flat run on the GPU.
+pub struct Run<'a, R> {
+    pub gpu: &'a Gpu,
+    pub optimizer: Optimizer<R>,
+    pub params: wgpu::Buffer,
+}
+
+impl<'a, R: Rule> Run<'a, R> {
+    pub fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Self {
+        let optimizer = Optimizer::new(&gpu.device, layout).unwrap();
+        Self { gpu, optimizer, params: gpu.upload(params) }
+    }
+
+    /// One submitted step.
+    pub fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
+        let grads = self.gpu.upload(grads);
+        let tensors = self.optimizer.bind(&Tensors::flat(&self.params, &grads)).unwrap();
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.step(&self.gpu.queue, &mut encoder, &tensors, step).unwrap();
+        self.gpu.run(encoder);
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        snapshot(self.gpu, &self.optimizer, &self.params, 0)
+    }
+}
+
+/// Fails with the worst element if a step lies outside of the rule's budget.
+pub fn assert_within_budget<R: Twin>(deviation: &Deviation, context: &str) {
+    assert!(deviation.ulps <= R::MAX_ULPS, "{} {context}: {deviation}, budget {}", R::NAME, R::MAX_ULPS);
+}
+
+/// Runs `steps` steps on random gradients; every element of every step must be within the rule's budget. Returns the worst.
+pub fn check_gpu<R: Twin>(gpu: &Gpu, layout: &Layout<R>, seed: u64, steps: usize, context: &str) -> f64 {
+    let mut random = Random::new(seed);
+    let len = layout.len() as usize;
+    let mut run = Run::new(gpu, layout.clone(), &random.values(len));
+    let mut checker = Checker::new(layout.clone());
+    let (mut before, mut worst) = (run.snapshot(), 0f64);
+    for t in 0..steps {
+        let grads = random.values(len);
+        run.step(&grads, lr(t));
+        let after = run.snapshot();
+        let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
+        assert_within_budget::<R>(&deviation, &format!("{context}, step {}", t + 1));
+        worst = worst.max(deviation.ulps);
+        before = after;
+    }
+    worst
+}
+
+/// The same on the CPU at f32.
+pub fn check_cpu<R: Twin>(layout: &Layout<R>, seed: u64, steps: usize, context: &str) -> f64 {
+    let mut random = Random::new(seed);
+    let len = layout.len() as usize;
+    let mut optimizer = cpu::Optimizer::<R>::new(layout.clone());
+    let mut params = random.values(len);
+    let mut checker = Checker::new(layout.clone());
+    let mut worst = 0f64;
+    for t in 0..steps {
+        let before = Snapshot { params: params.clone(), state: optimizer.state_mut().to_vec() };
+        let grads = random.values(len);
+        optimizer.step(&mut params, &grads, lr(t)).unwrap();
+        let after = Snapshot { params: params.clone(), state: optimizer.state_mut().to_vec() };
+        let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
+        assert_within_budget::<R>(&deviation, &format!("{context} on the CPU, step {}", t + 1));
+        worst = worst.max(deviation.ulps);
+    }
+    worst
+}
+
+/// Compares bit for bit, naming the first difference.
+pub fn assert_same_bits(a: &Snapshot, b: &Snapshot, context: &str) {
+    let same = |what: &str, a: &[f32], b: &[f32]| {
+        assert_eq!(a.len(), b.len(), "{context}: length of {what}");
+        let different = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
+        if let Some(i) = different {
+            panic!("{context}: {what}[{i}] = {:e} and {:e}", a[i], b[i]);
+        }
+    };
+    same("param", &a.params, &b.params);
+    assert_eq!(a.state.len(), b.state.len());
+    for (slot, (a, b)) in a.state.iter().zip(&b.state).enumerate() {
+        same(&format!("slot {slot}"), a, b);
+    }
+}

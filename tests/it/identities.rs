@@ -1,0 +1,113 @@
+//! Rules that become one another when an option is neutral: perfect tests, bit for bit where the arithmetic is the same.
+
+use crate::common::{Random, Run, assert_same_bits, lr, single};
+use wgpu_optim::check::Snapshot;
+use wgpu_optim::{Adam, AdamW, Sgd, Step, Twin, cpu};
+
+const LEN: usize = 1_000;
+const STEPS: usize = 5;
+
+/// Parameters and state after a few steps, on the GPU (if there is one) and on the CPU.
+fn runs<R: Twin>(rule: R, step: impl Fn(usize) -> Step) -> Vec<Snapshot> {
+    let mut random = Random::new(3);
+    let params = random.values(LEN);
+    let grads: Vec<_> = (0..STEPS).map(|_| random.values(LEN)).collect();
+    let layout = single(rule, LEN as u64);
+    let mut ends = Vec::new();
+    if let Some(gpu) = harness::test_gpu() {
+        let mut run = Run::new(&gpu, layout.clone(), &params);
+        for (t, grads) in grads.iter().enumerate() {
+            run.step(grads, step(t));
+        }
+        ends.push(run.snapshot());
+    }
+    let mut optimizer = cpu::Optimizer::<R>::new(layout);
+    let mut params = params;
+    for (t, grads) in grads.iter().enumerate() {
+        optimizer.step(&mut params, grads, step(t)).unwrap();
+    }
+    ends.push(Snapshot { params, state: optimizer.state_mut().to_vec() });
+    ends
+}
+
+fn assert_same<A: Twin, B: Twin>(a: A, b: B, context: &str) {
+    for (a, b) in runs(a, |t| lr(t).into()).iter().zip(&runs(b, |t| lr(t).into())) {
+        assert_same_bits(a, b, context);
+    }
+}
+
+#[test]
+fn adamw_without_decay_is_adam() {
+    let adamw = AdamW { weight_decay: 0.0, ..AdamW::default() };
+    assert_same(adamw, Adam::default(), "AdamW and Adam without decay");
+}
+
+#[test]
+fn maximizing_is_minimizing_the_opposite() {
+    let down = Adam { maximize: false, ..Adam::default() };
+    let up = Adam { maximize: true, ..Adam::default() };
+    let (down, up) = (runs(down, |t| lr(t).into()), runs(up, |t| lr(t).into()));
+    let start = Random::new(3).values(LEN);
+    for (down, up) in down.iter().zip(&up) {
+        for i in 0..LEN {
+            assert_eq!(down.state[0][i], -up.state[0][i], "first moment {i}");
+            assert_eq!(down.state[1][i], up.state[1][i], "second moment {i}");
+        }
+        assert_ne!(down.params, up.params);
+        assert_ne!(down.params, start);
+    }
+}
+
+#[test]
+fn momentum_zero_is_plain_sgd() {
+    // The same rule by another road: momentum is configured, and the schedule takes it away.
+    let plain = runs(Sgd::default(), |t| lr(t).into());
+    let scheduled = runs(Sgd { momentum: 0.9, dampening: 0.5, ..Sgd::default() }, |t| Step {
+        lr: lr(t),
+        momentum: Some(0.0),
+    });
+    for (plain, scheduled) in plain.iter().zip(&scheduled) {
+        assert_eq!(plain.params, scheduled.params);
+        assert!(scheduled.state[0].iter().all(|&b| b == 0.0), "no velocity without momentum");
+        assert!(plain.state[0].is_empty(), "no momentum, no memory");
+    }
+}
+
+#[test]
+fn adam_without_averages_steps_by_the_sign() {
+    let rule = Adam { beta1: 0.0, beta2: 0.0, eps: 0.0, ..Adam::default() };
+    let start = Random::new(3);
+    let mut random = start;
+    let params = random.values(LEN);
+    let grads: Vec<f32> = (0..LEN).map(|i| if i % 2 == 0 { 3.0 } else { -0.25 }).collect();
+    let mut optimizer = cpu::Optimizer::<Adam>::new(single(rule, LEN as u64));
+    let mut moved = params.clone();
+    optimizer.step(&mut moved, &grads, 0.125).unwrap();
+    for i in 0..LEN {
+        assert_eq!(moved[i], params[i] - 0.125 * grads[i].signum(), "{i}");
+    }
+}
+
+#[test]
+fn nesterov_with_constant_gradient_leads_by_one_velocity() {
+    // With a constant gradient g and no decay, heavy ball moves by lr·bₜ, Nesterov by lr·(g + μ·bₜ) = lr·bₜ₊₁.
+    let (mu, g, rate) = (0.5, 2.0, 0.25);
+    let heavy = Sgd { momentum: mu, ..Sgd::default() };
+    let nesterov = Sgd { nesterov: true, ..heavy };
+    let run = |rule: Sgd, steps: usize| {
+        let mut optimizer = cpu::Optimizer::<Sgd, f64>::new(single(rule, 1));
+        let mut p = [0.0];
+        for _ in 0..steps {
+            optimizer.step(&mut p, &[g], rate).unwrap();
+        }
+        p[0]
+    };
+    for steps in 1..10 {
+        // The first heavy-ball step, lr·b₁ = lr·g, is the one that Nesterov leaves out.
+        approx::assert_relative_eq!(
+            run(nesterov, steps),
+            run(heavy, steps + 1) + rate * g,
+            max_relative = 1e-15
+        );
+    }
+}

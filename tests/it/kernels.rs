@@ -1,0 +1,142 @@
+//! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::mem::offset_of;
+use wgpu_optim::kernel::{Access, ENTRY_POINT, Key, row_bytes, source};
+use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
+use wgpu_optim::rules::{scalar_names, slots};
+use wgpu_optim::{AdamW, Rule, for_each_rule};
+
+/// Every key that the optimizer can ask for, with one, a few and many groups.
+fn keys(slots: usize) -> Vec<Key> {
+    let mut keys = Vec::new();
+    for groups in [1, 2, 4, 5, 100] {
+        for space in [Space::Uniform, Space::Storage] {
+            for writable_gradients in [false, true] {
+                for (access, whole) in
+                    [(Access::Quads, true), (Access::Quads, false), (Access::Elements, false)]
+                {
+                    for bits in 0..1u32 << slots {
+                        let kept = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
+                        let uniform_bytes = 65_536;
+                        keys.push(Key {
+                            access,
+                            whole,
+                            space,
+                            writable_gradients,
+                            groups,
+                            kept,
+                            uniform_bytes,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
+fn validated(text: &str) -> naga::Module {
+    let module =
+        naga::front::wgsl::parse_str(text).unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
+    module
+}
+
+/// `(field, offset)` of each member, and the span.
+fn layout_of(module: &naga::Module, name: &str) -> (Vec<(String, u32)>, u32) {
+    let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name));
+    let Some((_, naga::Type { inner: naga::TypeInner::Struct { members, span }, .. })) = found else {
+        panic!("no struct {name}");
+    };
+    let members = members.iter().map(|m| (m.name.clone().unwrap_or_default(), m.offset));
+    (members.collect(), *span)
+}
+
+fn owned(fields: &[(&str, usize)]) -> Vec<(String, u32)> {
+    fields.iter().map(|(name, offset)| (name.to_string(), *offset as u32)).collect()
+}
+
+macro_rules! offsets {
+    ($type:ty: $($field:ident),*) => { owned(&[$((stringify!($field), offset_of!($type, $field))),*]) };
+}
+
+fn check<R: Rule>() {
+    for key in keys(slots::<R>().len()) {
+        let module = validated(&source::<R>(&key));
+        assert_eq!(module.entry_points.len(), 1);
+        assert_eq!(module.entry_points[0].name, ENTRY_POINT);
+        assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+
+        let globals = module.global_variables.iter();
+        let storage = globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
+        assert_eq!(storage.count() as u32, key.storage_bindings(), "{key:?}");
+
+        let (row, span) = layout_of(&module, "Row");
+        let names = scalar_names::<R>().iter().enumerate();
+        assert_eq!(row, names.map(|(i, name)| (name.to_string(), 4 * i as u32)).collect::<Vec<_>>());
+        assert!(span as usize <= row_bytes::<R>());
+
+        let expected = if key.whole {
+            (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
+        } else {
+            (offsets!(Tile: quad, state, quads, pad, lanes), size_of::<Tile>() as u32)
+        };
+        assert_eq!(layout_of(&module, "Record"), expected);
+
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last);
+        assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
+
+        let (table, span) = layout_of(&module, "Table");
+        assert_eq!(table, owned(&[("header", 0), ("records", HEADER_BYTES)]));
+        if key.space == Space::Uniform {
+            assert!(span <= key.uniform_bytes, "{span} bytes of uniform");
+        }
+    }
+}
+
+macro_rules! check_all {
+    ($($rule:ty),*) => { $(check::<$rule>();)* };
+}
+
+#[test]
+fn every_kernel_validates_and_matches_the_host() {
+    for_each_rule!(check_all);
+}
+
+/// A mistake in a rule is reported at the rule's own line, because the rule comes first.
+#[test]
+fn errors_name_the_rules_own_line() {
+    let text = source::<AdamW>(&keys(2)[0]).replacen("sqrt(v)", "sqr(v)", 1);
+    let error = naga::front::wgsl::parse_str(&text).expect_err("sqr is no function");
+    let own = AdamW::WGSL.lines().position(|l| l.contains("sqrt(v)")).unwrap() + 1;
+    assert_eq!(error.location(&text).unwrap().line_number as usize, own);
+}
+
+macro_rules! files {
+    ($($rule:ty),*) => {
+        $({
+            let root = env!("CARGO_MANIFEST_DIR");
+            let name = <$rule as Rule>::NAME;
+            let shader = std::fs::read_to_string(format!("{root}/shaders/rules/{name}.wgsl")).unwrap();
+            assert_eq!(shader, <$rule as Rule>::WGSL);
+            assert!(std::path::Path::new(&format!("{root}/src/rules/{name}.rs")).exists());
+            let golden = std::fs::read_dir(format!("{root}/tests/golden")).unwrap();
+            let prefix = format!("{name}-");
+            assert!(
+                golden.flatten().any(|f| f.file_name().to_string_lossy().starts_with(&prefix)),
+                "no golden run of {name}"
+            );
+            let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
+            assert!(readme.contains(&format!("| `{name}` ")), "README.md has no row for {name}");
+        })*
+    };
+}
+
+/// A rule is complete with its shader, its source, a golden run and its row in the README.
+#[test]
+fn every_rule_is_complete() {
+    for_each_rule!(files);
+}

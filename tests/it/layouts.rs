@@ -1,0 +1,267 @@
+//! Many tensors, in every form that a caller may hand them over, with everything around them poisoned.
+
+use crate::common::{Random, assert_within_budget, lr};
+use harness::{Gpu, snapshot};
+use proptest::prelude::*;
+use std::ops::Range;
+use wgpu_optim::check::Checker;
+use wgpu_optim::wgpu::{Buffer, Limits};
+use wgpu_optim::{AdamW, Bound, Error, Group, Layout, Optimizer, Sgd, Tensors, Twin, View};
+
+/// A signalling NaN that names its place: arithmetic would quiet it, a copy as float might.
+fn poison(i: usize) -> u32 {
+    0x7f80_0001 | (i as u32 & 0xffff) << 1
+}
+
+/// A buffer of `len` elements, all poison.
+fn poisoned(gpu: &Gpu, len: u64) -> Buffer {
+    let bits: Vec<f32> = (0..len as usize).map(|i| f32::from_bits(poison(i))).collect();
+    let buffer = gpu.buffer(len * 4);
+    gpu.write(&buffer, 0, &bits);
+    buffer
+}
+
+/// Fails if an element outside of `ranges` is not poison any more.
+fn assert_untouched(gpu: &Gpu, buffer: &Buffer, ranges: &[Range<u64>], context: &str) {
+    let bits = gpu.read_bits(buffer, 0, (buffer.size() / 4) as usize);
+    for (i, &found) in bits.iter().enumerate() {
+        if !ranges.iter().any(|r| r.contains(&(i as u64))) {
+            assert_eq!(found, poison(i), "{context}: element {i} is no tensor's and was written");
+        }
+    }
+}
+
+/// What a property test draws.
+#[derive(Clone, Debug)]
+struct Shape {
+    /// `(gap before it, length, group)` of each tensor.
+    tensors: Vec<(u64, u64, usize)>,
+    seed: u64,
+}
+
+fn shapes(most: usize) -> impl Strategy<Value = Shape> {
+    let gap = prop_oneof![3 => Just(0u64), 1 => 1u64..9, 1 => Just(300u64)];
+    let len = prop_oneof![4 => 1u64..10, 3 => 1u64..70, 1 => 250u64..1_500];
+    (prop::collection::vec((gap, len, 0usize..6), 1..=most), any::<u64>())
+        .prop_map(|(tensors, seed)| Shape { tensors, seed })
+}
+
+fn layout<R: Twin>(shape: &Shape, rules: &[R]) -> Layout<R> {
+    let mut groups: Vec<_> =
+        rules.iter().enumerate().map(|(g, rule)| (Group::new(format!("g{g}"), *rule), false)).collect();
+    let mut at = 0;
+    for (i, (gap, len, group)) in shape.tensors.iter().enumerate() {
+        at += gap;
+        let (group, used) = &mut groups[group % rules.len()];
+        *group = group.clone().tensor_at(format!("t{i}"), [*len], at);
+        *used = true;
+        at += len;
+    }
+    Layout::new(groups.into_iter().filter(|(_, used)| *used).map(|(group, _)| group)).unwrap()
+}
+
+fn adamws() -> Vec<AdamW> {
+    let base = AdamW::default();
+    vec![
+        base,
+        AdamW { weight_decay: 0.0, ..base },
+        AdamW { beta1: 0.5, maximize: true, ..base },
+        AdamW { beta2: 0.9, weight_decay: 0.2, ..base },
+        AdamW { eps: 1e-3, ..base },
+        AdamW { beta1: 0.0, ..base },
+    ]
+}
+
+/// With and without momentum side by side: the slot is kept for all.
+fn sgds() -> Vec<Sgd> {
+    vec![
+        Sgd::default(),
+        Sgd { momentum: 0.9, ..Sgd::default() },
+        Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.1, ..Sgd::default() },
+    ]
+}
+
+/// Flat parameters and gradients at an element offset in poisoned buffers, with `behind` elements after them.
+fn check_flat<R: Twin>(gpu: &Gpu, layout: &Layout<R>, before: [u64; 2], behind: u64, seed: u64) -> usize {
+    let context = format!("flat at {before:?}, {behind} behind");
+    let mut random = Random::new(seed);
+    let len = layout.len();
+    let [params, grads] = before.map(|b| poisoned(gpu, b + len + behind));
+    for tensor in layout.tensors() {
+        let values = random.values(tensor.len as usize);
+        gpu.write(&params, (before[0] + tensor.offset) * 4, &values);
+    }
+    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+    let views = (View::new(&params, before[0] * 4), View::new(&grads, before[1] * 4));
+    let tensors = optimizer.bind(&Tensors::flat(views.0, views.1)).unwrap();
+    let mut checker = Checker::new(layout.clone());
+    let ranges: Vec<_> = layout.tensors().iter().map(|t| before[0] + t.offset..before[0] + t.end()).collect();
+    for t in 0..2 {
+        for tensor in layout.tensors() {
+            gpu.write(&grads, (before[1] + tensor.offset) * 4, &random.values(tensor.len as usize));
+        }
+        let (old, g) = (
+            snapshot(gpu, &optimizer, &params, before[0] * 4),
+            gpu.read(&grads, before[1] * 4, len as usize),
+        );
+        let mut encoder = gpu.encoder();
+        optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
+        gpu.run(encoder);
+        let new = snapshot(gpu, &optimizer, &params, before[0] * 4);
+        assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &new).unwrap(), &context);
+    }
+    assert_untouched(gpu, &params, &ranges, &context);
+    tensors.dispatches()
+}
+
+/// A place for each tensor in two pools, in shuffled order, `gap` elements apart.
+fn check_pooled<R: Twin>(gpu: &Gpu, layout: &Layout<R>, gap: u64, align: u64, seed: u64) {
+    let context = format!("pooled, {gap} apart, at multiples of {align}");
+    let mut random = Random::new(seed);
+    let mut order: Vec<_> = layout.tensors().iter().collect();
+    order.sort_by_cached_key(|_| random.bits());
+    let mut at = gap;
+    let mut places = Vec::new();
+    for tensor in &order {
+        places.push((tensor.name.as_str(), at));
+        at = (at + tensor.len + gap).next_multiple_of(align);
+    }
+    let (params, grads) = (poisoned(gpu, at), poisoned(gpu, at));
+    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+    let views =
+        places.iter().map(|&(name, at)| (name, View::new(&params, at * 4), View::new(&grads, at * 4)));
+    let tensors = optimizer.bind(&Tensors::each(views)).unwrap();
+    let mut checker = Checker::new(layout.clone());
+    let len = layout.len() as usize;
+    for (tensor, (_, at)) in order.iter().zip(&places) {
+        gpu.write(&params, at * 4, &random.values(tensor.len as usize));
+    }
+    // The reference is flat: gather from the pool.
+    let gather = |pool: &Buffer| {
+        let all = gpu.download(pool);
+        let mut flat = vec![0.0; len];
+        for (tensor, (_, at)) in order.iter().zip(&places) {
+            let (to, from, n) = (tensor.offset as usize, *at as usize, tensor.len as usize);
+            flat[to..to + n].copy_from_slice(&all[from..from + n]);
+        }
+        flat
+    };
+    let read = |optimizer: &Optimizer<R>| {
+        // Any buffer of the right length does for the parameters, which are gathered.
+        let mut all = snapshot(gpu, optimizer, &gpu.buffer(len as u64 * 4), 0);
+        all.params = gather(&params);
+        all
+    };
+    for t in 0..2 {
+        for (tensor, (_, at)) in order.iter().zip(&places) {
+            gpu.write(&grads, at * 4, &random.values(tensor.len as usize));
+        }
+        let (old, g) = (read(&optimizer), gather(&grads));
+        let mut encoder = gpu.encoder();
+        optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
+        gpu.run(encoder);
+        assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &read(&optimizer)).unwrap(), &context);
+    }
+    let ranges: Vec<_> = order.iter().zip(&places).map(|(t, (_, at))| *at..at + t.len).collect();
+    assert_untouched(gpu, &params, &ranges, &context);
+}
+
+fn check_shape<R: Twin>(gpu: &Gpu, shape: &Shape, rules: &[R]) {
+    let layout = layout(shape, rules);
+    let seed = shape.seed;
+    // Whole vectors behind the last tensor: one dispatch, however many tensors and groups.
+    assert_eq!(check_flat(gpu, &layout, [64, 64], 7, seed), 1);
+    assert_eq!(check_flat(gpu, &layout, [4, 128], 3, seed), 1);
+    // Nothing behind it: at most a dispatch more, for the last one to three elements.
+    assert!(check_flat(gpu, &layout, [0, 0], 0, seed) <= 2);
+    // Vectors that straddle: element by element.
+    assert_eq!(check_flat(gpu, &layout, [3, 65], 0, seed), 1);
+    check_pooled(gpu, &layout, 0, 1, seed);
+    check_pooled(gpu, &layout, 5, 4, seed);
+}
+
+#[test]
+fn random_layouts_with_poisoned_padding() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(shape in shapes(40))| {
+        check_shape(&gpu, &shape, &adamws());
+        check_shape(&gpu, &shape, &sgds());
+    });
+    let config = ProptestConfig {
+        cases: 2,
+        failure_persistence: None,
+        max_shrink_iters: 20,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(shape in shapes(1_000))| {
+        check_shape(&gpu, &shape, &adamws());
+    });
+}
+
+/// A device whose bindings hold 64 KiB and whose dispatches have 15 workgroups a row: chunks and rows at sizes that are quick to check.
+fn cramped() -> Option<Gpu> {
+    harness::test_gpu_with(|limits: &mut Limits| {
+        limits.max_storage_buffer_binding_size = 1 << 16;
+        limits.max_compute_workgroups_per_dimension = 15;
+        limits.max_uniform_buffer_binding_size = 1 << 10;
+    })
+}
+
+#[test]
+fn chunks_and_rows_on_a_cramped_device() {
+    let Some(gpu) = cramped() else { return };
+    let one = Layout::new([Group::new("all", AdamW::default()).tensor("w", [100_003])]).unwrap();
+    let dispatches = check_flat(&gpu, &one, [0, 0], 1, 1);
+    assert_eq!(dispatches, 7, "16 320 elements a chunk");
+    check_flat(&gpu, &one, [64, 128], 0, 2);
+    check_flat(&gpu, &one, [1, 2], 0, 3);
+    check_pooled(&gpu, &one, 3, 1, 4);
+    check_pooled(&gpu, &one, 64, 64, 5);
+    let mut random = Random::new(6);
+    let tensors =
+        (0..300).map(|i| (random.below(5), 1 + random.below(if i % 9 == 0 { 9_000 } else { 40 }), i % 6));
+    let shape = Shape { tensors: tensors.collect(), seed: 8 };
+    let many = layout(&shape, &adamws());
+    check_flat(&gpu, &many, [0, 64], 3, 9);
+    check_flat(&gpu, &many, [7, 9], 0, 10);
+    check_pooled(&gpu, &many, 2, 1, 11);
+}
+
+/// More tiles than a uniform table holds: the table moves to storage, and it stays one dispatch.
+#[test]
+fn thousands_of_tiny_tensors_are_one_dispatch() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let shape = Shape { tensors: (0..5_000).map(|i| (0, 1 + i as u64 % 7, i % 6)).collect(), seed: 12 };
+    assert_eq!(check_flat(&gpu, &layout(&shape, &adamws()), [0, 0], 8, 13), 1);
+}
+
+/// Parameters and gradients in one pooled buffer, in blocks of their own: the gradients' binding becomes writable.
+#[test]
+fn parameters_and_gradients_may_share_a_buffer() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout =
+        Layout::new([Group::new("all", Sgd::default()).tensor("a", [100]).tensor("b", [30])]).unwrap();
+    let pool = poisoned(&gpu, 1_024);
+    let bind = |optimizer: &mut Optimizer<Sgd>, at: [u64; 4]| -> Result<Bound, Error> {
+        let [pa, ga, pb, gb] = at.map(|element| View::new(&pool, element * 4));
+        optimizer.bind(&Tensors::each([("a", pa, ga), ("b", pb, gb)]))
+    };
+    let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
+    gpu.write(&pool, 0, &[1.0; 100]);
+    gpu.write(&pool, 256 * 4, &[2.0; 100]);
+    gpu.write(&pool, 512 * 4, &[3.0; 30]);
+    gpu.write(&pool, 768 * 4, &[4.0; 30]);
+    let tensors = bind(&mut optimizer, [0, 256, 512, 768]).unwrap();
+    let mut encoder = gpu.encoder();
+    optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.5).unwrap();
+    gpu.run(encoder);
+    assert_eq!(gpu.read(&pool, 0, 100), [0.0; 100]);
+    assert_eq!(gpu.read(&pool, 512 * 4, 30), [1.0; 30]);
+    assert_eq!(gpu.read(&pool, 256 * 4, 100), [2.0; 100]);
+    assert_untouched(&gpu, &pool, &[0..100, 256..356, 512..542, 768..798], "shared");
+
+    // In one 256-byte block their bindings would overlap.
+    let error = bind(&mut optimizer, [0, 256, 512, 544]).unwrap_err();
+    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
+}

@@ -1,0 +1,12 @@
+//! The crate on a real Vulkan implementation, and the parts of it that need none.
+
+mod bad_input;
+mod common;
+mod identities;
+mod kernels;
+mod large;
+mod layouts;
+mod planner;
+mod recording;
+mod steps;
+mod values;

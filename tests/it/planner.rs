@@ -1,0 +1,172 @@
+//! The planner as pure arithmetic.
+
+use crate::common::Random;
+use wgpu_optim::plan::{
+    CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Space, Span, WORKGROUP_SIZE, chunks, dispatch,
+    uniform_tiles,
+};
+
+const LIMITS: Limits = Limits { chunk_elements: 1 << 25, workgroups: 65_535, uniform_bytes: 65_536 };
+
+fn limits() -> Vec<Limits> {
+    let mut all = Vec::new();
+    for chunk_elements in [256, 4_096, (1 << 25) - 64, (1 << 29) - 128] {
+        for workgroups in [7, 65_535] {
+            for uniform_bytes in [1_024, 16_384, 65_536] {
+                all.push(Limits { chunk_elements, workgroups, uniform_bytes });
+            }
+        }
+    }
+    all
+}
+
+/// `count` tensors of `len` elements side by side, in two groups by turns.
+fn side_by_side(count: u64, len: u64) -> Vec<Span> {
+    let spans = (0..count).map(|i| Span { group: (i % 2) as u32, start: i * len, end: (i + 1) * len });
+    spans.collect()
+}
+
+/// What must hold of any chunks; they may be huge, so nothing here walks elements.
+fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64) {
+    let mut spans = spans.iter().copied().enumerate();
+    let mut open: Option<(usize, Span)> = spans.next();
+    let mut previous_end = 0;
+    for chunk in chunks {
+        assert!(chunk.start.is_multiple_of(CHUNK_ALIGNMENT));
+        assert!(chunk.end - chunk.start <= limit, "{} elements bound", chunk.end - chunk.start);
+        // Two chunks never share a quad, so they never write the same vec4.
+        assert!(chunk.start >= previous_end);
+        previous_end = chunk.end;
+        let mut next_state = 0u64;
+        let mut last_quad = None;
+        for piece in &chunk.pieces {
+            let (tensor, mut span) = open.expect("a piece of no tensor");
+            assert_eq!((piece.tensor, piece.group, piece.start), (tensor, span.group, span.start));
+            assert!(piece.end > piece.start && piece.end <= span.end);
+            span.start = piece.end;
+            open = if span.start == span.end { spans.next() } else { Some((tensor, span)) };
+            // State quads are the touched quads, in order, none twice.
+            let first = piece.start / QUAD;
+            let expected = if last_quad == Some(first) { next_state - 1 } else { next_state };
+            assert_eq!(u64::from(piece.state), expected);
+            last_quad = Some((piece.end - 1) / QUAD);
+            next_state = expected + (piece.end.div_ceil(QUAD) - first);
+        }
+        assert_eq!(u64::from(chunk.state_quads), next_state);
+    }
+    assert!(open.is_none(), "{open:?} is in no chunk");
+}
+
+/// The workgroups reach every tile, and the tiles are the pieces' quads in order.
+fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, limits: &Limits) {
+    let [x, y] = plan.workgroups.map(u64::from);
+    assert!(x <= limits.workgroups.into());
+    let needed = (plan.tiles.len() as u64) << plan.shift;
+    assert!(x * y >= needed, "{x}×{y} workgroups for {needed}");
+    assert!(x * y < needed + x, "a whole row too many");
+    if plan.space == Space::Uniform {
+        assert!(plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole) as usize);
+    }
+    assert!(!(plan.whole && by_element));
+    let mut covered = 0;
+    let mut previous: Option<u64> = None;
+    for tile in &plan.tiles {
+        assert!(tile.quads > 0 && tile.quads <= WORKGROUP_SIZE << plan.shift);
+        assert!(previous.is_none_or(|p| u64::from(tile.quad) >= p), "quads in order, none twice");
+        previous = Some(u64::from(tile.quad) + u64::from(tile.quads));
+        let lanes = tile.lanes.iter().filter(|&&lane| lane != NONE).count() as u64;
+        assert!(lanes == QUAD || (lanes > 0 && tile.quads == 1));
+        covered += lanes * u64::from(tile.quads);
+        assert!(u64::from(tile.state) + u64::from(tile.quads) <= chunk.state_quads.into());
+        if plan.whole {
+            assert!(tile.lanes.iter().all(|&lane| lane == tile.lanes[0]));
+        }
+    }
+    let elements: u64 = chunk.pieces.iter().map(|p| p.end - p.start).sum();
+    assert_eq!(covered, elements);
+    let quads = (chunk.end - chunk.start).div_ceil(QUAD);
+    assert!(previous.is_none_or(|end| end <= quads), "a tile beyond the chunk");
+}
+
+fn check_all(spans: &[Span]) {
+    for limits in limits() {
+        // Small chunks of huge layouts are many; the arithmetic is the same.
+        if spans.last().is_some_and(|s| s.end / limits.chunk_elements > 100_000) {
+            continue;
+        }
+        let chunks = chunks(spans, limits.chunk_elements);
+        check_chunks(spans, &chunks, limits.chunk_elements);
+        for chunk in chunks.iter().take(100) {
+            for by_element in [false, true] {
+                let plan = dispatch(&chunk.pieces, chunk.start, by_element, &limits);
+                // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
+                if u64::from(plan.workgroups[1]) <= limits.workgroups.into() {
+                    check_dispatch(chunk, &plan, by_element, &limits);
+                } else {
+                    assert_eq!(limits.workgroups, 7);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_tensor_of_any_size_up_to_2_pow_33() {
+    let mut sizes = vec![1, 2, 3, 4, 5, 255, 256, 257];
+    for power in [10, 16, 24, 26, 29, 31, 32, 33] {
+        sizes.extend([(1u64 << power) - 1, 1 << power]);
+    }
+    sizes.extend([65_535 * 256, 65_535 * 256 + 1, 65_535 * 1_024 + 1]);
+    for size in sizes {
+        for start in [0, 1, 63, 64, 4_097] {
+            check_all(&[Span { group: 0, start, end: start + size }]);
+        }
+    }
+}
+
+#[test]
+fn random_tensors_with_and_without_gaps() {
+    let mut random = Random::new(7);
+    for round in 0..100 {
+        let (count, longest) = (1 + random.below(300), [5, 100, 5_000, 1 << 22][round % 4]);
+        let mut at = random.below(100);
+        let mut spans = Vec::new();
+        for _ in 0..count {
+            at += if random.below(3) == 0 { random.below(70) } else { 0 };
+            let end = at + 1 + random.below(longest);
+            spans.push(Span { group: random.below(4) as u32, start: at, end });
+            at = end;
+        }
+        check_all(&spans);
+    }
+}
+
+#[test]
+fn two_pow_33_elements_in_many_tensors() {
+    check_all(&side_by_side(8_192, 1 << 20));
+}
+
+/// Tables stay small whatever the model: with the scalars, under the promised 1 MiB.
+#[test]
+fn tables_stay_small() {
+    for (tensors, len) in [(1, 1u64 << 25), (512, 4_096), (1_000, 33), (148, 65_536), (10_000, 3_001)] {
+        for chunk in chunks(&side_by_side(tensors, len), LIMITS.chunk_elements) {
+            let plan = dispatch(&chunk.pieces, chunk.start, false, &LIMITS);
+            let bytes = plan.tiles.len() * if plan.whole { 16 } else { 32 };
+            assert!(bytes <= 960 << 10, "{tensors} × {len}: {bytes} bytes");
+        }
+    }
+}
+
+/// Idle workgroups cost time: for the shapes that people train, few are.
+#[test]
+fn few_workgroups_are_idle() {
+    for (tensors, len) in [(1, 1u64 << 24), (512, 4_096), (148, 65_536), (64, 1 << 18)] {
+        let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements);
+        assert_eq!(chunks.len(), 1);
+        let plan = dispatch(&chunks[0].pieces, 0, false, &LIMITS);
+        let needed = (tensors * len).div_ceil(QUAD * u64::from(WORKGROUP_SIZE));
+        let taken = (plan.tiles.len() as u64) << plan.shift;
+        assert!(taken * 100 <= needed * 105, "{tensors} × {len}: {taken} workgroups, {needed} needed");
+    }
+}
