@@ -24,6 +24,7 @@ pub(crate) fn ensure(steps: &mut Steps) -> Result<(), Failure> {
     }
     let missing = missing();
     if missing.is_empty() {
+        eprintln!("there is a Vulkan driver");
         return Ok(());
     }
     let os_release =
