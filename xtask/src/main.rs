@@ -1,1 +1,215 @@
-fn main() {}
+//! The chores of the repository: `cargo xtask test`, `cargo xtask ci`, …
+//!
+//! CI runs what anyone can run. Each command is shown before it runs, and the times are listed at the end.
+
+mod driver;
+
+use std::env;
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  setup         make sure that there is a Vulkan driver
+  test [ARGS]   setup, then cargo test --workspace with ARGS: everything by default
+  bench [ARGS]  setup, then cargo bench with ARGS
+  ci            formatting, lints, every set of features, documentation, then cargo xtask test";
+
+/// Features of the library that can be had one by one, without the default ones.
+const FEATURES: [&str; 3] = ["gpu", "web", "serde"];
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let mut steps = Steps::default();
+    let done = match (command.as_str(), rest.as_slice()) {
+        ("setup", []) => driver::ensure(&mut steps),
+        ("test", _) => test(&mut steps, &rest),
+        ("bench", _) => bench(&mut steps, &rest),
+        ("ci", []) => ci(&mut steps),
+        ("help" | "--help" | "-h", _) => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(Failure { message: USAGE.into(), code: 2 }),
+    };
+    steps.list();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn test(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
+    driver::ensure(steps)?;
+    // Without arguments this includes documentation tests, and that the examples compile.
+    steps.run("tests", cargo(["test", "--workspace"]).args(args))
+}
+
+fn bench(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
+    driver::ensure(steps)?;
+    steps.run("benchmarks", cargo(["bench"]).args(args))
+}
+
+fn ci(steps: &mut Steps) -> Result<(), Failure> {
+    // What fails quickly comes first.
+    component(steps, "rustfmt", "fmt")?;
+    steps.run("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
+    component(steps, "clippy", "clippy")?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    steps.run("lints", &mut cargo(lints))?;
+    let library = ["-p", "wgpu-optim", "--no-default-features"];
+    steps.run("without features", cargo(["build"]).args(library))?;
+    for feature in FEATURES {
+        // Clippy compiles as `cargo check` does and, unlike it, can refuse warnings without a rebuild of all dependencies.
+        let mut check = cargo(["clippy"]);
+        check.args(library).args(["--features", feature, "--", "-D", "warnings"]);
+        steps.run(&format!("feature {feature}"), &mut check)?;
+    }
+    let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
+    steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    // The command that the README gives, as it is given there.
+    steps.run("tests", &mut cargo(["xtask", "test"]))
+}
+
+/// Makes sure that a component of the toolchain is there: minimal installations lack rustfmt and clippy.
+fn component(steps: &mut Steps, name: &str, subcommand: &str) -> Result<(), Failure> {
+    if succeeds(&mut cargo([subcommand, "--version"])) {
+        return Ok(());
+    }
+    let mut add = Command::new("rustup");
+    steps.run(&format!("installing {name}"), add.args(["component", "add", name])).map_err(|failure| {
+        let message =
+            format!("{}\n{name} is missing; `rustup component add {name}` adds it", failure.message);
+        Failure { message, ..failure }
+    })
+}
+
+fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(args);
+    command
+}
+
+/// Whether a command can be run and exits with 0; its output is not shown.
+fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Why a chore ended early.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    /// What this program exits with.
+    code: u8,
+}
+
+impl Failure {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+}
+
+/// The steps that have been run, with their times.
+#[derive(Debug, Default)]
+struct Steps(Vec<(String, Duration)>);
+
+impl Steps {
+    /// Shows a command, runs it at the root of the workspace and waits.
+    fn run(&mut self, name: &str, command: &mut Command) -> Result<(), Failure> {
+        eprintln!("\n$ {}", Shown(command));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
+        command.current_dir(root);
+        if cfg!(target_os = "linux") && env::var_os("XDG_RUNTIME_DIR").is_none() {
+            // Without it the window system's part of Vulkan drivers complains, though no test opens a window.
+            command.env("XDG_RUNTIME_DIR", env::temp_dir());
+        }
+        let start = Instant::now();
+        let status = command.status();
+        self.0.push((name.into(), start.elapsed()));
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Failure {
+                message: format!("step failed: {name} ({status})"),
+                // A signal has no code.
+                code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+            }),
+            Err(error) => {
+                let program = command.get_program().display();
+                Err(Failure::new(format!("step failed: {name} ({program} cannot be run: {error})")))
+            }
+        }
+    }
+
+    fn list(&self) {
+        if self.0.is_empty() {
+            return;
+        }
+        eprintln!();
+        for (name, time) in &self.0 {
+            eprintln!("{:>8.1} s  {name}", time.as_secs_f64());
+        }
+    }
+}
+
+/// A command as one would type it.
+struct Shown<'a>(&'a Command);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in self.0.get_envs() {
+            let value = value.unwrap_or_default().to_string_lossy();
+            write!(f, "{}={} ", name.display(), quoted(&value))?;
+        }
+        f.write_str(&quoted(&self.0.get_program().to_string_lossy()))?;
+        self.0.get_args().try_for_each(|arg| write!(f, " {}", quoted(&arg.to_string_lossy())))
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=+./:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_typed() {
+        let mut command = cargo(["doc", "--no-deps"]);
+        assert_eq!(Shown(&command).to_string(), "cargo doc --no-deps");
+        command.env("RUSTDOCFLAGS", "-D warnings").arg("it's");
+        assert_eq!(Shown(&command).to_string(), r"RUSTDOCFLAGS='-D warnings' cargo doc --no-deps 'it'\''s'");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_failed_step_gives_its_name_and_code() {
+        let mut steps = Steps::default();
+        steps.run("good", &mut Command::new("true")).unwrap();
+        let failure = steps.run("bad", Command::new("sh").args(["-c", "exit 3"])).unwrap_err();
+        assert_eq!((failure.message.as_str(), failure.code), ("step failed: bad (exit status: 3)", 3));
+        let failure = steps.run("absent", &mut Command::new("no-such-program")).unwrap_err();
+        assert_eq!(failure.code, 1);
+        assert!(failure.message.starts_with("step failed: absent (no-such-program"), "{}", failure.message);
+        let names: Vec<_> = steps.0.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["good", "bad", "absent"]);
+    }
+}
