@@ -1,7 +1,7 @@
 //! One step of any device against the same step in f64, element by element.
 
 use crate::error::Error;
-use crate::float::{Float, Magnitude, ulp};
+use crate::float::{Float, Scaled, ulp};
 use crate::layout::Layout;
 use crate::rules::{Fields, Step, Twin, slots};
 
@@ -25,7 +25,7 @@ pub struct Deviation {
     pub got: f32,
     /// What the reference has.
     pub want: f64,
-    /// Their distance, in units of [`ulp`] of the update evaluated on [`Magnitude`]s; infinite if only one of them is finite.
+    /// Their distance, in units of [`ulp`] of the update's [`Scaled::size`]; infinite if only one of them is finite.
     pub ulps: f64,
 }
 
@@ -69,11 +69,11 @@ impl<R: Twin> Checker<R> {
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
         for tensor in self.layout.tensors() {
             let scalars = &exact[tensor.group];
-            for i in tensor.offset as usize..tensor.end() as usize {
+            for i in tensor.range() {
                 let (p, state) = update::<R, f64>(scalars, before, grads, i);
-                let (p_size, state_size) = update::<R, Magnitude>(scalars, before, grads, i);
-                let mut judge = |what, got, want: f64, size: Magnitude| {
-                    let ulps = distance(got, want, size.to_f64());
+                let (p_size, state_size) = update::<R, Scaled>(scalars, before, grads, i);
+                let mut judge = |what, got, want: f64, size: Scaled| {
+                    let ulps = distance(got, want, size.size());
                     // NaN never comes out of `distance`.
                     if ulps > worst.ulps {
                         worst = Deviation { what, index: i as u64, got, want, ulps };

@@ -61,7 +61,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
             .position(|name| *name == slot)
             .ok_or_else(|| Error::Unknown { what: "slot", name: slot.into() })?;
         let tensor = self.layout.tensor(tensor)?;
-        Ok(self.state[index].get(tensor.offset as usize..tensor.end() as usize))
+        Ok(self.state[index].get(tensor.range()))
     }
 
     /// The flat vectors of all slots, in order; empty where a slot is not kept.
@@ -89,7 +89,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
         self.steps += 1;
         for tensor in self.layout.tensors() {
             let s = &rows[tensor.group];
-            for i in tensor.offset as usize..tensor.end() as usize {
+            for i in tensor.range() {
                 let mut state =
                     R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));
                 R::update(s, &mut params[i], grads[i], &mut state);

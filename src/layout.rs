@@ -137,6 +137,12 @@ impl Tensor {
     pub fn end(&self) -> u64 {
         self.offset + self.len
     }
+
+    /// The tensor's place in a flat slice.
+    #[must_use]
+    pub fn range(&self) -> core::ops::Range<usize> {
+        self.offset as usize..self.end() as usize
+    }
 }
 
 /// Named tensors in groups, each a range of one flat space of elements.

@@ -1,4 +1,4 @@
-use super::adam::{AdamState, bias_corrections, validate_betas};
+use super::adam::{ADAM_MAX_ULPS, AdamState, bias_corrections, validate_betas};
 use super::{Rule, Twin};
 use crate::error::Error;
 use crate::float::Float;
@@ -97,7 +97,7 @@ impl Rule for AdamW {
 }
 
 impl Twin for AdamW {
-    const MAX_ULPS: f64 = 8.0;
+    const MAX_ULPS: f64 = ADAM_MAX_ULPS;
 
     #[inline]
     fn update<T: Float>(s: &AdamWScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {

@@ -143,7 +143,7 @@ pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
 /// A rule's arithmetic in Rust: at `f64` the reference, at `f32` the CPU engine.
 pub trait Twin: Rule {
     /// The largest error of one step, for a parameter or a state slot, on a device that rounds as WGSL requires:
-    /// in units of [`ulp`](crate::float::ulp) of the update evaluated on [`Magnitude`](crate::float::Magnitude)s.
+    /// in units of [`ulp`](crate::float::ulp) of its [size](crate::float::Scaled).
     const MAX_ULPS: f64;
 
     /// One element's update; the same names and order as in the shader.
