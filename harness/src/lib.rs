@@ -232,6 +232,7 @@ impl Gpu {
 ///
 /// # Panics
 /// If the device is lost.
+#[expect(clippy::mutable_key_type, reason = "wgpu's buffers hash by identity")]
 #[must_use]
 pub fn snapshot<R: Rule>(
     gpu: &Gpu,

@@ -29,7 +29,7 @@ use core::fmt::Debug;
 #[macro_export]
 macro_rules! for_each_rule {
     ($callback:ident) => {
-        $callback!($crate::Sgd, $crate::Adam, $crate::AdamW)
+        $callback! { $crate::Sgd, $crate::Adam, $crate::AdamW }
     };
 }
 

@@ -1,0 +1,137 @@
+//! Bytes per second of every rule, beside a plain copy of the same size on the same device.
+//!
+//! Throughput counts what an update must move: parameters read and written, gradients read, kept slots read and written. A sample is one
+//! submitted step, waited for.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use harness::{Copy, Gpu};
+use std::hint::black_box;
+use std::time::Duration;
+use wgpu_optim::rules::slots;
+use wgpu_optim::{Adam, AdamW, Group, Layout, Optimizer, Rule, Sgd, Tensors, for_each_rule};
+
+/// The configuration that a rule is measured in.
+trait Measured: Rule {
+    fn measured() -> Self;
+}
+
+impl Measured for Sgd {
+    fn measured() -> Self {
+        Self { momentum: 0.9, ..Self::default() }
+    }
+}
+
+impl Measured for Adam {
+    fn measured() -> Self {
+        Self::default()
+    }
+}
+
+impl Measured for AdamW {
+    fn measured() -> Self {
+        Self::default()
+    }
+}
+
+/// `count` tensors of `len` elements side by side; several are in two groups by turns.
+fn layout<R: Rule>(rule: R, count: u64, len: u64) -> Layout<R> {
+    let mut groups = vec![Group::new("even", rule), Group::new("odd", rule).lr_factor(0.5)];
+    for i in 0..count {
+        let group = &mut groups[(i % 2) as usize];
+        *group = group.clone().tensor_at(format!("t{i}"), [len], i * len);
+    }
+    groups.truncate(count as usize);
+    Layout::new(groups).expect("a good layout")
+}
+
+fn bytes<R: Rule>(layout: &Layout<R>) -> u64 {
+    let kept = (0..slots::<R>().len()).filter(|&slot| layout.keeps_slot(slot)).count() as u64;
+    layout.parameters() * 4 * (3 + 2 * kept)
+}
+
+fn step<R: Rule>(criterion: &mut Criterion, gpu: &Gpu, group: &str, rule: R, count: u64, len: u64) {
+    let layout = layout(rule, count, len);
+    let values = vec![0.01; layout.len() as usize];
+    let (params, grads) = (gpu.upload(&values), gpu.upload(&values));
+    let moved = bytes(&layout);
+    let mut optimizer = Optimizer::new(&gpu.device, layout).expect("a capable device");
+    let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).expect("good buffers");
+    let mut group = criterion.benchmark_group(group);
+    group.throughput(Throughput::Bytes(moved));
+    group.bench_function(BenchmarkId::new(R::NAME, format!("{count}x{len}")), |bencher| {
+        bencher.iter(|| {
+            let mut encoder = gpu.encoder();
+            optimizer.step(&gpu.queue, &mut encoder, &tensors, 1e-3).expect("a good learning rate");
+            gpu.run(encoder);
+        });
+    });
+    group.finish();
+}
+
+fn copy(criterion: &mut Criterion, gpu: &Gpu, group: &str, elements: u64) {
+    let (from, to) = (gpu.buffer(elements * 4), gpu.buffer(elements * 4));
+    let copy = Copy::new(gpu, &from, &to, elements);
+    let mut group = criterion.benchmark_group(group);
+    group.throughput(Throughput::Bytes(elements * 8));
+    group.bench_function(BenchmarkId::new("copy", elements), |bencher| {
+        bencher.iter(|| {
+            let mut encoder = gpu.encoder();
+            copy.record(&mut encoder);
+            gpu.run(encoder);
+        });
+    });
+    group.finish();
+}
+
+macro_rules! every_rule {
+    ($($rule:ty),*) => {
+        fn every_rule(criterion: &mut Criterion, gpu: &Gpu, group: &str, len: u64) {
+            $(step(criterion, gpu, group, <$rule>::measured(), 1, len);)*
+        }
+    };
+}
+for_each_rule!(every_rule);
+
+fn benches(criterion: &mut Criterion) {
+    let gpu = harness::open().unwrap_or_else(|error| panic!("{error}"));
+    println!("{}, {}", gpu.info.name, gpu.info.driver_info);
+    for (name, elements) in [("1M", 1 << 20), ("16M", 1 << 24)] {
+        copy(criterion, &gpu, name, elements);
+        every_rule(criterion, &gpu, name, elements);
+        copy(criterion, &gpu, &format!("{name} again"), elements);
+    }
+    // Many tensors beside one of the same total.
+    step(criterion, &gpu, "tensors", AdamW::default(), 1, 512 * 4_096);
+    step(criterion, &gpu, "tensors", AdamW::default(), 512, 4_096);
+    recording(criterion, &gpu);
+}
+
+/// Host time of the recording call alone: 512 tensors in a flat buffer.
+fn recording(criterion: &mut Criterion, gpu: &Gpu) {
+    let layout = layout(AdamW::default(), 512, 4_096);
+    let (params, grads) = (gpu.buffer(layout.buffer_size()), gpu.buffer(layout.buffer_size()));
+    let mut optimizer = Optimizer::new(&gpu.device, layout).expect("a capable device");
+    let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).expect("good buffers");
+    criterion.bench_function("record/adamw/512x4096", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let mut total = Duration::ZERO;
+            for _ in 0..iterations {
+                let mut encoder = gpu.encoder();
+                let start = std::time::Instant::now();
+                optimizer
+                    .step(&gpu.queue, &mut encoder, black_box(&tensors), 1e-3)
+                    .expect("a good learning rate");
+                total += start.elapsed();
+                gpu.run(encoder);
+            }
+            total
+        });
+    });
+}
+
+criterion_group! {
+    name = all;
+    config = Criterion::default().sample_size(15).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(4));
+    targets = benches
+}
+criterion_main!(all);
