@@ -22,7 +22,7 @@ struct Header {
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;
     // The last row of a 2-D dispatch may reach past the table; those workgroups find i >= quads below.
-    let nth = min(number >> table.header.shift, table.header.records - 1u);
+    let nth = select(min(number >> table.header.shift, table.header.records - 1u), 0u, SINGLE);
     let record = table.records[nth];
     let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
     // Clamped instead of branched around, so that only the stores are conditional: software Vulkan runs both sides of a branch, and

@@ -36,6 +36,8 @@ pub struct Key {
     pub access: Access,
     /// Whether every tile is of whole quads of one group. Never with [`Access::Elements`].
     pub whole: bool,
+    /// Whether there is but one tile, which then is no matter of looking up.
+    pub single: bool,
     /// Where the table lies.
     pub space: Space,
     /// Whether the gradients' binding is writable, as it has to be when they share a buffer with the parameters.
@@ -113,6 +115,7 @@ fn glue<R: Rule>(key: &Key) -> String {
 
     line(format!("const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;"));
     line(format!("const ROWS = {}u;", key.groups));
+    line(format!("const SINGLE = {};", key.single));
 
     line(format!("struct Row {{ {} }}", fields(names, "f32")));
     line(format!(

@@ -429,6 +429,7 @@ impl<R: Rule> Optimizer<R> {
         let key = Key {
             access,
             whole: dispatch.whole,
+            single: dispatch.tiles.len() == 1,
             space: dispatch.space,
             writable_gradients: shares_buffer,
             groups: self.layout.groups().len() as u32,

@@ -169,7 +169,7 @@ pub enum Space {
 pub struct Dispatch {
     /// The tiles, in order.
     pub tiles: Vec<Tile>,
-    /// A tile takes `1 << shift` workgroups.
+    /// A tile takes `1 << shift` workgroups, unless it is the only one: that takes as many as it needs.
     pub shift: u32,
     /// Whether the table is of [`WholeTile`]s: every quad whole, and of one group.
     pub whole: bool,
@@ -196,6 +196,12 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
     let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
     let count =
         |shift: u32| -> u64 { runs.iter().map(|run| u64::from(run.quads).div_ceil(per_tile(shift))).sum() };
+    if let [run] = runs[..] {
+        // One tile of any length: its workgroups need no table to find it.
+        let total = u64::from(run.quads).div_ceil(WORKGROUP_SIZE.into());
+        let (tiles, space) = (runs, Space::Uniform);
+        return Dispatch { tiles, shift: 31, whole, space, workgroups: rows(total, limits) };
+    }
     let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
     // Longer tiles make a shorter table, and leave more workgroups idle at the ends of tensors.
     let (shift, space, _) = (0..=20)
@@ -221,10 +227,14 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
             done += quads;
         }
     }
-    let total = (tiles.len() as u64) << shift;
-    let rows = total.div_ceil(limits.workgroups.into()).max(1);
-    let workgroups = [total.div_ceil(rows) as u32, rows as u32];
+    let workgroups = rows((tiles.len() as u64) << shift, limits);
     Dispatch { tiles, shift, whole, space, workgroups }
+}
+
+/// A 2-D dispatch of at least `total` workgroups, in as few rows as there can be.
+fn rows(total: u64, limits: &Limits) -> [u32; 2] {
+    let rows = total.div_ceil(limits.workgroups.into()).max(1);
+    [total.div_ceil(rows) as u32, rows as u32]
 }
 
 /// The quads of `pieces` in order, as maximal runs with constant lanes.
@@ -243,6 +253,11 @@ fn runs(pieces: &[Piece], base: u64) -> Vec<Tile> {
             match runs.last_mut() {
                 Some(last) if u64::from(last.quad + last.quads) > a => {
                     last.lanes[from as usize..to as usize].fill(piece.group);
+                }
+                Some(last)
+                    if u64::from(last.quad + last.quads) == a && last.lanes == lanes && last.is_whole() =>
+                {
+                    last.quads += (b - a) as u32;
                 }
                 _ => runs.push(Tile {
                     quad: a as u32,

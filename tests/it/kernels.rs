@@ -19,9 +19,12 @@ fn keys(slots: usize) -> Vec<Key> {
                     for bits in 0..1u32 << slots {
                         let kept = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
                         let uniform_bytes = 65_536;
+                        // A table of one tile is never in storage.
+                        let single = space == Space::Uniform && groups % 2 == 1;
                         keys.push(Key {
                             access,
                             whole,
+                            single,
                             space,
                             writable_gradients,
                             groups,
