@@ -1,5 +1,60 @@
-//! Fused optimizer kernels for wgpu.
-#![forbid(unsafe_op_in_unsafe_fn)]
+//! Fused optimizer kernels for [wgpu]: a whole Adam, AdamW or SGD step in one pass over the data, recorded into the command encoder of the
+//! training engine that embeds it.
+//!
+//! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state and records. Its core call
+//! neither submits nor waits nor, once warm, allocates.
+//!
+//! ```no_run
+//! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
+//!
+//! fn train(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), wgpu_optim::Error> {
+//!     // Named tensors in one flat buffer, in two groups with hyperparameters of their own.
+//!     let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
+//!     let layout = Layout::new([
+//!         Group::new("decay", adamw).tensor("wte", [50257, 768]).tensor("h.0.attn.w", [768, 2304]),
+//!         Group::new("no_decay", AdamW { weight_decay: 0.0, ..adamw }).tensor("h.0.ln.b", [768]),
+//!     ])?;
+//!     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+//!     let descriptor = wgpu::BufferDescriptor { label: None, size: layout.buffer_size(), usage, mapped_at_creation: false };
+//!     let (params, grads) = (device.create_buffer(&descriptor), device.create_buffer(&descriptor));
+//!
+//!     let mut optimizer = Optimizer::new(device, layout)?;
+//!     let tensors = optimizer.bind(&Tensors::flat(&params, &grads))?;
+//!     let lr = |step: u64| 3e-4 * (step as f64 / 2_000.0).min(1.0);
+//!     for step in 1..=10_000 {
+//!         let mut encoder = device.create_command_encoder(&Default::default());
+//!         // … the engine's forward and backward passes write `grads` …
+//!         optimizer.step(queue, &mut encoder, &tensors, lr(step))?;
+//!         queue.submit([encoder.finish()]);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is where
+//!
+//! * [`Sgd`], [`Adam`], [`AdamW`]: the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
+//! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
+//! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
+//! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
+//! * [`check`]: a device's step against the reference, in ulps.
+//! * [`kernel`], [`plan`]: how shader text and dispatches come about; for tools and tests.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! | --- | --- |
+//! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
+//! | `web` | `gpu` with the browser's WebGPU |
+//! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
+//! | `serde` | hyperparameters that serialise, with unknown names refused |
+//!
+//! Without features the CPU half is left: no wgpu, no threads, files or clocks.
+//!
+//! # What is promised of the numbers
+//!
+//! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`Twin::MAX_ULPS`] of the f64 reference, on every
+//! device that computes as WGSL requires. Equality between different adapters is not promised: WGSL leaves roundings open.
 
 pub mod check;
 pub mod cpu;
