@@ -1,1 +1,2 @@
+//! The program `optim`.
 fn main() {}
