@@ -77,11 +77,22 @@ pub fn fallback(error: &NoGpu) -> String {
     format!("running on the CPU: {reason}{hint}")
 }
 
+/// Why a device cannot do what it is asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Memory, most likely.
+    #[error("the device refuses: {0}")]
+    Refused(String),
+    /// The library refuses.
+    #[error(transparent)]
+    Library(#[from] wgpu_optim::Error),
+}
+
 /// Runs `make` and returns what the device objects to, memory above all, instead of the panic that wgpu has for it.
 ///
 /// # Errors
-/// What the device said.
-pub fn guarded<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, String> {
+/// [`Error::Refused`].
+pub fn guarded<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, Error> {
     let memory = gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
     let made = make();
@@ -89,6 +100,6 @@ pub fn guarded<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, String> {
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
     match errors.into_iter().flatten().next() {
         None => Ok(made),
-        Some(error) => Err(format!("the device refuses: {error}")),
+        Some(error) => Err(Error::Refused(error.to_string())),
     }
 }

@@ -1,11 +1,9 @@
 //! Replays a recorded run on a device.
 
-mod engine;
-
 use crate::bar::{Verdict, judge};
+use crate::engine::{self, Engine, Values};
 use crate::rules::{RuleVisitor, by_name, configure, names};
-use crate::trajectory::{Clip, Error, Trajectory};
-use engine::Engine;
+use crate::trajectory::{Clip, Error, Target, Trajectory};
 use harness::Gpu;
 use serde::de::DeserializeOwned;
 use wgpu_optim::float::Float;
@@ -59,7 +57,10 @@ impl<F: FnMut()> RuleVisitor for Run<'_, F> {
         let layout = layout::<R>(trajectory)?;
         refuse_other_state(trajectory, &layout)?;
         match on {
-            On::Gpu(gpu) => drive(trajectory, engine::Device::new(gpu, layout, &trajectory.params)?, tick),
+            On::Gpu(gpu) => {
+                let engine = engine::Device::new(gpu, layout, &trajectory.params).map_err(Error::Device)?;
+                drive(trajectory, engine, tick)
+            }
             On::Cpu => drive(trajectory, engine::Host::<R, f32>::new(layout, &trajectory.params), tick),
             On::Reference => drive(trajectory, engine::Host::<R, f64>::new(layout, &trajectory.params), tick),
         }
@@ -108,7 +109,7 @@ fn refuse_other_state<R: Rule>(trajectory: &Trajectory, layout: &Layout<R>) -> R
     })
 }
 
-fn drive<T: Float, E: Engine<T>>(
+fn drive<R: Twin, T: Float, E: Engine<R, T>>(
     trajectory: &Trajectory,
     mut engine: E,
     mut tick: impl FnMut(),
@@ -120,7 +121,21 @@ fn drive<T: Float, E: Engine<T>>(
         }
         tick();
     }
-    engine.finish(&trajectory.targets)
+    let values = engine.values();
+    trajectory.targets.iter().map(|target| pick(engine.layout(), &values, target)).collect()
+}
+
+/// A target's part of the flat vectors.
+fn pick<R: Twin, T: Float>(
+    layout: &Layout<R>,
+    values: &Values<T>,
+    target: &Target,
+) -> Result<Vec<f64>, Error> {
+    let tensor = layout.tensor(&target.tensor).map_err(Error::Setup)?;
+    let slot = slots::<R>().iter().position(|slot| *slot == target.slot);
+    let flat = slot.map_or(&values.params, |slot| &values.state[slot]);
+    let part = &flat[tensor.offset as usize..tensor.end() as usize];
+    Ok(part.iter().map(|x| x.to_f64()).collect())
 }
 
 /// The gradients of step `t` (from 0) as the update takes them, `None` if the step is to be skipped.
@@ -138,8 +153,8 @@ fn prepare<T: Float>(trajectory: &Trajectory, t: usize) -> Option<Vec<T>> {
         Some(Clip::GlobalNorm(bound)) => {
             let norm = grads.iter().map(|g| g.to_f64().powi(2)).sum::<f64>().sqrt();
             let factor = bound / (norm + NORM_EPS);
-            // Not `min`, which would turn a factor that is not a number into 1.
-            if !(factor >= 1.0) {
+            // A gradient that is not a number makes all of them that, as in PyTorch.
+            if factor < 1.0 || factor.is_nan() {
                 grads.iter_mut().for_each(|g| *g = T::from_f64(g.to_f64() * factor));
             }
         }

@@ -185,7 +185,7 @@ pub enum Error {
         /// What is wrong with it.
         source: wgpu_optim::Error,
     },
-    /// The device refuses the memory.
-    #[error("{0}")]
-    Device(String),
+    /// The device refuses.
+    #[error("the device cannot take the run")]
+    Device(#[source] crate::device::Error),
 }

@@ -85,36 +85,21 @@ impl<'a> Store<'a> {
     }
 
     /// The elements of an F32 tensor that has to have the shape of parameter `param`.
-    pub(super) fn f32_of_shape(
-        &mut self,
-        name: &str,
-        shape: &[u64],
-        param: &str,
-    ) -> Result<Vec<f32>, Error> {
+    pub(super) fn f32_of_shape(&mut self, name: &str, shape: &[u64], param: &str) -> Result<Vec<f32>, Error> {
         let tensor = self.take(name)?;
         check_shape(name, &tensor, shape, param)?;
         f32s(name, &tensor)
     }
 
     /// The elements of an F64 tensor that has to have the shape of parameter `param`.
-    pub(super) fn f64_of_shape(
-        &mut self,
-        name: &str,
-        shape: &[u64],
-        param: &str,
-    ) -> Result<Vec<f64>, Error> {
+    pub(super) fn f64_of_shape(&mut self, name: &str, shape: &[u64], param: &str) -> Result<Vec<f64>, Error> {
         let tensor = self.take(name)?;
         check_shape(name, &tensor, shape, param)?;
         f64s(name, &tensor)
     }
 
     /// The elements of an F32 or F64 tensor, `None` without it.
-    pub(super) fn peer(
-        &mut self,
-        name: &str,
-        shape: &[u64],
-        param: &str,
-    ) -> Result<Option<Vec<f64>>, Error> {
+    pub(super) fn peer(&mut self, name: &str, shape: &[u64], param: &str) -> Result<Option<Vec<f64>>, Error> {
         let Some(tensor) = self.tensors.remove(name) else { return Ok(None) };
         check_shape(name, &tensor, shape, param)?;
         let values = match tensor.dtype() {
@@ -129,7 +114,9 @@ impl<'a> Store<'a> {
     pub(super) fn refuse_rest(&self, steps: usize) -> Result<(), Error> {
         let Some(name) = self.tensors.keys().next() else { return Ok(()) };
         let reason = if name.starts_with("grad/") {
-            format!("gradients are \"grad/t/NAME\" with t from 1 to {steps} and NAME that of a \"param/NAME\"")
+            format!(
+                "gradients are \"grad/t/NAME\" with t from 1 to {steps} and NAME that of a \"param/NAME\""
+            )
         } else if name.starts_with("expect/") {
             "expected values are \"expect/param/NAME\" or \"expect/SLOT/NAME\" of a \"param/NAME\"".into()
         } else if name.starts_with("peer/") {
