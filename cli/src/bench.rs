@@ -1,6 +1,6 @@
 //! Times a step beside a plain copy.
 
-use crate::device::{Device, Error, Label, guarded};
+use crate::device::{Device, Error, Label, fits, guarded};
 use crate::presets;
 use crate::rules::{RuleVisitor, by_name};
 use harness::{Gpu, median};
@@ -116,6 +116,7 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
 impl<F: FnMut()> Bench<'_, F> {
     fn on_gpu<R: Rule>(&mut self, gpu: &Gpu, layout: Layout<R>) -> Result<Samples, Error> {
         let padded = self.request.elements.next_multiple_of(COPY_MULTIPLE);
+        fits(gpu, padded)?;
         let (params, grads, target, copy) = guarded(gpu, || {
             let params = gpu.upload(&pattern(padded));
             let grads = gpu.upload(&pattern(padded));

@@ -88,6 +88,18 @@ pub enum Error {
     Library(#[from] wgpu_optim::Error),
 }
 
+/// Refuses elements that no buffer holds, before time is spent on making them.
+///
+/// # Errors
+/// [`Error::Refused`].
+pub fn fits(gpu: &Gpu, elements: u64) -> Result<(), Error> {
+    let (bytes, bound) = (elements.saturating_mul(4), gpu.device.limits().max_buffer_size);
+    if bytes <= bound {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("{elements} elements = {bytes} bytes, max_buffer_size is {bound}")))
+}
+
 /// Runs `make` and returns what the device objects to, memory above all, instead of the panic that wgpu has for it.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! One optimizer, wherever it runs.
 
-use crate::device::{Error, guarded};
+use crate::device::{Error, fits, guarded};
 use harness::{Gpu, wgpu};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::float::Float;
@@ -70,6 +70,7 @@ pub(crate) struct Device<'a, R> {
 impl<'a, R: Twin> Device<'a, R> {
     pub(crate) fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Result<Self, Error> {
         let bytes = layout.buffer_size();
+        fits(gpu, bytes / 4)?;
         let (params, grads) = guarded(gpu, || (gpu.upload(params), gpu.buffer(bytes)))?;
         let mut optimizer = Optimizer::new(&gpu.device, layout)?;
         let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;

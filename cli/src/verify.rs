@@ -1,6 +1,6 @@
 //! Checks a device against the f64 reference, step by step, on random data.
 
-use crate::device::{Device, Error, Label};
+use crate::device::{Device, Error, Label, fits};
 use crate::engine::{self, Engine};
 use crate::presets::Preset;
 use crate::rules::{RuleVisitor, by_name};
@@ -83,6 +83,9 @@ impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
     fn visit<R: Twin + Default + DeserializeOwned>(mut self) -> Self::Output {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.request.seed);
         let layout = layout::<R>(self.request.elements, self.preset)?;
+        if let Device::Gpu(gpu) = self.device {
+            fits(gpu, layout.len())?;
+        }
         let params = values(&mut rng, layout.len());
         let worst = match self.device {
             Device::Gpu(gpu) => self.check(engine::Device::new(gpu, layout, &params)?, &params, &mut rng),

@@ -187,6 +187,13 @@ fn the_gpu_does_all_of_it_too() {
     }
     let devices = lines(&optim(&["devices", "--json"]));
     assert!(devices.iter().any(|row| row["chosen"] == true && row["adapter"] == gpu.info.name));
+    if gpu.device.limits().max_buffer_size < 4 << 30 {
+        for command in ["verify", "bench"] {
+            let output = optim(&[command, "--device", "gpu", "--elements", "1073741824"]);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(errors(&output).contains("max_buffer_size"), "{}", errors(&output));
+        }
+    }
     let output = optim(&["bench", "--device", "gpu", "--json", "--elements", "1000", "--tensors", "7"]);
     for line in lines(&output) {
         assert!(line["record_us"].as_f64() > Some(0.0), "{line}");

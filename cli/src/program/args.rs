@@ -7,7 +7,7 @@ use optim::rules;
 use std::path::PathBuf;
 
 /// As many as one sensible machine holds; more would only end in an allocation that is killed.
-const MAX_ELEMENTS: u64 = 1 << 32;
+const MAX_ELEMENTS: u64 = 1 << 30;
 
 /// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference, benchmark.
 ///
