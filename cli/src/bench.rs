@@ -1,0 +1,215 @@
+//! Times a step beside a plain copy.
+
+use crate::device::{Device, Error, Label, fits, guarded};
+use crate::presets;
+use crate::rules::{RuleVisitor, by_name};
+use harness::{Gpu, median};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::hint::black_box;
+use std::time::Instant;
+use wgpu_optim::rules::slots;
+use wgpu_optim::{Group, Layout, Optimizer, Rule, Tensors, Twin, cpu};
+
+/// Samples of step and copy each, of which the medians are reported.
+pub const SAMPLES: usize = 11;
+/// A sample repeats its work until it takes about this long, in seconds: submitting and waiting cost some tens of microseconds.
+const SAMPLE_SECONDS: f64 = 0.02;
+/// The most repetitions: each keeps its scalars until the submission is done.
+const MAX_REPEATS: u32 = 64;
+/// Bytes of an f32.
+const ELEMENT: u64 = 4;
+/// What the copy kernel's size has to be a multiple of, in elements.
+const COPY_MULTIPLE: u64 = 64;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Parameters.
+    pub elements: u64,
+    /// Tensors that they are split into.
+    pub tensors: u64,
+}
+
+/// Medians of one rule.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// The rule.
+    pub rule: &'static str,
+    /// Which configuration of it.
+    pub variant: &'static str,
+    /// How parameters, gradients and state are stored.
+    pub format: &'static str,
+    /// Where it ran.
+    #[serde(flatten)]
+    pub label: Label,
+    /// Parameters.
+    pub elements: u64,
+    /// Tensors that they are split into.
+    pub tensors: u64,
+    /// Parameters and kept state read and written once, gradients read once.
+    pub bytes_per_step: u64,
+    /// A step, from submission to completion.
+    pub seconds: f64,
+    /// Billions of bytes a second of the step.
+    pub gb_per_s: f64,
+    /// Those of a copy of as many elements.
+    pub copy_gb_per_s: f64,
+    /// Microseconds of host time of the call that records a step; 0 on the CPU, where nothing is recorded.
+    pub record_us: f64,
+}
+
+/// Measures `rule`; `tick` is called [`SAMPLES`] times. `None` if there is no such rule.
+pub fn bench(
+    rule: &str,
+    device: &Device,
+    request: Request,
+    tick: impl FnMut(),
+) -> Option<Result<Measurement, Error>> {
+    by_name(rule, Bench { device, request, tick })
+}
+
+struct Bench<'a, F> {
+    device: &'a Device,
+    request: Request,
+    tick: F,
+}
+
+/// Seconds of every sample.
+#[derive(Default)]
+struct Samples {
+    step: Vec<f64>,
+    copy: Vec<f64>,
+    record: Vec<f64>,
+}
+
+impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
+    type Output = Result<Measurement, Error>;
+
+    fn visit<R: Twin + Default + DeserializeOwned>(mut self) -> Self::Output {
+        let Request { elements, tensors } = self.request;
+        let preset = presets::bench(R::NAME);
+        let layout = layout(preset.rule::<R>(), self.request)?;
+        let kept = (0..slots::<R>().len()).filter(|&slot| layout.keeps_slot(slot)).count() as u64;
+        let bytes_per_step = elements * ELEMENT * (2 + 1 + 2 * kept);
+        let samples = match self.device {
+            Device::Gpu(gpu) => self.on_gpu(gpu, layout)?,
+            Device::Cpu => self.on_cpu(layout)?,
+        };
+        let seconds = median(samples.step);
+        Ok(Measurement {
+            rule: R::NAME,
+            variant: preset.name,
+            format: "f32",
+            label: self.device.label(),
+            elements,
+            tensors,
+            bytes_per_step,
+            seconds,
+            gb_per_s: bytes_per_step as f64 / seconds / 1e9,
+            copy_gb_per_s: (2 * ELEMENT * elements) as f64 / median(samples.copy) / 1e9,
+            record_us: median(samples.record) * 1e6,
+        })
+    }
+}
+
+impl<F: FnMut()> Bench<'_, F> {
+    fn on_gpu<R: Rule>(&mut self, gpu: &Gpu, layout: Layout<R>) -> Result<Samples, Error> {
+        let padded = self.request.elements.next_multiple_of(COPY_MULTIPLE);
+        fits(gpu, padded)?;
+        let (params, grads, target, copy) = guarded(gpu, || {
+            let params = gpu.upload(&pattern(padded));
+            let grads = gpu.upload(&pattern(padded));
+            let target = gpu.buffer(padded * ELEMENT);
+            let copy = harness::Copy::new(gpu, &grads, &target, padded);
+            (params, grads, target, copy)
+        })?;
+        let mut optimizer = Optimizer::new(&gpu.device, layout)?;
+        let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
+        let mut record = Vec::new();
+        let mut step = |repeats: u32| {
+            let mut encoder = gpu.encoder();
+            for _ in 0..repeats {
+                let start = Instant::now();
+                optimizer.step(&gpu.queue, &mut encoder, &bound, R::DEFAULT_LR)?;
+                record.push(start.elapsed().as_secs_f64());
+            }
+            gpu.run(encoder);
+            Ok(())
+        };
+        let mut copy = |repeats: u32| {
+            let mut encoder = gpu.encoder();
+            (0..repeats).for_each(|_| copy.record(&mut encoder));
+            gpu.run(encoder);
+            Ok(())
+        };
+        let (mut samples, warm) = self.sample(&mut step, &mut copy)?;
+        // What warming up has recorded includes allocations that later steps do without.
+        samples.record = record.split_off(warm);
+        drop(target);
+        Ok(samples)
+    }
+
+    fn on_cpu<R: Twin>(&mut self, layout: Layout<R>) -> Result<Samples, Error> {
+        let mut params = pattern(self.request.elements);
+        let grads = pattern(self.request.elements);
+        let mut target = vec![0.0; grads.len()];
+        let mut optimizer = cpu::Optimizer::<R, f32>::new(layout);
+        let mut step =
+            |repeats: u32| (0..repeats).try_for_each(|_| optimizer.step(&mut params, &grads, R::DEFAULT_LR));
+        let mut copy = |repeats: u32| {
+            for _ in 0..repeats {
+                target.copy_from_slice(black_box(&grads));
+                black_box(&mut target);
+            }
+            Ok(())
+        };
+        let (mut samples, _) = self.sample(&mut step, &mut copy)?;
+        samples.record = vec![0.0];
+        Ok(samples)
+    }
+
+    /// Warms both up, then takes samples of them in turn, so that both see the same machine. Also tells how many steps the warm-up took.
+    fn sample(
+        &mut self,
+        step: &mut dyn FnMut(u32) -> Result<(), wgpu_optim::Error>,
+        copy: &mut dyn FnMut(u32) -> Result<(), wgpu_optim::Error>,
+    ) -> Result<(Samples, usize), Error> {
+        let time = |work: &mut dyn FnMut(u32) -> _, repeats: u32| -> Result<f64, Error> {
+            let start = Instant::now();
+            work(repeats)?;
+            Ok(start.elapsed().as_secs_f64() / f64::from(repeats))
+        };
+        let warm_up = |work: &mut dyn FnMut(u32) -> _| {
+            time(work, 1)?;
+            let repeats = (SAMPLE_SECONDS / time(work, 1)?).clamp(1.0, MAX_REPEATS.into()) as u32;
+            time(work, repeats)?;
+            Ok::<u32, Error>(repeats)
+        };
+        let (steps, copies) = (warm_up(step)?, warm_up(copy)?);
+        let mut samples = Samples::default();
+        for _ in 0..SAMPLES {
+            samples.step.push(time(step, steps)?);
+            samples.copy.push(time(copy, copies)?);
+            (self.tick)();
+        }
+        Ok((samples, 2 + steps as usize))
+    }
+}
+
+/// Contiguous tensors of nearly equal size; more than one are in two groups.
+fn layout<R: Rule>(rule: R, request: Request) -> Result<Layout<R>, wgpu_optim::Error> {
+    let Request { elements, tensors } = request;
+    let size = |i| elements / tensors + u64::from(i < elements % tensors);
+    let group = |name, range: std::ops::Range<u64>| {
+        range.fold(Group::new(name, rule), |group, i| group.tensor(format!("tensor {i}"), [size(i)]))
+    };
+    let half = tensors.div_ceil(2);
+    let first = group("first", 0..half);
+    if tensors == 1 { Layout::new([first]) } else { Layout::new([first, group("second", half..tensors)]) }
+}
+
+/// Numbers between −1 and 1; what they are does not matter to the time, as long as they stay finite.
+fn pattern(len: u64) -> Vec<f32> {
+    (0..len).map(|i| (i.wrapping_mul(0x9E37_79B9) as u32 as i32) as f32 / i32::MAX as f32).collect()
+}

@@ -1,0 +1,102 @@
+//! One optimizer, wherever it runs.
+
+use crate::device::{Error, fits, guarded};
+use harness::{Gpu, wgpu};
+use wgpu_optim::check::Snapshot;
+use wgpu_optim::float::Float;
+use wgpu_optim::{Bound, Layout, Optimizer, Step, Tensors, Twin, cpu};
+
+/// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
+const IN_FLIGHT: u64 = 16;
+
+/// Parameters and state, flat; state as [`Snapshot`] has it.
+pub(crate) struct Values<T> {
+    pub(crate) params: Vec<T>,
+    pub(crate) state: Vec<Vec<T>>,
+}
+
+impl From<Values<f32>> for Snapshot {
+    fn from(values: Values<f32>) -> Self {
+        Self { params: values.params, state: values.state }
+    }
+}
+
+/// An optimizer with its parameters, in the arithmetic of `T`.
+pub(crate) trait Engine<R, T> {
+    /// The layout.
+    fn layout(&self) -> &Layout<R>;
+    /// Takes a step.
+    fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error>;
+    /// What it has now.
+    fn values(&mut self) -> Values<T>;
+}
+
+/// On the CPU.
+pub(crate) struct Host<R, T> {
+    optimizer: cpu::Optimizer<R, T>,
+    params: Vec<T>,
+}
+
+impl<R: Twin, T: Float> Host<R, T> {
+    pub(crate) fn new(layout: Layout<R>, params: &[f32]) -> Self {
+        let params = params.iter().map(|&p| T::from_f64(p.into())).collect();
+        Self { optimizer: cpu::Optimizer::new(layout), params }
+    }
+}
+
+impl<R: Twin, T: Float> Engine<R, T> for Host<R, T> {
+    fn layout(&self) -> &Layout<R> {
+        self.optimizer.layout()
+    }
+
+    fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error> {
+        self.optimizer.step(&mut self.params, grads, step)
+    }
+
+    fn values(&mut self) -> Values<T> {
+        Values { params: self.params.clone(), state: self.optimizer.state_mut().to_vec() }
+    }
+}
+
+/// On an adapter.
+pub(crate) struct Device<'a, R> {
+    gpu: &'a Gpu,
+    optimizer: Optimizer<R>,
+    params: wgpu::Buffer,
+    grads: wgpu::Buffer,
+    bound: Bound,
+}
+
+impl<'a, R: Twin> Device<'a, R> {
+    pub(crate) fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Result<Self, Error> {
+        let bytes = layout.buffer_size();
+        fits(gpu, bytes / 4)?;
+        let (params, grads) = guarded(gpu, || (gpu.upload(params), gpu.buffer(bytes)))?;
+        let mut optimizer = Optimizer::new(&gpu.device, layout)?;
+        let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
+        Ok(Self { gpu, optimizer, params, grads, bound })
+    }
+}
+
+impl<R: Twin> Engine<R, f32> for Device<'_, R> {
+    fn layout(&self) -> &Layout<R> {
+        self.optimizer.layout()
+    }
+
+    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), wgpu_optim::Error> {
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step)?;
+        // Writes take effect in order with submissions, so earlier steps keep their own gradients.
+        self.gpu.write(&self.grads, 0, grads);
+        self.gpu.queue.submit([encoder.finish()]);
+        if self.optimizer.steps().is_multiple_of(IN_FLIGHT) {
+            self.gpu.wait();
+        }
+        Ok(())
+    }
+
+    fn values(&mut self) -> Values<f32> {
+        let Snapshot { params, state } = harness::snapshot(self.gpu, &self.optimizer, &self.params, 0);
+        Values { params, state }
+    }
+}

@@ -1,0 +1,14 @@
+//! What the program `optim` is made of: reading recorded training runs, replaying and judging them, checking the devices against the
+//! reference, and timing them. The binary only parses arguments, calls these and prints.
+
+pub mod bar;
+pub mod bench;
+pub mod bundled;
+pub mod device;
+pub mod devices;
+mod engine;
+pub mod presets;
+pub mod replay;
+pub mod rules;
+pub mod trajectory;
+pub mod verify;

@@ -1,0 +1,79 @@
+//! The command line.
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, value_parser};
+use optim::device::Choice;
+use optim::rules;
+use std::path::PathBuf;
+
+/// As many as one sensible machine holds; more would only end in an allocation that is killed.
+const MAX_ELEMENTS: u64 = 1 << 30;
+
+/// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference, benchmark.
+///
+/// Without a subcommand: replays the bundled runs, checks a million-parameter AdamW update, and times it beside a plain copy.
+///
+/// WGPU_BACKEND and WGPU_ADAPTER_NAME choose among adapters. Exit status: 0 if all is well, 1 if a check failed, 2 for bad input.
+#[derive(Debug, Parser)]
+#[command(name = "optim", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Common {
+    /// Where to run
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) device: Choice,
+    /// Print one JSON object a line on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List adapters, drivers, limits that matter, and what would be chosen
+    Devices,
+    /// Check every rule on fresh random data against the f64 reference, on the GPU and on the CPU
+    Verify(Verify),
+    /// Replay recorded training runs and judge them
+    Replay {
+        /// Trajectory files (safetensors, optim-trajectory/1)
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Time a step of every rule beside a plain copy
+    Bench(Bench),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Rules to check [default: all]
+    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
+    pub(crate) rules: Vec<String>,
+    /// Parameters
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = value_parser!(u64).range(1..=MAX_ELEMENTS))]
+    pub(crate) elements: u64,
+    /// Steps
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) steps: u64,
+    /// Of the random numbers [default: from the clock]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Rules to time [default: all]
+    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
+    pub(crate) rules: Vec<String>,
+    /// Parameters
+    #[arg(long, value_name = "N", default_value_t = 1 << 24, value_parser = value_parser!(u64).range(1..=MAX_ELEMENTS))]
+    pub(crate) elements: u64,
+    /// Tensors that they are split into, in two groups if there are several
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) tensors: u64,
+}

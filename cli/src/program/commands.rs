@@ -1,0 +1,235 @@
+//! The subcommands. Each says whether all it checked has passed.
+
+use super::args::{Bench, Command, Common, Verify};
+use super::output::{self, json, progress, table, text};
+use anyhow::{Context, anyhow, ensure};
+use optim::bar::Verdict;
+use optim::bench::{self, Measurement};
+use optim::device::{Choice, Device, Label};
+use optim::presets::variants;
+use optim::replay::{On, replay};
+use optim::trajectory::Trajectory;
+use optim::{devices, rules, verify};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
+    match command {
+        Command::Devices => list(common),
+        Command::Verify(arguments) => check(arguments, common),
+        Command::Replay { files } => replay_all(&files, common),
+        Command::Bench(arguments) => measure(arguments, common),
+    }
+}
+
+fn list(common: Common) -> anyhow::Result<bool> {
+    let rows = devices::devices(common.device);
+    ensure!(common.device != Choice::Gpu || rows.iter().any(|row| row.chosen), devices::hint());
+    if common.json {
+        rows.iter().try_for_each(json)?;
+        return Ok(true);
+    }
+    for row in &rows {
+        let mark = if row.chosen { "* " } else { "  " };
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        let Some(limits) = &row.limits else {
+            text(&format!("{mark}CPU engine, f32, one thread"))?;
+            continue;
+        };
+        text(&format!("{mark}{} ({}, {})", part(&row.adapter), part(&row.backend), part(&row.kind)))?;
+        text(&format!("    driver {}", part(&row.driver)))?;
+        let serde_json::Value::Object(limits) = serde_json::to_value(limits)? else { continue };
+        for (name, value) in limits {
+            text(&format!("    {name} {value}"))?;
+        }
+    }
+    if rows.iter().all(|row| row.device == "cpu") {
+        output::note(&devices::hint());
+    }
+    text("* would be chosen")?;
+    Ok(true)
+}
+
+/// All rules, where none is named.
+fn named(rules: Vec<String>) -> Vec<String> {
+    if rules.is_empty() { rules::names().into_iter().map(Into::into).collect() } else { rules }
+}
+
+/// A seed of this moment.
+pub(super) fn fresh_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
+    let mut devices = vec![output::open(common.device)?];
+    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) {
+        devices.push(Device::Cpu);
+    }
+    let request = verify::Request {
+        elements: arguments.elements,
+        steps: arguments.steps,
+        seed: arguments.seed.unwrap_or_else(fresh_seed),
+    };
+    let mut rows = Vec::new();
+    for rule in named(arguments.rules) {
+        for preset in variants(&rule) {
+            for device in &devices {
+                let bar =
+                    progress(request.steps, format!("verify {rule} {} on {}", preset.name, device.label()));
+                let row = verify::verify(&rule, preset, device, request, || bar.inc(1));
+                bar.finish_and_clear();
+                let row = row.context("no such rule")?.with_context(|| format!("verify {rule}"))?;
+                if common.json {
+                    json(&row)?;
+                }
+                rows.push(row);
+            }
+        }
+    }
+    let passed = rows.iter().all(|row| row.pass);
+    if !common.json {
+        let cells = rows.iter().map(|row| {
+            vec![
+                row.rule.into(),
+                row.variant.into(),
+                row.label.to_string(),
+                verdict(row.pass).into(),
+                format!("{:.2}", row.worst_ulps),
+                row.budget_ulps.to_string(),
+                format!("{}[{}]", row.what, row.index),
+                format!("{:e}", row.got),
+                format!("{:e}", row.want),
+            ]
+        });
+        let header =
+            ["rule", "variant", "device", "", "worst ulp", "budget", "where", "got", "f64 reference"];
+        text(&table(&header, 4, cells.collect()))?;
+        let verify::Request { elements, steps, seed } = request;
+        text(&format!("{elements} parameters, {steps} steps, --seed {seed}"))?;
+    }
+    Ok(passed)
+}
+
+/// A replay as a line of JSON.
+#[derive(Serialize)]
+pub(super) struct ReplayLine<'a> {
+    pub(super) file: &'a str,
+    pub(super) rule: &'a str,
+    #[serde(flatten)]
+    pub(super) label: Label,
+    #[serde(flatten)]
+    pub(super) verdict: &'a Verdict,
+}
+
+/// Replays a run with a bar.
+pub(super) fn replay_one(name: &str, run: &Trajectory, device: &Device) -> anyhow::Result<Verdict> {
+    if !run.unread_metadata.is_empty() {
+        let keys = run.unread_metadata.join(", ");
+        output::note(&format!("note: {name}: metadata that is no part of the format: {keys}"));
+    }
+    let bar = progress(run.steps() as u64, format!("replay {name}"));
+    let on = match device {
+        Device::Gpu(gpu) => On::Gpu(gpu),
+        Device::Cpu => On::Cpu,
+    };
+    let verdict = replay(run, on, || bar.inc(1));
+    bar.finish_and_clear();
+    Ok(verdict?)
+}
+
+fn replay_file(path: &Path, device: &Device, common: Common) -> anyhow::Result<(bool, Vec<String>)> {
+    let file = path.to_string_lossy();
+    let run = Trajectory::read(path)?;
+    let verdict = replay_one(&file, &run, device)?;
+    if common.json {
+        json(&ReplayLine { file: &file, rule: &run.rule, label: device.label(), verdict: &verdict })?;
+    }
+    for failure in verdict.failures() {
+        output::note(&format!("{file}: {failure}"));
+    }
+    let row = vec![
+        file.into_owned(),
+        run.rule.clone(),
+        self::verdict(verdict.pass).into(),
+        run.steps().to_string(),
+        format!("{:.4}", verdict.rms_ulps),
+        verdict.peer_rms_ulps.map_or("none".into(), |peer| format!("{peer:.4}")),
+    ];
+    Ok((verdict.pass, row))
+}
+
+fn replay_all(files: &[PathBuf], common: Common) -> anyhow::Result<bool> {
+    let device = output::open(common.device)?;
+    let (mut passed, mut bad, mut rows) = (true, 0, Vec::new());
+    for path in files {
+        // A file that cannot be read says nothing about the others.
+        match replay_file(path, &device, common).with_context(|| path.display().to_string()) {
+            Ok((pass, row)) => {
+                passed &= pass;
+                rows.push(row);
+            }
+            Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+            Err(error) => {
+                output::error(&error);
+                bad += 1;
+            }
+        }
+    }
+    if !common.json && !rows.is_empty() {
+        let header = ["file", "rule", "", "steps", "rms ulp", "peer rms ulp"];
+        text(&table(&header, 3, rows))?;
+        text(&format!("replayed on {}", device.label()))?;
+    }
+    if bad > 0 {
+        return Err(anyhow!("{bad} of {} files could not be replayed", files.len()));
+    }
+    Ok(passed)
+}
+
+fn measure(arguments: Bench, common: Common) -> anyhow::Result<bool> {
+    let Bench { rules, elements, tensors } = arguments;
+    ensure!(tensors <= elements, "--tensors = {tensors}, must be at most --elements = {elements}");
+    let device = output::open(common.device)?;
+    let mut rows = Vec::new();
+    for rule in named(rules) {
+        let measured = bench_one(&rule, &device, bench::Request { elements, tensors })?;
+        if common.json {
+            json(&measured)?;
+        }
+        rows.push(measured);
+    }
+    if !common.json {
+        let cells = rows.iter().map(|m| {
+            vec![
+                m.rule.into(),
+                m.variant.into(),
+                format!("{:.3}", m.seconds * 1e3),
+                format!("{:.2}", m.gb_per_s),
+                format!("{:.2}", m.copy_gb_per_s),
+                format!("{:.2}", m.gb_per_s / m.copy_gb_per_s),
+                format!("{:.1}", m.record_us),
+            ]
+        });
+        let header = ["rule", "variant", "ms a step", "GB/s", "copy GB/s", "ratio", "record µs"];
+        text(&table(&header, 2, cells.collect()))?;
+        let samples = bench::SAMPLES;
+        text(&format!(
+            "{elements} parameters in {tensors} tensors, f32, on {}; medians of {samples}",
+            device.label()
+        ))?;
+    }
+    Ok(true)
+}
+
+/// Measures a rule with a bar.
+pub(super) fn bench_one(rule: &str, device: &Device, request: bench::Request) -> anyhow::Result<Measurement> {
+    let bar = progress(bench::SAMPLES as u64, format!("bench {rule}"));
+    let measured = bench::bench(rule, device, request, || bar.inc(1));
+    bar.finish_and_clear();
+    measured.context("no such rule")?.with_context(|| format!("bench {rule}"))
+}
+
+pub(super) fn verdict(pass: bool) -> &'static str {
+    if pass { "pass" } else { "FAIL" }
+}

@@ -1,0 +1,62 @@
+//! The main job, without arguments: replay the bundled runs, check a million-parameter AdamW update, time it.
+
+use super::args::Common;
+use super::commands::{ReplayLine, bench_one, fresh_seed, replay_one, verdict};
+use super::output::{self, json, progress, table, text};
+use anyhow::Context;
+use optim::presets::variants;
+use optim::trajectory::Trajectory;
+use optim::{bench, bundled, verify};
+
+const RULE: &str = "adamw";
+const ELEMENTS: u64 = 1 << 20;
+const STEPS: u64 = 5;
+
+pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
+    let device = output::open(common.device)?;
+    let (mut passed, mut rows) = (true, Vec::new());
+    for (name, bytes) in bundled::FILES {
+        let run = Trajectory::parse(bytes).context(name)?;
+        let found = replay_one(name, &run, &device).context(name)?;
+        if common.json {
+            json(&ReplayLine { file: name, rule: &run.rule, label: device.label(), verdict: &found })?;
+        }
+        for failure in found.failures() {
+            output::note(&format!("{name}: {failure}"));
+        }
+        passed &= found.pass;
+        let peer = found.peer_rms_ulps.map_or("none".into(), |peer| format!("{peer:.3}"));
+        let detail = format!("rms error {:.3} ulp, PyTorch's own f32 {peer}", found.rms_ulps);
+        rows.push(vec![format!("replay {name}"), verdict(found.pass).into(), detail]);
+    }
+
+    let bar = progress(STEPS, format!("verify {RULE}"));
+    let request = verify::Request { elements: ELEMENTS, steps: STEPS, seed: fresh_seed() };
+    let preset = variants(RULE).first().copied().context("no preset")?;
+    let found = verify::verify(RULE, preset, &device, request, || bar.inc(1));
+    bar.finish_and_clear();
+    let found = found.context("no such rule")?.context("verify")?;
+    if common.json {
+        json(&found)?;
+    }
+    passed &= found.pass;
+    let detail = format!(
+        "worst {:.2} ulp of {} allowed, against f64, {STEPS} steps",
+        found.worst_ulps, found.budget_ulps
+    );
+    rows.push(vec![format!("verify {RULE}, {ELEMENTS} parameters"), verdict(found.pass).into(), detail]);
+
+    let measured = bench_one(RULE, &device, bench::Request { elements: ELEMENTS, tensors: 1 })?;
+    if common.json {
+        json(&measured)?;
+        return Ok(passed);
+    }
+    let (ours, copy) = (measured.gb_per_s, measured.copy_gb_per_s);
+    rows.push(vec![
+        format!("step {RULE}, {ELEMENTS} parameters"),
+        format!("{:.3} ms", measured.seconds * 1e3),
+        format!("{ours:.1} GB/s, a plain copy {copy:.1} GB/s, ratio {:.2}", ours / copy),
+    ]);
+    text(&table(&[&format!("on {}", device.label()), "", ""], 3, rows))?;
+    Ok(passed)
+}

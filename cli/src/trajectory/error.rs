@@ -1,0 +1,191 @@
+//! Everything that can be wrong with a trajectory file, by name, value and bound.
+
+use safetensors::{Dtype, SafeTensorError};
+
+/// Why a trajectory cannot be read or replayed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file could not be read at all.
+    #[error("cannot read the file")]
+    Io(#[source] std::io::Error),
+    /// The file ends before what it announces.
+    #[error("truncated: {what} ends at byte {end}, the file has {size}")]
+    Truncated {
+        /// What lies beyond the end.
+        what: String,
+        /// Where it would end.
+        end: u64,
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// Bytes that no tensor accounts for.
+    #[error("{size} bytes, but the last tensor ends at byte {end}")]
+    Trailing {
+        /// Where the tensors end.
+        end: u64,
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// Not a safetensors file.
+    #[error("not a safetensors file")]
+    Safetensors(#[from] SafeTensorError),
+    /// A metadata key that has to be there.
+    #[error("metadata lacks the key {key:?}")]
+    MissingMetadata {
+        /// The key.
+        key: &'static str,
+    },
+    /// Another format, or another version of it.
+    #[error("metadata format = {found:?}, must be {expected:?}")]
+    Format {
+        /// What the file says.
+        found: String,
+        /// The one format that is known.
+        expected: &'static str,
+    },
+    /// A metadata value that is not the JSON it should be.
+    #[error("metadata {key:?} is malformed")]
+    Json {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A metadata value that means nothing.
+    #[error("metadata {key:?} = {value}, must be {bound}")]
+    Metadata {
+        /// The key.
+        key: &'static str,
+        /// What the file says.
+        value: String,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// A rule that the library does not have.
+    #[error("unknown rule {rule:?}; known are {known}")]
+    UnknownRule {
+        /// The name in the file.
+        rule: String,
+        /// All names, separated by commas.
+        known: String,
+    },
+    /// A hyperparameter that the rule lacks, or a value of another type.
+    #[error("{rule}: hyperparameter {name} = {value}")]
+    Hyperparameter {
+        /// The rule.
+        rule: &'static str,
+        /// The hyperparameter.
+        name: String,
+        /// Its value in the file.
+        value: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A momentum for each step, for a rule without momentum.
+    #[error("tensor \"momentum\": rule {rule} has no momentum to override")]
+    NoMomentum {
+        /// The rule.
+        rule: &'static str,
+    },
+    /// A tensor that has to be there.
+    #[error("tensor {name:?} is missing")]
+    MissingTensor {
+        /// Its full name.
+        name: String,
+    },
+    /// A tensor that means nothing in this format, or belongs to a parameter or a step that the file does not have.
+    #[error("tensor {name:?} has no place: {reason}")]
+    UnexpectedTensor {
+        /// Its full name.
+        name: String,
+        /// What would have one.
+        reason: String,
+    },
+    /// A tensor of another type.
+    #[error("tensor {name:?} has dtype {found:?}, must be {expected}")]
+    Dtype {
+        /// Its full name.
+        name: String,
+        /// Its type.
+        found: Dtype,
+        /// What it has to be.
+        expected: &'static str,
+    },
+    /// A tensor of another shape.
+    #[error("tensor {name:?} has shape {found:?}, must be {expected}")]
+    Shape {
+        /// Its full name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What it has to be.
+        expected: String,
+    },
+    /// A number outside its range.
+    #[error("{field} = {value}, must be {bound}")]
+    Value {
+        /// Where it stands, with its index.
+        field: String,
+        /// What it is.
+        value: f64,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// A tensor of a group that the file does not have.
+    #[error("group {group:?} names tensor {tensor:?}, of which there is no \"param/{tensor}\"")]
+    GroupOfUnknown {
+        /// The group.
+        group: String,
+        /// The name without a tensor.
+        tensor: String,
+    },
+    /// A tensor that is in two groups, or twice in one.
+    #[error("tensor {tensor:?} is in group {first:?} and again in group {second:?}")]
+    GroupedTwice {
+        /// The tensor.
+        tensor: String,
+        /// The first group.
+        first: String,
+        /// The second one.
+        second: String,
+    },
+    /// A tensor that no group holds.
+    #[error("tensor {tensor:?} is in no group")]
+    Ungrouped {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A learning-rate factor that is given beside a group's name and among its overrides.
+    #[error("group {group:?} has two values of lr_factor")]
+    TwoFactors {
+        /// The group.
+        group: String,
+    },
+    /// Expected state that the rule, as it is configured, does not keep.
+    #[error("tensor {name:?}: rule {rule} as configured keeps no state {slot:?}; it keeps {kept:?}")]
+    NoSuchState {
+        /// The tensor's full name.
+        name: String,
+        /// The rule.
+        rule: &'static str,
+        /// The slot.
+        slot: String,
+        /// The slots that there are.
+        kept: Vec<&'static str>,
+    },
+    /// The library refuses the groups.
+    #[error("the run cannot be set up")]
+    Setup(#[source] wgpu_optim::Error),
+    /// The library refuses a step.
+    #[error("step {t}")]
+    Step {
+        /// Which one, from 1 on.
+        t: usize,
+        /// What is wrong with it.
+        source: wgpu_optim::Error,
+    },
+    /// The device refuses.
+    #[error("the device cannot take the run")]
+    Device(#[source] crate::device::Error),
+}

@@ -1,0 +1,196 @@
+//! Trajectory files: what another implementation did, step by step, in the format `optim-trajectory/1`.
+
+mod error;
+mod metadata;
+mod store;
+
+pub use error::Error;
+pub use metadata::{Clip, FORMAT};
+
+use metadata::{GroupEntry, Metadata};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::path::Path;
+use store::Store;
+
+/// A recorded run: inputs, the truth, and what the other implementation made of it.
+#[derive(Clone, Debug)]
+pub struct Trajectory {
+    /// Who produced it.
+    pub source: Option<String>,
+    /// The name of the rule.
+    pub rule: String,
+    /// Its hyperparameters, for all groups.
+    pub hyper: Map<String, Value>,
+    /// How gradients are clipped.
+    pub clip: Option<Clip>,
+    /// Every tensor is in exactly one of them.
+    pub groups: Vec<Group>,
+    /// Whether a step with a gradient that is not finite is skipped whole.
+    pub skip_nonfinite: bool,
+    /// Metadata keys that are no part of the format and were not read, in order.
+    pub unread_metadata: Vec<String>,
+    /// The learning rate of each step.
+    pub lr: Vec<f64>,
+    /// What replaces the momentum, or β₁, in each step.
+    pub momentum: Option<Vec<f64>>,
+    /// What the gradients of each step were multiplied by.
+    pub loss_scale: Option<Vec<f64>>,
+    /// The parameters before the first step, flat: tensor after tensor, in the order of [`groups`](Self::groups).
+    pub params: Vec<f32>,
+    /// The raw gradients of each step, placed as the parameters.
+    pub grads: Vec<Vec<f32>>,
+    /// What is compared after the last step.
+    pub targets: Vec<Target>,
+}
+
+/// Tensors that share hyperparameters.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// What multiplies its learning rate.
+    pub lr_factor: f64,
+    /// Hyperparameters of its own.
+    pub overrides: Map<String, Value>,
+    /// Name and shape of its tensors.
+    pub tensors: Vec<(String, Vec<u64>)>,
+}
+
+/// Parameters or state of one tensor after the last step.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// `param`, or the slot.
+    pub slot: String,
+    /// The tensor.
+    pub tensor: String,
+    /// The truth.
+    pub expect: Vec<f64>,
+    /// What the other implementation got in f32.
+    pub peer: Option<Vec<f64>>,
+}
+
+impl Target {
+    /// `param/NAME` or `SLOT/NAME`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.slot, self.tensor)
+    }
+}
+
+impl Trajectory {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error`] names what is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        Self::parse(&std::fs::read(path).map_err(Error::Io)?)
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// [`Error`] names what is wrong with them.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let (mut store, metadata) = Store::open(bytes)?;
+        let metadata = Metadata::parse(metadata.as_ref())?;
+        let at_least_0 = |x: f64| x >= 0.0;
+        let lr = store.schedule("lr", None, at_least_0, "finite and at least 0")?;
+        let lr = lr.ok_or_else(|| Error::MissingTensor { name: "lr".into() })?;
+        let steps = Some(lr.len());
+        let momentum = store.schedule("momentum", steps, |_| true, "finite")?;
+        let loss_scale = store.schedule("loss_scale", steps, |x| x > 0.0, "finite and greater than 0")?;
+
+        let mut initial: HashMap<String, (Vec<u64>, Vec<f32>)> = HashMap::new();
+        let names = store.names_after("param/");
+        if names.is_empty() {
+            return Err(Error::MissingTensor { name: "param/…".into() });
+        }
+        for name in &names {
+            initial.insert(name.clone(), store.f32(&format!("param/{name}"))?);
+        }
+        let groups = group(metadata.groups, &names, &initial)?;
+        let tensors: Vec<_> = groups.iter().flat_map(|g| &g.tensors).collect();
+        let params = tensors.iter().flat_map(|(name, _)| &initial[name].1).copied().collect();
+        let mut grads = Vec::with_capacity(lr.len());
+        for t in 1..=lr.len() {
+            let mut flat = Vec::new();
+            for (name, shape) in &tensors {
+                flat.extend(store.f32_of_shape(&format!("grad/{t}/{name}"), shape, name)?);
+            }
+            grads.push(flat);
+        }
+        let mut targets = Vec::new();
+        let mut expected = store.slots();
+        for (name, shape) in &tensors {
+            // The parameters are always compared: a file that expects nothing could not fail.
+            let mut slots = expected.remove(name).unwrap_or_default();
+            slots.retain(|slot| slot != "param");
+            slots.insert(0, "param".into());
+            for slot in slots {
+                let expect = store.f64_of_shape(&format!("expect/{slot}/{name}"), shape, name)?;
+                let peer = store.peer(&format!("peer/{slot}/{name}"), shape, name)?;
+                targets.push(Target { slot, tensor: name.clone(), expect, peer });
+            }
+        }
+        store.refuse_rest(lr.len())?;
+        Ok(Self {
+            source: metadata.source,
+            rule: metadata.rule,
+            hyper: metadata.hyper,
+            clip: metadata.clip,
+            groups,
+            skip_nonfinite: metadata.skip_nonfinite,
+            unread_metadata: metadata.unread,
+            lr,
+            momentum,
+            loss_scale,
+            params,
+            grads,
+            targets,
+        })
+    }
+
+    /// The number of steps.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.lr.len()
+    }
+}
+
+/// Puts every tensor into its group.
+fn group(
+    entries: Option<Vec<GroupEntry>>,
+    names: &[String],
+    tensors: &HashMap<String, (Vec<u64>, Vec<f32>)>,
+) -> Result<Vec<Group>, Error> {
+    let with_shape = |name: &String| (name.clone(), tensors[name].0.clone());
+    let Some(entries) = entries else {
+        let tensors = names.iter().map(with_shape).collect();
+        return Ok(vec![Group { name: "all".into(), lr_factor: 1.0, overrides: Map::new(), tensors }]);
+    };
+    let mut holder: HashMap<&str, &str> = HashMap::new();
+    for entry in &entries {
+        for tensor in &entry.params {
+            if !tensors.contains_key(tensor) {
+                return Err(Error::GroupOfUnknown { group: entry.name.clone(), tensor: tensor.clone() });
+            }
+            if let Some(first) = holder.insert(tensor, &entry.name) {
+                return Err(Error::GroupedTwice {
+                    tensor: tensor.clone(),
+                    first: first.into(),
+                    second: entry.name.clone(),
+                });
+            }
+        }
+    }
+    if let Some(tensor) = names.iter().find(|name| !holder.contains_key(name.as_str())) {
+        return Err(Error::Ungrouped { tensor: tensor.clone() });
+    }
+    let groups = entries.into_iter().map(|mut entry| {
+        let lr_factor = entry.take_factor()?;
+        let tensors = entry.params.iter().map(with_shape).collect();
+        Ok(Group { name: entry.name, lr_factor, overrides: entry.overrides, tensors })
+    });
+    groups.collect()
+}

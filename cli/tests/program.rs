@@ -1,0 +1,201 @@
+//! The built program: what it prints, where, and how it exits.
+
+mod common;
+
+use common::Parts;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn optim(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_optim")).args(arguments).output().expect("the program starts")
+}
+
+/// Every line of standard output, which has to be a JSON object.
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    let parse = |line: &str| {
+        let value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert!(value.is_object(), "{line}");
+        value
+    };
+    text.lines().map(parse).collect()
+}
+
+#[track_caller]
+fn has(line: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(line.get(field).is_some(), "{line} lacks {field}");
+    }
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn golden(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    path.display().to_string()
+}
+
+fn write(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, bytes).expect("the target directory can be written");
+    path
+}
+
+#[test]
+fn replay_reports_every_field() {
+    let file = golden("adamw-everything.safetensors");
+    let output = optim(&["replay", "--device", "cpu", "--json", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let [line] = &lines(&output)[..] else { panic!("one line") };
+    has(line, &["file", "rule", "device", "adapter", "pass", "rms_ulps", "peer_rms_ulps", "tensors"]);
+    assert_eq!(line["file"], file);
+    assert_eq!(line["rule"], "adamw");
+    assert_eq!(line["device"], "cpu");
+    assert_eq!(line["adapter"], Value::Null);
+    assert_eq!(line["pass"], true);
+    let tensors = line["tensors"].as_array().expect("an array");
+    assert_eq!(tensors.len(), 15);
+    for tensor in tensors {
+        has(tensor, &["name", "max_abs_err", "peer_max_abs_err"]);
+    }
+}
+
+#[test]
+fn exit_codes_tell_failure_from_bad_input() {
+    let good = Parts::new(r#"{"rule": "sgd"}"#).solved();
+    let wrong = good.clone().with_f64("expect/param/b", &[5], &[0.25; 5]).without("peer/param/b");
+    let good = write("good.safetensors", &good.bytes()).display().to_string();
+    let wrong = write("wrong.safetensors", &wrong.bytes()).display().to_string();
+    let bad = write("bad.safetensors", b"oops").display().to_string();
+    let replay = |files: &[&str]| optim(&[&["replay", "--device", "cpu", "--json"], files].concat());
+    assert_eq!(replay(&[&good]).status.code(), Some(0));
+    let failed = replay(&[&wrong, &good]);
+    assert_eq!(failed.status.code(), Some(1));
+    let passed: Vec<_> = lines(&failed).iter().map(|l| l["pass"].clone()).collect();
+    assert_eq!(passed, [false, true]);
+    assert!(errors(&failed).contains("param/b: error"), "{}", errors(&failed));
+    // A bad file does not keep the others from being replayed.
+    let output = replay(&[&bad, &good, "no/such/file"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(lines(&output).len(), 1);
+    let said = errors(&output);
+    assert!(said.contains("bad.safetensors: truncated") && said.contains("error: no/such/file"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let cases: [&[&str]; 9] = [
+        &["verify", "--elements", "0"],
+        &["verify", "--steps", "0"],
+        &["verify", "--rule", "nope"],
+        &["bench", "--elements", "x"],
+        &["bench", "--tensors", "0"],
+        &["bench", "--device", "cpu", "--elements", "3", "--tensors", "4"],
+        &["replay"],
+        &["--device", "tpu"],
+        &["nope"],
+    ];
+    for arguments in cases {
+        let output = optim(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(errors(&output).contains("error: "), "{arguments:?}: {}", errors(&output));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn verify_reports_the_worst_element() {
+    let arguments = ["verify", "--device", "cpu", "--json", "--rule", "adamw", "--elements", "1001"];
+    let output = optim(&[&arguments[..], &["--steps", "2", "--seed", "7"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let all = lines(&output);
+    assert!(!all.is_empty());
+    for line in &all {
+        has(line, &["rule", "device", "adapter", "elements", "steps", "budget_ulps", "worst_ulps"]);
+        has(line, &["what", "index", "got", "want", "pass"]);
+        assert_eq!((&line["elements"], &line["steps"]), (&1001.into(), &2.into()));
+        assert!(line["worst_ulps"].as_f64() <= line["budget_ulps"].as_f64());
+    }
+    // The same seed, the same numbers.
+    let again = optim(&[&arguments[..], &["--steps", "2", "--seed", "7"]].concat());
+    assert_eq!(output.stdout, again.stdout);
+}
+
+#[test]
+fn bench_reports_bytes_and_times() {
+    let arguments = ["bench", "--device", "cpu", "--json", "--elements", "1001", "--tensors", "10"];
+    let output = optim(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let all = lines(&output);
+    assert_eq!(all.len(), optim::rules::names().len());
+    for line in &all {
+        has(line, &["rule", "format", "device", "adapter", "elements", "tensors", "bytes_per_step"]);
+        for field in ["seconds", "gb_per_s", "copy_gb_per_s", "record_us"] {
+            assert!(line[field].is_f64(), "{field} of {line}");
+        }
+        let slots = if line["rule"] == "sgd" { 1 } else { 2 };
+        assert_eq!(line["bytes_per_step"], 1001 * 4 * (3 + 2 * slots));
+    }
+}
+
+#[test]
+fn without_arguments_it_does_everything() {
+    let output = optim(&["--device", "cpu"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["replay digits-adam ", "verify adamw", "step adamw", "GB/s", "pass"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let output = optim(&["--device", "cpu", "--json"]);
+    assert_eq!(lines(&output).len(), 5);
+    assert!(output.stderr.is_empty(), "{}", errors(&output));
+}
+
+#[test]
+fn without_an_adapter_auto_takes_the_cpu_and_says_so() {
+    let with = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_optim"));
+        command.args(arguments).env("WGPU_ADAPTER_NAME", "no such adapter").output().expect("it starts")
+    };
+    let file = golden("sgd-plain.safetensors");
+    let auto = with(&["replay", "--json", &file]);
+    assert_eq!(auto.status.code(), Some(0));
+    assert_eq!(lines(&auto)[0]["device"], "cpu");
+    let said = errors(&auto);
+    assert!(said.lines().count() == 1 && said.contains(harness::SOFTWARE_VULKAN), "{said}");
+    let gpu = with(&["replay", "--device", "gpu", &file]);
+    assert_eq!(gpu.status.code(), Some(2));
+    assert!(errors(&gpu).contains("no such adapter"));
+    let devices = with(&["devices", "--json"]);
+    let chosen: Vec<_> = lines(&devices).into_iter().filter(|row| row["chosen"] == true).collect();
+    assert_eq!(chosen.len(), 1);
+    assert_eq!(chosen[0]["device"], "cpu");
+}
+
+#[test]
+fn the_gpu_does_all_of_it_too() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let output = optim(&["--device", "gpu", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    for line in lines(&output) {
+        assert_eq!(line["device"], "gpu");
+        assert_eq!(line["adapter"], gpu.info.name);
+    }
+    let devices = lines(&optim(&["devices", "--json"]));
+    assert!(devices.iter().any(|row| row["chosen"] == true && row["adapter"] == gpu.info.name));
+    if gpu.device.limits().max_buffer_size < 4 << 30 {
+        for command in ["verify", "bench"] {
+            let output = optim(&[command, "--device", "gpu", "--elements", "1073741824"]);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(errors(&output).contains("max_buffer_size"), "{}", errors(&output));
+        }
+    }
+    let output = optim(&["bench", "--device", "gpu", "--json", "--elements", "1000", "--tensors", "7"]);
+    for line in lines(&output) {
+        assert!(line["record_us"].as_f64() > Some(0.0), "{line}");
+    }
+}
