@@ -76,9 +76,9 @@ crate::fields! {
     }
 }
 
-/// Correctly rounded, a step measures 1.05. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp to the quotient and
-/// 4.5 to the root; beside the size of the update, which counts at least four factors, these 7 weigh 1.75.
-pub(super) const ADAM_MAX_ULPS: f64 = 4.0;
+/// Correctly rounded, the worst of 10⁸ random elements measured 1.4. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp
+/// to the quotient and 4.5 to the root; beside the size of the update, which counts at least four factors, these 7 weigh 1.75.
+pub(super) const ADAM_MAX_ULPS: f64 = 5.0;
 
 /// `(1 − β₁ᵗ, √(1 − β₂ᵗ))`, the bias corrections of step `t`.
 pub(super) fn bias_corrections(beta1: f64, beta2: f64, t: u64) -> (f64, f64) {

@@ -130,8 +130,9 @@ impl Rule for Sgd {
 }
 
 impl Twin for Sgd {
-    // Sums and products only. Rounded to nearest they measure 1.04; WGSL leaves the direction open, which doubles that.
-    const MAX_ULPS: f64 = 2.5;
+    // Sums and products only. Rounded to nearest, the worst of 10⁸ random elements measured 1.4; WGSL leaves the direction open, which
+    // doubles that.
+    const MAX_ULPS: f64 = 3.0;
 
     #[inline]
     fn update<T: Float>(s: &SgdScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
