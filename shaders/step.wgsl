@@ -1,7 +1,7 @@
-// The one element-wise driver: load, decode, update, encode, store.
+// The one element-wise driver: it finds each thread's quad (four elements, one vec4) and has the rule update it.
 //
-// A dispatch is a table of tiles. A tile is a run of quads (four elements, one vec4) that lie side by side in the
-// parameters, in the gradients and in the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
+// A dispatch is a table of tiles. A tile is a run of quads that lie side by side in the parameters, in the gradients and in
+// the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
 
 struct Header {
     // Tiles in the table.
@@ -18,6 +18,15 @@ struct Header {
     g_last: u32,
 }
 
+// Where a thread's quad lies.
+struct At {
+    // In the parameters and gradients, before the header's offsets.
+    quad: u32,
+    // In the state.
+    state: u32,
+    record: Record,
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;
@@ -25,12 +34,9 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let nth = select(min(number >> table.header.shift, table.header.records - 1u), 0u, SINGLE);
     let record = table.records[nth];
     let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
-    // Clamped instead of branched around, so that only the stores are conditional: software Vulkan runs both sides of a branch, and
-    // reads uniform data once for all lanes only outside of one.
-    let j = min(i, record.quads - 1u);
-    let old = load(record, j);
-    let next = update(scalars(record), decode(old));
+    // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
+    let s = scalars(record);
     if i < record.quads {
-        store(record, j, old, next);
+        update(s, At(record.quad + i, record.state + i, record));
     }
 }

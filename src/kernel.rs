@@ -160,26 +160,25 @@ fn glue<R: Rule>(key: &Key) -> String {
         line(format!("@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<F32>;"));
     }
 
-    line(format!("struct Raw {{ p: F32, g: F32, {} }}", list(kept(), |s| format!("{s}: F32"))));
-    let loads = list(kept(), |s| format!("{s}_buffer[record.state + i]"));
-    line(format!(
-        "fn load(record: Record, i: u32) -> Raw {{ return Raw(load_p(record.quad + i), load_g(record.quad + i), {loads}); }}"
-    ));
-
-    line(format!("struct Quad {{ p: vec4<f32>, g: vec4<f32>, {} }}", fields(slots, "vec4<f32>")));
-    let decoded = list(slots.iter().zip(&key.kept), |(slot, kept)| {
-        if *kept { format!("decode_f32(raw.{slot})") } else { "vec4<f32>()".into() }
-    });
-    line(format!(
-        "fn decode(raw: Raw) -> Quad {{ return Quad(decode_f32(raw.p), decode_f32(raw.g), {decoded}); }}"
-    ));
-
-    line("fn store(record: Record, i: u32, old: Raw, next: Quad) {".into());
-    line("store_p(record, record.quad + i, keep(record, old.p, encode_f32(next.p)));".into());
-    for slot in kept() {
-        line(format!("{slot}_buffer[record.state + i] = keep(record, old.{slot}, encode_f32(next.{slot}));"));
+    // What was read is remembered as it was stored, for the lanes that keep it.
+    line("var<private> old_p: F32;".into());
+    line("fn read_p(at: At) -> vec4<f32> { old_p = load_p(at); return decode_f32(old_p); }".into());
+    line("fn write_p(at: At, x: vec4<f32>) { store_p(at, keep(at.record, old_p, encode_f32(x))); }".into());
+    line("fn read_g(at: At) -> vec4<f32> { return decode_f32(load_g(at)); }".into());
+    for (slot, kept) in slots.iter().zip(&key.kept) {
+        if *kept {
+            line(format!("var<private> old_{slot}: F32;"));
+            line(format!(
+                "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; return decode_f32(old_{slot}); }}"
+            ));
+            line(format!(
+                "fn write_{slot}(at: At, x: vec4<f32>) {{ {slot}_buffer[at.state] = keep(at.record, old_{slot}, encode_f32(x)); }}"
+            ));
+        } else {
+            line(format!("fn read_{slot}(at: At) -> vec4<f32> {{ return vec4<f32>(); }}"));
+            line(format!("fn write_{slot}(at: At, x: vec4<f32>) {{ }}"));
+        }
     }
-    line("}".into());
     text
 }
 

@@ -2,14 +2,14 @@
 
 alias Stored = vec4<u32>;
 
-fn load_p(quad: u32) -> vec4<u32> {
-    return p_buffer[quad + table.header.p];
+fn load_p(at: At) -> vec4<u32> {
+    return p_buffer[at.quad + table.header.p];
 }
 
-fn load_g(quad: u32) -> vec4<u32> {
-    return g_buffer[quad + table.header.g];
+fn load_g(at: At) -> vec4<u32> {
+    return g_buffer[at.quad + table.header.g];
 }
 
-fn store_p(record: Record, quad: u32, next: vec4<u32>) {
-    p_buffer[quad + table.header.p] = next;
+fn store_p(at: At, next: vec4<u32>) {
+    p_buffer[at.quad + table.header.p] = next;
 }

@@ -1,12 +1,12 @@
 // AdamW: decoupled weight decay; √(1 − β₂ᵗ) is folded into step_size and eps.
 
-fn update(s: Scalars, q: Quad) -> Quad {
-    let d = s.sign * q.g;
-    let m = q.exp_avg + s.one_minus_beta1 * (d - q.exp_avg);
-    let v = s.beta2 * q.exp_avg_sq + s.one_minus_beta2 * d * d;
-    var next = q;
-    next.p = q.p - (s.decay * q.p + s.step_size * m / (sqrt(v) + s.eps));
-    next.exp_avg = m;
-    next.exp_avg_sq = v;
-    return next;
+fn update(s: Scalars, at: At) {
+    let d = s.sign * read_g(at);
+    let m_old = read_exp_avg(at);
+    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    write_exp_avg(at, m);
+    let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
+    write_exp_avg_sq(at, v);
+    let p = read_p(at);
+    write_p(at, p - (s.decay * p + s.step_size * m / (sqrt(v) + s.eps)));
 }

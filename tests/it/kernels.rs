@@ -77,6 +77,13 @@ fn check<R: Rule>() {
         let storage = globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
         assert_eq!(storage.count() as u32, key.storage_bindings(), "{key:?}");
 
+        // A rule reads and writes every value once.
+        for value in ["p"].iter().chain(slots::<R>()) {
+            assert_eq!(R::WGSL.matches(&format!("write_{value}(at, ")).count(), 1);
+            assert_eq!(R::WGSL.matches(&format!("read_{value}(at)")).count(), 1);
+        }
+        assert_eq!(R::WGSL.matches("read_g(at)").count(), 1);
+
         let (row, span) = layout_of(&module, "Row");
         let names = scalar_names::<R>().iter().enumerate();
         assert_eq!(row, names.map(|(i, name)| (name.to_string(), 4 * i as u32)).collect::<Vec<_>>());
