@@ -1,5 +1,6 @@
-//! AdamW of wgpu-optim beside AdamW of burn (wgpu backend, fusion) on the adapter that both choose: samples of the two by turns, each the
-//! recording of a step and the wait until the device has finished it. Prints medians and their ratio.
+//! AdamW of wgpu-optim beside AdamW of burn (wgpu backend, fusion) on the adapter that both choose. A sample is the recording of a step and the wait
+//! until the device has finished it. The two run in processes of their own, by turns: burn's worker threads would otherwise share the
+//! cores with our samples where the adapter is a software one. Prints medians over all samples and their ratio.
 //!
 //! `cargo run --release --manifest-path benches/peers/burn/Cargo.toml`
 
@@ -7,11 +8,13 @@ use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use harness::{Gpu, median};
+use std::process::Command;
 use std::time::Instant;
 use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors};
 
 const WARMUP: usize = 5;
-const SAMPLES: usize = 31;
+const SAMPLES: usize = 11;
+const ROUNDS: usize = 5;
 const LR: f64 = 1e-3;
 
 #[derive(Module, Debug)]
@@ -20,30 +23,51 @@ struct Model {
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [who, count, len] => sample(who, number(count), number(len)),
+        _ => [(1, 16_777_216), (512, 4_096)].iter().for_each(|&(count, len)| compare(count, len)),
+    }
+}
+
+fn number(text: &str) -> usize {
+    text.parse().expect("a count that `compare` wrote")
+}
+
+/// The parent: processes of both by turns.
+fn compare(count: usize, len: usize) {
+    let mut samples = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (who, samples) in ["wgpu-optim", "burn"].iter().zip(&mut samples) {
+            let program = std::env::current_exe().expect("this program's path");
+            let child = Command::new(program).args([who, &*count.to_string(), &*len.to_string()]).output();
+            let child = child.expect("the child runs");
+            assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+            let text = String::from_utf8_lossy(&child.stdout);
+            samples.extend(text.lines().map(|l| l.parse::<f64>().expect("a sample in seconds")));
+        }
+    }
+    let [a, b] = samples.map(|s| median(s) * 1e3);
+    println!("{count} × {len}: wgpu-optim {a:.2} ms, burn {b:.2} ms, ratio {:.3}", a / b);
+}
+
+/// The child: a sample a line.
+fn sample(who: &str, count: usize, len: usize) {
+    let values: Vec<f32> = (0..count * len).map(|i| (i as f32 * 0.618).fract() - 0.5).collect();
     let gpu = harness::open().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(2);
     });
-    println!("{}, {}", gpu.info.name, gpu.info.driver_info);
-    for (tensors, len) in [(1, 16_777_216), (512, 4_096)] {
-        compare(&gpu, tensors, len);
-    }
-}
-
-fn compare(gpu: &Gpu, count: usize, len: usize) {
-    let values: Vec<f32> = (0..count * len).map(|i| (i as f32 * 0.618).fract() - 0.5).collect();
-    let mut ours = ours(gpu, &values, count, len);
-    let mut burns = burns(&values, len);
-    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let mut step: Box<dyn FnMut() -> f64> = match who {
+        "burn" => Box::new(burns(&values, len)),
+        _ => Box::new(ours(&gpu, &values, count, len)),
+    };
     for sample in 0..WARMUP + SAMPLES {
-        let (x, y) = (ours(), burns());
+        let seconds = step();
         if sample >= WARMUP {
-            a.push(x);
-            b.push(y);
+            println!("{seconds}");
         }
     }
-    let (a, b) = (median(a) * 1e3, median(b) * 1e3);
-    println!("{count} × {len}: wgpu-optim {a:.2} ms, burn {b:.2} ms, ratio {:.3}", a / b);
 }
 
 /// A sampler of our step: flat buffers, and two groups where there are several tensors.
@@ -77,12 +101,10 @@ fn burns(values: &[f32], len: usize) -> impl FnMut() -> f64 {
         Param::from_tensor(Tensor::<1>::from_data(data, &autodiff))
     });
     let mut model = Some(Model { tensors: tensors.collect() });
-    let grads = values.chunks(len).map(|part| {
-        Tensor::<1>::from_data(TensorData::new(part.to_vec(), [len]), &device)
-    });
+    let grads =
+        values.chunks(len).map(|part| Tensor::<1>::from_data(TensorData::new(part.to_vec(), [len]), &device));
     let grads: Vec<_> = grads.collect();
-    let mut optimizer: ModuleOptimizer =
-        AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).init();
+    let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).init();
     move || {
         let before = model.take().expect("put back below");
         let mut gradients = GradientsParams::new();
