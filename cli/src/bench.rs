@@ -55,6 +55,8 @@ pub struct Measurement {
     pub gb_per_s: f64,
     /// Those of a copy of as many elements.
     pub copy_gb_per_s: f64,
+    /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the GPU, for several tensors.
+    pub one_tensor_seconds: Option<f64>,
     /// Microseconds of host time of the call that records a step; 0 on the CPU, where nothing is recorded.
     pub record_us: f64,
 }
@@ -76,12 +78,15 @@ struct Bench<'a, F> {
 }
 
 /// Seconds of every sample.
-#[derive(Default)]
 struct Samples {
     step: Vec<f64>,
     copy: Vec<f64>,
+    one_tensor: Option<Vec<f64>>,
     record: Vec<f64>,
 }
+
+/// Something to time, so many times in a row.
+type Work<'a> = dyn FnMut(u32) -> Result<(), wgpu_optim::Error> + 'a;
 
 impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
     type Output = Result<Measurement, Error>;
@@ -108,6 +113,7 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
             seconds,
             gb_per_s: bytes_per_step as f64 / seconds / 1e9,
             copy_gb_per_s: (2 * ELEMENT * elements) as f64 / median(samples.copy) / 1e9,
+            one_tensor_seconds: samples.one_tensor.map(median),
             record_us: median(samples.record) * 1e6,
         })
     }
@@ -117,37 +123,39 @@ impl<F: FnMut()> Bench<'_, F> {
     fn on_gpu<R: Rule>(&mut self, gpu: &Gpu, layout: Layout<R>) -> Result<Samples, Error> {
         let padded = self.request.elements.next_multiple_of(COPY_MULTIPLE);
         fits(gpu, padded)?;
-        let (params, grads, target, copy) = guarded(gpu, || {
+        let (params, grads, copy) = guarded(gpu, || {
             let params = gpu.upload(&pattern(padded));
             let grads = gpu.upload(&pattern(padded));
             let target = gpu.buffer(padded * ELEMENT);
             let copy = harness::Copy::new(gpu, &grads, &target, padded);
-            (params, grads, target, copy)
+            (params, grads, copy)
         })?;
-        let mut optimizer = Optimizer::new(&gpu.device, layout)?;
-        let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
-        let mut record = Vec::new();
-        let mut step = |repeats: u32| {
-            let mut encoder = gpu.encoder();
-            for _ in 0..repeats {
-                let start = Instant::now();
-                optimizer.step(&gpu.queue, &mut encoder, &bound, R::DEFAULT_LR)?;
-                record.push(start.elapsed().as_secs_f64());
-            }
-            gpu.run(encoder);
-            Ok(())
-        };
+        let rule = *layout.groups()[0].rule();
+        let request = Request { tensors: 1, ..self.request };
+        let views = Tensors::flat(&params, &grads);
+        let (mut record, mut unread) = (Vec::new(), Vec::new());
+        let mut step = stepper(gpu, layout, &views, &mut record)?;
+        let mut one_tensor = stepper(gpu, self::layout(rule, request)?, &views, &mut unread)?;
         let mut copy = |repeats: u32| {
             let mut encoder = gpu.encoder();
             (0..repeats).for_each(|_| copy.record(&mut encoder));
             gpu.run(encoder);
             Ok(())
         };
-        let (mut samples, warm) = self.sample(&mut step, &mut copy)?;
-        // What warming up has recorded includes allocations that later steps do without.
-        samples.record = record.split_off(warm);
-        drop(target);
-        Ok(samples)
+        let mut work: Vec<&mut Work<'_>> = vec![&mut step, &mut copy];
+        if self.request.tensors > 1 {
+            work.push(&mut one_tensor);
+        }
+        let (samples, warm) = self.sample(&mut work)?;
+        drop((step, one_tensor));
+        let mut samples = samples.into_iter();
+        Ok(Samples {
+            step: samples.next().unwrap_or_default(),
+            copy: samples.next().unwrap_or_default(),
+            one_tensor: samples.next(),
+            // What warming up has recorded includes allocations that later steps do without.
+            record: record.split_off(warm),
+        })
     }
 
     fn on_cpu<R: Twin>(&mut self, layout: Layout<R>) -> Result<Samples, Error> {
@@ -164,49 +172,71 @@ impl<F: FnMut()> Bench<'_, F> {
             }
             Ok(())
         };
-        let (mut samples, _) = self.sample(&mut step, &mut copy)?;
-        samples.record = vec![0.0];
-        Ok(samples)
+        let (samples, _) = self.sample(&mut [&mut step, &mut copy])?;
+        let mut samples = samples.into_iter();
+        let (step, copy) = (samples.next().unwrap_or_default(), samples.next().unwrap_or_default());
+        Ok(Samples { step, copy, one_tensor: None, record: vec![0.0] })
     }
 
-    /// Warms both up, then takes samples of them in turn, so that both see the same machine. Also tells how many steps the warm-up took.
-    fn sample(
-        &mut self,
-        step: &mut dyn FnMut(u32) -> Result<(), wgpu_optim::Error>,
-        copy: &mut dyn FnMut(u32) -> Result<(), wgpu_optim::Error>,
-    ) -> Result<(Samples, usize), Error> {
-        let time = |work: &mut dyn FnMut(u32) -> _, repeats: u32| -> Result<f64, Error> {
+    /// Warms all up, then takes samples of them in turn, so that all see the same machine. Also tells how often the first one was run to
+    /// warm up.
+    fn sample(&mut self, work: &mut [&mut Work<'_>]) -> Result<(Vec<Vec<f64>>, usize), Error> {
+        let time = |work: &mut Work<'_>, repeats: u32| -> Result<f64, Error> {
             let start = Instant::now();
             work(repeats)?;
             Ok(start.elapsed().as_secs_f64() / f64::from(repeats))
         };
-        let warm_up = |work: &mut dyn FnMut(u32) -> _| {
+        let mut repeats = Vec::new();
+        for work in &mut *work {
             time(work, 1)?;
-            let repeats = (SAMPLE_SECONDS / time(work, 1)?).clamp(1.0, MAX_REPEATS.into()) as u32;
-            time(work, repeats)?;
-            Ok::<u32, Error>(repeats)
-        };
-        let (steps, copies) = (warm_up(step)?, warm_up(copy)?);
-        let mut samples = Samples::default();
+            repeats.push((SAMPLE_SECONDS / time(work, 1)?).clamp(1.0, MAX_REPEATS.into()) as u32);
+            time(work, repeats[repeats.len() - 1])?;
+        }
+        let mut samples = vec![Vec::new(); work.len()];
         for _ in 0..SAMPLES {
-            samples.step.push(time(step, steps)?);
-            samples.copy.push(time(copy, copies)?);
+            for ((work, repeats), samples) in work.iter_mut().zip(&repeats).zip(&mut samples) {
+                samples.push(time(work, *repeats)?);
+            }
             (self.tick)();
         }
-        Ok((samples, 2 + steps as usize))
+        Ok((samples, 2 + repeats[0] as usize))
     }
 }
 
-/// Contiguous tensors of nearly equal size; more than one are in two groups.
+/// Something that submits steps and waits for them; the host times of the recording calls go to `record`.
+fn stepper<'a, R: Rule>(
+    gpu: &'a Gpu,
+    layout: Layout<R>,
+    views: &Tensors<'_>,
+    record: &'a mut Vec<f64>,
+) -> Result<impl FnMut(u32) -> Result<(), wgpu_optim::Error> + use<'a, R>, Error> {
+    let mut optimizer = Optimizer::new(&gpu.device, layout)?;
+    let bound = optimizer.bind(views)?;
+    Ok(move |repeats: u32| {
+        let mut encoder = gpu.encoder();
+        for _ in 0..repeats {
+            let start = Instant::now();
+            optimizer.step(&gpu.queue, &mut encoder, &bound, R::DEFAULT_LR)?;
+            record.push(start.elapsed().as_secs_f64());
+        }
+        gpu.run(encoder);
+        Ok(())
+    })
+}
+
+/// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
 fn layout<R: Rule>(rule: R, request: Request) -> Result<Layout<R>, wgpu_optim::Error> {
     let Request { elements, tensors } = request;
-    let size = |i| elements / tensors + u64::from(i < elements % tensors);
-    let group = |name, range: std::ops::Range<u64>| {
-        range.fold(Group::new(name, rule), |group, i| group.tensor(format!("tensor {i}"), [size(i)]))
-    };
-    let half = tensors.div_ceil(2);
-    let first = group("first", 0..half);
-    if tensors == 1 { Layout::new([first]) } else { Layout::new([first, group("second", half..tensors)]) }
+    let (mut even, mut odd) = (Group::new("even", rule), Group::new("odd", rule).lr_factor(0.5));
+    let mut offset = 0;
+    for i in 0..tensors {
+        let size = elements / tensors + u64::from(i < elements % tensors);
+        let group = if i % 2 == 0 { &mut even } else { &mut odd };
+        *group =
+            std::mem::replace(group, Group::new("", rule)).tensor_at(format!("tensor {i}"), [size], offset);
+        offset += size;
+    }
+    Layout::new([even, odd].into_iter().take(tensors.min(2) as usize))
 }
 
 /// Numbers between −1 and 1; what they are does not matter to the time, as long as they stay finite.

@@ -208,10 +208,20 @@ fn measure(arguments: Bench, common: Common) -> anyhow::Result<bool> {
                 format!("{:.2}", m.gb_per_s),
                 format!("{:.2}", m.copy_gb_per_s),
                 format!("{:.2}", m.gb_per_s / m.copy_gb_per_s),
+                m.one_tensor_seconds.map_or("-".into(), |one| format!("{:.2}", m.seconds / one)),
                 format!("{:.1}", m.record_us),
             ]
         });
-        let header = ["rule", "variant", "ms a step", "GB/s", "copy GB/s", "ratio", "record µs"];
+        let header = [
+            "rule",
+            "variant",
+            "ms a step",
+            "GB/s",
+            "copy GB/s",
+            "beside copy",
+            "time beside one tensor",
+            "record µs",
+        ];
         text(&table(&header, 2, cells.collect()))?;
         let samples = bench::SAMPLES;
         text(&format!(
