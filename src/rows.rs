@@ -169,3 +169,18 @@ pub(crate) fn create_buffer(
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the device refuses is an error and not a panic.
+    #[test]
+    fn a_refused_buffer_is_an_error() {
+        let Some(gpu) = harness::test_gpu() else { return };
+        let size = gpu.device.limits().max_buffer_size + 4;
+        let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
+        let Error::Device { what, reason } = &error else { panic!("{error}") };
+        assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
+    }
+}

@@ -265,3 +265,35 @@ fn parameters_and_gradients_may_share_a_buffer() {
     let error = bind(&mut optimizer, [0, 256, 512, 544]).unwrap_err();
     assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
 }
+
+/// State lies where the layout says, whatever the form of the buffers: a run may change from one to the other.
+#[test]
+fn flat_and_each_may_take_turns() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let shape = Shape { tensors: vec![(0, 5, 0), (0, 7, 1), (2, 300, 2), (0, 1, 3)], seed: 21 };
+    let layout = layout(&shape, &adamws());
+    let mut random = Random::new(22);
+    let len = layout.len() as usize;
+    let (params, grads) = (gpu.upload(&random.values(len)), gpu.upload(&random.values(len)));
+    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+    let flat = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
+    let views = layout.tensors().iter().map(|t| {
+        let at = t.offset * 4;
+        (t.name.as_str(), View::new(&params, at), View::new(&grads, at))
+    });
+    let each = optimizer.bind(&Tensors::each(views)).unwrap();
+    assert_eq!((flat.dispatches(), each.dispatches()), (1, 4));
+    let mut checker = Checker::new(layout);
+    for t in 0..6 {
+        let g = random.values(len);
+        gpu.write(&grads, 0, &g);
+        let old = snapshot(&gpu, &optimizer, &params, 0);
+        let mut encoder = gpu.encoder();
+        let tensors = if t % 2 == 0 { &flat } else { &each };
+        optimizer.step(&gpu.queue, &mut encoder, tensors, lr(t)).unwrap();
+        gpu.run(encoder);
+        let new = snapshot(&gpu, &optimizer, &params, 0);
+        let deviation = checker.step(&old, &g, lr(t), &new).unwrap();
+        assert_within_budget::<AdamW>(&deviation, &format!("step {}", t + 1));
+    }
+}

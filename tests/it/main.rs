@@ -6,6 +6,7 @@ mod identities;
 mod kernels;
 mod large;
 mod layouts;
+mod own_rule;
 mod planner;
 mod recording;
 mod steps;

@@ -1,0 +1,87 @@
+//! A rule of the user's own: a struct, a shader text and the host's scalars.
+
+use crate::common::{Run, single};
+use wgpu_optim::float::Float;
+use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Step, Tensors, fields};
+
+fields! {
+    /// Step scalars.
+    pub struct SignumScalars {
+        /// Learning rate.
+        lr,
+        /// Weight of the gradient.
+        weight,
+    }
+}
+fields! {
+    /// State.
+    pub struct SignumState {
+        /// Running mean.
+        mean,
+    }
+}
+
+const SIGNUM: &str = "
+fn update(s: Scalars, at: At) {
+    let old = read_mean(at);
+    let mean = old + s.weight * (read_g(at) - old);
+    write_mean(at, mean);
+    write_p(at, read_p(at) - s.lr * sign(mean));
+}";
+
+/// Signed momentum (steps by the sign of a running mean), with a shader of its own.
+macro_rules! signum {
+    ($name:ident, $label:literal, $shader:expr) => {
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct $name {
+            beta: f64,
+        }
+        impl Rule for $name {
+            const NAME: &'static str = $label;
+            const DEFAULT_LR: f64 = 1e-3;
+            const WGSL: &'static str = $shader;
+            type Scalars<T: Float> = SignumScalars<T>;
+            type State<T: Float> = SignumState<T>;
+            fn validate(&self) -> Result<(), Error> {
+                Ok(())
+            }
+            fn with_momentum(self, beta: f64) -> Self {
+                Self { beta }
+            }
+            fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
+                SignumScalars { lr, weight: 1.0 - self.beta }
+            }
+        }
+    };
+}
+
+signum!(Signum, "signum", SIGNUM);
+signum!(Misspelt, "misspelt", "\nfn update(s: Scalars, at: At) {\n    write_p(at, read_q(at));\n}");
+
+#[test]
+fn it_gets_groups_and_state_like_a_built_in_one() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = Layout::new([
+        Group::new("a", Signum { beta: 0.5 }).tensor("a", [3]),
+        Group::new("b", Signum { beta: 0.0 }).lr_factor(2.0).tensor("b", [2]),
+    ])
+    .unwrap();
+    let mut run = Run::new(&gpu, layout, &[1.0; 5]);
+    run.step(&[4.0, -4.0, 0.0, 1.0, -1.0], 0.25);
+    run.step(&[-2.0, 2.0, 0.0, -1.0, 1.0], Step { lr: 0.125, momentum: None });
+    let end = run.snapshot();
+    assert_eq!(end.state[0], [0.0, 0.0, 0.0, -1.0, 1.0]);
+    assert_eq!(end.params, [0.75, 1.25, 1.0, 0.75, 1.25]);
+}
+
+/// The device's words name the rule's own third line.
+#[test]
+fn a_mistake_in_its_shader_is_an_error_with_its_line() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut optimizer = Optimizer::new(&gpu.device, single(Misspelt { beta: 0.0 }, 8)).unwrap();
+    let (p, g) = (gpu.buffer(32), gpu.buffer(32));
+    let error = optimizer.bind(&Tensors::flat(&p, &g)).unwrap_err();
+    let Error::Device { what, reason } = &error else { panic!("{error}") };
+    assert!(what.contains("misspelt"), "{what}");
+    assert!(reason.contains("read_q") && reason.contains(":3:"), "{reason}");
+}
