@@ -18,15 +18,6 @@ struct Header {
     g_last: u32,
 }
 
-// Where a thread's quad lies.
-struct At {
-    // In the parameters and gradients, before the header's offsets.
-    quad: u32,
-    // In the state.
-    state: u32,
-    record: Record,
-}
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;
@@ -35,8 +26,9 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let record = table.records[nth];
     let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
     // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
-    let s = scalars(record);
+    let at = place(record, i);
+    let s = scalars(record, at);
     if i < record.quads {
-        update(s, At(record.quad + i, record.state + i, record));
+        update(s, at);
     }
 }

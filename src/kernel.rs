@@ -163,7 +163,7 @@ fn glue<R: Rule>(key: &Key) -> String {
     // What was read is remembered as it was stored, for the lanes that keep it.
     line("var<private> old_p: F32;".into());
     line("fn read_p(at: At) -> vec4<f32> { old_p = load_p(at); return decode_f32(old_p); }".into());
-    line("fn write_p(at: At, x: vec4<f32>) { store_p(at, keep(at.record, old_p, encode_f32(x))); }".into());
+    line("fn write_p(at: At, x: vec4<f32>) { store_p(at, keep(at, old_p, encode_f32(x))); }".into());
     line("fn read_g(at: At) -> vec4<f32> { return decode_f32(load_g(at)); }".into());
     for (slot, kept) in slots.iter().zip(&key.kept) {
         if *kept {
@@ -172,7 +172,7 @@ fn glue<R: Rule>(key: &Key) -> String {
                 "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; return decode_f32(old_{slot}); }}"
             ));
             line(format!(
-                "fn write_{slot}(at: At, x: vec4<f32>) {{ {slot}_buffer[at.state] = keep(at.record, old_{slot}, encode_f32(x)); }}"
+                "fn write_{slot}(at: At, x: vec4<f32>) {{ {slot}_buffer[at.state] = keep(at, old_{slot}, encode_f32(x)); }}"
             ));
         } else {
             line(format!("fn read_{slot}(at: At) -> vec4<f32> {{ return vec4<f32>(); }}"));

@@ -704,7 +704,7 @@ impl Planned {
                     quad: tile.quad,
                     state: tile.state,
                     quads: tile.quads,
-                    group: tile.lanes[0],
+                    group: tile.group,
                 }));
             } else {
                 bytes.extend_from_slice(bytemuck::bytes_of(tile));

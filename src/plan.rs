@@ -9,7 +9,7 @@ pub const QUAD: u64 = 4;
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device may ask for.
 pub const CHUNK_ALIGNMENT: u64 = 64;
 /// The lane of a quad that belongs to no tensor.
-pub const NONE: u32 = u32::MAX;
+pub const NONE: u16 = u16::MAX;
 
 /// Tiles that a table in storage may have beyond those that the layout forces on it: at most 512 KiB of them.
 const STORAGE_TILES: u64 = 16_384;
@@ -96,7 +96,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64) -> Vec<Chunk> {
     chunks
 }
 
-/// A run of quads with the same group in each lane.
+/// A run of quads: those between the first and the last belong to one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Tile {
@@ -106,19 +106,42 @@ pub struct Tile {
     pub state: u32,
     /// How many quads.
     pub quads: u32,
-    /// Zero.
-    pub pad: u32,
-    /// The group of each lane, [`NONE`] where the lane is not a tensor's.
-    pub lanes: [u32; 4],
+    /// The group of all lanes between the first and the last quad.
+    pub group: u32,
+    /// The group of each lane of the first quad, [`NONE`] where it is not a tensor's.
+    pub first: [u16; 4],
+    /// The same of the last quad; of a lone quad, both.
+    pub last: [u16; 4],
 }
 
 impl Tile {
+    fn inner(&self) -> [u16; 4] {
+        [self.group as u16; 4]
+    }
+
     fn is_whole(&self) -> bool {
-        self.lanes[0] != NONE && self.lanes.iter().all(|&lane| lane == self.lanes[0])
+        self.first == self.inner() && self.last == self.inner()
+    }
+
+    /// One past the last quad.
+    fn end(&self) -> u64 {
+        u64::from(self.quad) + u64::from(self.quads)
+    }
+
+    /// The groups of the lanes of quad `i` of the tile.
+    #[must_use]
+    pub fn lanes(&self, i: u32) -> [u16; 4] {
+        if i + 1 == self.quads {
+            self.last
+        } else if i == 0 {
+            self.first
+        } else {
+            self.inner()
+        }
     }
 }
 
-/// The same, where all lanes of every tile are of one group.
+/// The same where every quad is of one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct WholeTile {
@@ -223,7 +246,14 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
         let mut done = 0;
         while done < run.quads {
             let quads = (run.quads - done).min(per_tile(shift) as u32);
-            tiles.push(Tile { quad: run.quad + done, state: run.state + done, quads, ..*run });
+            let last = if done + quads == run.quads { run.last } else { run.inner() };
+            let first = match (done, quads) {
+                (_, 1) => last,
+                (0, _) => run.first,
+                _ => run.inner(),
+            };
+            let (quad, state) = (run.quad + done, run.state + done);
+            tiles.push(Tile { quad, state, quads, first, last, ..*run });
             done += quads;
         }
     }
@@ -237,45 +267,55 @@ fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     [total.div_ceil(rows) as u32, rows as u32]
 }
 
-/// The quads of `pieces` in order, as maximal runs with constant lanes.
+/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them.
 fn runs(pieces: &[Piece], base: u64) -> Vec<Tile> {
     let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, end) = (piece.start - base, piece.end - base);
-        let first = start / QUAD;
-        // Adds quads a..b whose lanes `from..to` are this piece's.
-        let mut add = |a: u64, b: u64, from: u64, to: u64| {
-            if a >= b {
-                return;
-            }
+        let group = piece.group as u16;
+        // The lanes of quad `q` that are this piece's.
+        let lanes = |q: u64| {
             let mut lanes = [NONE; 4];
-            lanes[from as usize..to as usize].fill(piece.group);
-            match runs.last_mut() {
-                Some(last) if u64::from(last.quad + last.quads) > a => {
-                    last.lanes[from as usize..to as usize].fill(piece.group);
-                }
-                Some(last)
-                    if u64::from(last.quad + last.quads) == a && last.lanes == lanes && last.is_whole() =>
-                {
-                    last.quads += (b - a) as u32;
-                }
-                _ => runs.push(Tile {
-                    quad: a as u32,
-                    state: piece.state + (a - first) as u32,
-                    quads: (b - a) as u32,
-                    pad: 0,
-                    lanes,
-                }),
-            }
+            let from = start.max(q * QUAD) - q * QUAD;
+            let to = end.min((q + 1) * QUAD) - q * QUAD;
+            lanes[from as usize..to as usize].fill(group);
+            lanes
         };
-        if first == (end - 1) / QUAD {
-            add(first, first + 1, start % QUAD, (end - 1) % QUAD + 1);
+        let (mut first, last) = (start / QUAD, (end - 1) / QUAD);
+        if let Some(run) = runs.last_mut().filter(|run| run.end() > first) {
+            for (lane, own) in run.last.iter_mut().zip(lanes(first)) {
+                *lane = (*lane).min(own);
+            }
+            if run.quads == 1 {
+                run.first = run.last;
+            }
+            first += 1;
+        }
+        if first > last {
             continue;
         }
-        let (head, tail) = (start.div_ceil(QUAD), end / QUAD);
-        add(first, head, start % QUAD, QUAD);
-        add(head, tail, 0, QUAD);
-        add(tail, end.div_ceil(QUAD), 0, end % QUAD);
+        let quads = (last - first + 1) as u32;
+        let tile = Tile {
+            quad: first as u32,
+            state: piece.state + (first - start / QUAD) as u32,
+            quads,
+            group: piece.group,
+            first: lanes(first),
+            last: lanes(last),
+        };
+        match runs.last_mut() {
+            // Without a seam, one run.
+            Some(run)
+                if run.end() == first
+                    && run.group == tile.group
+                    && run.last == run.inner()
+                    && tile.lanes(0) == run.inner() =>
+            {
+                run.quads += quads;
+                run.last = tile.last;
+            }
+            _ => runs.push(tile),
+        }
     }
     runs
 }

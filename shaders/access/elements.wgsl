@@ -19,7 +19,7 @@ fn load_g(at: At) -> vec4<u32> {
 
 fn store_p(at: At, next: vec4<u32>) {
     let i = elements(at.quad, table.header.p, table.header.p_last);
-    let lanes = at.record.lanes;
+    let lanes = at.lanes;
     if lanes.x != NONE { p_buffer[i.x] = next.x; }
     if lanes.y != NONE { p_buffer[i.y] = next.y; }
     if lanes.z != NONE { p_buffer[i.z] = next.z; }

@@ -1,4 +1,4 @@
-// Tiles whose four lanes may belong to different groups, or to none: quads that tensors share with each other or with padding.
+// Tiles whose first and last quads may be shared: by tensors of several groups, or with padding.
 
 struct Record {
     // First quad in the parameters and gradients.
@@ -6,18 +6,36 @@ struct Record {
     // First quad in the state.
     state: u32,
     quads: u32,
-    pad: u32,
-    // The group of each lane, NONE for padding.
+    // The group of every lane of the quads between the first and the last.
+    group: u32,
+    // The groups of the lanes of the first and of the last quad, 16 bits each, NONE for padding. A lone quad is the last.
+    first: vec2<u32>,
+    last: vec2<u32>,
+}
+
+const NONE = 0xffffu;
+
+// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the state.
+struct At {
+    quad: u32,
+    state: u32,
+    // The group of each lane.
     lanes: vec4<u32>,
 }
 
-const NONE = 0xffffffffu;
+fn place(record: Record, i: u32) -> At {
+    let inner = vec2<u32>(record.group * 0x10001u);
+    let lanes = select(select(inner, record.first, i == 0u), record.last, i == record.quads - 1u);
+    let low = lanes & vec2<u32>(0xffffu);
+    let high = lanes >> vec2<u32>(16u);
+    return At(record.quad + i, record.state + i, vec4<u32>(low.x, high.x, low.y, high.y));
+}
 
-fn scalars(record: Record) -> Scalars {
-    let group = min(record.lanes, vec4<u32>(ROWS - 1u));
+fn scalars(record: Record, at: At) -> Scalars {
+    let group = min(at.lanes, vec4<u32>(ROWS - 1u));
     return blend(row(group.x), row(group.y), row(group.z), row(group.w));
 }
 
-fn keep(record: Record, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
-    return select(old, next, record.lanes != vec4<u32>(NONE));
+fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
+    return select(old, next, at.lanes != vec4<u32>(NONE));
 }

@@ -9,12 +9,22 @@ struct Record {
     group: u32,
 }
 
+// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the state.
+struct At {
+    quad: u32,
+    state: u32,
+}
+
 alias Scalars = Row;
 
-fn scalars(record: Record) -> Scalars {
+fn place(record: Record, i: u32) -> At {
+    return At(record.quad + i, record.state + i);
+}
+
+fn scalars(record: Record, at: At) -> Scalars {
     return row(record.group);
 }
 
-fn keep(record: Record, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
+fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return next;
 }

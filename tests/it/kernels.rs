@@ -17,20 +17,23 @@ fn keys(slots: usize) -> Vec<Key> {
                     [(Access::Quads, true), (Access::Quads, false), (Access::Elements, false)]
                 {
                     for bits in 0..1u32 << slots {
-                        let kept = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
+                        let kept: Vec<_> = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
                         let uniform_bytes = 65_536;
-                        // A table of one tile is never in storage.
-                        let single = space == Space::Uniform && groups % 2 == 1;
-                        keys.push(Key {
-                            access,
-                            whole,
-                            single,
-                            space,
-                            writable_gradients,
-                            groups,
-                            kept,
-                            uniform_bytes,
-                        });
+                        for single in [false, true] {
+                            // A table of one tile is never in storage.
+                            if !(single && space == Space::Storage) {
+                                keys.push(Key {
+                                    access,
+                                    whole,
+                                    single,
+                                    space,
+                                    writable_gradients,
+                                    groups,
+                                    kept: Vec::clone(&kept),
+                                    uniform_bytes,
+                                });
+                            }
+                        }
                     }
                 }
             }
@@ -87,12 +90,15 @@ fn check<R: Rule>() {
         let (row, span) = layout_of(&module, "Row");
         let names = scalar_names::<R>().iter().enumerate();
         assert_eq!(row, names.map(|(i, name)| (name.to_string(), 4 * i as u32)).collect::<Vec<_>>());
-        assert!(span as usize <= row_bytes::<R>());
+        assert_eq!(span.next_multiple_of(16) as usize, row_bytes::<R>());
+        let rows = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("rows"));
+        let size = module.types[rows.unwrap().1.ty].inner.size(module.to_ctx());
+        assert_eq!(size as usize, key.groups as usize * row_bytes::<R>());
 
         let expected = if key.whole {
             (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
         } else {
-            (offsets!(Tile: quad, state, quads, pad, lanes), size_of::<Tile>() as u32)
+            (offsets!(Tile: quad, state, quads, group, first, last), size_of::<Tile>() as u32)
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 

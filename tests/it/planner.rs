@@ -79,12 +79,29 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, limits: &Lim
         assert!(tile.quads > 0 && (single || tile.quads <= WORKGROUP_SIZE << plan.shift));
         assert!(previous.is_none_or(|p| u64::from(tile.quad) >= p), "quads in order, none twice");
         previous = Some(u64::from(tile.quad) + u64::from(tile.quads));
-        let lanes = tile.lanes.iter().filter(|&&lane| lane != NONE).count() as u64;
-        assert!(lanes == QUAD || (lanes > 0 && tile.quads == 1));
-        covered += lanes * u64::from(tile.quads);
+        // The first and last quads, and one between: their lanes are the pieces', and so is their state.
+        let ends = [0, tile.quads / 2, tile.quads - 1];
+        for i in ends {
+            let (quad, state) = (u64::from(tile.quad + i), u64::from(tile.state + i));
+            for (lane, &group) in tile.lanes(i).iter().enumerate() {
+                let element = chunk.start + quad * QUAD + lane as u64;
+                let at = chunk.pieces.partition_point(|p| p.end <= element);
+                let owner = chunk.pieces.get(at).filter(|p| p.start <= element);
+                assert_eq!(u32::from(group), owner.map_or(NONE.into(), |p| p.group), "element {element}");
+                if let Some(p) = owner {
+                    assert_eq!(state, u64::from(p.state) + element / QUAD - p.start / QUAD);
+                }
+            }
+        }
+        let owned = |lanes: [u16; 4]| lanes.iter().filter(|&&lane| lane != NONE).count() as u64;
+        covered += owned(tile.lanes(0));
+        if tile.quads > 1 {
+            covered += owned(tile.last) + QUAD * u64::from(tile.quads - 2);
+        }
         assert!(u64::from(tile.state) + u64::from(tile.quads) <= chunk.state_quads.into());
         if plan.whole {
-            assert!(tile.lanes.iter().all(|&lane| lane == tile.lanes[0]));
+            assert!((0..tile.quads.min(2)).all(|i| tile.lanes(i) == [tile.group as u16; 4]));
+            assert_eq!(tile.last, [tile.group as u16; 4]);
         }
     }
     let elements: u64 = chunk.pieces.iter().map(|p| p.end - p.start).sum();
@@ -101,7 +118,7 @@ fn check_all(spans: &[Span]) {
         }
         let chunks = chunks(spans, limits.chunk_elements);
         check_chunks(spans, &chunks, limits.chunk_elements);
-        for chunk in chunks.iter().take(100) {
+        for chunk in chunks.iter().take(100).chain(chunks.last()) {
             for by_element in [false, true] {
                 let plan = dispatch(&chunk.pieces, chunk.start, by_element, &limits);
                 // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
@@ -166,12 +183,24 @@ fn tables_stay_small() {
 /// Idle workgroups cost time: for the shapes that people train, few are.
 #[test]
 fn few_workgroups_are_idle() {
-    for (tensors, len) in [(1, 1u64 << 24), (512, 4_096), (148, 65_536), (64, 1 << 18)] {
+    for (tensors, len) in [
+        (1, 1u64 << 24),
+        (512, 4_096),
+        (512, 4_097),
+        (148, 65_536),
+        (64, 1 << 18),
+        (2, 8_388_609),
+        (2_000, 1_049),
+    ] {
         let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements);
         assert_eq!(chunks.len(), 1);
         let plan = dispatch(&chunks[0].pieces, 0, false, &LIMITS);
         let needed = (tensors * len).div_ceil(QUAD * u64::from(WORKGROUP_SIZE));
         let taken = u64::from(plan.workgroups[0]) * u64::from(plan.workgroups[1]);
-        assert!(taken * 100 <= needed * 105, "{tensors} × {len}: {taken} workgroups, {needed} needed");
+        // Each tensor's last workgroup may be idle in part.
+        assert!(
+            taken <= needed * 105 / 100 + tensors,
+            "{tensors} × {len}: {taken} workgroups, {needed} needed"
+        );
     }
 }
