@@ -10,7 +10,7 @@ use crate::rules::{Fields, Step, Twin, slots};
 /// ```
 /// use wgpu_optim::{Group, Layout, Sgd, cpu};
 /// let layout = Layout::new([Group::new("all", Sgd::default()).tensor("w", [3])])?;
-/// let mut optimizer = cpu::Optimizer::<Sgd, f32>::new(layout);
+/// let mut optimizer = cpu::Optimizer::<Sgd, f32>::new(layout)?;
 /// let mut params = [1.0, 2.0, 3.0];
 /// optimizer.step(&mut params, &[10.0, 0.0, -10.0], 0.1)?;
 /// assert_eq!(params, [0.0, 2.0, 4.0]);
@@ -30,13 +30,22 @@ pub type Reference<R> = Optimizer<R, f64>;
 
 impl<R: Twin, T: Float> Optimizer<R, T> {
     /// Zeroed state for `layout`.
-    #[must_use]
-    pub fn new(layout: Layout<R>) -> Self {
-        let len = layout.len() as usize;
-        let state = (0..slots::<R>().len())
-            .map(|slot| if layout.keeps_slot(slot) { vec![T::ZERO; len] } else { Vec::new() })
-            .collect();
-        Self { state, carries: vec![0.0; layout.groups().len()], steps: 0, layout }
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not enough memory for it.
+    pub fn new(layout: Layout<R>) -> Result<Self, Error> {
+        let zeros = |slot| {
+            let mut zeros = Vec::new();
+            if layout.keeps_slot(slot) {
+                let refuse = Error::Memory { bytes: layout.len().saturating_mul(size_of::<T>() as u64) };
+                let len = usize::try_from(layout.len()).map_err(|_| refuse.clone())?;
+                zeros.try_reserve_exact(len).map_err(|_| refuse)?;
+                zeros.resize(len, T::ZERO);
+            }
+            Ok(zeros)
+        };
+        let state = (0..slots::<R>().len()).map(zeros).collect::<Result<_, Error>>()?;
+        Ok(Self { state, carries: vec![0.0; layout.groups().len()], steps: 0, layout })
     }
 
     /// The layout.
@@ -65,8 +74,9 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
     }
 
     /// The flat vectors of all slots, in order; empty where a slot is not kept.
-    pub fn state_mut(&mut self) -> &mut [Vec<T>] {
-        &mut self.state
+    #[must_use]
+    pub fn slots(&self) -> &[Vec<T>] {
+        &self.state
     }
 
     /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.

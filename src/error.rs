@@ -138,6 +138,22 @@ pub enum Error {
         /// What is needed.
         bound: u64,
     },
+    /// The host has too little memory.
+    #[error("no memory for {bytes} bytes of optimizer state")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// A tensor that no buffer of the device can hold.
+    #[error("tensor {tensor:?} takes {bytes} bytes, a buffer of this device holds at most {bound}")]
+    TensorTooLarge {
+        /// The tensor's name.
+        tensor: String,
+        /// Its size.
+        bytes: u64,
+        /// `max_buffer_size` of the device.
+        bound: u64,
+    },
     /// The device could not allocate a buffer of ours, or could not build a kernel.
     #[error("the device refused {what}: {reason}")]
     Device {
@@ -176,7 +192,8 @@ pub enum Error {
         /// The buffer's size.
         size: u64,
     },
-    /// Two ranges of one buffer that share bytes, at least one of them written.
+    /// Two ranges of one buffer that share bytes. Bindings start at multiples of 256 bytes, so parameters and gradients of one buffer have to lie in
+    /// blocks of their own.
     #[error("{first} and {second} share bytes {start}..{end} of one buffer")]
     BuffersOverlap {
         /// One range.

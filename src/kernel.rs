@@ -233,8 +233,9 @@ mod device {
                         label: Some(&label),
                         source: wgpu::ShaderSource::Wgsl(text.into()),
                     };
-                    // SAFETY: every index is in bounds by construction. `plan` makes tiles inside the bound ranges and a test proves
-                    // it over random layouts; the driver clamps to them; the rule's text has no buffers to index. The kernel has no loops.
+                    // SAFETY: no index leaves its binding. `Part::prove_bounds` has checked every tile of the table against
+                    // what is bound, the driver stays inside of its tile, element access clamps, and a rule's functions take
+                    // no index. The kernel has no loops.
                     let module = unsafe {
                         device
                             .create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())

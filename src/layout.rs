@@ -1,6 +1,7 @@
 //! Which tensors there are, where they lie in the flat space, and which hyperparameters each group has.
 
 use crate::error::Error;
+use crate::plan::QUAD;
 use crate::rules::{Fields, Rule, Step, scalar_names, slots};
 use std::collections::HashSet;
 
@@ -147,7 +148,8 @@ impl Tensor {
 
 /// Named tensors in groups, each a range of one flat space of elements.
 ///
-/// The flat space is where the tensors lie when they share one buffer. With a buffer for each tensor it is only an order.
+/// The flat space is where the tensors lie when they share one buffer, and where their state lies always. For buffers of single tensors see
+/// [`aligned`](Self::aligned).
 /// Gaps between tensors are allowed and belong to the caller.
 ///
 /// ```
@@ -175,6 +177,21 @@ impl<R: Rule> Layout<R> {
     /// Hyperparameters out of range, a learning-rate factor that is negative or not finite, names declared twice, empty groups or
     /// tensors, tensors that overlap, or sizes beyond 64-bit addresses.
     pub fn new(groups: impl IntoIterator<Item = Group<R>>) -> Result<Self, Error> {
+        Self::with_alignment(groups, 1)
+    }
+
+    /// [`new`](Self::new), but every tensor without an offset of its own starts at a multiple of 4 elements: 16 bytes, one vector.
+    ///
+    /// The layout to choose for a buffer for each tensor. State is kept as the flat space has it, so a tensor that starts inside a vector there, and
+    /// at the start of one in its own buffer, is updated element by element.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn aligned(groups: impl IntoIterator<Item = Group<R>>) -> Result<Self, Error> {
+        Self::with_alignment(groups, QUAD)
+    }
+
+    fn with_alignment(groups: impl IntoIterator<Item = Group<R>>, alignment: u64) -> Result<Self, Error> {
         let groups: Vec<_> = groups.into_iter().collect();
         let mut tensors = Vec::new();
         let (mut group_names, mut tensor_names) = (HashSet::new(), HashSet::new());
@@ -199,7 +216,7 @@ impl<R: Rule> Layout<R> {
                 if !tensor_names.insert(declared.name.as_str()) {
                     return Err(duplicate("tensor", &declared.name));
                 }
-                let tensor = place(declared, g, next)?;
+                let tensor = place(declared, g, u64::next_multiple_of(next, alignment))?;
                 next = tensor.end();
                 tensors.push(tensor);
             }

@@ -2,7 +2,7 @@
 //! training engine that embeds it.
 //!
 //! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state and records. Its core call
-//! neither submits nor waits nor, once warm, allocates.
+//! neither submits nor waits nor, once warm, allocates (wgpu does, while it records).
 //!
 //! ```no_run
 //! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
@@ -38,7 +38,6 @@
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
 //! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
 //! * [`check`]: a device's step against the reference, in ulps.
-//! * [`kernel`], [`plan`]: how shader text and dispatches come about; for tools and tests.
 //!
 //! # Features
 //!
@@ -60,10 +59,12 @@ pub mod check;
 pub mod cpu;
 mod error;
 pub mod float;
+#[doc(hidden)] // For tests and tools; not part of the stable interface, and without checks of its own.
 pub mod kernel;
 mod layout;
 #[cfg(feature = "gpu")]
 mod optimizer;
+#[doc(hidden)] // As `kernel`.
 pub mod plan;
 #[cfg(feature = "gpu")]
 mod rows;

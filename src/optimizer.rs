@@ -162,6 +162,11 @@ impl<R: Rule> Optimizer<R> {
             .by_offset()
             .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
             .collect();
+        let bound = device.limits().max_buffer_size;
+        if let Some(tensor) = layout.tensors().iter().find(|t| t.len * ELEMENT > bound) {
+            let bytes = tensor.len * ELEMENT;
+            return Err(Error::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
+        }
         let chunks = plan::chunks(&spans, limits.chunk_elements);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let state = chunks
@@ -268,8 +273,8 @@ impl<R: Rule> Optimizer<R> {
 
     /// Records one step: a single compute pass, and within it one dispatch for flat buffers that fit a binding.
     ///
-    /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing once as many steps as are ever in flight
-    /// at a time have been recorded.
+    /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own once as many steps as are ever in
+    /// flight at a time have been recorded (wgpu allocates while it records). `steps()` counts it.
     ///
     /// # Errors
     /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::ScalarOverflow`]; nothing is recorded and no state changes.
@@ -290,7 +295,7 @@ impl<R: Rule> Optimizer<R> {
         Ok(())
     }
 
-    /// [`step`](Self::step) into a compute pass of the caller's.
+    /// [`step`](Self::step) into a compute pass of the caller's. It leaves its own pipeline and bind groups 0 and 1 set.
     ///
     /// # Errors
     /// As [`step`](Self::step).
@@ -421,6 +426,12 @@ impl<R: Rule> Optimizer<R> {
         }
         let p = part.window(&part.p, access);
         let g = part.window(&part.g, access);
+        if access == Access::Quads {
+            let state = self.chunks[part.chunk].state_quads.into();
+            for (base, quads) in [(p.base, p.quads()), (g.base, g.quads())] {
+                part.prove_bounds(&dispatch, base, quads, state)?;
+            }
+        }
         let shares_buffer = p.range.buffer == g.range.buffer;
         if shares_buffer {
             let (first, second) = if p.range.start < g.range.start { (&p, &g) } else { (&g, &p) };
@@ -630,6 +641,19 @@ impl Part<'_> {
         (with(before), with(after.collect()))
     }
 
+    /// The kernel indexes without checks: refuses a table that reaches beyond what is bound. Element access clamps, and needs no proof.
+    fn prove_bounds(&self, dispatch: &Dispatch, base: u32, quads: u64, state: u64) -> Result<(), Error> {
+        for tile in &dispatch.tiles {
+            let start = u64::from(tile.quad.wrapping_add(base));
+            let count = u64::from(tile.quads);
+            if start + count > quads || u64::from(tile.state) + count > state {
+                let what = self.p.what.clone();
+                return Err(Error::OutOfBounds { what, start, end: start + count, size: quads });
+            }
+        }
+        Ok(())
+    }
+
     /// The bytes to bind, and what the shader adds to find a quad in them.
     fn window(&self, side: &Side<'_>, access: Access) -> Window {
         let (first, last, unit) = match access {
@@ -657,6 +681,12 @@ struct Window {
     range: ByteRange,
     base: u32,
     last: u32,
+}
+
+impl Window {
+    fn quads(&self) -> u64 {
+        (self.range.end - self.range.start) / (QUAD * ELEMENT)
+    }
 }
 
 struct ByteRange {

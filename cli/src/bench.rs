@@ -37,6 +37,7 @@ pub struct Measurement {
     /// The rule.
     pub rule: &'static str,
     /// Which configuration of it.
+    #[serde(skip)]
     pub variant: &'static str,
     /// How parameters, gradients and state are stored.
     pub format: &'static str,
@@ -56,6 +57,7 @@ pub struct Measurement {
     /// Those of a copy of as many elements.
     pub copy_gb_per_s: f64,
     /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the GPU, for several tensors.
+    #[serde(skip)]
     pub one_tensor_seconds: Option<f64>,
     /// Microseconds of host time of the call that records a step; 0 on the CPU, where nothing is recorded.
     pub record_us: f64,
@@ -162,7 +164,7 @@ impl<F: FnMut()> Bench<'_, F> {
         let mut params = pattern(self.request.elements);
         let grads = pattern(self.request.elements);
         let mut target = vec![0.0; grads.len()];
-        let mut optimizer = cpu::Optimizer::<R, f32>::new(layout);
+        let mut optimizer = cpu::Optimizer::<R, f32>::new(layout)?;
         let mut step =
             |repeats: u32| (0..repeats).try_for_each(|_| optimizer.step(&mut params, &grads, R::DEFAULT_LR));
         let mut copy = |repeats: u32| {

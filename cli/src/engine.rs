@@ -38,9 +38,9 @@ pub(crate) struct Host<R, T> {
 }
 
 impl<R: Twin, T: Float> Host<R, T> {
-    pub(crate) fn new(layout: Layout<R>, params: &[f32]) -> Self {
+    pub(crate) fn new(layout: Layout<R>, params: &[f32]) -> Result<Self, wgpu_optim::Error> {
         let params = params.iter().map(|&p| T::from_f64(p.into())).collect();
-        Self { optimizer: cpu::Optimizer::new(layout), params }
+        Ok(Self { optimizer: cpu::Optimizer::new(layout)?, params })
     }
 }
 
@@ -54,7 +54,7 @@ impl<R: Twin, T: Float> Engine<R, T> for Host<R, T> {
     }
 
     fn values(&mut self) -> Values<T> {
-        Values { params: self.params.clone(), state: self.optimizer.state_mut().to_vec() }
+        Values { params: self.params.clone(), state: self.optimizer.slots().to_vec() }
     }
 }
 

@@ -61,8 +61,16 @@ impl<F: FnMut()> RuleVisitor for Run<'_, F> {
                 let engine = engine::Device::new(gpu, layout, &trajectory.params).map_err(Error::Device)?;
                 drive(trajectory, engine, tick)
             }
-            On::Cpu => drive(trajectory, engine::Host::<R, f32>::new(layout, &trajectory.params), tick),
-            On::Reference => drive(trajectory, engine::Host::<R, f64>::new(layout, &trajectory.params), tick),
+            On::Cpu => drive(
+                trajectory,
+                engine::Host::<R, f32>::new(layout, &trajectory.params).map_err(Error::Setup)?,
+                tick,
+            ),
+            On::Reference => drive(
+                trajectory,
+                engine::Host::<R, f64>::new(layout, &trajectory.params).map_err(Error::Setup)?,
+                tick,
+            ),
         }
     }
 }

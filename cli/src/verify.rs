@@ -89,7 +89,7 @@ impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
         let params = values(&mut rng, layout.len());
         let worst = match self.device {
             Device::Gpu(gpu) => self.check(engine::Device::new(gpu, layout, &params)?, &params, &mut rng),
-            Device::Cpu => self.check(engine::Host::<R, f32>::new(layout, &params), &params, &mut rng),
+            Device::Cpu => self.check(engine::Host::<R, f32>::new(layout, &params)?, &params, &mut rng),
         }?;
         Ok(Row {
             rule: R::NAME,

@@ -19,7 +19,7 @@ fn runs() -> Vec<(String, Trajectory)> {
     files.sort();
     assert!(files.len() >= 31, "only {} golden files", files.len());
     let golden = files.iter().map(|path| (path.display().to_string(), Trajectory::read(path)));
-    let bundled = bundled::FILES.iter().map(|(name, bytes)| ((*name).to_owned(), Trajectory::parse(bytes)));
+    let bundled = bundled::RECORDINGS.iter().map(|r| (r.name.to_owned(), Trajectory::parse(&r.bytes())));
     let parsed = |(name, t): (String, Result<Trajectory, _>)| {
         let t = t.unwrap_or_else(|error| panic!("{name}: {error}"));
         (name, t)

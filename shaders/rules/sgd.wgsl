@@ -2,9 +2,15 @@
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);
-    let d = s.sign * read_g(at) + s.weight_decay * p;
-    let b = s.momentum * read_momentum_buffer(at) + s.gain * d;
+    let zero = vec4<f32>(0.0);
+    // What has no weight is not even multiplied by 0: it may be infinite.
+    let decay = select(zero, s.weight_decay * p, vec4<f32>(s.weight_decay) > zero);
+    let d = s.sign * read_g(at) + decay;
+    let old = read_momentum_buffer(at);
+    let moving = vec4<f32>(s.velocity) > zero;
+    let decayed = select(zero, s.momentum * old, vec4<f32>(s.momentum) > zero);
+    let b = select(old, decayed + s.gain * d, moving);
     write_momentum_buffer(at, b);
-    let ahead = select(b, d + s.lookahead * b, vec4<f32>(s.lookahead) > vec4<f32>(0.0));
-    write_p(at, p - s.lr * select(d, ahead, vec4<f32>(s.velocity) > vec4<f32>(0.0)));
+    let ahead = select(b, d + s.lookahead * b, vec4<f32>(s.lookahead) > zero);
+    write_p(at, p - s.lr * select(d, ahead, moving));
 }

@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, non_negative};
+use super::{Rule, Twin, below_one, check, non_negative};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -96,6 +96,10 @@ pub(super) fn validate_betas(
     below_one(rule, "beta1", beta1)?;
     below_one(rule, "beta2", beta2)?;
     non_negative(rule, "eps", eps)?;
+    // What is sent is eps · √(1 − β₂ᵗ), least at the first step. Flushed to zero it would divide zeros by zero.
+    let least = eps * (1.0 - beta2).sqrt();
+    let bound = "0, or large enough for eps · √(1 − beta2) to be a normal f32";
+    check(rule, "eps", eps, eps == 0.0 || least >= f32::MIN_POSITIVE.into(), bound)?;
     non_negative(rule, "weight_decay", weight_decay)
 }
 
@@ -133,7 +137,9 @@ impl Twin for Adam {
 
     #[inline]
     fn update<T: Float>(s: &AdamScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
-        let d = s.sign * g + s.weight_decay * *p;
+        // Without weight decay a parameter is not even multiplied by 0: it may be infinite.
+        let decay = if s.weight_decay > T::ZERO { s.weight_decay * *p } else { T::ZERO };
+        let d = s.sign * g + decay;
         let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
         *p = *p - s.step_size * m / (v.sqrt() + s.eps);

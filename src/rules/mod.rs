@@ -2,7 +2,7 @@
 //!
 //! A rule is a struct of hyperparameters with a WGSL function (its [`WGSL`](Rule::WGSL) text) and, as its
 //! [`Twin`], the same function in Rust. Both are pure: numbers in, numbers out. Buffers, groups, chunks and
-//! storage are the [kernel](crate::kernel)'s affair, and what is constant in a step is computed once on the
+//! storage are the kernel's affair, and what is constant in a step is computed once on the
 //! host, in f64, by [`Rule::scalars`].
 
 mod adam;

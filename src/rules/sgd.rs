@@ -53,7 +53,7 @@ crate::fields! {
         momentum,
         /// Weight of the gradient in the velocity, 1 − dampening; 1 when it is the first.
         gain,
-        /// 1 where the velocity moves the parameter, 0 where there is no momentum.
+        /// 1 where the velocity moves the parameter, 0 without momentum: an existing velocity then rests, as PyTorch's does.
         velocity,
         /// The momentum of the look-ahead, 0 for none.
         lookahead,
@@ -107,21 +107,8 @@ impl Rule for Sgd {
         SgdScalars {
             sign: if self.maximize { -1.0 } else { 1.0 },
             weight_decay: self.weight_decay,
-            // Without momentum an existing velocity rests: PyTorch does not touch it.
-            momentum: if first {
-                0.0
-            } else if moving {
-                self.momentum
-            } else {
-                1.0
-            },
-            gain: if first {
-                1.0
-            } else if moving {
-                1.0 - self.dampening
-            } else {
-                0.0
-            },
+            momentum: if first { 0.0 } else { self.momentum },
+            gain: if first { 1.0 } else { 1.0 - self.dampening },
             velocity: if moving { 1.0 } else { 0.0 },
             lookahead: if self.nesterov { self.momentum } else { 0.0 },
             lr,
@@ -136,10 +123,15 @@ impl Twin for Sgd {
 
     #[inline]
     fn update<T: Float>(s: &SgdScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
-        let d = s.sign * g + s.weight_decay * *p;
-        let b = s.momentum * state.momentum_buffer + s.gain * d;
+        // What has no weight is not even multiplied by 0: it may be infinite.
+        let decay = if s.weight_decay > T::ZERO { s.weight_decay * *p } else { T::ZERO };
+        let d = s.sign * g + decay;
+        let old = state.momentum_buffer;
+        let moving = s.velocity > T::ZERO;
+        let decayed = if s.momentum > T::ZERO { s.momentum * old } else { T::ZERO };
+        let b = if moving { decayed + s.gain * d } else { old };
         let ahead = if s.lookahead > T::ZERO { d + s.lookahead * b } else { b };
-        *p = *p - s.lr * if s.velocity > T::ZERO { ahead } else { d };
+        *p = *p - s.lr * if moving { ahead } else { d };
         state.momentum_buffer = b;
     }
 }

@@ -36,6 +36,11 @@ fn hyperparameters() {
     bad_field(Sgd { dampening: f64::NAN, ..Sgd::default() }, "dampening");
     bad_field(Adam { beta1: 1.0, ..Adam::default() }, "beta1");
     bad_field(AdamW { beta2: 1.5, ..AdamW::default() }, "beta2");
+    // Flushed to zero on a device, it would divide zeros by zero.
+    bad_field(Adam { eps: 1e-37, ..Adam::default() }, "eps");
+    bad_field(AdamW { eps: 1e-44, ..AdamW::default() }, "eps");
+    assert!(Adam { eps: 0.0, ..Adam::default() }.validate().is_ok());
+    assert!(Adam { eps: 1e-36, ..Adam::default() }.validate().is_ok());
     // PyTorch has no bound on dampening's sign.
     assert!(Sgd { dampening: -0.5, ..Sgd::default() }.validate().is_ok());
     for (momentum, dampening) in [(0.0, 0.0), (0.9, 0.1)] {
@@ -74,7 +79,7 @@ fn layouts() {
 
 #[test]
 fn steps() {
-    let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 3));
+    let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 3)).unwrap();
     let mut params = [1.0; 3];
     for lr in [f64::NAN, f64::INFINITY, -1e-3] {
         let error = optimizer.step(&mut params, &[1.0; 3], lr).unwrap_err();
@@ -94,7 +99,7 @@ fn steps() {
     assert_eq!((optimizer.steps(), params), (0, [1.0; 3]));
 
     // A schedule cannot conjure up state that the configuration does not keep.
-    let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3));
+    let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3)).unwrap();
     let step = Step { lr: 0.1, momentum: Some(0.9) };
     let error = plain.step(&mut params, &[1.0; 3], step).unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
@@ -180,6 +185,13 @@ fn device_limits() {
         (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
     let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
     assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 2_048, .. }), "{error}");
+
+    // Refused before anything is planned or allocated.
+    let huge = single(Sgd { momentum: 0.9, ..Sgd::default() }, 1 << 61);
+    let error = Optimizer::new(&gpu.device, huge.clone()).unwrap_err();
+    assert!(matches!(error, Error::TensorTooLarge { .. }), "{error}");
+    let error = cpu::Optimizer::<Sgd>::new(huge).unwrap_err();
+    assert!(matches!(error, Error::Memory { .. }), "{error}");
 
     // Three workgroups a dimension reach nine tiles.
     let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 3) else { return };

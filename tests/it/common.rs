@@ -154,15 +154,15 @@ pub fn check_gpu<R: Twin>(gpu: &Gpu, layout: &Layout<R>, seed: u64, steps: usize
 pub fn check_cpu<R: Twin>(layout: &Layout<R>, seed: u64, steps: usize, context: &str) -> f64 {
     let mut random = Random::new(seed);
     let len = layout.len() as usize;
-    let mut optimizer = cpu::Optimizer::<R>::new(layout.clone());
+    let mut optimizer = cpu::Optimizer::<R>::new(layout.clone()).unwrap();
     let mut params = random.values(len);
     let mut checker = Checker::new(layout.clone());
     let mut worst = 0f64;
     for t in 0..steps {
-        let before = Snapshot { params: params.clone(), state: optimizer.state_mut().to_vec() };
+        let before = Snapshot { params: params.clone(), state: optimizer.slots().to_vec() };
         let grads = random.values(len);
         optimizer.step(&mut params, &grads, lr(t)).unwrap();
-        let after = Snapshot { params: params.clone(), state: optimizer.state_mut().to_vec() };
+        let after = Snapshot { params: params.clone(), state: optimizer.slots().to_vec() };
         let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
         assert_within_budget::<R>(&deviation, &format!("{context} on the CPU, step {}", t + 1));
         worst = worst.max(deviation.ulps);

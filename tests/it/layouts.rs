@@ -104,9 +104,11 @@ fn check_flat<R: Twin>(gpu: &Gpu, layout: &Layout<R>, before: [u64; 2], behind: 
             snapshot(gpu, &optimizer, &params, before[0] * 4),
             gpu.read(&grads, before[1] * 4, len as usize),
         );
+        let gradients = gpu.read_bits(&grads, 0, (grads.size() / 4) as usize);
         let mut encoder = gpu.encoder();
         optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
         gpu.run(encoder);
+        assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
         let new = snapshot(gpu, &optimizer, &params, before[0] * 4);
         assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &new).unwrap(), &context);
     }
@@ -157,9 +159,11 @@ fn check_pooled<R: Twin>(gpu: &Gpu, layout: &Layout<R>, gap: u64, align: u64, se
             gpu.write(&grads, at * 4, &random.values(tensor.len as usize));
         }
         let (old, g) = (read(&optimizer), gather(&grads));
+        let gradients = gpu.read_bits(&grads, 0, (grads.size() / 4) as usize);
         let mut encoder = gpu.encoder();
         optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
         gpu.run(encoder);
+        assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
         assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &read(&optimizer)).unwrap(), &context);
     }
     let ranges: Vec<_> = order.iter().zip(&places).map(|(t, (_, at))| *at..at + t.len).collect();
@@ -189,7 +193,7 @@ fn random_layouts_with_poisoned_padding() {
         check_shape(&gpu, &shape, &sgds());
     });
     let config = ProptestConfig {
-        cases: 2,
+        cases: 4,
         failure_persistence: None,
         max_shrink_iters: 20,
         ..ProptestConfig::default()
@@ -296,4 +300,21 @@ fn flat_and_each_may_take_turns() {
         let deviation = checker.step(&old, &g, lr(t), &new).unwrap();
         assert_within_budget::<AdamW>(&deviation, &format!("step {}", t + 1));
     }
+}
+
+/// An aligned layout keeps single tensors of any length on the vector path: one dispatch each, and one more for a last odd element.
+#[test]
+fn aligned_layouts_for_buffers_of_single_tensors() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let group = Group::new("g", AdamW::default()).tensor("a", [10]).tensor("b", [3]).tensor("c", [64]);
+    let layout = Layout::aligned([group]).unwrap();
+    assert_eq!(layout.tensors().iter().map(|t| t.offset).collect::<Vec<_>>(), [0, 12, 16]);
+    let buffers: Vec<_> =
+        layout.tensors().iter().map(|t| (gpu.buffer(t.len * 4), gpu.buffer(t.len * 4))).collect();
+    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+    let views = layout.tensors().iter().zip(&buffers).map(|(t, (p, g))| (t.name.as_str(), p, g));
+    // 10 = 8 + 2, 3, 64.
+    assert_eq!(optimizer.bind(&Tensors::each(views)).unwrap().dispatches(), 4);
+    check_pooled(&gpu, &layout, 0, 4, 31);
+    check_pooled(&gpu, &layout, 1, 1, 32);
 }

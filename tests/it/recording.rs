@@ -6,6 +6,8 @@ use wgpu_optim::check::Snapshot;
 use wgpu_optim::{AdamW, Bound, Error, Group, Layout, Optimizer, Sgd, Tensors};
 
 const LEN: usize = 3_000;
+/// More than the first page of scalars has places for: 128, with two groups.
+const STEPS: usize = 300;
 
 /// Parameters, gradients, optimizer and binding for AdamW in two groups.
 struct Setup {
@@ -39,10 +41,10 @@ impl Setup {
         self.optimizer.step(&self.gpu.queue, encoder, &self.tensors, lr(t)).unwrap();
     }
 
-    /// A hundred steps with a submission each.
+    /// [`STEPS`] steps with a submission each.
     fn one_by_one(gpu: Gpu) -> Snapshot {
         let mut setup = Self::new(gpu);
-        for t in 0..100 {
+        for t in 0..STEPS {
             let mut encoder = setup.gpu.encoder();
             setup.step(&mut encoder, t);
             setup.gpu.run(encoder);
@@ -54,18 +56,18 @@ impl Setup {
 /// More steps than the first page of scalars has places, recorded before a single submission: each sees its own learning rate and
 /// bias corrections.
 #[test]
-fn a_hundred_steps_in_one_encoder() {
+fn hundreds_of_steps_in_one_encoder() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
     let expected = Setup::one_by_one(one);
     let mut setup = Setup::new(other);
     let places = setup.optimizer.overhead_bytes();
     let mut encoder = setup.gpu.encoder();
-    for t in 0..100 {
+    for t in 0..STEPS {
         setup.step(&mut encoder, t);
     }
     setup.gpu.run(encoder);
-    assert_same_bits(&setup.snapshot(), &expected, "one submission and a hundred");
-    assert_eq!(setup.optimizer.steps(), 100);
+    assert_same_bits(&setup.snapshot(), &expected, "one submission and many");
+    assert_eq!(setup.optimizer.steps(), STEPS as u64);
 
     // A thousand in one encoder need more places, and get them.
     let mut encoder = setup.gpu.encoder();
@@ -103,7 +105,7 @@ fn a_pass_of_the_callers_takes_steps_too() {
     let mut setup = Setup::new(other);
     let mut encoder = setup.gpu.encoder();
     let mut pass = encoder.begin_compute_pass(&Default::default());
-    for t in 0..100 {
+    for t in 0..STEPS {
         setup.optimizer.step_in_pass(&setup.gpu.queue, &mut pass, &setup.tensors, lr(t)).unwrap();
     }
     drop(pass);
@@ -155,7 +157,7 @@ fn a_refused_step_changes_nothing() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
     let expected = Setup::one_by_one(one);
     let mut setup = Setup::new(other);
-    for t in 0..100 {
+    for t in 0..STEPS {
         let mut encoder = setup.gpu.encoder();
         for bad in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
             let result = setup.optimizer.step(&setup.gpu.queue, &mut encoder, &setup.tensors, bad);

@@ -9,7 +9,7 @@ use std::process::Command;
 /// What Debian and Ubuntu call a software Vulkan and the loader.
 const DEBIAN_PACKAGES: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
 /// Set to any value, it lets the tests pass without a GPU.
-const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
+pub(crate) const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
 const LOADER: &str = "libvulkan.so.1";
 
 /// Finds a Vulkan driver or installs one.

@@ -15,8 +15,9 @@ const STEPS: u64 = 5;
 pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
     let device = output::open(common.device)?;
     let (mut passed, mut rows) = (true, Vec::new());
-    for (name, bytes) in bundled::FILES {
-        let run = Trajectory::parse(bytes).context(name)?;
+    for recording in bundled::RECORDINGS {
+        let name = recording.name;
+        let run = Trajectory::parse(&recording.bytes()).context(name)?;
         let found = replay_one(name, &run, &device).context(name)?;
         if common.json {
             json(&ReplayLine { file: name, rule: &run.rule, label: device.label(), verdict: &found })?;

@@ -84,6 +84,13 @@ impl Trajectory {
     /// # Errors
     /// [`Error`] names what is wrong with it.
     pub fn read(path: &Path) -> Result<Self, Error> {
+        // A device or a pipe has no end that could be relied on.
+        if !std::fs::metadata(path).map_err(Error::Io)?.is_file() {
+            return Err(Error::Io(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "not a regular file",
+            )));
+        }
         Self::parse(&std::fs::read(path).map_err(Error::Io)?)
     }
 
