@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use wgpu_optim::kernel::{Access, ENTRY_POINT, Key, row_bytes, source};
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Rule, for_each_rule};
+use wgpu_optim::{AdamW, Rule, Twin, for_each_rule};
 
 /// Every key that the optimizer can ask for, with one, a few and many groups.
 fn keys(slots: usize) -> Vec<Key> {
@@ -146,7 +146,10 @@ macro_rules! files {
                 "no golden run of {name}"
             );
             let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
-            assert!(readme.contains(&format!("| `{name}` ")), "README.md has no row for {name}");
+            let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("README.md has no row for {name}"));
+            let budget = format!("| {} ulp |", <$rule as Twin>::MAX_ULPS);
+            assert!(row.ends_with(&budget), "{row}: not {budget}");
         })*
     };
 }
