@@ -200,13 +200,13 @@ fn fields(names: &[&str], ty: &str) -> String {
 }
 
 #[cfg(feature = "gpu")]
-pub(crate) use device::Kernel;
+pub(crate) use compiled::Kernel;
 
 #[cfg(feature = "gpu")]
-mod device {
+mod compiled {
     use super::{BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, ENTRY_POINT, Key, source};
+    use crate::device::checked;
     use crate::error::Error;
-    use crate::optimizer::checked;
     use crate::plan::Space;
     use crate::rules::Rule;
 

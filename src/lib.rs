@@ -55,8 +55,12 @@
 //! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`Twin::MAX_ULPS`] of the f64 reference, on every
 //! device that computes as WGSL requires. Equality between different adapters is not promised: WGSL leaves roundings open.
 
+#[cfg(feature = "gpu")]
+mod bind;
 pub mod check;
 pub mod cpu;
+#[cfg(feature = "gpu")]
+mod device;
 mod error;
 pub mod float;
 #[doc(hidden)] // For tests and tools; not part of the stable interface, and without checks of its own.
@@ -70,10 +74,12 @@ pub mod plan;
 mod rows;
 pub mod rules;
 
+#[cfg(feature = "gpu")]
+pub use bind::{Tensors, View};
 pub use error::Error;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
-pub use optimizer::{Bound, Optimizer, StateRange, Tensors, View};
+pub use optimizer::{Bound, Optimizer, StateRange};
 pub use rules::{Adam, AdamW, Rule, Sgd, Step, Twin};
 #[cfg(feature = "gpu")]
 pub use wgpu;

@@ -1,74 +1,15 @@
 //! The GPU optimizer: state, bindings, and a step recorded into the caller's encoder.
 
+use crate::bind::{ByteRange, Form, Named, Part, Tensors, View};
+use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, limits};
 use crate::error::Error;
 use crate::kernel::{Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, row_bytes};
 use crate::layout::{Layout, Tensor};
-use crate::plan::{
-    self, CHUNK_ALIGNMENT, Chunk, Dispatch, HEADER_BYTES, Header, Limits, Piece, QUAD, Space, Span,
-    WORKGROUP_SIZE, WholeTile,
-};
-use crate::rows::{Lease, Rows, create_buffer};
+use crate::plan::{self, Chunk, Dispatch, HEADER_BYTES, Header, Limits, QUAD, Space, Span, WholeTile};
+use crate::rows::{Lease, Rows};
 use crate::rules::{Fields, Rule, Step, slots};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-
-/// Alignment of every binding offset: the largest that a WebGPU device may ask for.
-pub(crate) const ALIGNMENT: u64 = 256;
-/// Bytes of an f32.
-const ELEMENT: u64 = 4;
-/// The largest uniform binding that is used: what every WebGPU device offers.
-const UNIFORM_BYTES: u64 = 64 << 10;
-/// The largest binding that Vulkan and DX12 take, less what alignment may add.
-const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
-
-/// A place in one of the caller's buffers.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    /// The buffer, with usage `STORAGE`.
-    pub buffer: &'a wgpu::Buffer,
-    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest.
-    pub offset: u64,
-}
-
-impl<'a> View<'a> {
-    /// The elements from byte `offset` on.
-    #[must_use]
-    pub fn new(buffer: &'a wgpu::Buffer, offset: u64) -> Self {
-        Self { buffer, offset }
-    }
-}
-
-impl<'a> From<&'a wgpu::Buffer> for View<'a> {
-    fn from(buffer: &'a wgpu::Buffer) -> Self {
-        Self::new(buffer, 0)
-    }
-}
-
-/// The caller's parameters and gradients, f32.
-#[derive(Clone, Debug)]
-pub struct Tensors<'a>(Form<'a>);
-
-#[derive(Clone, Debug)]
-enum Form<'a> {
-    Flat(View<'a>, View<'a>),
-    Each(Vec<(&'a str, View<'a>, View<'a>)>),
-}
-
-impl<'a> Tensors<'a> {
-    /// All parameters in one buffer and all gradients in another, each tensor at its layout's offset.
-    pub fn flat(params: impl Into<View<'a>>, grads: impl Into<View<'a>>) -> Self {
-        Self(Form::Flat(params.into(), grads.into()))
-    }
-
-    /// A place for each tensor: `(name, parameters, gradients)`, in any order. Several may lie in one pooled buffer.
-    pub fn each<P: Into<View<'a>>, G: Into<View<'a>>>(
-        tensors: impl IntoIterator<Item = (&'a str, P, G)>,
-    ) -> Self {
-        let tensors = tensors.into_iter().map(|(name, p, g)| (name, p.into(), g.into()));
-        Self(Form::Each(tensors.collect()))
-    }
-}
 
 /// Tensors that have been checked against a layout and made ready to record: the result of [`Optimizer::bind`].
 ///
@@ -507,8 +448,8 @@ impl<R: Rule> Optimizer<R> {
             let kernel = &self.kernels[&plan.key];
             let mut entries = vec![
                 entry(BINDING_TABLE, &table, offset, size),
-                plan.p.entry(BINDING_P),
-                plan.g.entry(BINDING_G),
+                range_entry(BINDING_P, &plan.p),
+                range_entry(BINDING_G, &plan.g),
             ];
             for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
                 entries.push(entry(binding, buffer, 0, buffer.size()));
@@ -531,187 +472,6 @@ impl<R: Rule> Optimizer<R> {
             });
         }
         Ok(Bound { owner: self.identity.clone(), dispatches, table_bytes: total })
-    }
-}
-
-/// A view that has been checked, with what to call it in an error.
-struct Named<'a> {
-    what: String,
-    view: View<'a>,
-}
-
-impl<'a> Named<'a> {
-    fn new(what: &str, view: View<'a>, bytes: u64) -> Result<Self, Error> {
-        let what = what.to_owned();
-        if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::MissingUsage { what, usage: "STORAGE" });
-        }
-        if !view.offset.is_multiple_of(ELEMENT) {
-            return Err(Error::Misaligned { what, offset: view.offset, bound: ELEMENT });
-        }
-        let end = view.offset.saturating_add(bytes);
-        if end > view.buffer.size() {
-            return Err(Error::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
-        }
-        Ok(Self { what, view })
-    }
-
-    fn range(&self, bytes: u64) -> ByteRange {
-        ByteRange {
-            what: self.what.clone(),
-            buffer: self.view.buffer.clone(),
-            start: self.view.offset,
-            end: self.view.offset + bytes,
-        }
-    }
-
-    /// Where element `first` of the view lies; it may be up to three elements before the view.
-    fn at(&self, first: i64) -> Side<'a> {
-        Side {
-            what: self.what.clone(),
-            buffer: self.view.buffer,
-            base: self.view.offset as i64 + first * ELEMENT as i64,
-        }
-    }
-}
-
-/// Parameters or gradients of a part.
-#[derive(Clone)]
-struct Side<'a> {
-    what: String,
-    buffer: &'a wgpu::Buffer,
-    /// The byte where the part's `base` lies.
-    base: i64,
-}
-
-/// What one dispatch updates.
-#[derive(Clone)]
-struct Part<'a> {
-    chunk: usize,
-    /// The element that quads are counted from, a multiple of [`QUAD`].
-    base: u64,
-    pieces: Vec<Piece>,
-    p: Side<'a>,
-    g: Side<'a>,
-}
-
-impl Part<'_> {
-    fn byte(&self, side: &Side<'_>, element: u64) -> i64 {
-        side.base + ((element - self.base) * ELEMENT) as i64
-    }
-
-    fn start(&self) -> u64 {
-        self.pieces[0].start
-    }
-
-    fn end(&self) -> u64 {
-        self.pieces[self.pieces.len() - 1].end
-    }
-
-    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last, else
-    /// element by element.
-    fn split(&self) -> Vec<(Self, Access)> {
-        let vector = (QUAD * ELEMENT) as i64;
-        let aligned = |side: &Side<'_>| side.base % vector == 0 && side.base >= 0;
-        if !(aligned(&self.p) && aligned(&self.g)) {
-            return vec![(self.clone(), Access::Elements)];
-        }
-        let padded =
-            |side: &Side<'_>| self.byte(side, self.end().next_multiple_of(QUAD)) as u64 <= side.buffer.size();
-        if padded(&self.p) && padded(&self.g) {
-            return vec![(self.clone(), Access::Quads)];
-        }
-        let (bulk, tail) = self.cut(self.end() / QUAD * QUAD);
-        [bulk.map(|b| (b, Access::Quads)), tail.map(|t| (t, Access::Elements))]
-            .into_iter()
-            .flatten()
-            .collect()
-    }
-
-    /// The parts before and after element `at`, a multiple of [`QUAD`].
-    fn cut(&self, at: u64) -> (Option<Self>, Option<Self>) {
-        let before = self.pieces.iter().filter(|p| p.start < at);
-        let before = before.map(|p| Piece { end: p.end.min(at), ..*p }).collect();
-        let after = self.pieces.iter().filter(|p| p.end > at).map(|p| {
-            let start = p.start.max(at);
-            let state = p.state + (start / QUAD - p.start / QUAD) as u32;
-            Piece { start, state, ..*p }
-        });
-        let with = |pieces: Vec<Piece>| (!pieces.is_empty()).then(|| Self { pieces, ..self.clone() });
-        (with(before), with(after.collect()))
-    }
-
-    /// The kernel indexes without checks: refuses a table that reaches beyond what is bound. Element access clamps, and needs no proof.
-    fn prove_bounds(&self, dispatch: &Dispatch, base: u32, quads: u64, state: u64) -> Result<(), Error> {
-        for tile in &dispatch.tiles {
-            let start = u64::from(tile.quad.wrapping_add(base));
-            let count = u64::from(tile.quads);
-            if start + count > quads || u64::from(tile.state) + count > state {
-                let what = self.p.what.clone();
-                return Err(Error::OutOfBounds { what, start, end: start + count, size: quads });
-            }
-        }
-        Ok(())
-    }
-
-    /// The bytes to bind, and what the shader adds to find a quad in them.
-    fn window(&self, side: &Side<'_>, access: Access) -> Window {
-        let (first, last, unit) = match access {
-            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), QUAD * ELEMENT),
-            Access::Elements => (self.start(), self.end(), ELEMENT),
-        };
-        // Both are inside the buffer: `Named::new` and `split` have seen to it.
-        let start = self.byte(side, first) as u64 / ALIGNMENT * ALIGNMENT;
-        let end = self.byte(side, last) as u64;
-        Window {
-            // The base may lie before the window; the shader's addition wraps back.
-            base: ((side.base - start as i64) / unit as i64) as u32,
-            last: ((end - start) / ELEMENT - 1) as u32,
-            range: ByteRange {
-                what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),
-                buffer: side.buffer.clone(),
-                start,
-                end,
-            },
-        }
-    }
-}
-
-struct Window {
-    range: ByteRange,
-    base: u32,
-    last: u32,
-}
-
-impl Window {
-    fn quads(&self) -> u64 {
-        (self.range.end - self.range.start) / (QUAD * ELEMENT)
-    }
-}
-
-struct ByteRange {
-    what: String,
-    buffer: wgpu::Buffer,
-    start: u64,
-    end: u64,
-}
-
-impl ByteRange {
-    /// `other` starts no earlier than `self`.
-    fn refuse_overlap(&self, other: &Self) -> Result<(), Error> {
-        if self.buffer != other.buffer || other.start >= self.end {
-            return Ok(());
-        }
-        Err(Error::BuffersOverlap {
-            first: self.what.clone(),
-            second: other.what.clone(),
-            start: other.start,
-            end: self.end.min(other.end),
-        })
-    }
-
-    fn entry(&self, binding: u32) -> wgpu::BindGroupEntry<'_> {
-        entry(binding, &self.buffer, self.start, self.end - self.start)
     }
 }
 
@@ -754,69 +514,6 @@ fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::B
     }
 }
 
-/// What the planner needs of the device, or which limit is too small.
-fn limits<R: Rule>(device: &wgpu::Limits, layout: &Layout<R>, kept: &[bool]) -> Result<Limits, Error> {
-    let at_least = |limit, value: u64, bound: u64| {
-        if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
-    };
-    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64;
-    at_least(
-        "max_storage_buffers_per_shader_stage",
-        device.max_storage_buffers_per_shader_stage.into(),
-        storage,
-    )?;
-    let threads = WORKGROUP_SIZE.into();
-    at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
-    at_least(
-        "max_compute_invocations_per_workgroup",
-        device.max_compute_invocations_per_workgroup.into(),
-        threads,
-    )?;
-    at_least("max_compute_workgroups_per_dimension", device.max_compute_workgroups_per_dimension.into(), 1)?;
-    at_least("max_bind_groups", device.max_bind_groups.into(), 2)?;
-    at_least("max_uniform_buffers_per_shader_stage", device.max_uniform_buffers_per_shader_stage.into(), 2)?;
-    at_least(
-        "max_dynamic_uniform_buffers_per_pipeline_layout",
-        device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
-        1,
-    )?;
-    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
-    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
-    let bound = uniform as usize / row_bytes::<R>();
-    if layout.groups().len() > bound {
-        return Err(Error::TooManyGroups { rule: R::NAME, groups: layout.groups().len(), bound });
-    }
-    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
-    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
-    Ok(Limits {
-        // A window starts at a multiple of the alignment, which may lie up to one alignment before the chunk.
-        chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
-        workgroups: device.max_compute_workgroups_per_dimension,
-        uniform_bytes: uniform as u32,
-    })
-}
-
-/// Runs `make` and turns what the device objects to into an error instead of a panic.
-///
-/// Native devices answer at once. A browser answers later: there the error reaches the device's own handler.
-pub(crate) fn checked<T>(
-    device: &wgpu::Device,
-    what: impl FnOnce() -> String,
-    make: impl FnOnce() -> T,
-) -> Result<T, Error> {
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let made = make();
-    let mut context = Context::from_waker(Waker::noop());
-    // Both scopes are popped, the inner one first.
-    let answers = [
-        std::pin::pin!(validation.pop()).poll(&mut context),
-        std::pin::pin!(memory.pop()).poll(&mut context),
-    ];
-    for answer in answers {
-        if let Poll::Ready(Some(error)) = answer {
-            return Err(Error::Device { what: what(), reason: error.to_string() });
-        }
-    }
-    Ok(made)
+fn range_entry(binding: u32, range: &ByteRange) -> wgpu::BindGroupEntry<'_> {
+    entry(binding, &range.buffer, range.start, range.end - range.start)
 }

@@ -5,8 +5,8 @@
 //! the encoder's own callback says so. When all places are taken a page of new ones is added, so any number
 //! of steps may be recorded before a submission, and a loop that submits as it goes never allocates.
 
+use crate::device::{ALIGNMENT, create_buffer};
 use crate::error::Error;
-use crate::optimizer::{ALIGNMENT, checked};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a page, unless one place takes more.
@@ -146,41 +146,5 @@ impl Rows {
     pub(crate) fn group(&self, lease: &Lease) -> (&wgpu::BindGroup, u32) {
         let (page, offset) = self.at(lease.place);
         (&page.group, offset)
-    }
-}
-
-/// Allocates a buffer, or says why not.
-pub(crate) fn create_buffer(
-    device: &wgpu::Device,
-    label: &str,
-    size: u64,
-    usage: wgpu::BufferUsages,
-) -> Result<wgpu::Buffer, Error> {
-    checked(
-        device,
-        || format!("{size} bytes for {label}"),
-        || {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(&format!("wgpu-optim {label}")),
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
-        },
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What the device refuses is an error and not a panic.
-    #[test]
-    fn a_refused_buffer_is_an_error() {
-        let Some(gpu) = harness::test_gpu() else { return };
-        let size = gpu.device.limits().max_buffer_size + 4;
-        let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
-        let Error::Device { what, reason } = &error else { panic!("{error}") };
-        assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
     }
 }

@@ -1,0 +1,237 @@
+//! The caller's buffers: what they are taken for, and which of their bytes a dispatch binds.
+
+use crate::device::{ALIGNMENT, ELEMENT};
+use crate::error::Error;
+use crate::kernel::Access;
+use crate::plan::{Dispatch, Piece, QUAD};
+
+/// A place in one of the caller's buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The buffer, with usage `STORAGE`.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest.
+    pub offset: u64,
+}
+
+impl<'a> View<'a> {
+    /// The elements from byte `offset` on.
+    #[must_use]
+    pub fn new(buffer: &'a wgpu::Buffer, offset: u64) -> Self {
+        Self { buffer, offset }
+    }
+}
+
+impl<'a> From<&'a wgpu::Buffer> for View<'a> {
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, 0)
+    }
+}
+
+/// The caller's parameters and gradients, f32.
+#[derive(Clone, Debug)]
+pub struct Tensors<'a>(pub(crate) Form<'a>);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Form<'a> {
+    Flat(View<'a>, View<'a>),
+    Each(Vec<(&'a str, View<'a>, View<'a>)>),
+}
+
+impl<'a> Tensors<'a> {
+    /// All parameters in one buffer and all gradients in another, each tensor at its layout's offset.
+    pub fn flat(params: impl Into<View<'a>>, grads: impl Into<View<'a>>) -> Self {
+        Self(Form::Flat(params.into(), grads.into()))
+    }
+
+    /// A place for each tensor: `(name, parameters, gradients)`, in any order. Several may lie in one pooled buffer.
+    pub fn each<P: Into<View<'a>>, G: Into<View<'a>>>(
+        tensors: impl IntoIterator<Item = (&'a str, P, G)>,
+    ) -> Self {
+        let tensors = tensors.into_iter().map(|(name, p, g)| (name, p.into(), g.into()));
+        Self(Form::Each(tensors.collect()))
+    }
+}
+
+/// A view that has been checked, with what to call it in an error.
+pub(crate) struct Named<'a> {
+    pub(crate) what: String,
+    pub(crate) view: View<'a>,
+}
+
+impl<'a> Named<'a> {
+    pub(crate) fn new(what: &str, view: View<'a>, bytes: u64) -> Result<Self, Error> {
+        let what = what.to_owned();
+        if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::MissingUsage { what, usage: "STORAGE" });
+        }
+        if !view.offset.is_multiple_of(ELEMENT) {
+            return Err(Error::Misaligned { what, offset: view.offset, bound: ELEMENT });
+        }
+        let end = view.offset.saturating_add(bytes);
+        if end > view.buffer.size() {
+            return Err(Error::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
+        }
+        Ok(Self { what, view })
+    }
+
+    pub(crate) fn range(&self, bytes: u64) -> ByteRange {
+        ByteRange {
+            what: self.what.clone(),
+            buffer: self.view.buffer.clone(),
+            start: self.view.offset,
+            end: self.view.offset + bytes,
+        }
+    }
+
+    /// Where element `first` of the view lies; it may be up to three elements before the view.
+    pub(crate) fn at(&self, first: i64) -> Side<'a> {
+        Side {
+            what: self.what.clone(),
+            buffer: self.view.buffer,
+            base: self.view.offset as i64 + first * ELEMENT as i64,
+        }
+    }
+}
+
+/// Parameters or gradients of a part.
+#[derive(Clone)]
+pub(crate) struct Side<'a> {
+    pub(crate) what: String,
+    pub(crate) buffer: &'a wgpu::Buffer,
+    /// The byte where the part's `base` lies.
+    pub(crate) base: i64,
+}
+
+/// What one dispatch updates.
+#[derive(Clone)]
+pub(crate) struct Part<'a> {
+    pub(crate) chunk: usize,
+    /// The element that quads are counted from, a multiple of [`QUAD`].
+    pub(crate) base: u64,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) p: Side<'a>,
+    pub(crate) g: Side<'a>,
+}
+
+impl Part<'_> {
+    pub(crate) fn byte(&self, side: &Side<'_>, element: u64) -> i64 {
+        side.base + ((element - self.base) * ELEMENT) as i64
+    }
+
+    pub(crate) fn start(&self) -> u64 {
+        self.pieces[0].start
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.pieces[self.pieces.len() - 1].end
+    }
+
+    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last, else
+    /// element by element.
+    pub(crate) fn split(&self) -> Vec<(Self, Access)> {
+        let vector = (QUAD * ELEMENT) as i64;
+        let aligned = |side: &Side<'_>| side.base % vector == 0 && side.base >= 0;
+        if !(aligned(&self.p) && aligned(&self.g)) {
+            return vec![(self.clone(), Access::Elements)];
+        }
+        let padded =
+            |side: &Side<'_>| self.byte(side, self.end().next_multiple_of(QUAD)) as u64 <= side.buffer.size();
+        if padded(&self.p) && padded(&self.g) {
+            return vec![(self.clone(), Access::Quads)];
+        }
+        let (bulk, tail) = self.cut(self.end() / QUAD * QUAD);
+        [bulk.map(|b| (b, Access::Quads)), tail.map(|t| (t, Access::Elements))]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// The parts before and after element `at`, a multiple of [`QUAD`].
+    pub(crate) fn cut(&self, at: u64) -> (Option<Self>, Option<Self>) {
+        let before = self.pieces.iter().filter(|p| p.start < at);
+        let before = before.map(|p| Piece { end: p.end.min(at), ..*p }).collect();
+        let after = self.pieces.iter().filter(|p| p.end > at).map(|p| {
+            let start = p.start.max(at);
+            let state = p.state + (start / QUAD - p.start / QUAD) as u32;
+            Piece { start, state, ..*p }
+        });
+        let with = |pieces: Vec<Piece>| (!pieces.is_empty()).then(|| Self { pieces, ..self.clone() });
+        (with(before), with(after.collect()))
+    }
+
+    /// The kernel indexes without checks: refuses a table that reaches beyond what is bound. Element access clamps, and needs no proof.
+    pub(crate) fn prove_bounds(
+        &self,
+        dispatch: &Dispatch,
+        base: u32,
+        quads: u64,
+        state: u64,
+    ) -> Result<(), Error> {
+        for tile in &dispatch.tiles {
+            let start = u64::from(tile.quad.wrapping_add(base));
+            let count = u64::from(tile.quads);
+            if start + count > quads || u64::from(tile.state) + count > state {
+                let what = self.p.what.clone();
+                return Err(Error::OutOfBounds { what, start, end: start + count, size: quads });
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes to bind, and what the shader adds to find a quad in them.
+    pub(crate) fn window(&self, side: &Side<'_>, access: Access) -> Window {
+        let (first, last, unit) = match access {
+            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), QUAD * ELEMENT),
+            Access::Elements => (self.start(), self.end(), ELEMENT),
+        };
+        // Both are inside the buffer: `Named::new` and `split` have seen to it.
+        let start = self.byte(side, first) as u64 / ALIGNMENT * ALIGNMENT;
+        let end = self.byte(side, last) as u64;
+        Window {
+            // The base may lie before the window; the shader's addition wraps back.
+            base: ((side.base - start as i64) / unit as i64) as u32,
+            last: ((end - start) / ELEMENT - 1) as u32,
+            range: ByteRange {
+                what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),
+                buffer: side.buffer.clone(),
+                start,
+                end,
+            },
+        }
+    }
+}
+
+pub(crate) struct Window {
+    pub(crate) range: ByteRange,
+    pub(crate) base: u32,
+    pub(crate) last: u32,
+}
+
+impl Window {
+    pub(crate) fn quads(&self) -> u64 {
+        (self.range.end - self.range.start) / (QUAD * ELEMENT)
+    }
+}
+
+pub(crate) struct ByteRange {
+    pub(crate) what: String,
+    pub(crate) buffer: wgpu::Buffer,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl ByteRange {
+    /// `other` starts no earlier than `self`.
+    pub(crate) fn refuse_overlap(&self, other: &Self) -> Result<(), Error> {
+        if self.buffer != other.buffer || other.start >= self.end {
+            return Ok(());
+        }
+        Err(Error::BuffersOverlap {
+            first: self.what.clone(),
+            second: other.what.clone(),
+            start: other.start,
+            end: self.end.min(other.end),
+        })
+    }
+}

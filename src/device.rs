@@ -1,0 +1,124 @@
+//! What is asked of a device: its limits, memory, and answers instead of panics.
+
+use crate::error::Error;
+use crate::kernel::row_bytes;
+use crate::layout::Layout;
+use crate::plan::{CHUNK_ALIGNMENT, Limits, WORKGROUP_SIZE};
+use crate::rules::Rule;
+use std::task::{Context, Poll, Waker};
+
+/// Alignment of every binding offset: the largest that a WebGPU device may ask for.
+pub(crate) const ALIGNMENT: u64 = 256;
+/// Bytes of an f32.
+pub(crate) const ELEMENT: u64 = 4;
+/// The largest uniform binding that is used: what every WebGPU device offers.
+const UNIFORM_BYTES: u64 = 64 << 10;
+/// The largest binding that Vulkan and DX12 take, less what alignment may add.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
+
+/// What the planner needs of the device, or which limit is too small.
+pub(crate) fn limits<R: Rule>(
+    device: &wgpu::Limits,
+    layout: &Layout<R>,
+    kept: &[bool],
+) -> Result<Limits, Error> {
+    let at_least = |limit, value: u64, bound: u64| {
+        if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
+    };
+    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64;
+    at_least(
+        "max_storage_buffers_per_shader_stage",
+        device.max_storage_buffers_per_shader_stage.into(),
+        storage,
+    )?;
+    let threads = WORKGROUP_SIZE.into();
+    at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
+    at_least(
+        "max_compute_invocations_per_workgroup",
+        device.max_compute_invocations_per_workgroup.into(),
+        threads,
+    )?;
+    at_least("max_compute_workgroups_per_dimension", device.max_compute_workgroups_per_dimension.into(), 1)?;
+    at_least("max_bind_groups", device.max_bind_groups.into(), 2)?;
+    at_least("max_uniform_buffers_per_shader_stage", device.max_uniform_buffers_per_shader_stage.into(), 2)?;
+    at_least(
+        "max_dynamic_uniform_buffers_per_pipeline_layout",
+        device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
+        1,
+    )?;
+    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
+    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
+    let bound = uniform as usize / row_bytes::<R>();
+    if layout.groups().len() > bound {
+        return Err(Error::TooManyGroups { rule: R::NAME, groups: layout.groups().len(), bound });
+    }
+    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
+    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
+    Ok(Limits {
+        // A window starts at a multiple of the alignment, which may lie up to one alignment before the chunk.
+        chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
+        workgroups: device.max_compute_workgroups_per_dimension,
+        uniform_bytes: uniform as u32,
+    })
+}
+
+/// Runs `make` and turns what the device objects to into an error instead of a panic.
+///
+/// Native devices answer at once. A browser answers later: there the error reaches the device's own handler.
+pub(crate) fn checked<T>(
+    device: &wgpu::Device,
+    what: impl FnOnce() -> String,
+    make: impl FnOnce() -> T,
+) -> Result<T, Error> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let made = make();
+    let mut context = Context::from_waker(Waker::noop());
+    // Both scopes are popped, the inner one first.
+    let answers = [
+        std::pin::pin!(validation.pop()).poll(&mut context),
+        std::pin::pin!(memory.pop()).poll(&mut context),
+    ];
+    for answer in answers {
+        if let Poll::Ready(Some(error)) = answer {
+            return Err(Error::Device { what: what(), reason: error.to_string() });
+        }
+    }
+    Ok(made)
+}
+
+/// Allocates a buffer, or says why not.
+pub(crate) fn create_buffer(
+    device: &wgpu::Device,
+    label: &str,
+    size: u64,
+    usage: wgpu::BufferUsages,
+) -> Result<wgpu::Buffer, Error> {
+    checked(
+        device,
+        || format!("{size} bytes for {label}"),
+        || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(&format!("wgpu-optim {label}")),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the device refuses is an error and not a panic.
+    #[test]
+    fn a_refused_buffer_is_an_error() {
+        let Some(gpu) = harness::test_gpu() else { return };
+        let size = gpu.device.limits().max_buffer_size + 4;
+        let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
+        let Error::Device { what, reason } = &error else { panic!("{error}") };
+        assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
+    }
+}
