@@ -33,7 +33,8 @@ pub struct Adam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction, `[0, ∞)`. Default 1e-8.
+    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: PyTorch takes any, and
+    /// divides zeros by zero where it is flushed). Default 1e-8.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
