@@ -8,7 +8,10 @@ use harness::{Copy, Gpu};
 use std::hint::black_box;
 use std::time::Duration;
 use wgpu_optim::rules::slots;
-use wgpu_optim::{Adam, AdamW, Group, Layout, Optimizer, Rule, Sgd, Tensors, for_each_rule};
+use wgpu_optim::{
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Group, Layout, Lion, NAdam, Optimizer, RAdam,
+    RmsProp, Rule, Sgd, Tensors, for_each_rule,
+};
 
 /// The configuration that a rule is measured in.
 trait Measured: Rule {
@@ -21,17 +24,18 @@ impl Measured for Sgd {
     }
 }
 
-impl Measured for Adam {
-    fn measured() -> Self {
-        Self::default()
-    }
+macro_rules! measured_in_its_defaults {
+    ($($rule:ty),*) => {
+        $(impl Measured for $rule {
+            fn measured() -> Self {
+                Self::default()
+            }
+        })*
+    };
 }
-
-impl Measured for AdamW {
-    fn measured() -> Self {
-        Self::default()
-    }
-}
+measured_in_its_defaults!(
+    Adam, AdamW, Adagrad, RmsProp, Adadelta, Adamax, NAdam, RAdam, Lion, AdaBelief, Adan
+);
 
 /// `count` tensors of `len` elements side by side; several are in two groups by turns.
 fn layout<R: Rule>(rule: R, count: u64, len: u64) -> Layout<R> {

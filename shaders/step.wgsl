@@ -18,6 +18,16 @@ struct Header {
     g_last: u32,
 }
 
+// For rules: w · x, and 0 where w is 0. What has no weight is not even multiplied by 0, for it may be infinite.
+fn weighted(w: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
+    return select(vec4<f32>(0.0), w * x, on(w));
+}
+
+// For rules: where an option's scalar is set.
+fn on(w: vec4<f32>) -> vec4<bool> {
+    return w > vec4<f32>(0.0);
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;

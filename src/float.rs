@@ -27,6 +27,12 @@ pub trait Float:
     fn to_f64(self) -> f64;
     /// Square root, correctly rounded.
     fn sqrt(self) -> Self;
+    /// Magnitude.
+    fn abs(self) -> Self;
+    /// The larger of two numbers.
+    fn max(self, other: Self) -> Self;
+    /// 1, −1, or 0 for a zero of either sign.
+    fn sign(self) -> Self;
 }
 
 macro_rules! float {
@@ -45,6 +51,18 @@ macro_rules! float {
             fn sqrt(self) -> Self {
                 <$t>::sqrt(self)
             }
+            #[inline]
+            fn abs(self) -> Self {
+                <$t>::abs(self)
+            }
+            #[inline]
+            fn max(self, other: Self) -> Self {
+                <$t>::max(self, other)
+            }
+            #[inline]
+            fn sign(self) -> Self {
+                if self == 0.0 { 0.0 } else { self.signum() }
+            }
         }
     };
 }
@@ -58,13 +76,16 @@ float!(f64);
 /// input's size is its magnitude and
 ///
 /// ```text
-/// size(a ± b) = size(a) + size(b)
-/// size(a · b) = |a| size(b) + |b| size(a)
-/// size(a / b) = size(a) / |b| + |a| size(b) / b²
-/// size(√a)    = size(a) / 2√a
+/// size(a ± b)     = size(a) + size(b)
+/// size(a · b)     = |a| size(b) + |b| size(a) + ε size(a) size(b)
+/// size(a / b)     = (size(a) / |b| + |a| size(b) / b²) / (1 − ε size(b) / |b|)
+/// size(√a)        = min(size(a) / 2√a, √(size(a) / ε))
+/// size(max(a, b)) = max(size(a), size(b))
 /// ```
 ///
-/// that is `Σ |∂f/∂x · x|` along the way (running error analysis: Higham, *Accuracy and Stability of Numerical Algorithms*, §3.3).
+/// that is `Σ |∂f/∂x · x|` along the way (running error analysis: Higham, *Accuracy and Stability of Numerical Algorithms*, §3.3), with the
+/// terms of second order that are left where a factor, a divisor or a radicand has cancelled to nothing. Of a quotient whose divisor is all error nothing
+/// can be said, and its size is larger than any f32. The sign of a number that may be on either side of zero has the size whose ulp is 2.
 /// A result that cancels to almost nothing keeps the size of its terms, so an error measured in [`ulp`]s of the size has a bound that
 /// holds for every input. No size is below 2⁻¹⁰³, where an ulp is 2⁻¹²⁶: what a GPU may flush to zero.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +96,12 @@ pub struct Scaled {
 
 /// 2⁻¹⁰³.
 const LEAST_SIZE: f64 = f32::MIN_POSITIVE as f64 / f32::EPSILON as f64;
+/// Relative error that a size is multiplied by: an ulp.
+const EPSILON: f64 = f32::EPSILON as f64;
+/// A value is taken to be on its side of zero when it is this many times the ulp of its size.
+const CLEAR: f64 = 8.0;
+/// The size of what may be anything.
+const UNKNOWN: f64 = 1e100;
 
 impl Scaled {
     fn new(value: f64, size: f64) -> Self {
@@ -111,7 +138,19 @@ impl Float for Scaled {
     }
     fn sqrt(self) -> Self {
         let root = self.value.sqrt();
-        Self::new(root, if root == 0.0 { self.size.sqrt() } else { self.size / (2.0 * root) })
+        // The first is infinite at 0.
+        Self::new(root, (self.size / (2.0 * root)).min((self.size / EPSILON).sqrt()))
+    }
+    fn abs(self) -> Self {
+        Self { value: self.value.abs(), ..self }
+    }
+    fn max(self, other: Self) -> Self {
+        Self::new(self.value.max(other.value), self.size.max(other.size))
+    }
+    /// Exact where the value is clear of zero, or is a zero that nothing has cancelled to.
+    fn sign(self) -> Self {
+        let clear = if self.value == 0.0 { CLEAR * LEAST_SIZE } else { self.value.abs() / (CLEAR * EPSILON) };
+        Self::new(self.value.sign(), if self.size <= clear { LEAST_SIZE } else { 2.0 / EPSILON })
     }
 }
 
@@ -132,7 +171,8 @@ impl Sub for Scaled {
 impl Mul for Scaled {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
-        let size = self.value.abs() * other.size + other.value.abs() * self.size;
+        let (a, b) = (self.value.abs(), other.value.abs());
+        let size = a * other.size + b * self.size + EPSILON * self.size * other.size;
         Self::new(self.value * other.value, size)
     }
 }
@@ -141,7 +181,10 @@ impl Div for Scaled {
     type Output = Self;
     fn div(self, other: Self) -> Self {
         let (a, b) = (self.value.abs(), other.value.abs());
-        Self::new(self.value / other.value, self.size / b + a / b * (other.size / b))
+        let uncertain = EPSILON * other.size / b;
+        let first_order = self.size / b + a / b * (other.size / b);
+        let size = if uncertain < 1.0 { first_order / (1.0 - uncertain) } else { UNKNOWN };
+        Self::new(self.value / other.value, size)
     }
 }
 
@@ -195,5 +238,30 @@ mod tests {
         }
         // a and b appear more than once, so their effects may cancel in the sum of derivatives: the size is an upper bound.
         assert!(moved <= eps * size * 1.001 && moved > eps * size * 0.3, "{moved:e} of {:e}", eps * size);
+    }
+
+    /// What cancels to nothing keeps the error of what it came from, through a square, a root, a quotient and a sign.
+    #[test]
+    fn size_survives_cancellation() {
+        let x = Scaled::from_f64(3.0);
+        let none = x - x;
+        let error = |s: Scaled| ulp(s.size());
+        let lost = ulp(6.0);
+        assert!(error(none * none) >= lost * lost, "{none:?}");
+        assert!(error(none.sqrt()) >= lost.sqrt() / 2.0);
+        assert!((x / none).size() >= UNKNOWN && (x / (none + Scaled::from_f64(1e-9))).size() >= UNKNOWN);
+        assert!((x / (none + Scaled::from_f64(1e-3))).size() < 1e8);
+        assert_eq!(error(none.sign()), 2.0);
+        assert_eq!((x - Scaled::from_f64(2.0)).sign().size(), LEAST_SIZE);
+        assert_eq!((Scaled::ZERO * x + Scaled::ZERO).sign().size(), LEAST_SIZE);
+        assert_eq!((x - Scaled::from_f64(3.0 + 1e-7)).sign().size(), 2.0 / EPSILON);
+    }
+
+    #[test]
+    fn sign_of_zeros_is_zero() {
+        for (x, sign) in [(0.0, 0.0), (-0.0, 0.0), (2.5, 1.0), (-1e-45, -1.0), (f32::INFINITY, 1.0)] {
+            assert_eq!(x.sign(), sign);
+        }
+        assert!(f32::NAN.sign().is_nan());
     }
 }

@@ -208,7 +208,7 @@ mod compiled {
     use crate::device::checked;
     use crate::error::Error;
     use crate::plan::Space;
-    use crate::rules::Rule;
+    use crate::rules::{Rule, is_built_in};
 
     /// A compiled kernel.
     #[derive(Debug)]
@@ -233,12 +233,17 @@ mod compiled {
                         label: Some(&label),
                         source: wgpu::ShaderSource::Wgsl(text.into()),
                     };
-                    // SAFETY: no index leaves its binding. `Part::prove_bounds` has checked every tile of the table against
-                    // what is bound, the driver stays inside of its tile, element access clamps, and a rule's functions take
-                    // no index. The kernel has no loops.
-                    let module = unsafe {
-                        device
-                            .create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+                    let module = if is_built_in::<R>() {
+                        // SAFETY: no index leaves its binding. `Part::prove_bounds` has checked every tile of the table against
+                        // what is bound, the driver stays inside of its tile, element access clamps, and the rules of the list index
+                        // nothing and have no loops.
+                        unsafe {
+                            let checks = wgpu::ShaderRuntimeChecks::unchecked();
+                            device.create_shader_module_trusted(descriptor, checks)
+                        }
+                    } else {
+                        // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
+                        device.create_shader_module(descriptor)
                     };
                     let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
                     let table = match key.space {

@@ -92,7 +92,9 @@ impl<R: Rule> Group<R> {
         let rule = match step.momentum {
             None => self.rule,
             Some(momentum) => {
-                let rule = self.rule.with_momentum(momentum);
+                let bound = "absent: the rule has no momentum";
+                let rule =
+                    self.rule.with_momentum(momentum).ok_or_else(|| refuse("momentum", momentum, bound))?;
                 // What excludes momentum 0 in a configuration (Nesterov) does not exclude a step of a schedule.
                 match rule.validate() {
                     Err(Error::Hyperparameter { field, value, bound, .. }) => {

@@ -1,4 +1,4 @@
-//! Fused optimizer kernels for [wgpu]: a whole Adam, AdamW or SGD step in one pass over the data, recorded into the command encoder of the
+//! Fused optimizer kernels for [wgpu]: a whole optimizer step (SGD, Adam, AdamW and the other common rules) in one pass over the data, recorded into the command encoder of the
 //! training engine that embeds it.
 //!
 //! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state and records. Its core call
@@ -33,7 +33,8 @@
 //!
 //! # What is where
 //!
-//! * [`Sgd`], [`Adam`], [`AdamW`]: the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
+//! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`], [`Lion`], [`AdaBelief`], [`Adan`]:
+//!   the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
 //! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
@@ -80,6 +81,9 @@ pub use error::Error;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
-pub use rules::{Adam, AdamW, Rule, Sgd, Step, Twin};
+pub use rules::{
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lion, NAdam, RAdam, RmsProp, Rule, Sgd, Step,
+    Twin,
+};
 #[cfg(feature = "gpu")]
 pub use wgpu;

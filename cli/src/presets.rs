@@ -42,9 +42,31 @@ pub fn variants(rule: &str) -> Vec<Preset> {
             preset("momentum", r#"{"momentum": 0.9}"#),
             preset("nesterov", r#"{"momentum": 0.9, "nesterov": true, "weight_decay": 0.01}"#),
             preset("dampened ascent", r#"{"momentum": 0.9, "dampening": 0.3, "maximize": true}"#),
+            preset("classic", r#"{"momentum": 0.9, "form": "classic"}"#),
+            preset("averaged", r#"{"momentum": 0.9, "form": "averaged", "nesterov": true}"#),
         ],
-        "adam" => vec![preset("L2 ascent", r#"{"weight_decay": 0.01, "maximize": true}"#)],
-        "adamw" => vec![preset("ascent", r#"{"beta2": 0.95, "weight_decay": 0.1, "maximize": true}"#)],
+        "adam" => vec![
+            preset("L2 ascent", r#"{"weight_decay": 0.01, "maximize": true}"#),
+            preset("amsgrad", r#"{"amsgrad": true, "beta2": 0.9, "eps_corrected": false}"#),
+        ],
+        "adamw" => vec![
+            preset("ascent", r#"{"beta2": 0.95, "weight_decay": 0.1, "maximize": true}"#),
+            preset("amsgrad", r#"{"amsgrad": true, "amsgrad_corrected": true, "beta2": 0.9}"#),
+        ],
+        "adagrad" => {
+            vec![preset("optax", r#"{"initial_accumulator_value": 0.1, "eps": 0.0, "eps_root": 1e-7}"#)]
+        }
+        "rmsprop" => vec![
+            preset("centered", r#"{"centered": true, "momentum": 0.9, "alpha": 0.9}"#),
+            preset("optax", r#"{"alpha": 0.9, "eps": 0.0, "eps_root": 1e-8}"#),
+        ],
+        "adamax" => vec![preset("Keras", r#"{"eps": 1e-7, "eps_after_max": true}"#)],
+        "nadam" => vec![preset("decoupled", r#"{"weight_decay": 0.01, "decoupled_weight_decay": true}"#)],
+        "radam" => vec![preset("rectified", r#"{"beta2": 0.9, "rectification_threshold": 4.0}"#)],
+        "adan" => vec![
+            preset("decay", r#"{"weight_decay": 0.02}"#),
+            preset("optax", r#"{"complement_beta2": true, "no_prox": true, "eps_root": 1e-8}"#),
+        ],
         _ => Vec::new(),
     };
     [vec![DEFAULT], more].concat()

@@ -92,11 +92,8 @@ fn layout<R: Rule + DeserializeOwned>(trajectory: &Trajectory) -> Result<Layout<
 /// The configured value is then never used, but it decides whether a velocity is kept, and the file need not have one at all.
 fn driven<R: Rule>(rule: R, momentum: Option<&[f64]>) -> Result<R, Error> {
     let Some(momentum) = momentum else { return Ok(rule) };
-    if rule.with_momentum(0.25) == rule.with_momentum(0.75) {
-        return Err(Error::NoMomentum { rule: R::NAME });
-    }
     let largest = momentum.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let driven = rule.with_momentum(largest);
+    let driven = rule.with_momentum(largest).ok_or(Error::NoMomentum { rule: R::NAME })?;
     let needs_more = (0..slots::<R>().len()).any(|s| driven.keeps_slot(s) && !rule.keeps_slot(s));
     let incomplete = matches!(rule.validate(), Err(wgpu_optim::Error::Conflict { .. }));
     Ok(if needs_more || incomplete { driven } else { rule })

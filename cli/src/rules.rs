@@ -39,13 +39,8 @@ pub fn names() -> Vec<&'static str> {
 /// # Errors
 /// [`Error::Hyperparameter`] for a name that the rule lacks or a value of another type.
 pub fn configure<R: Rule + DeserializeOwned>(hyper: &Map<String, Value>) -> Result<R, Error> {
-    // What switches off an option that the rule does not have yet asks for what it does.
-    let mut hyper = hyper.clone();
-    if matches!(R::NAME, "adam" | "adamw") && hyper.get("amsgrad") == Some(&Value::Bool(false)) {
-        hyper.remove("amsgrad");
-    }
     // One at a time first: serde names an unknown field, but not the field whose value it cannot take.
-    for (name, value) in &hyper {
+    for (name, value) in hyper {
         let single: Map<_, _> = [(name.clone(), value.clone())].into_iter().collect();
         serde_json::from_value::<R>(Value::Object(single)).map_err(|source| Error::Hyperparameter {
             rule: R::NAME,
@@ -54,5 +49,6 @@ pub fn configure<R: Rule + DeserializeOwned>(hyper: &Map<String, Value>) -> Resu
             source,
         })?;
     }
-    serde_json::from_value(Value::Object(hyper)).map_err(|source| Error::Json { key: "optimizer", source })
+    serde_json::from_value(Value::Object(hyper.clone()))
+        .map_err(|source| Error::Json { key: "optimizer", source })
 }

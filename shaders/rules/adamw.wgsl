@@ -1,4 +1,4 @@
-// AdamW: decoupled weight decay; √(1 − β₂ᵗ) is folded into step_size and eps.
+// AdamW: decoupled weight decay, and AMSGrad; the bias correction of the root is folded into step_size and eps.
 
 fn update(s: Scalars, at: At) {
     let d = s.sign * read_g(at);
@@ -7,6 +7,10 @@ fn update(s: Scalars, at: At) {
     write_exp_avg(at, m);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
     write_exp_avg_sq(at, v);
+    let amsgrad = on(vec4<f32>(s.max_scale));
+    let top = read_max_exp_avg_sq(at);
+    let w = select(v, max(top, s.max_scale * v), amsgrad);
+    write_max_exp_avg_sq(at, select(top, w, amsgrad));
     let p = read_p(at);
-    write_p(at, p - (s.decay * p + s.step_size * m / (sqrt(v) + s.eps)));
+    write_p(at, p - (s.decay * p + s.step_size * m / (sqrt(w) + s.eps)));
 }

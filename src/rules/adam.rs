@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, check, non_negative};
+use super::{Rule, Twin, below_one, bias_correction, decays, epsilon, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -8,13 +8,19 @@ use crate::float::Float;
 /// d = ±g + weight_decay · p                       (− if maximize)
 /// m = beta1 · m + (1 − beta1) · d
 /// v = beta2 · v + (1 − beta2) · d²
-/// p = p − lr / (1 − beta1ᵗ) · m / (√v / √(1 − beta2ᵗ) + eps)
+/// w = v                                           without amsgrad
+/// w = max(w, v)                                   with amsgrad
+/// p = p − lr / (1 − beta1ᵗ) · m / (√w / √(1 − beta2ᵗ) + eps)
 /// ```
 ///
+/// Options, beside PyTorch's: with `amsgrad_corrected` (optax) `w = max(w, v / (1 − beta2ᵗ))`, and the last line has `√w` alone. Without
+/// `eps_corrected` (Keras) it divides by `(√w + eps) / √(1 − beta2ᵗ)`. With `decoupled_weight_decay` it is
+/// [`AdamW`](super::AdamW).
+///
 /// Semantics and defaults are those of `torch.optim.Adam`. The kernel evaluates the last line as
-/// `step_size · m / (√v + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
+/// `step_size · m / (√w + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
 /// arithmetic, one operation less. No deviations otherwise. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element
-/// then rests, as PyTorch's does. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// then rests, as PyTorch's does. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
 /// ```
@@ -24,7 +30,8 @@ use crate::float::Float;
 /// assert!(Adam { beta1: 1.0, ..adam }.validate().is_err());
 /// ```
 ///
-/// Reference: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015.
+/// Reference: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015; Reddi, Kale and Kumar, *On the Convergence of Adam and
+/// Beyond*, ICLR 2018.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -38,13 +45,31 @@ pub struct Adam {
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
+    /// Applies `weight_decay` to the parameter instead, as AdamW does. Default false.
+    pub decoupled_weight_decay: bool,
+    /// Divides by the largest mean square so far. Default false.
+    pub amsgrad: bool,
+    /// Takes that maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
+    pub amsgrad_corrected: bool,
+    /// Adds `eps` after the bias correction; Keras does so before it. Default true.
+    pub eps_corrected: bool,
     /// Climbs instead of descending. Default false.
     pub maximize: bool,
 }
 
 impl Default for Adam {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, maximize: false }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decoupled_weight_decay: false,
+            amsgrad: false,
+            amsgrad_corrected: false,
+            eps_corrected: true,
+            maximize: false,
+        }
     }
 }
 
@@ -55,16 +80,20 @@ crate::fields! {
         sign,
         /// L2 coefficient.
         weight_decay,
+        /// lr · weight_decay if it is decoupled.
+        decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
         /// Weight of the old mean square.
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
         one_minus_beta2,
-        /// lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ).
+        /// lr / (1 − β₁ᵗ), times √(1 − β₂ᵗ) unless the maximum is of corrected squares.
         step_size,
-        /// eps · √(1 − β₂ᵗ).
+        /// eps, times √(1 − β₂ᵗ) where it is to be corrected together with √v.
         eps,
+        /// What the mean square is multiplied by before the maximum is taken, 0 without one.
+        max_scale,
     }
 }
 crate::fields! {
@@ -74,18 +103,14 @@ crate::fields! {
         exp_avg,
         /// Running mean of its square.
         exp_avg_sq,
+        /// The largest of these so far; kept with `amsgrad` only.
+        max_exp_avg_sq,
     }
 }
 
 /// Correctly rounded, the worst of 10⁸ random elements measured 1.4. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp
 /// to the quotient and 4.5 to the root; beside the size of the update, which counts at least four factors, these 7 weigh 1.75.
 pub(super) const ADAM_MAX_ULPS: f64 = 5.0;
-
-/// `(1 − β₁ᵗ, √(1 − β₂ᵗ))`, the bias corrections of step `t`.
-pub(super) fn bias_corrections(beta1: f64, beta2: f64, t: u64) -> (f64, f64) {
-    let power = |beta: f64| beta.powf(t as f64);
-    (1.0 - power(beta1), (1.0 - power(beta2)).sqrt())
-}
 
 pub(super) fn validate_betas(
     rule: &'static str,
@@ -96,12 +121,48 @@ pub(super) fn validate_betas(
 ) -> Result<(), Error> {
     below_one(rule, "beta1", beta1)?;
     below_one(rule, "beta2", beta2)?;
-    non_negative(rule, "eps", eps)?;
-    // What is sent is eps · √(1 − β₂ᵗ), least at the first step. Flushed to zero it would divide zeros by zero.
-    let least = eps * (1.0 - beta2).sqrt();
-    let bound = "0, or large enough for eps · √(1 − beta2) to be a normal f32";
-    check(rule, "eps", eps, eps == 0.0 || least >= f32::MIN_POSITIVE.into(), bound)?;
+    // What is sent is eps · √(1 − β₂ᵗ), least at the first step.
+    epsilon(rule, "eps", eps, (1.0 - beta2).sqrt())?;
     non_negative(rule, "weight_decay", weight_decay)
+}
+
+/// The last line of Adam's and AdamW's update: `(step_size, eps, max_scale)` of step `t`.
+pub(super) struct Denominator {
+    pub(super) amsgrad: bool,
+    pub(super) amsgrad_corrected: bool,
+    pub(super) eps_corrected: bool,
+}
+
+impl Denominator {
+    pub(super) fn validate(&self, rule: &'static str) -> Result<(), Error> {
+        if self.amsgrad_corrected && !self.amsgrad {
+            return Err(Error::Conflict { rule, conflict: "amsgrad_corrected needs amsgrad" });
+        }
+        Ok(())
+    }
+
+    pub(super) fn scalars(&self, beta1: f64, beta2: f64, eps: f64, lr: f64, t: u64) -> (f64, f64, f64) {
+        let (bias1, bias2) = (bias_correction(beta1, t), bias_correction(beta2, t));
+        // What √w has to be multiplied by to be √v̂, as a divisor.
+        let root = if self.amsgrad_corrected { 1.0 } else { bias2.sqrt() };
+        let max_scale = match (self.amsgrad, self.amsgrad_corrected) {
+            (false, _) => 0.0,
+            (true, false) => 1.0,
+            (true, true) => 1.0 / bias2,
+        };
+        let eps = if self.eps_corrected { eps * root } else { eps * root / bias2.sqrt() };
+        (lr * root / bias1, eps, max_scale)
+    }
+}
+
+/// Index of `max_exp_avg_sq`.
+pub(super) const MAX_SLOT: usize = 2;
+
+impl Adam {
+    fn denominator(&self) -> Denominator {
+        let Self { amsgrad, amsgrad_corrected, eps_corrected, .. } = *self;
+        Denominator { amsgrad, amsgrad_corrected, eps_corrected }
+    }
 }
 
 impl Rule for Adam {
@@ -112,23 +173,31 @@ impl Rule for Adam {
     type State<T: Float> = AdamState<T>;
 
     fn validate(&self) -> Result<(), Error> {
-        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)
+        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
+        self.denominator().validate(Self::NAME)
     }
 
-    fn with_momentum(self, beta1: f64) -> Self {
-        Self { beta1, ..self }
+    fn keeps_slot(&self, slot: usize) -> bool {
+        self.amsgrad || slot != MAX_SLOT
+    }
+
+    fn with_momentum(self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdamScalars<f64> {
-        let (bias1, root2) = bias_corrections(self.beta1, self.beta2, t);
+        let (weight_decay, decay) = decays(self.weight_decay, self.decoupled_weight_decay, lr);
+        let (step_size, eps, max_scale) = self.denominator().scalars(self.beta1, self.beta2, self.eps, lr, t);
         AdamScalars {
-            sign: if self.maximize { -1.0 } else { 1.0 },
-            weight_decay: self.weight_decay,
+            sign: sign(self.maximize),
+            weight_decay,
+            decay,
             one_minus_beta1: 1.0 - self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
-            step_size: lr * root2 / bias1,
-            eps: self.eps * root2,
+            step_size,
+            eps,
+            max_scale,
         }
     }
 }
@@ -138,12 +207,15 @@ impl Twin for Adam {
 
     #[inline]
     fn update<T: Float>(s: &AdamScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
-        // Without weight decay a parameter is not even multiplied by 0: it may be infinite.
-        let decay = if s.weight_decay > T::ZERO { s.weight_decay * *p } else { T::ZERO };
-        let d = s.sign * g + decay;
+        let d = s.sign * g + weighted(s.weight_decay, *p);
         let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
-        *p = *p - s.step_size * m / (v.sqrt() + s.eps);
+        let mut w = v;
+        if s.max_scale > T::ZERO {
+            w = state.max_exp_avg_sq.max(s.max_scale * v);
+            state.max_exp_avg_sq = w;
+        }
+        *p = *p - (weighted(s.decay, *p) + s.step_size * m / (w.sqrt() + s.eps));
         state.exp_avg = m;
         state.exp_avg_sq = v;
     }

@@ -1,5 +1,5 @@
-use super::adam::{ADAM_MAX_ULPS, AdamState, bias_corrections, validate_betas};
-use super::{Rule, Twin};
+use super::adam::{ADAM_MAX_ULPS, AdamState, Denominator, MAX_SLOT, validate_betas};
+use super::{Rule, Twin, sign};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -9,13 +9,18 @@ use crate::float::Float;
 /// d = ±g                                          (− if maximize)
 /// m = beta1 · m + (1 − beta1) · d
 /// v = beta2 · v + (1 − beta2) · d²
-/// p = p − lr · weight_decay · p − lr / (1 − beta1ᵗ) · m / (√v / √(1 − beta2ᵗ) + eps)
+/// w = v                                           without amsgrad
+/// w = max(w, v)                                   with amsgrad
+/// p = p − lr · weight_decay · p − lr / (1 − beta1ᵗ) · m / (√w / √(1 − beta2ᵗ) + eps)
 /// ```
+///
+/// `amsgrad_corrected` and `eps_corrected` are as in [`Adam`](super::Adam).
 ///
 /// Semantics and defaults are those of `torch.optim.AdamW` (the decay takes the parameter from before the step and
 /// scales with the learning rate). The kernel adds decay and step before it subtracts them, so that `p` is rounded once;
 /// `√(1 − beta2ᵗ)` is multiplied into `step_size` and `eps` on the host as in [`Adam`](super::Adam). optax's default
-/// `weight_decay` is 1e-4. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// `weight_decay` is 1e-4; bitsandbytes decays after the update. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12
+/// (`max_exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
 /// ```
@@ -38,13 +43,28 @@ pub struct AdamW {
     pub eps: f64,
     /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 0.01.
     pub weight_decay: f64,
+    /// Divides by the largest mean square so far. Default false.
+    pub amsgrad: bool,
+    /// Takes that maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
+    pub amsgrad_corrected: bool,
+    /// Adds `eps` after the bias correction; Keras does so before it. Default true.
+    pub eps_corrected: bool,
     /// Climbs instead of descending. Default false.
     pub maximize: bool,
 }
 
 impl Default for AdamW {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, maximize: false }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            amsgrad: false,
+            amsgrad_corrected: false,
+            eps_corrected: true,
+            maximize: false,
+        }
     }
 }
 
@@ -61,10 +81,19 @@ crate::fields! {
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
         one_minus_beta2,
-        /// lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ).
+        /// lr / (1 − β₁ᵗ), times √(1 − β₂ᵗ) unless the maximum is of corrected squares.
         step_size,
-        /// eps · √(1 − β₂ᵗ).
+        /// eps, times √(1 − β₂ᵗ) where it is to be corrected together with √v.
         eps,
+        /// What the mean square is multiplied by before the maximum is taken, 0 without one.
+        max_scale,
+    }
+}
+
+impl AdamW {
+    fn denominator(&self) -> Denominator {
+        let Self { amsgrad, amsgrad_corrected, eps_corrected, .. } = *self;
+        Denominator { amsgrad, amsgrad_corrected, eps_corrected }
     }
 }
 
@@ -76,23 +105,29 @@ impl Rule for AdamW {
     type State<T: Float> = AdamState<T>;
 
     fn validate(&self) -> Result<(), Error> {
-        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)
+        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
+        self.denominator().validate(Self::NAME)
     }
 
-    fn with_momentum(self, beta1: f64) -> Self {
-        Self { beta1, ..self }
+    fn keeps_slot(&self, slot: usize) -> bool {
+        self.amsgrad || slot != MAX_SLOT
+    }
+
+    fn with_momentum(self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdamWScalars<f64> {
-        let (bias1, root2) = bias_corrections(self.beta1, self.beta2, t);
+        let (step_size, eps, max_scale) = self.denominator().scalars(self.beta1, self.beta2, self.eps, lr, t);
         AdamWScalars {
-            sign: if self.maximize { -1.0 } else { 1.0 },
+            sign: sign(self.maximize),
             decay: lr * self.weight_decay,
             one_minus_beta1: 1.0 - self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
-            step_size: lr * root2 / bias1,
-            eps: self.eps * root2,
+            step_size,
+            eps,
+            max_scale,
         }
     }
 }
@@ -105,7 +140,12 @@ impl Twin for AdamW {
         let d = s.sign * g;
         let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
-        *p = *p - (s.decay * *p + s.step_size * m / (v.sqrt() + s.eps));
+        let mut w = v;
+        if s.max_scale > T::ZERO {
+            w = state.max_exp_avg_sq.max(s.max_scale * v);
+            state.max_exp_avg_sq = w;
+        }
+        *p = *p - (s.decay * *p + s.step_size * m / (w.sqrt() + s.eps));
         state.exp_avg = m;
         state.exp_avg_sq = v;
     }

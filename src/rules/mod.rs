@@ -5,16 +5,36 @@
 //! storage are the kernel's affair, and what is constant in a step is computed once on the
 //! host, in f64, by [`Rule::scalars`].
 
+mod adabelief;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adamax;
 mod adamw;
+mod adan;
+mod lion;
+mod nadam;
+mod radam;
+mod rmsprop;
 mod sgd;
 
+pub use adabelief::{AdaBelief, AdaBeliefScalars};
+pub use adadelta::{Adadelta, AdadeltaScalars, AdadeltaState};
+pub use adagrad::{Adagrad, AdagradScalars, AdagradState};
 pub use adam::{Adam, AdamScalars, AdamState};
+pub use adamax::{Adamax, AdamaxScalars, AdamaxState};
 pub use adamw::{AdamW, AdamWScalars};
-pub use sgd::{Sgd, SgdScalars, SgdState};
+pub use adan::{Adan, AdanScalars, AdanState};
+pub use lion::{Lion, LionScalars, LionState};
+pub use nadam::{NAdam, NAdamScalars};
+pub use radam::{RAdam, RAdamScalars};
+pub use rmsprop::{RmsProp, RmsPropScalars, RmsPropState};
+pub use sgd::{MomentumForm, Sgd, SgdScalars, SgdState};
 
 use crate::error::Error;
 use crate::float::Float;
+#[cfg(feature = "gpu")]
+use core::any::TypeId;
 use core::fmt::Debug;
 
 /// Calls a macro with the list of all built-in rules, each as its type: the one list that tests, benches,
@@ -29,7 +49,10 @@ use core::fmt::Debug;
 #[macro_export]
 macro_rules! for_each_rule {
     ($callback:ident) => {
-        $callback! { $crate::Sgd, $crate::Adam, $crate::AdamW }
+        $callback! {
+            $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta, $crate::Adamax,
+            $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan
+        }
     };
 }
 
@@ -80,12 +103,22 @@ macro_rules! fields {
     };
 }
 
+fields! {
+    /// State of rules with a first and a second moment.
+    pub struct MomentsState {
+        /// Running mean of the gradient.
+        exp_avg,
+        /// Running mean of a square.
+        exp_avg_sq,
+    }
+}
+
 /// What changes from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     /// Learning rate of this step, before a group's factor.
     pub lr: f64,
-    /// Replaces the rule's momentum (SGD) or β₁ (the Adam family) in this step, as a one-cycle schedule does.
+    /// Replaces the rule's momentum (SGD, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as a one-cycle schedule does.
     pub momentum: Option<f64>,
 }
 
@@ -109,6 +142,9 @@ impl From<f64> for Step {
 /// Read late and write early: what is not live takes no registers. (On software Vulkan, AdamW so ordered takes 0.8 of the time that it takes
 /// when all is read first.) `Scalars` has the fields of [`Scalars`](Self::Scalars), each an `f32` or, where one quad spans several groups, a
 /// `vec4<f32>`: write arithmetic that takes both (`s.lr * g`; `vec4<f32>(s.eps)` where a vector is required).
+///
+/// Two functions help with what a configuration switches off: `weighted(vec4<f32>(s.w), x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite;
+/// `on(vec4<f32>(s.w))` is where `w > 0`, for `select`. In Rust they are [`weighted`] and a comparison.
 pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The name used in files, on the command line and in errors; also the stem of the shader and source file.
     const NAME: &'static str;
@@ -134,14 +170,17 @@ pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
         true
     }
 
-    /// The same rule with `momentum` in the place that a momentum schedule drives.
+    /// The same rule with `momentum` in the place that a momentum schedule drives; `None`, the default, if it has no such place.
     #[must_use]
-    fn with_momentum(self, momentum: f64) -> Self;
+    fn with_momentum(self, momentum: f64) -> Option<Self> {
+        let _ = momentum;
+        None
+    }
 
     /// The scalars of step `t` (counted from 1) at learning rate `lr`, computed in f64.
     ///
     /// `carry` is one number that the host keeps for each group between steps, 0 before the first: a running product, or
-    /// whether momentum has begun.
+    /// whether momentum has begun. State that starts from another value than zero gets it here, as a scalar that is 0 but at the first step.
     fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> Self::Scalars<f64>;
 }
 
@@ -153,6 +192,20 @@ pub trait Twin: Rule {
 
     /// One element's update; the same names and order as in the shader.
     fn update<T: Float>(s: &Self::Scalars<T>, p: &mut T, g: T, state: &mut Self::State<T>);
+}
+
+impl<T> Fields<T> for () {
+    const NAMES: &'static [&'static str] = &[];
+    fn from_fn(_: impl FnMut(usize) -> T) -> Self {}
+    fn get(&self, _: usize) -> T {
+        unreachable!("there are no fields")
+    }
+}
+
+/// `w · x`, and 0 where `w` is 0: what has no weight is not even multiplied by 0, for it may be infinite.
+#[inline]
+pub fn weighted<T: Float>(w: T, x: T) -> T {
+    if w > T::ZERO { w * x } else { T::ZERO }
 }
 
 /// The slot names of a rule: the fields of its state.
@@ -167,6 +220,15 @@ pub fn scalar_names<R: Rule>() -> &'static [&'static str] {
     <R::Scalars<f32> as Fields<f32>>::NAMES
 }
 
+/// Whether `R` is in the list of [`for_each_rule!`](crate::for_each_rule).
+#[cfg(feature = "gpu")]
+pub(crate) fn is_built_in<R: Rule>() -> bool {
+    macro_rules! listed {
+        ($($rule:ty),*) => { [$(TypeId::of::<$rule>()),*].contains(&TypeId::of::<R>()) };
+    }
+    crate::for_each_rule!(listed)
+}
+
 /// Refuses a hyperparameter outside `[0, ∞)`.
 fn non_negative(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
     check(rule, field, value, value >= 0.0, "finite and at least 0")
@@ -175,6 +237,29 @@ fn non_negative(rule: &'static str, field: &'static str, value: f64) -> Result<(
 /// Refuses a hyperparameter outside `[0, 1)`.
 fn below_one(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
     check(rule, field, value, (0.0..1.0).contains(&value), "in [0, 1)")
+}
+
+/// Refuses an ε below `[0, ∞)`, and one that a device could flush to zero: it would then divide zeros by zero. `factor` is the least that ε is
+/// multiplied by on its way to the device.
+fn epsilon(rule: &'static str, field: &'static str, value: f64, factor: f64) -> Result<(), Error> {
+    non_negative(rule, field, value)?;
+    let bound = "0, or large enough to be a normal f32 when it is multiplied by its bias correction";
+    check(rule, field, value, value == 0.0 || value * factor >= f32::MIN_POSITIVE.into(), bound)
+}
+
+/// −1 to maximize, else 1.
+fn sign(maximize: bool) -> f64 {
+    if maximize { -1.0 } else { 1.0 }
+}
+
+/// The coefficients `(L2, decoupled)` of a weight decay, the second times the learning rate.
+fn decays(weight_decay: f64, decoupled: bool, lr: f64) -> (f64, f64) {
+    if decoupled { (0.0, lr * weight_decay) } else { (weight_decay, 0.0) }
+}
+
+/// `1 − βᵗ`.
+fn bias_correction(beta: f64, t: u64) -> f64 {
+    1.0 - beta.powf(t as f64)
 }
 
 fn check(

@@ -1,38 +1,50 @@
-use super::{Rule, Twin, check, non_negative};
+use super::{Rule, Twin, check, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
-/// Stochastic gradient descent with momentum, dampening, Nesterov momentum and L2 regularisation.
+/// Stochastic gradient descent with momentum in its three forms, dampening, Nesterov momentum and L2 regularisation.
 ///
 /// ```text
-/// d = ±g + weight_decay · p                       (− if maximize)
-/// b = d                                           at the first step with momentum
-/// b = momentum · b + (1 − dampening) · d          after it
-/// p = p − lr · (nesterov ? d + momentum · b : b)
+/// d = ±g + weight_decay · p                                     (− if maximize)
+///
+/// HeavyBall   b = d                                             at the first step with momentum
+///             b = momentum · b + (1 − dampening) · d            after it
+///             p = p − lr · (nesterov ? d + momentum · b : b)
+/// Classic     b = momentum · b + lr · d                         b = 0 before the first step
+///             p = p − (nesterov ? lr · d + momentum · b : b)
+/// Averaged    b = momentum · b + (1 − momentum) · d             b = 0 before the first step
+///             p = p − lr · (nesterov ? (1 − momentum) · d + momentum · b : b)
 /// ```
 ///
-/// With `momentum` 0 there is no `b`: `p = p − lr · d`, whatever the dampening.
+/// With `momentum` 0 there is no `b`: `p = p − lr · d`, whatever the form and the dampening.
 ///
-/// Semantics and defaults are those of `torch.optim.SGD`: the learning rate stands outside the velocity, and the
-/// first velocity is the gradient itself, undamped. No deviations. State: 4 bytes a parameter (`momentum_buffer`), none
-/// without momentum. Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.SGD`, which has the heavy ball: the learning rate stands outside the velocity, and the
+/// first velocity is the gradient itself, undamped. Keras has the classic form; it differs as soon as the learning rate changes. The
+/// averaged form is the heavy ball with `dampening = momentum` from a zero velocity. No deviations. State: 4 bytes a parameter
+/// (`momentum_buffer`), none without momentum. Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Rule, Sgd};
 /// let sgd = Sgd { momentum: 0.9, nesterov: true, ..Sgd::default() };
 /// assert!(sgd.validate().is_ok());
 /// assert!(Sgd { dampening: 0.1, ..sgd }.validate().is_err());
+///
+/// use wgpu_optim::rules::MomentumForm;
+/// assert!(Sgd { form: MomentumForm::Classic, ..sgd }.validate().is_ok());
 /// ```
 ///
 /// Reference: Sutskever et al., *On the importance of initialization and momentum in deep learning*, ICML 2013, in
-/// PyTorch's formulation.
+/// PyTorch's formulation; Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964; Dozat, *Incorporating Nesterov
+/// Momentum into Adam*, ICLR 2016 workshop, for Nesterov's step over an average.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Sgd {
     /// Velocity kept from step to step, `[0, ∞)`. Default 0: no velocity, no state.
     pub momentum: f64,
-    /// Share of the gradient withheld from the velocity, finite. Default 0.
+    /// Where learning rate and dampening stand. Default: the heavy ball, PyTorch's.
+    pub form: MomentumForm,
+    /// Share of the gradient withheld from the heavy ball's velocity, finite; 0 in the other forms. Default 0.
     pub dampening: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -40,6 +52,20 @@ pub struct Sgd {
     pub nesterov: bool,
     /// Climbs instead of descending. Default false.
     pub maximize: bool,
+}
+
+/// What the velocity of [`Sgd`] accumulates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum MomentumForm {
+    /// Gradients; the learning rate multiplies the velocity (PyTorch).
+    #[default]
+    HeavyBall,
+    /// Steps: gradients times the learning rate of their time (Keras).
+    Classic,
+    /// A running mean of gradients.
+    Averaged,
 }
 
 crate::fields! {
@@ -51,14 +77,16 @@ crate::fields! {
         weight_decay,
         /// Weight of the old velocity; 0 when it is the first.
         momentum,
-        /// Weight of the gradient in the velocity, 1 − dampening; 1 when it is the first.
+        /// Weight of the gradient in the velocity: for the heavy ball 1 − dampening, 1 when it is the first.
         gain,
         /// 1 where the velocity moves the parameter, 0 without momentum: an existing velocity then rests, as PyTorch's does.
         velocity,
         /// The momentum of the look-ahead, 0 for none.
         lookahead,
-        /// Learning rate.
-        lr,
+        /// Weight of the gradient beside the look-ahead.
+        own,
+        /// What the step is multiplied by: the learning rate, or 1 if it is in the velocity.
+        rate,
     }
 }
 crate::fields! {
@@ -80,6 +108,9 @@ impl Rule for Sgd {
         non_negative(Self::NAME, "momentum", self.momentum)?;
         check(Self::NAME, "dampening", self.dampening, true, "finite")?;
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
+        if self.form != MomentumForm::HeavyBall && self.dampening != 0.0 {
+            return Err(Error::Conflict { rule: Self::NAME, conflict: "only the heavy ball has dampening" });
+        }
         if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
             return Err(Error::Conflict {
                 rule: Self::NAME,
@@ -93,8 +124,8 @@ impl Rule for Sgd {
         self.momentum != 0.0
     }
 
-    fn with_momentum(self, momentum: f64) -> Self {
-        Self { momentum, ..self }
+    fn with_momentum(self, momentum: f64) -> Option<Self> {
+        Some(Self { momentum, ..self })
     }
 
     /// `carry` becomes 1 with the first step that has momentum.
@@ -104,14 +135,21 @@ impl Rule for Sgd {
         if first {
             *carry = 1.0;
         }
+        // Weights of the gradient in the velocity and beside it, and of the step.
+        let (gain, own, rate) = match self.form {
+            MomentumForm::HeavyBall => (if first { 1.0 } else { 1.0 - self.dampening }, 1.0, lr),
+            MomentumForm::Classic => (lr, lr, if moving { 1.0 } else { lr }),
+            MomentumForm::Averaged => (1.0 - self.momentum, 1.0 - self.momentum, lr),
+        };
         SgdScalars {
-            sign: if self.maximize { -1.0 } else { 1.0 },
+            sign: sign(self.maximize),
             weight_decay: self.weight_decay,
             momentum: if first { 0.0 } else { self.momentum },
-            gain: if first { 1.0 } else { 1.0 - self.dampening },
+            gain,
             velocity: if moving { 1.0 } else { 0.0 },
             lookahead: if self.nesterov { self.momentum } else { 0.0 },
-            lr,
+            own,
+            rate,
         }
     }
 }
@@ -123,15 +161,12 @@ impl Twin for Sgd {
 
     #[inline]
     fn update<T: Float>(s: &SgdScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
-        // What has no weight is not even multiplied by 0: it may be infinite.
-        let decay = if s.weight_decay > T::ZERO { s.weight_decay * *p } else { T::ZERO };
-        let d = s.sign * g + decay;
+        let d = s.sign * g + weighted(s.weight_decay, *p);
         let old = state.momentum_buffer;
         let moving = s.velocity > T::ZERO;
-        let decayed = if s.momentum > T::ZERO { s.momentum * old } else { T::ZERO };
-        let b = if moving { decayed + s.gain * d } else { old };
-        let ahead = if s.lookahead > T::ZERO { d + s.lookahead * b } else { b };
-        *p = *p - s.lr * if moving { ahead } else { d };
+        let b = if moving { weighted(s.momentum, old) + s.gain * d } else { old };
+        let ahead = if s.lookahead > T::ZERO { s.own * d + s.lookahead * b } else { b };
+        *p = *p - s.rate * if moving { ahead } else { d };
         state.momentum_buffer = b;
     }
 }

@@ -2,8 +2,12 @@
 
 use crate::common::single;
 use harness::Gpu;
+use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
-use wgpu_optim::{Adam, AdamW, Error, Group, Layout, Optimizer, Rule, Sgd, Step, Tensors, View, cpu};
+use wgpu_optim::{
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Error, Group, Layout, Lion, NAdam, Optimizer,
+    RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, cpu,
+};
 
 fn bad_field<R: Rule>(rule: R, field: &str) {
     let error = rule.validate().unwrap_err();
@@ -22,23 +26,41 @@ fn bad_field<R: Rule>(rule: R, field: &str) {
 #[test]
 fn hyperparameters() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1, -1e-300] {
-        bad_field(Sgd { momentum: bad, ..Sgd::default() }, "momentum");
-        bad_field(Sgd { weight_decay: bad, ..Sgd::default() }, "weight_decay");
-        bad_field(Adam { beta1: bad, ..Adam::default() }, "beta1");
-        bad_field(Adam { beta2: bad, ..Adam::default() }, "beta2");
-        bad_field(Adam { eps: bad, ..Adam::default() }, "eps");
-        bad_field(Adam { weight_decay: bad, ..Adam::default() }, "weight_decay");
-        bad_field(AdamW { beta1: bad, ..AdamW::default() }, "beta1");
-        bad_field(AdamW { beta2: bad, ..AdamW::default() }, "beta2");
-        bad_field(AdamW { eps: bad, ..AdamW::default() }, "eps");
-        bad_field(AdamW { weight_decay: bad, ..AdamW::default() }, "weight_decay");
+        // Every number of every rule, but for SGD's dampening.
+        macro_rules! refused {
+            ($($rule:ident: $($field:ident)+;)+) => {
+                $($(bad_field($rule { $field: bad, ..$rule::default() }, stringify!($field));)+)+
+            };
+        }
+        refused! {
+            Sgd: momentum weight_decay;
+            Adam: beta1 beta2 eps weight_decay;
+            AdamW: beta1 beta2 eps weight_decay;
+            Adagrad: lr_decay weight_decay initial_accumulator_value eps eps_root;
+            RmsProp: alpha eps eps_root weight_decay momentum;
+            Adadelta: rho eps weight_decay;
+            Adamax: beta1 beta2 eps weight_decay;
+            NAdam: beta1 beta2 eps weight_decay momentum_decay;
+            RAdam: beta1 beta2 eps weight_decay rectification_threshold;
+            Lion: beta1 beta2 weight_decay;
+            AdaBelief: beta1 beta2 eps eps_root weight_decay;
+            Adan: beta1 beta2 beta3 eps eps_root weight_decay;
+        }
     }
     bad_field(Sgd { dampening: f64::NAN, ..Sgd::default() }, "dampening");
     bad_field(Adam { beta1: 1.0, ..Adam::default() }, "beta1");
     bad_field(AdamW { beta2: 1.5, ..AdamW::default() }, "beta2");
+    bad_field(Lion { beta1: 1.0, ..Lion::default() }, "beta1");
+    bad_field(Adan { beta3: 1.0, ..Adan::default() }, "beta3");
+    bad_field(Adadelta { rho: 1.0 + 1e-9, ..Adadelta::default() }, "rho");
+    bad_field(RAdam { rectification_threshold: 3.9, ..RAdam::default() }, "rectification_threshold");
+    assert!(Adadelta { rho: 1.0, ..Adadelta::default() }.validate().is_ok());
     // Flushed to zero on a device, it would divide zeros by zero.
     bad_field(Adam { eps: 1e-37, ..Adam::default() }, "eps");
     bad_field(AdamW { eps: 1e-44, ..AdamW::default() }, "eps");
+    bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }, "eps");
+    bad_field(RmsProp { eps_root: 1e-39, ..RmsProp::default() }, "eps_root");
+    bad_field(Adan { eps_root: 1e-37, ..Adan::default() }, "eps_root");
     assert!(Adam { eps: 0.0, ..Adam::default() }.validate().is_ok());
     assert!(Adam { eps: 1e-36, ..Adam::default() }.validate().is_ok());
     // PyTorch has no bound on dampening's sign.
@@ -47,6 +69,21 @@ fn hyperparameters() {
         let error = Sgd { nesterov: true, momentum, dampening, ..Sgd::default() }.validate().unwrap_err();
         assert!(matches!(error, Error::Conflict { rule: "sgd", .. }), "{error}");
     }
+    let averaged = Sgd { form: MomentumForm::Averaged, momentum: 0.9, dampening: 0.1, ..Sgd::default() };
+    assert!(matches!(averaged.validate(), Err(Error::Conflict { rule: "sgd", .. })));
+    let corrected = Adam { amsgrad_corrected: true, ..Adam::default() };
+    assert!(matches!(corrected.validate(), Err(Error::Conflict { rule: "adam", .. })));
+    let corrected = AdamW { amsgrad_corrected: true, ..AdamW::default() };
+    assert!(matches!(corrected.validate(), Err(Error::Conflict { rule: "adamw", .. })));
+}
+
+/// AdaGrad and Adadelta have no momentum that a schedule could drive.
+#[test]
+fn momentum_of_a_rule_without() {
+    let mut optimizer = cpu::Optimizer::<Adagrad>::new(single(Adagrad::default(), 1)).unwrap();
+    let error = optimizer.step(&mut [1.0], &[1.0], Step { lr: 0.1, momentum: Some(0.9) }).unwrap_err();
+    assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
+    assert_eq!(optimizer.steps(), 0);
 }
 
 #[test]
@@ -184,7 +221,7 @@ fn device_limits() {
     let groups =
         (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
     let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
-    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 2_048, .. }), "{error}");
+    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 1_365, .. }), "{error}");
 
     // Refused before anything is planned or allocated.
     let huge = single(Sgd { momentum: 0.9, ..Sgd::default() }, 1 << 61);

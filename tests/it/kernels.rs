@@ -125,9 +125,9 @@ fn every_kernel_validates_and_matches_the_host() {
 /// A mistake in a rule is reported at the rule's own line, because the rule comes first.
 #[test]
 fn errors_name_the_rules_own_line() {
-    let text = source::<AdamW>(&keys(2)[0]).replacen("sqrt(v)", "sqr(v)", 1);
+    let text = source::<AdamW>(&keys(slots::<AdamW>().len())[0]).replacen("sqrt(w)", "sqr(w)", 1);
     let error = naga::front::wgsl::parse_str(&text).expect_err("sqr is no function");
-    let own = AdamW::WGSL.lines().position(|l| l.contains("sqrt(v)")).unwrap() + 1;
+    let own = AdamW::WGSL.lines().position(|l| l.contains("sqrt(w)")).unwrap() + 1;
     assert_eq!(error.location(&text).unwrap().line_number as usize, own);
 }
 

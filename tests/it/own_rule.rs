@@ -45,8 +45,8 @@ macro_rules! signum {
             fn validate(&self) -> Result<(), Error> {
                 Ok(())
             }
-            fn with_momentum(self, beta: f64) -> Self {
-                Self { beta }
+            fn with_momentum(self, beta: f64) -> Option<Self> {
+                Some(Self { beta })
             }
             fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
                 SignumScalars { lr, weight: 1.0 - self.beta }

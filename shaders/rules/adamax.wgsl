@@ -1,0 +1,12 @@
+// Adamax: Adam with a decaying maximum in place of the root mean square.
+
+fn update(s: Scalars, at: At) {
+    let p = read_p(at);
+    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
+    let m_old = read_exp_avg(at);
+    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    write_exp_avg(at, m);
+    let u = max(s.beta2 * read_exp_inf(at), abs(d) + s.eps);
+    write_exp_inf(at, u);
+    write_p(at, p - s.step_size * m / (u + s.eps_after));
+}

@@ -1,0 +1,13 @@
+// NAdam: Adam with Nesterov's look-ahead; the bias corrections are folded into weights and eps.
+
+fn update(s: Scalars, at: At) {
+    let p = read_p(at);
+    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
+    let m_old = read_exp_avg(at);
+    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    write_exp_avg(at, m);
+    let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
+    write_exp_avg_sq(at, v);
+    let step = (s.gradient * d + s.mean * m) / (sqrt(v) + s.eps);
+    write_p(at, p - (weighted(vec4<f32>(s.decay), p) + step));
+}

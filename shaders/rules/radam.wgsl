@@ -1,0 +1,14 @@
+// RAdam: Adam whose step is rectified, or not divided at all while the variance of the divisor is unknown.
+
+fn update(s: Scalars, at: At) {
+    let p = read_p(at);
+    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
+    let m_old = read_exp_avg(at);
+    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    write_exp_avg(at, m);
+    let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
+    write_exp_avg_sq(at, v);
+    let step = s.step_size * m;
+    let rectified = select(step, step / (sqrt(v) + s.eps), on(vec4<f32>(s.rectified)));
+    write_p(at, p - (weighted(vec4<f32>(s.decay), p) + rectified));
+}

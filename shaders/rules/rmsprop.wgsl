@@ -1,0 +1,20 @@
+// RMSprop, centered or not, with or without momentum.
+
+fn update(s: Scalars, at: At) {
+    let p = read_p(at);
+    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
+    let v = s.alpha * read_square_avg(at) + s.one_minus_alpha * d * d;
+    write_square_avg(at, v);
+    let zero = vec4<f32>(0.0);
+    let centered = on(vec4<f32>(s.centered));
+    let mean_old = read_grad_avg(at);
+    let mean = select(zero, mean_old + s.one_minus_alpha * (d - mean_old), centered);
+    write_grad_avg(at, select(mean_old, mean, centered));
+    // A variance: rounding must not make it negative.
+    let step = d / (sqrt(max(v - mean * mean, zero) + s.eps_root) + s.eps);
+    let moving = on(vec4<f32>(s.momentum));
+    let b_old = read_momentum_buffer(at);
+    let b = s.momentum * b_old + step;
+    write_momentum_buffer(at, select(b_old, b, moving));
+    write_p(at, p - s.lr * select(step, b, moving));
+}
