@@ -83,10 +83,10 @@ pub trait Fields<T>: Copy {
 /// ```
 #[macro_export]
 macro_rules! fields {
-    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq)]
-        pub struct $name<T> { $($(#[$doc])* pub $field: T),+ }
+        $vis struct $name<T> { $($(#[$doc])* $vis $field: T),+ }
 
         impl<T: Copy> $crate::rules::Fields<T> for $name<T> {
             const NAMES: &'static [&'static str] = &[$(stringify!($field)),+];
@@ -270,4 +270,36 @@ fn check(
     bound: &'static str,
 ) -> Result<(), Error> {
     if good && value.is_finite() { Ok(()) } else { Err(Error::Hyperparameter { rule, field, value, bound }) }
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use super::*;
+
+    /// Anyone else's text is compiled with wgpu's checks of indices and loops, so this is what memory safety rests on.
+    #[test]
+    fn only_the_rules_of_the_list_are_built_in() {
+        macro_rules! all {
+            ($($rule:ty),*) => { [$(is_built_in::<$rule>()),*] };
+        }
+        assert!(crate::for_each_rule!(all).iter().all(|&built_in| built_in));
+
+        /// A rule of somebody's own with a familiar name.
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct Own;
+        impl Rule for Own {
+            const NAME: &'static str = "sgd";
+            const DEFAULT_LR: f64 = 1.0;
+            const WGSL: &'static str = crate::Sgd::WGSL;
+            type Scalars<T: Float> = SgdScalars<T>;
+            type State<T: Float> = SgdState<T>;
+            fn validate(&self) -> Result<(), Error> {
+                Ok(())
+            }
+            fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> SgdScalars<f64> {
+                crate::Sgd::default().scalars(lr, t, carry)
+            }
+        }
+        assert!(!is_built_in::<Own>());
+    }
 }

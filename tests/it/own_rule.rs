@@ -85,3 +85,64 @@ fn a_mistake_in_its_shader_is_an_error_with_its_line() {
     assert!(what.contains("misspelt"), "{what}");
     assert!(reason.contains("read_q") && reason.contains(":3:"), "{reason}");
 }
+
+fields! {
+    /// State that is more than a shader stage may bind.
+    pub struct ManySlots { a, b, c, d, e, f }
+}
+
+/// Six slots, of which the device's limit of 8 storage buffers leaves room for five beside parameters, gradients and table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Greedy;
+
+impl Rule for Greedy {
+    const NAME: &'static str = "greedy";
+    const DEFAULT_LR: f64 = 1e-3;
+    const WGSL: &'static str = "";
+    type Scalars<T: Float> = SignumScalars<T>;
+    type State<T: Float> = ManySlots<T>;
+    fn validate(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
+        SignumScalars { lr, weight: 1.0 }
+    }
+}
+
+#[test]
+fn too_many_slots_for_the_device() {
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffers_per_shader_stage = 8) else { return };
+    let error = Optimizer::new(&gpu.device, single(Greedy, 8)).unwrap_err();
+    let limit = "max_storage_buffers_per_shader_stage";
+    assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
+}
+
+/// Steps by the sign of the gradient: no state at all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct SignDescent;
+
+impl Rule for SignDescent {
+    const NAME: &'static str = "sign_descent";
+    const DEFAULT_LR: f64 = 1e-3;
+    const WGSL: &'static str =
+        "fn update(s: Scalars, at: At) { write_p(at, read_p(at) - s.lr * sign(read_g(at))); }";
+    type Scalars<T: Float> = SignumScalars<T>;
+    type State<T: Float> = ();
+    fn validate(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
+        SignumScalars { lr, weight: 1.0 }
+    }
+}
+
+#[test]
+fn a_rule_without_state() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run = Run::new(&gpu, single(SignDescent, 3), &[1.0; 3]);
+    run.step(&[2.0, 0.0, -0.5], 0.25);
+    let end = run.snapshot();
+    assert_eq!(end.params, [0.75, 1.0, 1.25]);
+    assert!(end.state.is_empty());
+    assert_eq!(run.optimizer.state_bytes(), 0);
+}
