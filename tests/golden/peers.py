@@ -166,12 +166,12 @@ class OptaxRun:
         self.params = optax.apply_updates(self.params, updates)
 
     def result(self) -> dict[str, np.ndarray]:
-        result = {f"param/{name}": np.asarray(value) for name, value in self.params.items()}
+        result = {f"param/{name}": np.array(value) for name, value in self.params.items()}
         for state in self.state:
             for name, values in state._asdict().items():
                 if name in self.peer.slots:
                     for key, value in values.items():
-                        result |= in_file(self.peer.slots[name], key, np.asarray(value))
+                        result |= in_file(self.peer.slots[name], key, np.array(value))
         return result
 
 
@@ -226,7 +226,7 @@ class KerasRun:
         for variable in self.optimizer.variables:
             name, _, slot = variable.name.partition("_")
             if name in self.params and slot in self.peer.slots:
-                result |= in_file(self.peer.slots[slot], name, np.asarray(variable))
+                result |= in_file(self.peer.slots[slot], name, variable.numpy())
         return result
 
 
@@ -286,7 +286,7 @@ def sgd_averaged(p, g, state, t, lr, h):
 
 def radam(p, g, state, t, lr, h):
     """RAdam with a choice of the threshold"""
-    beta1, beta2 = h["beta1"], h["beta2"]
+    beta1, beta2, eps = h["beta1"], h["beta2"], h["eps"]
     if h["decoupled_weight_decay"]:
         p = p * (1 - lr * h["weight_decay"])
     else:
@@ -300,8 +300,8 @@ def radam(p, g, state, t, lr, h):
         return p - lr * m
     r = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
     if h["eps_corrected"]:
-        return p - lr * r * m / (root / bc2**0.5 + h["eps"])
-    return p - lr * r * bc2**0.5 * m / (root + h["eps"])
+        return p - lr * r * m / (root / bc2**0.5 + eps)
+    return p - lr * r * bc2**0.5 * m / (root + eps)
 
 
 def adan(p, g, state, t, lr, h):
