@@ -1,19 +1,18 @@
-"""Make the golden trajectories: what torch.optim does on synthetic gradients, step by step.
+"""Make the golden trajectories: what other libraries do on synthetic gradients, step by step.
 
 Every case of the table `CASES` becomes one file `<name>.safetensors` beside this script, in the format
-`optim-trajectory/1` (see README.md). A file holds the inputs in float32, the result of running PyTorch on
-them in float64 (`expect/...`, the truth) and in float32 (`peer/...`, the accuracy to compare with).
+`optim-trajectory/1` (see README.md). A file holds the inputs in float32, the result of running another
+implementation on them in float64 (`expect/...`, the truth) and in float32 (`peer/...`, the accuracy to compare with).
 
     python tests/golden/generate.py                  # all files
     python tests/golden/generate.py --only sgd-plain # one of them (the option can be repeated)
 
-To add a rule: a line in `RULES` and its cases in `CASES`. To add a case: an entry in `CASES`; files of other
+To add a rule: an entry in `RULES` and its cases in `CASES`. To add a case: an entry in `CASES`; files of other
 cases do not change, because each is seeded by its own name.
 """
 
 import argparse
 import hashlib
-import inspect
 import json
 import math
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from peers import Formula, Hyper, Keras, Optax, Torch, adan, radam, sgd_averaged
 
 FORMAT = "optim-trajectory/1"
 MAX_FILE_BYTES = 200_000
@@ -47,53 +48,273 @@ def drawn(values: dict, rng: np.random.Generator) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Rules: how a rule of the trajectory format is run with torch
+# Rules
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One update rule: the class that runs it, and what the `momentum` tensor overrides in it.
+    """One update rule: its hyperparameters with their defaults, and who can run it.
 
-    `lr` is the peak of the schedule. It is chosen so that 50 steps move many parameters by something like
-    their own size: when a few elements outgrow all others, a file's error depends on the luck of those.
+    `momentum` is what the tensor of that name overrides. `lr` is the peak of the schedule. It is chosen so that
+    50 steps move many parameters by something like their own size: when a few elements outgrow all others, a
+    file's error depends on the luck of those.
     """
 
-    torch_class: type[torch.optim.Optimizer]
     lr: Draw
-    momentum: str | None = None
+    momentum: str | None
+    defaults: dict
+    peers: dict[str, Torch | Optax | Keras | Formula]
 
-    def signature(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.torch_class).parameters)
+    def complete(self, hyper: dict) -> Hyper:
+        if unknown := hyper.keys() - self.defaults.keys():
+            raise ValueError(f"no such hyperparameter: {', '.join(sorted(unknown))}")
+        return Hyper(self.defaults | hyper)
 
-    def torch_kwargs(self, hyper: dict) -> dict:
-        """Translate hyperparameters of the trajectory format to arguments of the torch class.
-
-        The names are the same but for `betas`. An unknown name is an error here, because torch itself
-        takes any key in a parameter group and ignores it.
-        """
-        signature = self.signature()
-        kwargs = {}
-        betas = list(signature["betas"].default) if "betas" in signature else []
+    def check_read(self, peer: str, hyper: Hyper) -> None:
+        """An error if a hyperparameter has a value that the peer knows nothing of."""
+        embodied = self.defaults | self.peers[peer].fixed
         for name, value in hyper.items():
-            if name.startswith("beta") and name[4:].isdigit() and int(name[4:]) <= len(betas):
-                betas[int(name[4:]) - 1] = value
-            elif name in signature and name not in ("params", "lr", "betas"):
-                kwargs[name] = value
-            else:
-                raise ValueError(f"{self.torch_class.__name__} has no hyperparameter {name!r}")
-        if betas:
-            kwargs["betas"] = tuple(betas)
-        return kwargs
+            if name not in hyper.read and value != embodied[name]:
+                raise ValueError(f"{peer} has no {name} = {value}")
 
-    def implementation(self) -> dict:
-        """Arguments that select the plain loop over tensors, the one that defines the semantics."""
-        return {name: False for name in ("foreach", "fused") if name in self.signature()}
+
+DESCENT = {"weight_decay": 0.0, "maximize": False}
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **DESCENT}
+ADAM_OPTIONS = {"amsgrad": False, "amsgrad_corrected": False, "eps_corrected": True}
+KERAS_ADAM = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
+KERAS_ADAM_SLOTS = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
+OPTAX_ADAM_SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
+
+
+def keras_arguments(**names: str) -> Callable[[Hyper], dict]:
+    """Hyperparameters under the names that keras has for them."""
+    return lambda h: {argument: h[name] for name, argument in names.items()}
+
+
+def optax_amsgrad(optax, h: Hyper):
+    return optax.scale_by_amsgrad(h["beta1"], h["beta2"], h["eps"])
+
+
+def optax_rms(optax, h: Hyper) -> list:
+    # The momentum comes before the learning rate, as in torch; in optax.rmsprop it comes after.
+    scale = optax.scale_by_stddev if h["centered"] else optax.scale_by_rms
+    chain = [optax.add_decayed_weights(h["weight_decay"]), scale(h["alpha"], h["eps_root"])]
+    return [*chain, optax.trace(h["momentum"])] if h["momentum"] else chain
 
 
 RULES = {
-    "sgd": Rule(torch.optim.SGD, lr=log_uniform(-4, -3), momentum="momentum"),
-    "adam": Rule(torch.optim.Adam, lr=log_uniform(-2.7, -1.7), momentum="beta1"),
-    "adamw": Rule(torch.optim.AdamW, lr=log_uniform(-2.7, -1.7), momentum="beta1"),
+    "sgd": Rule(
+        lr=log_uniform(-4, -3),
+        momentum="momentum",
+        defaults={"momentum": 0.0, "dampening": 0.0, "nesterov": False, "form": "heavy_ball", **DESCENT},
+        peers={
+            "torch": Torch(torch.optim.SGD),
+            "keras": Keras(
+                "SGD",
+                keras_arguments(momentum="momentum", nesterov="nesterov"),
+                # The velocity of keras has the other sign.
+                slots={"momentum": "-momentum_buffer"},
+                fixed={"form": "classic"},
+                l2=True,
+            ),
+            "optax": Optax(
+                "ema",
+                lambda optax, h: [
+                    optax.add_decayed_weights(h["weight_decay"]),
+                    optax.ema(h["momentum"], debias=False),
+                ],
+                slots={"ema": "momentum_buffer"},
+                fixed={"form": "averaged"},
+            ),
+            "formula": Formula(sgd_averaged, fixed={"form": "averaged"}),
+        },
+    ),
+    "adam": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={**ADAM, **ADAM_OPTIONS, "decoupled_weight_decay": False},
+        peers={
+            "torch": Torch(torch.optim.Adam),
+            "keras": Keras(
+                "Adam",
+                keras_arguments(**KERAS_ADAM, amsgrad="amsgrad"),
+                slots=KERAS_ADAM_SLOTS,
+                fixed={"eps_corrected": False},
+                l2=True,
+            ),
+            "optax": Optax(
+                "scale_by_amsgrad",
+                lambda optax, h: [optax.add_decayed_weights(h["weight_decay"]), optax_amsgrad(optax, h)],
+                slots=OPTAX_ADAM_SLOTS,
+                fixed={"amsgrad": True, "amsgrad_corrected": True},
+            ),
+        },
+    ),
+    "adamw": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={**ADAM, **ADAM_OPTIONS, "weight_decay": 0.01},
+        peers={
+            "torch": Torch(torch.optim.AdamW),
+            "keras": Keras(
+                "AdamW",
+                keras_arguments(**KERAS_ADAM, amsgrad="amsgrad", weight_decay="weight_decay"),
+                slots=KERAS_ADAM_SLOTS,
+                fixed={"eps_corrected": False},
+            ),
+            "optax": Optax(
+                "scale_by_amsgrad",
+                lambda optax, h: [optax_amsgrad(optax, h), optax.add_decayed_weights(h["weight_decay"])],
+                slots=OPTAX_ADAM_SLOTS,
+                fixed={"amsgrad": True, "amsgrad_corrected": True},
+            ),
+        },
+    ),
+    "adagrad": Rule(
+        lr=log_uniform(-2.2, -1.2),
+        momentum=None,
+        defaults={"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10, "eps_root": 0.0, **DESCENT},
+        peers={
+            "torch": Torch(torch.optim.Adagrad),
+            "optax": Optax(
+                "scale_by_rss",
+                lambda optax, h: [
+                    optax.add_decayed_weights(h["weight_decay"]),
+                    optax.scale_by_rss(h["initial_accumulator_value"], h["eps_root"]),
+                ],
+                slots={"sum_of_squares": "sum"},
+                fixed={"eps": 0.0},
+            ),
+        },
+    ),
+    "rmsprop": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="momentum",
+        defaults={"alpha": 0.99, "eps": 1e-8, "eps_root": 0.0, "momentum": 0.0, "centered": False, **DESCENT},
+        peers={
+            "torch": Torch(torch.optim.RMSprop),
+            "optax": Optax(
+                "scale_by_rms / scale_by_stddev, trace",
+                optax_rms,
+                slots={"nu": "square_avg", "mu": "grad_avg", "trace": "momentum_buffer"},
+                fixed={"eps": 0.0},
+            ),
+        },
+    ),
+    "adadelta": Rule(
+        lr=log_uniform(0, 0.7),
+        momentum=None,
+        defaults={"rho": 0.9, "eps": 1e-6, **DESCENT},
+        peers={"torch": Torch(torch.optim.Adadelta)},
+    ),
+    "adamax": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={**ADAM, "eps_after_max": False},
+        peers={
+            "torch": Torch(torch.optim.Adamax),
+            "keras": Keras(
+                "Adamax",
+                keras_arguments(**KERAS_ADAM),
+                slots={"momentum": "exp_avg", "norm": "exp_inf"},
+                fixed={"eps_after_max": True},
+                l2=True,
+            ),
+        },
+    ),
+    "nadam": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={**ADAM, "momentum_decay": 4e-3, "decoupled_weight_decay": False},
+        peers={"torch": Torch(torch.optim.NAdam)},
+    ),
+    "radam": Rule(
+        # The steps before the rectification are as long as the gradients.
+        lr=log_uniform(-3.5, -2.7),
+        momentum="beta1",
+        defaults={
+            **ADAM,
+            "decoupled_weight_decay": False,
+            "eps_corrected": False,
+            "rectification_threshold": 5.0,
+        },
+        peers={
+            "torch": Torch(torch.optim.RAdam),
+            "optax": Optax(
+                "scale_by_radam",
+                lambda optax, h: [
+                    optax.add_decayed_weights(h["weight_decay"]),
+                    optax.scale_by_radam(h["beta1"], h["beta2"], h["eps"], threshold=h["rectification_threshold"]),
+                ],
+                slots=OPTAX_ADAM_SLOTS,
+                fixed={"eps_corrected": True},
+            ),
+            "formula": Formula(radam),
+        },
+    ),
+    "lion": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={"beta1": 0.9, "beta2": 0.99, **DESCENT, "weight_decay": 1e-3},
+        peers={
+            "optax": Optax(
+                "scale_by_lion",
+                lambda optax, h: [
+                    optax.scale_by_lion(h["beta1"], h["beta2"]),
+                    optax.add_decayed_weights(h["weight_decay"]),
+                ],
+                slots={"mu": "exp_avg"},
+            ),
+        },
+    ),
+    "adabelief": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={**ADAM, "eps": 1e-16, "eps_root": 1e-16},
+        peers={
+            "optax": Optax(
+                "scale_by_belief",
+                lambda optax, h: [
+                    optax.scale_by_belief(h["beta1"], h["beta2"], h["eps"], h["eps_root"]),
+                    optax.add_decayed_weights(h["weight_decay"]),
+                ],
+                slots=OPTAX_ADAM_SLOTS,
+            ),
+        },
+    ),
+    "adan": Rule(
+        lr=log_uniform(-2.7, -1.7),
+        momentum="beta1",
+        defaults={
+            **ADAM,
+            "beta1": 0.98,
+            "beta2": 0.92,
+            "beta3": 0.99,
+            "eps_root": 0.0,
+            "no_prox": False,
+            "complement_beta2": False,
+        },
+        peers={
+            "torch": Torch(
+                "Adan",
+                package="pytorch_optimizer",
+                renamed={"no_prox": "weight_decouple"},
+                slots={"previous_grad": "-pre_grad"},
+                # It takes the gradient before step 1 for the descent's, so that the first difference is not 0.
+                refused=("maximize",),
+            ),
+            "optax": Optax(
+                "scale_by_adan",
+                lambda optax, h: [
+                    optax.scale_by_adan(h["beta1"], h["beta2"], h["beta3"], h["eps"], h["eps_root"]),
+                    optax.add_decayed_weights(h["weight_decay"]),
+                ],
+                slots={"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq", "g": "pre_grad"},
+                fixed={"complement_beta2": True, "no_prox": True},
+            ),
+            "formula": Formula(adan),
+        },
+    ),
 }
 
 # ---------------------------------------------------------------------------------------------------------
@@ -102,6 +323,7 @@ RULES = {
 
 SMALL = {"tiny": (3,), "idle": (5,), "matrix": (7, 9), "late": (31,)}
 LARGE = {**SMALL, "wide": (130,)}
+COMPACT = {"tiny": (3,), "idle": (5,), "matrix": (4, 7), "late": (11,)}
 
 # ---------------------------------------------------------------------------------------------------------
 # Per-step values of the `momentum` tensor
@@ -156,11 +378,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Case:
-    """One file. What `hyper` leaves out has PyTorch's default, in the file too."""
+    """One file. What `hyper` leaves out has the rule's default, in the file too; `peer` is one of the rule's."""
 
     name: str
     rule: str
     hyper: dict
+    peer: str = "torch"
     shapes: dict = field(default_factory=lambda: SMALL)
     lr: Draw | None = None  # the peak of the schedule, where the rule's own does not suit
     grad_factor: float = 1.0  # all gradients are multiplied by it
@@ -179,6 +402,29 @@ BETA1 = uniform(0.7, 0.95)
 BETA2 = uniform(0.9, 0.9995)
 EPS = log_uniform(-9, -5)
 BETAS = {"beta1": BETA1, "beta2": BETA2}
+
+BETA3 = uniform(0.9, 0.995)
+LARGE_EPS = log_uniform(-2, 1)
+ROOT = log_uniform(-9, -3)  # eps_root: compared with squares
+ADAN = {"beta1": uniform(0.9, 0.99), "beta2": uniform(0.7, 0.95), "beta3": BETA3}
+RADAM = {"beta1": BETA1, "beta2": uniform(0.8, 0.999)}  # rectified from step 6 or some steps later
+RECTIFICATION = uniform(4.5, 7)
+WITH_MOMENTUM = log_uniform(-3.5, -2.7)  # the peak for RMSprop, whose steps the momentum makes longer
+
+
+def compact(name: str, rule: str, hyper: dict, **others) -> Case:
+    """A case on the compact tensors."""
+    return Case(name, rule, hyper, shapes=COMPACT, **others)
+
+
+def compact_groups(first: dict, second: dict, third: dict) -> tuple[Group, ...]:
+    """The compact tensors in groups with these overrides, the last two with learning rates of their own."""
+    return (
+        Group("first", ("matrix", "idle"), first),
+        Group("second", ("late",), second, lr_factor=uniform(1.1, 3.0)),
+        Group("third", ("tiny",), third, lr_factor=uniform(0.2, 0.9)),
+    )
+
 
 ADAMW_GROUPS = (
     Group("decay", ("matrix", "tiny")),
@@ -298,6 +544,337 @@ CASES = [
         loss_scale=True,
         skip_nonfinite=True,
     ),
+    # SGD with other forms of momentum
+    compact("sgd-classic", "sgd", {"form": "classic", "momentum": MU}, peer="keras"),
+    compact("sgd-classic-nesterov", "sgd", {"form": "classic", "momentum": MU, "nesterov": True}, peer="keras"),
+    compact(
+        "sgd-classic-weight-decay-maximize",
+        "sgd",
+        {"form": "classic", "momentum": MU, "weight_decay": L2, "maximize": True},
+        peer="keras",
+    ),
+    compact(
+        "sgd-classic-momentum-override",
+        "sgd",
+        {"form": "classic", "momentum": MU, "nesterov": True},
+        peer="keras",
+        momentum=cyclical(0.5, 0.95),
+    ),
+    compact("sgd-averaged", "sgd", {"form": "averaged", "momentum": MU}, peer="optax"),
+    compact(
+        "sgd-averaged-weight-decay-maximize",
+        "sgd",
+        {"form": "averaged", "momentum": MU, "weight_decay": L2, "maximize": True},
+        peer="optax",
+    ),
+    compact(
+        "sgd-averaged-momentum-override",
+        "sgd",
+        {"form": "averaged", "momentum": MU},
+        peer="optax",
+        momentum=wandering(0.3, 0.95),
+    ),
+    compact(
+        "sgd-averaged-nesterov",
+        "sgd",
+        {"form": "averaged", "momentum": MU, "nesterov": True, "weight_decay": L2},
+        peer="formula",
+    ),
+    # Adam with the options of AMSGrad, keras and optax
+    compact("adam-amsgrad", "adam", {**BETAS, "amsgrad": True}),
+    compact(
+        "adam-amsgrad-weight-decay-maximize",
+        "adam",
+        {**BETAS, "eps": EPS, "weight_decay": L2, "amsgrad": True, "maximize": True},
+    ),
+    compact(
+        "adam-decoupled-weight-decay",
+        "adam",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY, "decoupled_weight_decay": True},
+    ),
+    compact(
+        "adam-amsgrad-groups",
+        "adam",
+        {**BETAS, "eps": EPS, "weight_decay": L2},
+        groups=compact_groups(
+            {"amsgrad": True},
+            {**BETAS, "decoupled_weight_decay": True, "weight_decay": DECAY},
+            {"amsgrad": True, "beta1": BETA1, "eps": LARGE_EPS, "maximize": True},
+        ),
+    ),
+    compact("adam-eps-uncorrected", "adam", {**BETAS, "eps": LARGE_EPS, "eps_corrected": False}, peer="keras"),
+    compact(
+        "adam-eps-uncorrected-amsgrad",
+        "adam",
+        {**BETAS, "eps": LARGE_EPS, "weight_decay": L2, "eps_corrected": False, "amsgrad": True},
+        peer="keras",
+    ),
+    compact(
+        "adam-amsgrad-corrected",
+        "adam",
+        {**BETAS, "eps": EPS, "amsgrad": True, "amsgrad_corrected": True},
+        peer="optax",
+    ),
+    compact(
+        "adam-amsgrad-corrected-weight-decay",
+        "adam",
+        {**BETAS, "eps": LARGE_EPS, "weight_decay": L2, "amsgrad": True, "amsgrad_corrected": True},
+        peer="optax",
+    ),
+    # AdamW with the same options
+    compact("adamw-amsgrad", "adamw", {**BETAS, "eps": EPS, "weight_decay": DECAY, "amsgrad": True}),
+    compact(
+        "adamw-amsgrad-groups",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY, "amsgrad": True},
+        groups=compact_groups({}, {"amsgrad": False, "weight_decay": 0.0}, {**BETAS, "maximize": True}),
+    ),
+    compact(
+        "adamw-eps-uncorrected",
+        "adamw",
+        {**BETAS, "eps": LARGE_EPS, "weight_decay": DECAY, "eps_corrected": False},
+        peer="keras",
+    ),
+    compact(
+        "adamw-amsgrad-corrected",
+        "adamw",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY, "amsgrad": True, "amsgrad_corrected": True},
+        peer="optax",
+    ),
+    # Adagrad
+    compact("adagrad", "adagrad", {}),
+    compact("adagrad-lr-decay", "adagrad", {"lr_decay": log_uniform(-2, 0)}),
+    compact("adagrad-initial-accumulator", "adagrad", {"initial_accumulator_value": log_uniform(-2, 1)}),
+    compact("adagrad-eps", "adagrad", {"eps": LARGE_EPS}),
+    compact("adagrad-weight-decay", "adagrad", {"weight_decay": L2, "lr_decay": log_uniform(-2, 0)}),
+    compact("adagrad-maximize", "adagrad", {"weight_decay": L2, "maximize": True}),
+    compact(
+        "adagrad-groups",
+        "adagrad",
+        {"initial_accumulator_value": log_uniform(-2, 1)},
+        groups=compact_groups(
+            {"lr_decay": log_uniform(-2, 0)},
+            {"initial_accumulator_value": 0.0, "weight_decay": L2},
+            {"eps": LARGE_EPS, "maximize": True},
+        ),
+    ),
+    compact(
+        "adagrad-skip-nonfinite",
+        "adagrad",
+        {"lr_decay": log_uniform(-1, 0), "eps": EPS},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    compact("adagrad-eps-root", "adagrad", {"eps": 0.0, "eps_root": ROOT}, peer="optax"),
+    compact(
+        "adagrad-eps-root-initial-accumulator",
+        "adagrad",
+        {"eps": 0.0, "eps_root": 1e-7, "initial_accumulator_value": 0.1, "weight_decay": L2, "maximize": True},
+        peer="optax",
+    ),
+    # RMSprop
+    compact("rmsprop", "rmsprop", {"alpha": BETA2}),
+    compact("rmsprop-eps", "rmsprop", {"alpha": BETA2, "eps": LARGE_EPS}),
+    compact("rmsprop-momentum", "rmsprop", {"alpha": BETA2, "eps": EPS, "momentum": MU}, lr=WITH_MOMENTUM),
+    compact("rmsprop-centered", "rmsprop", {"alpha": BETA2, "eps": EPS, "centered": True}),
+    compact("rmsprop-weight-decay", "rmsprop", {"alpha": BETA2, "eps": EPS, "weight_decay": L2}),
+    compact("rmsprop-maximize", "rmsprop", {"alpha": BETA2, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    compact(
+        "rmsprop-everything",
+        "rmsprop",
+        {"alpha": BETA2, "eps": EPS, "weight_decay": L2, "momentum": MU, "centered": True, "maximize": True},
+        lr=WITH_MOMENTUM,
+        clip={"value": log_uniform(-1.5, 0.5)},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    compact(
+        "rmsprop-groups",
+        "rmsprop",
+        {"alpha": BETA2, "eps": EPS},
+        lr=WITH_MOMENTUM,
+        groups=compact_groups(
+            {"centered": True},
+            {"momentum": MU, "weight_decay": L2},
+            {"alpha": BETA2, "centered": True, "momentum": MU},
+        ),
+    ),
+    compact(
+        "rmsprop-momentum-override",
+        "rmsprop",
+        {"alpha": BETA2, "eps": EPS, "momentum": MU},
+        lr=WITH_MOMENTUM,
+        momentum=cyclical(0.5, 0.95),
+    ),
+    compact("rmsprop-eps-root", "rmsprop", {"alpha": BETA2, "eps": 0.0, "eps_root": ROOT}, peer="optax"),
+    compact(
+        "rmsprop-eps-root-centered",
+        "rmsprop",
+        {"alpha": BETA2, "eps": 0.0, "eps_root": ROOT, "centered": True},
+        peer="optax",
+    ),
+    compact(
+        "rmsprop-eps-root-momentum",
+        "rmsprop",
+        {"alpha": BETA2, "eps": 0.0, "eps_root": ROOT, "momentum": MU, "weight_decay": L2, "maximize": True},
+        peer="optax",
+        lr=WITH_MOMENTUM,
+    ),
+    # Adadelta
+    compact("adadelta", "adadelta", {"rho": BETA2}),
+    compact("adadelta-eps", "adadelta", {"rho": BETA2, "eps": log_uniform(-5, -2)}),
+    compact("adadelta-weight-decay", "adadelta", {"rho": BETA2, "weight_decay": L2}),
+    compact("adadelta-maximize", "adadelta", {"rho": BETA2, "weight_decay": L2, "maximize": True}),
+    compact(
+        "adadelta-groups",
+        "adadelta",
+        {"rho": BETA2},
+        groups=compact_groups({"weight_decay": L2}, {"rho": BETA2}, {"eps": log_uniform(-5, -2), "maximize": True}),
+    ),
+    # Adamax
+    compact("adamax", "adamax", BETAS),
+    compact("adamax-eps", "adamax", {**BETAS, "eps": LARGE_EPS}),
+    compact("adamax-weight-decay", "adamax", {**BETAS, "eps": EPS, "weight_decay": L2}),
+    compact("adamax-maximize", "adamax", {**BETAS, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    compact(
+        "adamax-groups",
+        "adamax",
+        {**BETAS, "eps": EPS},
+        groups=compact_groups({"weight_decay": L2}, {**BETAS, "eps": LARGE_EPS}, {"maximize": True}),
+    ),
+    compact("adamax-momentum-override", "adamax", {**BETAS, "eps": EPS}, momentum=wandering(0.6, 0.97)),
+    compact("adamax-eps-after-max", "adamax", {**BETAS, "eps": LARGE_EPS, "eps_after_max": True}, peer="keras"),
+    compact(
+        "adamax-eps-after-max-weight-decay",
+        "adamax",
+        {**BETAS, "eps": EPS, "weight_decay": L2, "eps_after_max": True, "maximize": True},
+        peer="keras",
+    ),
+    # NAdam
+    compact("nadam", "nadam", BETAS),
+    compact("nadam-eps", "nadam", {**BETAS, "eps": LARGE_EPS}),
+    compact("nadam-momentum-decay", "nadam", {**BETAS, "eps": EPS, "momentum_decay": log_uniform(-2, 0)}),
+    compact("nadam-weight-decay", "nadam", {**BETAS, "eps": EPS, "weight_decay": L2}),
+    compact(
+        "nadam-decoupled-weight-decay",
+        "nadam",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY, "decoupled_weight_decay": True},
+    ),
+    compact("nadam-maximize", "nadam", {**BETAS, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    compact(
+        "nadam-groups",
+        "nadam",
+        {**BETAS, "eps": EPS, "weight_decay": L2},
+        groups=compact_groups(
+            {"momentum_decay": log_uniform(-2, 0)},
+            {**BETAS, "decoupled_weight_decay": True},
+            {"weight_decay": 0.0, "maximize": True},
+        ),
+    ),
+    compact("nadam-momentum-override", "nadam", {**BETAS, "eps": EPS}, momentum=cyclical(0.6, 0.97)),
+    compact(
+        "nadam-skip-nonfinite",
+        "nadam",
+        {**BETAS, "eps": EPS, "momentum_decay": log_uniform(-2, 0)},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    # RAdam
+    compact("radam", "radam", RADAM),
+    compact("radam-eps", "radam", {**RADAM, "eps": LARGE_EPS}),
+    # No step is rectified.
+    compact("radam-low-beta2", "radam", {"beta1": BETA1, "beta2": uniform(0.4, 0.65)}, lr=log_uniform(-4, -3)),
+    compact("radam-weight-decay", "radam", {**RADAM, "eps": EPS, "weight_decay": L2}),
+    compact(
+        "radam-decoupled-weight-decay",
+        "radam",
+        {**RADAM, "eps": EPS, "weight_decay": DECAY, "decoupled_weight_decay": True},
+    ),
+    compact("radam-maximize", "radam", {**RADAM, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    compact(
+        "radam-groups",
+        "radam",
+        {**RADAM, "eps": EPS, "weight_decay": L2},
+        groups=compact_groups(
+            {"beta2": uniform(0.7, 0.8)}, {**RADAM, "decoupled_weight_decay": True}, {"maximize": True}
+        ),
+    ),
+    compact("radam-momentum-override", "radam", {**RADAM, "eps": EPS}, momentum=wandering(0.6, 0.97)),
+    compact("radam-skip-nonfinite", "radam", {**RADAM, "eps": EPS}, loss_scale=True, skip_nonfinite=True),
+    compact("radam-eps-corrected", "radam", {**RADAM, "eps": LARGE_EPS, "eps_corrected": True}, peer="optax"),
+    compact(
+        "radam-eps-corrected-threshold",
+        "radam",
+        {**RADAM, "eps": EPS, "eps_corrected": True, "rectification_threshold": RECTIFICATION, "weight_decay": L2},
+        peer="optax",
+    ),
+    compact(
+        "radam-threshold",
+        "radam",
+        {**RADAM, "eps": EPS, "rectification_threshold": RECTIFICATION},
+        peer="formula",
+    ),
+    # Lion
+    compact("lion", "lion", BETAS, peer="optax"),
+    compact("lion-weight-decay", "lion", {**BETAS, "weight_decay": DECAY}, peer="optax"),
+    compact("lion-no-weight-decay", "lion", {"weight_decay": 0.0}, peer="optax"),
+    compact("lion-maximize", "lion", {**BETAS, "weight_decay": DECAY, "maximize": True}, peer="optax"),
+    compact(
+        "lion-groups",
+        "lion",
+        {**BETAS, "weight_decay": DECAY},
+        peer="optax",
+        groups=compact_groups({"weight_decay": 0.0}, BETAS, {"maximize": True}),
+    ),
+    compact("lion-momentum-override", "lion", BETAS, peer="optax", momentum=wandering(0.6, 0.97)),
+    # AdaBelief
+    compact("adabelief", "adabelief", BETAS, peer="optax"),
+    compact("adabelief-eps", "adabelief", {**BETAS, "eps": EPS}, peer="optax"),
+    compact("adabelief-eps-root", "adabelief", {**BETAS, "eps_root": log_uniform(-12, -6)}, peer="optax"),
+    compact("adabelief-weight-decay", "adabelief", {**BETAS, "eps": 1e-12, "weight_decay": DECAY}, peer="optax"),
+    compact(
+        "adabelief-maximize",
+        "adabelief",
+        {**BETAS, "eps": EPS, "weight_decay": DECAY, "maximize": True},
+        peer="optax",
+    ),
+    compact(
+        "adabelief-groups",
+        "adabelief",
+        {**BETAS, "eps": EPS},
+        peer="optax",
+        groups=compact_groups({"weight_decay": DECAY}, {**BETAS, "eps_root": 1e-9}, {"maximize": True}),
+    ),
+    compact(
+        "adabelief-momentum-override", "adabelief", {**BETAS, "eps": EPS}, peer="optax", momentum=wandering(0.6, 0.97)
+    ),
+    # Adan
+    compact("adan", "adan", ADAN),
+    compact("adan-eps", "adan", {**ADAN, "eps": LARGE_EPS}),
+    compact("adan-weight-decay", "adan", {**ADAN, "eps": EPS, "weight_decay": DECAY}),
+    compact("adan-no-prox", "adan", {**ADAN, "eps": EPS, "weight_decay": DECAY, "no_prox": True}),
+    compact("adan-maximize", "adan", {**ADAN, "eps": EPS, "weight_decay": DECAY, "maximize": True}),
+    compact(
+        "adan-groups",
+        "adan",
+        {**ADAN, "eps": EPS, "weight_decay": DECAY},
+        groups=compact_groups({"no_prox": True}, ADAN, {"weight_decay": 0.0, "maximize": True}),
+    ),
+    compact("adan-momentum-override", "adan", {**ADAN, "eps": EPS}, momentum=wandering(0.8, 0.99)),
+    compact("adan-skip-nonfinite", "adan", {**ADAN, "eps": EPS}, loss_scale=True, skip_nonfinite=True),
+    compact("adan-eps-root", "adan", {**ADAN, "eps_root": ROOT}, peer="formula"),
+    compact(
+        "adan-complement-beta2",
+        "adan",
+        {**ADAN, "eps": EPS, "weight_decay": DECAY, "complement_beta2": True},
+        peer="formula",
+    ),
+    compact(
+        "adan-complement-beta2-no-prox",
+        "adan",
+        {**ADAN, "eps": EPS, "eps_root": ROOT, "weight_decay": DECAY, "complement_beta2": True, "no_prox": True},
+        peer="optax",
+    ),
 ]
 
 # ---------------------------------------------------------------------------------------------------------
@@ -309,6 +886,7 @@ class Inputs:
     """Everything a run is made from, with no draw left in it; arrays are those of the file."""
 
     rule: Rule
+    peer: str
     hyper: dict
     groups: list[dict]
     clip: dict | None
@@ -432,6 +1010,7 @@ def make_inputs(case: Case) -> Inputs:
 
     return Inputs(
         rule=rule,
+        peer=case.peer,
         hyper=hyper,
         groups=groups,
         clip=clip,
@@ -449,36 +1028,26 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def run(inputs: Inputs, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Run torch on the inputs in `dtype`.
+    """Run the peer on the inputs in `dtype`.
 
     Returns the final parameters and state, named as in the file (`param/NAME`, `SLOT/NAME`), and how many
     steps were skipped or clipped. The float32 inputs are cast first; all that follows is done in `dtype`.
     """
-    rule = inputs.rule
-    params = {name: torch.tensor(value).to(dtype).requires_grad_() for name, value in inputs.params.items()}
-    groups = inputs.groups or [{"name": "all", "params": list(params), "overrides": {}}]
-    # Each group is given all of its hyperparameters and the constructor none: it would refuse a combination
-    # of values (nesterov needs momentum) that is only completed by a group or by the `momentum` tensor.
-    optimizer = rule.torch_class(
-        [
-            {
-                "params": [params[name] for name in group["params"]],
-                **rule.torch_kwargs(inputs.hyper | group["overrides"]),
-            }
-            for group in groups
-        ],
-        **rule.implementation(),
-    )
+    rule, peer = inputs.rule, inputs.rule.peers[inputs.peer]
+    # Torch keeps scalars of the state in the default type: the truth needs that of NAdam's product in float64.
+    torch.set_default_dtype(dtype)
+    params = {name: torch.tensor(value).to(dtype) for name, value in inputs.params.items()}
+    groups = inputs.groups or [{"params": list(params), "overrides": {}}]
+    runs = [
+        peer.start(
+            {name: params[name].numpy() for name in group["params"]},
+            rule.complete(inputs.hyper | group["overrides"]),
+        )
+        for group in groups
+    ]
     counts = {"skipped": 0, "clipped": 0}
     for t, grads in enumerate(inputs.grads):
-        for group, torch_group in zip(groups, optimizer.param_groups, strict=True):
-            torch_group["lr"] = float(inputs.lr[t]) * group.get("lr_factor", 1.0)
-            if inputs.momentum is not None:
-                value = float(inputs.momentum[t])
-                if rule.momentum == "beta1":
-                    torch_group["betas"] = (value, *torch_group["betas"][1:])
-                else:
-                    torch_group[rule.momentum] = value
+        override = {} if inputs.momentum is None else {rule.momentum: float(inputs.momentum[t])}
         for name, param in params.items():
             param.grad = torch.tensor(grads[name]).to(dtype)
             if inputs.loss_scale is not None:
@@ -487,13 +1056,18 @@ def run(inputs: Inputs, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict
             counts["skipped"] += 1
             continue
         counts["clipped"] += clip_grads(list(params.values()), inputs.clip)
-        optimizer.step()
+        for group, group_run in zip(groups, runs, strict=True):
+            hyper = rule.complete(inputs.hyper | group["overrides"] | override)
+            negate = hyper["maximize"] and not peer.maximizes
+            group_run.step(
+                {name: (-params[name].grad if negate else params[name].grad).numpy() for name in group["params"]},
+                float(inputs.lr[t]) * group.get("lr_factor", 1.0),
+                hyper,
+            )
+            rule.check_read(inputs.peer, hyper)
 
-    result = {f"param/{name}": param.detach().numpy() for name, param in params.items()}
-    for name, param in params.items():
-        for slot, value in optimizer.state.get(param, {}).items():
-            if slot != "step" and torch.is_tensor(value) and value.shape == param.shape:
-                result[f"{slot}/{name}"] = value.numpy()
+    result = {name: value for group_run in runs for name, value in group_run.result().items()}
+    assert {value.dtype for value in result.values()} == {torch.zeros(0).numpy().dtype}
     return result, counts
 
 
@@ -551,8 +1125,7 @@ def make_file(case: Case) -> tuple[bytes, str]:
     if case.clip is not None and "global_norm" in case.clip:
         assert counts["clipped"] + counts["skipped"] <= steps - steps // 5, f"{case.name}: clipping nearly always binds"
 
-    torch_version = torch.__version__.split("+")[0]
-    producer = f"torch {torch_version} {inputs.rule.torch_class.__name__}"
+    producer = inputs.rule.peers[inputs.peer].source()
     metadata = {
         "format": FORMAT,
         "source": f"{producer}, synthetic gradients (tests/golden/generate.py)",
