@@ -81,6 +81,11 @@ class Rule:
 DESCENT = {"weight_decay": 0.0, "maximize": False}
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **DESCENT}
 ADAM_OPTIONS = {"amsgrad": False, "amsgrad_corrected": False, "eps_corrected": True}
+# Keras adds eps before the bias correction. PyTorch does the same with an eps that changes with the step.
+UNCORRECTED = {
+    "fixed": {"eps_corrected": False},
+    "at_step": lambda h, t: {"eps": h["eps"] / math.sqrt(1 - h["beta2"] ** t)},
+}
 KERAS_ADAM = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
 KERAS_ADAM_SLOTS = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
 OPTAX_ADAM_SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
@@ -135,6 +140,7 @@ RULES = {
         defaults={**ADAM, **ADAM_OPTIONS, "decoupled_weight_decay": False},
         peers={
             "torch": Torch(torch.optim.Adam),
+            "torch with eps of the step": Torch(torch.optim.Adam, **UNCORRECTED),
             "keras": Keras(
                 "Adam",
                 keras_arguments(**KERAS_ADAM, amsgrad="amsgrad"),
@@ -156,6 +162,7 @@ RULES = {
         defaults={**ADAM, **ADAM_OPTIONS, "weight_decay": 0.01},
         peers={
             "torch": Torch(torch.optim.AdamW),
+            "torch with eps of the step": Torch(torch.optim.AdamW, **UNCORRECTED),
             "keras": Keras(
                 "AdamW",
                 keras_arguments(**KERAS_ADAM, amsgrad="amsgrad", weight_decay="weight_decay"),
@@ -378,12 +385,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Case:
-    """One file. What `hyper` leaves out has the rule's default, in the file too; `peer` is one of the rule's."""
+    """One file. What `hyper` leaves out has the rule's default, in the file too; `peer` is one of the rule's.
+
+    `float32_peer` is another one for the float32 run: the bar is PyTorch's own accuracy where it can be had.
+    """
 
     name: str
     rule: str
     hyper: dict
     peer: str = "torch"
+    float32_peer: str | None = None
     shapes: dict = field(default_factory=lambda: SMALL)
     lr: Draw | None = None  # the peak of the schedule, where the rule's own does not suit
     grad_factor: float = 1.0  # all gradients are multiplied by it
@@ -431,6 +442,8 @@ ADAMW_GROUPS = (
     Group("no_decay", ("late",), {"weight_decay": 0.0}, lr_factor=uniform(1.5, 4.0)),
     Group("own_betas", ("wide", "idle"), {**BETAS, "eps": EPS}, lr_factor=uniform(0.1, 0.9)),
 )
+
+BY_KERAS = {"peer": "keras", "float32_peer": "torch with eps of the step"}
 
 CASES = [
     # SGD
@@ -602,12 +615,12 @@ CASES = [
             {"amsgrad": True, "beta1": BETA1, "eps": LARGE_EPS, "maximize": True},
         ),
     ),
-    compact("adam-eps-uncorrected", "adam", {**BETAS, "eps": LARGE_EPS, "eps_corrected": False}, peer="keras"),
+    compact("adam-eps-uncorrected", "adam", {**BETAS, "eps": LARGE_EPS, "eps_corrected": False}, **BY_KERAS),
     compact(
         "adam-eps-uncorrected-amsgrad",
         "adam",
         {**BETAS, "eps": LARGE_EPS, "weight_decay": L2, "eps_corrected": False, "amsgrad": True},
-        peer="keras",
+        **BY_KERAS,
     ),
     compact(
         "adam-amsgrad-corrected",
@@ -633,7 +646,7 @@ CASES = [
         "adamw-eps-uncorrected",
         "adamw",
         {**BETAS, "eps": LARGE_EPS, "weight_decay": DECAY, "eps_corrected": False},
-        peer="keras",
+        **BY_KERAS,
     ),
     compact(
         "adamw-amsgrad-corrected",
@@ -886,7 +899,6 @@ class Inputs:
     """Everything a run is made from, with no draw left in it; arrays are those of the file."""
 
     rule: Rule
-    peer: str
     hyper: dict
     groups: list[dict]
     clip: dict | None
@@ -1010,7 +1022,6 @@ def make_inputs(case: Case) -> Inputs:
 
     return Inputs(
         rule=rule,
-        peer=case.peer,
         hyper=hyper,
         groups=groups,
         clip=clip,
@@ -1027,13 +1038,13 @@ def make_inputs(case: Case) -> Inputs:
 # Runs
 
 
-def run(inputs: Inputs, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def run(inputs: Inputs, peer_name: str, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Run the peer on the inputs in `dtype`.
 
     Returns the final parameters and state, named as in the file (`param/NAME`, `SLOT/NAME`), and how many
     steps were skipped or clipped. The float32 inputs are cast first; all that follows is done in `dtype`.
     """
-    rule, peer = inputs.rule, inputs.rule.peers[inputs.peer]
+    rule, peer = inputs.rule, inputs.rule.peers[peer_name]
     # Torch keeps scalars of the state in the default type: the truth needs that of NAdam's product in float64.
     torch.set_default_dtype(dtype)
     params = {name: torch.tensor(value).to(dtype) for name, value in inputs.params.items()}
@@ -1064,7 +1075,7 @@ def run(inputs: Inputs, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict
                 float(inputs.lr[t]) * group.get("lr_factor", 1.0),
                 hyper,
             )
-            rule.check_read(inputs.peer, hyper)
+            rule.check_read(peer_name, hyper)
 
     result = {name: value for group_run in runs for name, value in group_run.result().items()}
     assert {value.dtype for value in result.values()} == {torch.zeros(0).numpy().dtype}
@@ -1115,8 +1126,14 @@ def safetensors_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
 def make_file(case: Case) -> tuple[bytes, str]:
     """The bytes of a case's file and a line about it."""
     inputs = make_inputs(case)
-    expect, counts = run(inputs, torch.float64)
-    peer, peer_counts = run(inputs, torch.float32)
+    expect, counts = run(inputs, case.peer, torch.float64)
+    float32_peer = case.float32_peer or case.peer
+    peer, peer_counts = run(inputs, float32_peer, torch.float32)
+    if float32_peer != case.peer:
+        # Two libraries, one truth.
+        other, _ = run(inputs, float32_peer, torch.float64)
+        for name, value in expect.items():
+            assert np.abs(value - other[name]).max() <= 1e-13 * np.abs(value).max(), f"{case.name}: {name}"
     steps = len(inputs.lr)
     assert counts == peer_counts and expect.keys() == peer.keys(), case.name
     assert all(np.isfinite(value).all() for value in (*expect.values(), *peer.values())), case.name
@@ -1125,7 +1142,9 @@ def make_file(case: Case) -> tuple[bytes, str]:
     if case.clip is not None and "global_norm" in case.clip:
         assert counts["clipped"] + counts["skipped"] <= steps - steps // 5, f"{case.name}: clipping nearly always binds"
 
-    producer = inputs.rule.peers[inputs.peer].source()
+    producer = inputs.rule.peers[case.peer].source()
+    if float32_peer != case.peer:
+        producer += f" in float64, {inputs.rule.peers[float32_peer].source()} in float32"
     metadata = {
         "format": FORMAT,
         "source": f"{producer}, synthetic gradients (tests/golden/generate.py)",

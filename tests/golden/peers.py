@@ -51,6 +51,7 @@ class Torch:
     """A class of `torch.optim`, or one like them. Its arguments are hyperparameters but for `betas`.
 
     `renamed` has other names of its arguments, `slots` other names of its state; `refused` are arguments that it has and that are not used.
+    `at_step` makes arguments that change with the step t, counted from 1.
     """
 
     optimizer: type[torch.optim.Optimizer] | str
@@ -59,6 +60,7 @@ class Torch:
     slots: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     refused: tuple = ()
+    at_step: Callable[[Hyper, int], dict] = lambda hyper, t: {}
 
     @property
     def maximizes(self) -> bool:
@@ -91,6 +93,7 @@ class Torch:
 class TorchRun:
     def __init__(self, peer: Torch, params: dict[str, np.ndarray], hyper: Hyper) -> None:
         self.peer = peer
+        self.steps = 0
         self.params = {name: torch.tensor(value).requires_grad_() for name, value in params.items()}
         # The plain loop over tensors is the one that defines the semantics.
         optimizer = peer.optimizer_class()
@@ -98,7 +101,9 @@ class TorchRun:
         self.optimizer = optimizer(self.params.values(), **peer.arguments(hyper), **plain)
 
     def step(self, grads: dict[str, np.ndarray], lr: float, hyper: Hyper) -> None:
-        self.optimizer.param_groups[0].update(self.peer.arguments(hyper), lr=lr)
+        self.steps += 1
+        arguments = self.peer.arguments(hyper) | self.peer.at_step(hyper, self.steps)
+        self.optimizer.param_groups[0].update(arguments, lr=lr)
         for name, param in self.params.items():
             param.grad = torch.tensor(grads[name])
         self.optimizer.step()
