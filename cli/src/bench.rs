@@ -2,10 +2,9 @@
 
 use crate::device::{Device, Error, Label, fits, guarded};
 use crate::presets;
-use crate::rules::{RuleVisitor, by_name};
+use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use harness::{Gpu, median};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::hint::black_box;
 use std::time::Instant;
 use wgpu_optim::rules::slots;
@@ -93,7 +92,7 @@ type Work<'a> = dyn FnMut(u32) -> Result<(), wgpu_optim::Error> + 'a;
 impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
     type Output = Result<Measurement, Error>;
 
-    fn visit<R: Twin + Default + DeserializeOwned>(mut self) -> Self::Output {
+    fn visit<R: BuiltIn>(mut self) -> Self::Output {
         let Request { elements, tensors } = self.request;
         let preset = presets::bench(R::NAME);
         let layout = layout(preset.rule::<R>(), self.request)?;

@@ -29,6 +29,8 @@ pub(crate) trait Engine<R, T> {
     fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error>;
     /// What it has now.
     fn values(&mut self) -> Values<T>;
+    /// The parameters alone.
+    fn params(&mut self) -> Vec<T>;
 }
 
 /// On the CPU.
@@ -55,6 +57,10 @@ impl<R: Twin, T: Float> Engine<R, T> for Host<R, T> {
 
     fn values(&mut self) -> Values<T> {
         Values { params: self.params.clone(), state: self.optimizer.slots().to_vec() }
+    }
+
+    fn params(&mut self) -> Vec<T> {
+        self.params.clone()
     }
 }
 
@@ -98,5 +104,9 @@ impl<R: Twin> Engine<R, f32> for Device<'_, R> {
     fn values(&mut self) -> Values<f32> {
         let Snapshot { params, state } = harness::snapshot(self.gpu, &self.optimizer, &self.params, 0);
         Values { params, state }
+    }
+
+    fn params(&mut self) -> Vec<f32> {
+        self.gpu.read(&self.params, 0, self.optimizer.layout().len() as usize)
     }
 }

@@ -81,13 +81,12 @@ pub fn bench(rule: &str) -> Preset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::{RuleVisitor, by_name, names};
-    use wgpu_optim::Twin;
+    use crate::rules::{BuiltIn, RuleVisitor, by_name, names};
 
     struct Check(Preset);
     impl RuleVisitor for Check {
         type Output = ();
-        fn visit<R: Twin + Default + DeserializeOwned>(self) {
+        fn visit<R: BuiltIn>(self) {
             let object = serde_json::from_str(self.0.json).expect("a JSON object");
             let rule = configure::<R>(&object).unwrap_or_else(|e| panic!("{} {}: {e}", R::NAME, self.0.name));
             assert_eq!(rule.validate(), Ok(()));

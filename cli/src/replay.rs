@@ -2,7 +2,7 @@
 
 use crate::bar::{Verdict, judge};
 use crate::engine::{self, Engine, Values};
-use crate::rules::{RuleVisitor, by_name, configure, names};
+use crate::rules::{BuiltIn, RuleVisitor, by_name, configure, names};
 use crate::trajectory::{Clip, Error, Target, Trajectory};
 use harness::Gpu;
 use serde::de::DeserializeOwned;
@@ -52,7 +52,7 @@ struct Run<'a, F> {
 impl<F: FnMut()> RuleVisitor for Run<'_, F> {
     type Output = Result<Vec<Vec<f64>>, Error>;
 
-    fn visit<R: Twin + Default + DeserializeOwned>(self) -> Self::Output {
+    fn visit<R: BuiltIn>(self) -> Self::Output {
         let Run { trajectory, on, tick } = self;
         let layout = layout::<R>(trajectory)?;
         refuse_other_state(trajectory, &layout)?;

@@ -1,17 +1,22 @@
 //! From a rule's name to its type, through the library's own list.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use wgpu_optim::{Rule, Twin};
 
 use crate::trajectory::Error;
 
+/// What every rule of the library's list is.
+pub trait BuiltIn: Twin + Default + Serialize + DeserializeOwned {}
+impl<R: Twin + Default + Serialize + DeserializeOwned> BuiltIn for R {}
+
 /// What to do with a rule once its name is known.
 pub trait RuleVisitor {
     /// What comes out.
     type Output;
     /// Does it for rule `R`.
-    fn visit<R: Twin + Default + DeserializeOwned>(self) -> Self::Output;
+    fn visit<R: BuiltIn>(self) -> Self::Output;
 }
 
 /// Calls `visitor` with the rule called `name`; `None` if there is no such rule.

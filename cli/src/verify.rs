@@ -3,11 +3,10 @@
 use crate::device::{Device, Error, Label, fits};
 use crate::engine::{self, Engine};
 use crate::presets::Preset;
-use crate::rules::{RuleVisitor, by_name};
+use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::{Group, Layout, Step, Twin};
 
@@ -80,7 +79,7 @@ struct Verify<'a, F> {
 impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
     type Output = Result<Row, Error>;
 
-    fn visit<R: Twin + Default + DeserializeOwned>(mut self) -> Self::Output {
+    fn visit<R: BuiltIn>(mut self) -> Self::Output {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.request.seed);
         let layout = layout::<R>(self.request.elements, self.preset)?;
         if let Device::Gpu(gpu) = self.device {
@@ -158,10 +157,7 @@ fn touched<R: Twin>(layout: &Layout<R>, before: &[f32], after: &[f32]) -> Option
 }
 
 /// Tensors of odd sizes in two groups that alternate, with a gap between the first and the second.
-fn layout<R: Twin + Default + DeserializeOwned>(
-    elements: u64,
-    preset: Preset,
-) -> Result<Layout<R>, wgpu_optim::Error> {
+fn layout<R: BuiltIn>(elements: u64, preset: Preset) -> Result<Layout<R>, wgpu_optim::Error> {
     let first = Group::new("first", preset.rule::<R>());
     let second = preset.with::<R>(r#"{"weight_decay": 0.1}"#);
     let mut groups = [(first, 0), (Group::new("second", second).lr_factor(0.5), 0)];

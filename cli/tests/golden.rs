@@ -2,7 +2,9 @@
 
 use optim::bundled;
 use optim::replay::{On, replay, run};
+use optim::rules::{BuiltIn, RuleVisitor, by_name, names};
 use optim::trajectory::Trajectory;
+use serde_json::Value;
 use std::path::Path;
 
 /// The largest distance of the f64 reference from PyTorch's f64, relative to the tensor's largest value.
@@ -17,7 +19,7 @@ fn runs() -> Vec<(String, Trajectory)> {
     let files = files.map(|entry| entry.expect("a directory entry").path());
     let mut files: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
     files.sort();
-    assert!(files.len() >= 31, "only {} golden files", files.len());
+    assert!(files.len() >= 131, "only {} golden files", files.len());
     let golden = files.iter().map(|path| (path.display().to_string(), Trajectory::read(path)));
     let bundled = bundled::RECORDINGS.iter().map(|r| (r.name.to_owned(), Trajectory::parse(&r.bytes())));
     let parsed = |(name, t): (String, Result<Trajectory, _>)| {
@@ -25,6 +27,34 @@ fn runs() -> Vec<(String, Trajectory)> {
         (name, t)
     };
     golden.chain(bundled).map(parsed).collect()
+}
+
+/// Every hyperparameter of every rule differs from its default in some golden run.
+#[test]
+fn every_option_has_a_golden_run() {
+    struct Untried<'a>(&'a [(String, Trajectory)]);
+    impl RuleVisitor for Untried<'_> {
+        type Output = Vec<String>;
+        fn visit<R: BuiltIn>(self) -> Vec<String> {
+            let Ok(Value::Object(defaults)) = serde_json::to_value(R::default()) else { unreachable!() };
+            let runs = || self.0.iter().filter(|(_, run)| run.rule == R::NAME);
+            let tried = |name: &str, default: &Value| {
+                runs().any(|(_, run)| {
+                    let overrides = run.groups.iter().map(|group| &group.overrides);
+                    [&run.hyper]
+                        .into_iter()
+                        .chain(overrides)
+                        .any(|h| h.get(name).is_some_and(|x| x != default))
+                })
+            };
+            let untried = defaults.iter().filter(|(name, default)| !tried(name, default));
+            untried.map(|(name, _)| format!("{} {name}", R::NAME)).collect()
+        }
+    }
+    let runs = runs();
+    let untried: Vec<_> =
+        names().into_iter().flat_map(|rule| by_name(rule, Untried(&runs)).expect("a known rule")).collect();
+    assert!(untried.is_empty(), "no golden run with {untried:?}");
 }
 
 #[test]

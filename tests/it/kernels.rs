@@ -138,7 +138,10 @@ macro_rules! files {
             let name = <$rule as Rule>::NAME;
             let shader = std::fs::read_to_string(format!("{root}/shaders/rules/{name}.wgsl")).unwrap();
             assert_eq!(shader, <$rule as Rule>::WGSL);
-            assert!(std::path::Path::new(&format!("{root}/src/rules/{name}.rs")).exists());
+            let source = std::fs::read_to_string(format!("{root}/src/rules/{name}.rs")).unwrap();
+            for part in ["```text", "eviation", "efaults", "State: ", "MAX_ULPS", "```\n", "/// Reference: "] {
+                assert!(source.contains(part), "the documentation of {name} has no {part:?}");
+            }
             let golden = std::fs::read_dir(format!("{root}/tests/golden")).unwrap();
             let prefix = format!("{name}-");
             assert!(
@@ -150,11 +153,20 @@ macro_rules! files {
             let row = row.unwrap_or_else(|| panic!("README.md has no row for {name}"));
             let budget = format!("| {} ulp |", <$rule as Twin>::MAX_ULPS);
             assert!(row.ends_with(&budget), "{row}: not {budget}");
+            // State and traffic of the defaults, and of what keeps most.
+            let all = slots::<$rule>().len();
+            let kept = (0..all).filter(|&slot| <$rule>::default().keeps_slot(slot)).count();
+            let cells: Vec<_> = row.split(" | ").collect();
+            for (cell, bytes) in [(cells[2], [4 * kept, 4 * all]), (cells[3], [12 + 8 * kept, 12 + 8 * all])] {
+                assert!(cell.starts_with(&format!("{} B", bytes[0])), "{row}: not {} B", bytes[0]);
+                assert!(cell.ends_with(&format!("{} B", bytes[1])), "{row}: not {} B", bytes[1]);
+            }
         })*
     };
 }
 
-/// A rule is complete with its shader, its source, a golden run and its row in the README.
+/// A rule is complete with its shader, its source, its documentation, a golden run and its row in the README. That it has a benchmark and cases to check,
+/// the compiler sees to; that `optim verify` knows it and that every option of it has a golden run, the program's tests.
 #[test]
 fn every_rule_is_complete() {
     for_each_rule!(files);
