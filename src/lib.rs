@@ -36,6 +36,7 @@
 //! * [`Sgd`], [`Adam`], [`AdamW`]: the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
+//! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
 //! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
@@ -46,7 +47,7 @@
 //! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
 //! | `web` | `gpu` with the browser's WebGPU |
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
-//! | `serde` | hyperparameters that serialise, with unknown names refused |
+//! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
 //!
@@ -70,9 +71,11 @@ mod layout;
 mod optimizer;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
+pub mod recipes;
 #[cfg(feature = "gpu")]
 mod rows;
 pub mod rules;
+pub mod schedule;
 
 #[cfg(feature = "gpu")]
 pub use bind::{Tensors, View};
@@ -81,5 +84,6 @@ pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
 pub use rules::{Adam, AdamW, Rule, Sgd, Step, Twin};
+pub use schedule::Schedule;
 #[cfg(feature = "gpu")]
 pub use wgpu;
