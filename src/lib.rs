@@ -5,7 +5,7 @@
 //! neither submits nor waits nor, once warm, allocates (wgpu does, while it records).
 //!
 //! ```no_run
-//! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
+//! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
 //!
 //! fn train(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), wgpu_optim::Error> {
 //!     // Named tensors in one flat buffer, in two groups with hyperparameters of their own.
@@ -20,11 +20,11 @@
 //!
 //!     let mut optimizer = Optimizer::new(device, layout)?;
 //!     let tensors = optimizer.bind(&Tensors::flat(&params, &grads))?;
-//!     let lr = |step: u64| 3e-4 * (step as f64 / 2_000.0).min(1.0);
-//!     for step in 1..=10_000 {
+//!     let lr = schedule::cosine(3e-4, 3e-5, 8_000).warmup(2_000);
+//!     for step in 0..10_000 {
 //!         let mut encoder = device.create_command_encoder(&Default::default());
 //!         // … the engine's forward and backward passes write `grads` …
-//!         optimizer.step(queue, &mut encoder, &tensors, lr(step))?;
+//!         optimizer.step(queue, &mut encoder, &tensors, lr.at(step)?)?;
 //!         queue.submit([encoder.finish()]);
 //!     }
 //!     Ok(())

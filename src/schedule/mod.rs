@@ -13,7 +13,7 @@
 //! # Ok::<(), wgpu_optim::Error>(())
 //! ```
 //!
-//! What falls is cut at a milestone, what warms up is shifted, and everything multiplies:
+//! They are put together by sequence, warm-up and product:
 //!
 //! ```
 //! use wgpu_optim::{Schedule, schedule};
