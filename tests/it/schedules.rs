@@ -1,6 +1,7 @@
 //! Schedules: PyTorch's values, loops that do what the formulas say, and what is refused.
 
 use crate::common::{Run, assert_same_bits, single};
+use harness::Gpu;
 use proptest::prelude::*;
 use serde_json::Value;
 use wgpu_optim::check::Snapshot;
@@ -323,10 +324,10 @@ proptest! {
         parts in prop::collection::vec((simple(), 1..50u64), 1..5),
         warmup in 0..30u64,
     ) {
-        let sum = |n: usize| parts[..n].iter().map(|(_, length)| length).sum::<u64>();
-        let mut sequence = parts[0].0.0.clone();
-        for i in 1..parts.len() {
-            sequence = sequence.then(sum(i), parts[i].0.0.clone());
+        let (mut sequence, mut milestone) = (parts[0].0.0.clone(), 0);
+        for pair in parts.windows(2) {
+            milestone += pair[0].1;
+            sequence = sequence.then(milestone, pair[1].0.0.clone());
         }
         let product =
             parts.iter().fold(Schedule::Product(vec![]), |all, ((part, _), _)| all.times(part.clone()));
@@ -620,55 +621,45 @@ fn a_closure_is_a_schedule() {
     assert_eq!(format!("{halves:?}"), "Custom(Custom(..))");
 }
 
-/// Two groups: their own schedules at a step of `outer`, against the same rules with the rates of each step worked out by hand.
-fn groups<R: Twin>(rule: R, slow: &Schedule, fast: &Schedule, outer: &Schedule) {
-    const STEPS: u64 = 6;
-    let layout = |of: &[(&str, &Schedule)]| {
-        let groups = of
-            .iter()
-            .map(|(name, factor)| Group::new(*name, rule).lr_factor((*factor).clone()).tensor(*name, [5]));
-        Layout::new(groups).unwrap()
-    };
-    let both = layout(&[("slow", slow), ("fast", fast)]);
-    let constant = Schedule::from(1.0);
-    let (start, grads) = ([1.0f32, -2.0, 3.0, 0.25, 1e3], [0.5f32, 0.25, -1.0, 2.0, -8.0]);
-    let (start, grads) = ([start, start].concat(), [grads, grads].concat());
-    let step = |t: u64, own: &Schedule| {
-        let (outer, own) = (outer.at(t).unwrap(), own.at(t).unwrap());
-        Step { lr: outer.lr * own.lr, momentum: own.momentum.or(outer.momentum) }
-    };
+/// Six steps from the same parameters with the same gradients: on a GPU, or else on the CPU.
+fn run<R: Twin>(gpu: Option<&Gpu>, layout: Layout<R>, step: impl Fn(u64) -> Step) -> Snapshot {
+    let (start, grads) =
+        ([1.0f32, -2.0, 3.0, 0.25, 1e3].repeat(2), [0.5f32, 0.25, -1.0, 2.0, -8.0].repeat(2));
+    let mut params = start[..layout.len() as usize].to_vec();
+    if let Some(gpu) = gpu {
+        let mut run = Run::new(gpu, layout, &params);
+        (0..6).for_each(|t| run.step(&grads, step(t)));
+        return run.snapshot();
+    }
+    let mut optimizer = cpu::Optimizer::<R>::new(layout).unwrap();
+    (0..6).for_each(|t| optimizer.step(&mut params, &grads, step(t)).unwrap());
+    Snapshot { params, state: optimizer.slots().to_vec() }
+}
 
-    let on_cpu = |layout: Layout<R>, steps: &dyn Fn(u64) -> Step| {
-        let mut params = start[..layout.len() as usize].to_vec();
-        let mut optimizer = cpu::Optimizer::<R>::new(layout).unwrap();
-        for t in 0..STEPS {
-            optimizer.step(&mut params, &grads, steps(t)).unwrap();
-        }
-        Snapshot { params, state: optimizer.slots().to_vec() }
-    };
+/// Two groups with factors of their own in steps of `outer`, against the same without, in steps worked out here for one and the other.
+fn groups<R: Twin>(rule: R, slow: &Schedule, fast: &Schedule, outer: &Schedule) {
     let gpu = harness::test_gpu();
-    let on_gpu = |layout: Layout<R>, steps: &dyn Fn(u64) -> Step| {
-        let mut run = Run::new(gpu.as_ref().unwrap(), layout.clone(), &start[..layout.len() as usize]);
-        (0..STEPS).for_each(|t| run.step(&grads, steps(t)));
-        run.snapshot()
+    let layout = |factors: [&Schedule; 2]| {
+        let group =
+            |name, factor: &Schedule| Group::new(name, rule).lr_factor(factor.clone()).tensor(name, [5]);
+        Layout::new([group("slow", factors[0]), group("fast", factors[1])]).unwrap()
     };
-    let compare = |engine: &dyn Fn(Layout<R>, &dyn Fn(u64) -> Step) -> Snapshot, name: &str| {
-        let together = engine(both.clone(), &|t| outer.at(t).unwrap());
+    for gpu in std::iter::once(None).chain(gpu.iter().map(Some)) {
+        let together = run(gpu, layout([slow, fast]), |t| outer.at(t).unwrap());
         for (range, own) in [(0..5, slow), (5..10, fast)] {
+            let by_hand = run(gpu, layout([&1.0.into(); 2]), |t| {
+                let (outer, own) = (outer.at(t).unwrap(), own.at(t).unwrap());
+                Step { lr: outer.lr * own.lr, momentum: own.momentum.or(outer.momentum) }
+            });
             let part = |of: &[f32]| of.get(range.clone()).unwrap_or_default().to_vec();
-            let part = Snapshot {
-                params: part(&together.params),
-                state: together.state.iter().map(|slot| part(slot)).collect(),
+            let part = |of: &Snapshot| Snapshot {
+                params: part(&of.params),
+                state: of.state.iter().map(|slot| part(slot)).collect(),
             };
-            let mut alone = engine(layout(&[("one", &constant)]), &|t| step(t, own));
-            alone.params.truncate(5);
-            alone.state.iter_mut().for_each(|slot| slot.truncate(5));
-            assert_same_bits(&part, &alone, &format!("{} {own:?} {name}", R::NAME));
+            let engine = if gpu.is_some() { "on the GPU" } else { "on the CPU" };
+            let context = format!("{} {own:?} {engine}", R::NAME);
+            assert_same_bits(&part(&together), &part(&by_hand), &context);
         }
-    };
-    compare(&on_cpu, "on the CPU");
-    if gpu.is_some() {
-        compare(&on_gpu, "on the GPU");
     }
 }
 
