@@ -236,6 +236,7 @@ fn one_cycle() -> impl Strategy<Value = OneCycle> {
 }
 
 /// Any kind that can be saved, in any combination.
+#[cfg(feature = "serde")]
 fn any_schedule() -> impl Strategy<Value = Schedule> {
     simple().prop_map(|(schedule, _)| schedule).prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
