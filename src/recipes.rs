@@ -54,8 +54,8 @@ pub fn llm(peak_lr: f64, total_steps: u64) -> Recipe<AdamW> {
 /// Image classification by a convolutional network, from scratch: SGD with momentum 0.9 and weight decay 1e-4; learning rate 0.1 at a batch of
 /// 256 images and in proportion for others, a tenth of that after 30 of 90 epochs, a hundredth after 60, a thousandth after 90.
 ///
-/// Reference: He et al., *Deep Residual Learning for Image Recognition*, 2015; Goyal et al., *Accurate, Large Minibatch SGD*, 2017, for the
-/// proportion and for a warm-up of five epochs where batches are large: `schedule.warmup(…)`.
+/// Reference: PyTorch's ImageNet example; Goyal et al., *Accurate, Large Minibatch SGD*, 2017, for the proportion and for a warm-up of five
+/// epochs where batches are large: `schedule.warmup(…)`.
 #[must_use]
 pub fn vision(batch: u64, steps_per_epoch: u64) -> Recipe<Sgd> {
     let milestones = [30, 60, 90].map(|epoch| steps_per_epoch.saturating_mul(epoch));
