@@ -2,7 +2,7 @@
 //!
 //! In a crate of your own it needs the dependencies `wgpu-optim` and `pollster`.
 
-use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
+use wgpu_optim::{AdamW, Group, Layout, Optimizer, Schedule, Tensors, wgpu};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let instance = wgpu::Instance::default();
@@ -24,15 +24,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut optimizer = Optimizer::new(&device, layout)?;
     let tensors = optimizer.bind(&Tensors::flat(&params, &grads))?;
-    let lr = |step: u64| 0.01 * (step as f64 / 10.0).min(1.0); // warms up over ten steps
-    for step in 1..=50 {
+    let lr = Schedule::from(0.01).warmup(10); // from 0 up to 0.01 in ten steps
+    for step in 0..50 {
         let mut encoder = device.create_command_encoder(&Default::default());
         // … forward and backward passes go into the same encoder …
-        optimizer.step(&queue, &mut encoder, &tensors, lr(step))?;
+        optimizer.step(&queue, &mut encoder, &tensors, lr.at(step)?)?;
         queue.submit([encoder.finish()]);
     }
 
-    // The steps have moved every parameter by the sum of their learning rates, 0.455; decay has taken a little more of the weights.
+    // The steps have moved every parameter by the sum of their learning rates, 0.445; decay has taken a little more of the weights.
     wgpu::util::DownloadBuffer::read_buffer(&device, &queue, &params.slice(..), |bytes| {
         for (i, bytes) in bytes.expect("the device answers").as_chunks().0.iter().enumerate() {
             println!("p[{i}] = {:.3}", f32::from_le_bytes(*bytes));

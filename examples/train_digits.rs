@@ -16,10 +16,9 @@ use harness::Gpu;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use std::error::Error;
-use std::f64::consts::PI;
 use std::path::Path;
 use std::process::ExitCode;
-use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
+use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
 
 const DIGITS: &str = include_str!("digits/digits.txt");
 const SHADER: &str = include_str!("digits/mlp.wgsl");
@@ -33,7 +32,7 @@ const CLASSES: usize = 10;
 /// Images a step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of the order.
 const BATCH: usize = 64;
 const EPOCHS: usize = 40;
-const WARMUP_STEPS: f64 = 50.0;
+const WARMUP_STEPS: usize = 50;
 const PEAK_LR: f64 = 1e-2;
 const REQUIRED_ACCURACY: f64 = 0.95;
 
@@ -95,11 +94,13 @@ fn train(gpu: &Gpu, seed: u64) -> Result<Vec<Epoch>, Box<dyn Error>> {
     let style = ProgressStyle::with_template("{bar:20} {pos}/{len}, {msg}")?;
     let progress = ProgressBar::new((EPOCHS * batches) as u64).with_style(style);
     let mut curve = Vec::new();
+    let lr =
+        schedule::cosine(PEAK_LR, 0.0, (EPOCHS * batches - WARMUP_STEPS) as u64).warmup(WARMUP_STEPS as u64);
     for _ in 0..EPOCHS {
         random.shuffle(&mut training);
         gpu.queue.write_buffer(&order, 0, bytemuck::cast_slice(&training));
         for window in 0..batches {
-            let lr = learning_rate(optimizer.steps(), EPOCHS * batches);
+            let lr = lr.at(optimizer.steps())?;
             let mut encoder = gpu.encoder();
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -132,14 +133,6 @@ fn layout() -> Result<Layout<AdamW>, wgpu_optim::Error> {
         Group::new("decay", adamw).tensor("W1", [pixels, hidden]).tensor("W2", [hidden, classes]),
         Group::new("no_decay", no_decay).tensor("B1", [hidden]).tensor("B2", [classes]),
     ])
-}
-
-/// Rises in a line over the first steps and falls to 0 along a cosine. `step` counts from 0.
-fn learning_rate(step: u64, steps: usize) -> f64 {
-    let (step, steps) = (step as f64, steps as f64);
-    let warmup = (step + 1.0) / WARMUP_STEPS;
-    let progress = (step - WARMUP_STEPS) / (steps - WARMUP_STEPS);
-    PEAK_LR * if warmup < 1.0 { warmup } else { 0.5 + 0.5 * (PI * progress).cos() }
 }
 
 /// The flat parameters before training: weights uniform with variance 2 / rows (He et al., 2015), biases 0.

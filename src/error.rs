@@ -25,7 +25,7 @@ pub enum Error {
         /// What excludes what.
         conflict: &'static str,
     },
-    /// A learning rate, momentum or group factor outside its range, or not finite.
+    /// A learning rate or momentum outside its range, or not finite.
     #[error("{field} = {value} for group {group:?}, must be {bound}")]
     Step {
         /// Which argument.
@@ -36,6 +36,36 @@ pub enum Error {
         value: f64,
         /// What it has to be.
         bound: &'static str,
+    },
+    /// A schedule's field or value outside its range, or not finite.
+    #[error("{schedule}: {field} = {value}, must be {bound}")]
+    Schedule {
+        /// The kind's name.
+        schedule: &'static str,
+        /// The field's name, or `"value"`.
+        field: &'static str,
+        /// What it was.
+        value: f64,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// A step that a schedule does not have.
+    #[error("{schedule}: step {step}, must be at most {bound}")]
+    PastEnd {
+        /// The kind's name.
+        schedule: &'static str,
+        /// The step that was asked for, counted from 0.
+        step: u64,
+        /// The last one that there is.
+        bound: u64,
+    },
+    /// A group's schedule that was refused.
+    #[error("lr_factor of group {group:?}: {reason}")]
+    Factor {
+        /// The group's name.
+        group: String,
+        /// [`Error::Schedule`] or [`Error::PastEnd`].
+        reason: Box<Error>,
     },
     /// A step scalar that f32 cannot hold.
     #[error("{rule}: scalar {scalar} = {value} of group {group:?} overflows f32")]

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::plan::QUAD;
 use crate::rules::{Fields, Rule, Step, scalar_names, slots};
+use crate::schedule::Schedule;
 use std::collections::HashSet;
 
 /// The largest element index: byte addresses of four-byte elements stay below 2⁶³.
@@ -22,7 +23,7 @@ const MAX_ELEMENTS: u64 = 1 << 61;
 pub struct Group<R> {
     name: String,
     rule: R,
-    lr_factor: f64,
+    lr_factor: Schedule,
     tensors: Vec<Declared>,
 }
 
@@ -37,14 +38,30 @@ impl<R: Rule> Group<R> {
     /// An empty group of tensors that `rule` updates.
     #[must_use]
     pub fn new(name: impl Into<String>, rule: R) -> Self {
-        Self { name: name.into(), rule, lr_factor: 1.0, tensors: Vec::new() }
+        Self { name: name.into(), rule, lr_factor: Schedule::Constant(1.0), tensors: Vec::new() }
     }
 
-    /// Multiplies every step's learning rate for this group. Default 1.
+    /// Multiplies every step's learning rate for this group: a number, or a [`Schedule`] of the steps that the optimizer has taken. Default 1.
+    ///
+    /// Where steps are given 1.0, a group's schedule is its learning rate. A momentum of the schedule's takes precedence over the step's.
+    ///
+    /// ```
+    /// use wgpu_optim::{AdamW, Group, Layout, cpu, schedule};
+    /// let layout = Layout::new([
+    ///     Group::new("body", AdamW::default()).lr_factor(schedule::cosine(1e-4, 0.0, 1_000)).tensor("w", [4]),
+    ///     Group::new("head", AdamW::default()).lr_factor(1e-3).tensor("v", [2]),
+    /// ])?;
+    /// cpu::Optimizer::<AdamW>::new(layout)?.step(&mut [0.0; 6], &[1.0; 6], 1.0)?;
+    /// # Ok::<(), wgpu_optim::Error>(())
+    /// ```
     #[must_use]
-    pub fn lr_factor(mut self, factor: f64) -> Self {
-        self.lr_factor = factor;
+    pub fn lr_factor(mut self, factor: impl Into<Schedule>) -> Self {
+        self.lr_factor = factor.into();
         self
+    }
+
+    fn refuse_factor(&self, reason: Error) -> Error {
+        Error::Factor { group: self.name.clone(), reason: Box::new(reason) }
     }
 
     /// Adds a tensor, right behind the one declared before it (of whatever group), the first at 0.
@@ -85,11 +102,13 @@ impl<R: Rule> Group<R> {
         kept: impl Fn(usize) -> bool,
     ) -> Result<R::Scalars<f64>, Error> {
         let refuse = |field, value, bound| Error::Step { field, group: self.name.clone(), value, bound };
-        let lr = step.lr * self.lr_factor;
+        // Rules count from 1, schedules from 0.
+        let factor = self.lr_factor.at(t - 1).map_err(|reason| self.refuse_factor(reason))?;
+        let lr = step.lr * factor.lr;
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(refuse("learning rate", lr, "finite and at least 0"));
         }
-        let rule = match step.momentum {
+        let rule = match factor.momentum.or(step.momentum) {
             None => self.rule,
             Some(momentum) => {
                 let bound = "absent: the rule has no momentum";
@@ -176,7 +195,7 @@ impl<R: Rule> Layout<R> {
     /// Places the groups' tensors and checks them.
     ///
     /// # Errors
-    /// Hyperparameters out of range, a learning-rate factor that is negative or not finite, names declared twice, empty groups or
+    /// Hyperparameters out of range, a learning-rate factor or a field of its schedule out of range, names declared twice, empty groups or
     /// tensors, tensors that overlap, or sizes beyond 64-bit addresses.
     pub fn new(groups: impl IntoIterator<Item = Group<R>>) -> Result<Self, Error> {
         Self::with_alignment(groups, 1)
@@ -200,14 +219,7 @@ impl<R: Rule> Layout<R> {
         let mut next = 0;
         for (g, group) in groups.iter().enumerate() {
             group.rule.validate()?;
-            if !(group.lr_factor.is_finite() && group.lr_factor >= 0.0) {
-                return Err(Error::Step {
-                    field: "lr_factor",
-                    group: group.name.clone(),
-                    value: group.lr_factor,
-                    bound: "finite and at least 0",
-                });
-            }
+            group.lr_factor.validate().map_err(|reason| group.refuse_factor(reason))?;
             if !group_names.insert(group.name.as_str()) {
                 return Err(duplicate("group", &group.name));
             }

@@ -5,7 +5,7 @@
 //! neither submits nor waits nor, once warm, allocates (wgpu does, while it records).
 //!
 //! ```no_run
-//! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, wgpu};
+//! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
 //!
 //! fn train(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), wgpu_optim::Error> {
 //!     // Named tensors in one flat buffer, in two groups with hyperparameters of their own.
@@ -20,11 +20,11 @@
 //!
 //!     let mut optimizer = Optimizer::new(device, layout)?;
 //!     let tensors = optimizer.bind(&Tensors::flat(&params, &grads))?;
-//!     let lr = |step: u64| 3e-4 * (step as f64 / 2_000.0).min(1.0);
-//!     for step in 1..=10_000 {
+//!     let lr = schedule::cosine(3e-4, 3e-5, 8_000).warmup(2_000);
+//!     for step in 0..10_000 {
 //!         let mut encoder = device.create_command_encoder(&Default::default());
 //!         // … the engine's forward and backward passes write `grads` …
-//!         optimizer.step(queue, &mut encoder, &tensors, lr(step))?;
+//!         optimizer.step(queue, &mut encoder, &tensors, lr.at(step)?)?;
 //!         queue.submit([encoder.finish()]);
 //!     }
 //!     Ok(())
@@ -37,6 +37,7 @@
 //!   the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
+//! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
 //! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
@@ -47,7 +48,7 @@
 //! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
 //! | `web` | `gpu` with the browser's WebGPU |
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
-//! | `serde` | hyperparameters that serialise, with unknown names refused |
+//! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
 //!
@@ -71,9 +72,11 @@ mod layout;
 mod optimizer;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
+pub mod recipes;
 #[cfg(feature = "gpu")]
 mod rows;
 pub mod rules;
+pub mod schedule;
 
 #[cfg(feature = "gpu")]
 pub use bind::{Tensors, View};
@@ -85,5 +88,6 @@ pub use rules::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lion, NAdam, RAdam, RmsProp, Rule, Sgd, Step,
     Twin,
 };
+pub use schedule::Schedule;
 #[cfg(feature = "gpu")]
 pub use wgpu;

@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors};
+use wgpu_optim::{AdamW, Group, Layout, Optimizer, Schedule, Tensors, schedule};
 
 struct Traced;
 
@@ -73,7 +73,9 @@ fn culprits(work: impl FnOnce()) -> Vec<PathBuf> {
 fn a_warm_step_allocates_nothing_of_ours() {
     let Some(gpu) = harness::test_gpu() else { return };
     let rule = AdamW::default();
-    let mut groups = [Group::new("decay", rule), Group::new("rest", AdamW { weight_decay: 0.0, ..rule })];
+    let factor = schedule::multi_step(1.0, 0.5, [15, 25]).times(schedule::one_cycle(1.0, 100)).then(20, 0.1);
+    let rest = Group::new("rest", AdamW { weight_decay: 0.0, ..rule }).lr_factor(factor);
+    let mut groups = [Group::new("decay", rule), rest];
     for i in 0..512u64 {
         let group = &mut groups[(i % 2) as usize];
         *group = group.clone().tensor_at(format!("t{i}"), [4_096], i * 4_096);
@@ -82,9 +84,13 @@ fn a_warm_step_allocates_nothing_of_ours() {
     let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
     let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
     let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
+    let lr = Schedule::from(1e-3).warmup(15).times(|t: u64| 1.0 / (1.0 + t as f64));
     let mut step = |traced: bool| {
         let mut encoder = gpu.encoder();
-        let mut record = || optimizer.step(&gpu.queue, &mut encoder, &tensors, 1e-3).unwrap();
+        let mut record = || {
+            let step = lr.at(optimizer.steps()).unwrap();
+            optimizer.step(&gpu.queue, &mut encoder, &tensors, step).unwrap();
+        };
         let found = if traced {
             culprits(record)
         } else {

@@ -1,5 +1,5 @@
 //! What the program `optim` is made of: reading recorded training runs, replaying and judging them, checking the devices against the
-//! reference, and timing them. The binary only parses arguments, calls these and prints.
+//! reference, timing them, and showing learning-rate schedules. The binary only parses arguments, calls these and prints.
 
 pub mod bar;
 pub mod bench;
@@ -8,7 +8,9 @@ pub mod device;
 pub mod devices;
 mod engine;
 pub mod presets;
+pub mod race;
 pub mod replay;
 pub mod rules;
+pub mod schedules;
 pub mod trajectory;
 pub mod verify;

@@ -15,7 +15,7 @@ const START: [f64; 2] = [-1.0, 1.0];
 const JUDGED: [&str; 2] = ["sgd", "adam"];
 /// How far from the reference such an end may be, in each coordinate. The valley contracts what rounding does to SGD and Adam: 5 000 steps measured
 /// 2·10⁻⁶. Rules that step by signs, or whose steps do not shrink, jump about the minimum, and f32 soon jumps another way than f64.
-const TOLERANCE: f64 = 1e-5;
+pub const TOLERANCE: f64 = 1e-5;
 /// What the picture shows.
 const X: std::ops::Range<f64> = -1.5..1.5;
 const Y: std::ops::Range<f64> = -0.3..1.5;
@@ -69,12 +69,7 @@ pub struct Path {
 }
 
 /// Runs `rule` in its default configuration; `tick` is called after every step. `None` if there is no such rule.
-pub fn run(
-    rule: &str,
-    device: &Device,
-    request: Request,
-    tick: impl FnMut(),
-) -> Option<Result<Path, Error>> {
+pub fn run(rule: &str, device: &Device, request: Request, tick: impl FnMut()) -> Option<Result<Path, Error>> {
     by_name(rule, Race { device, request, tick })
 }
 
@@ -92,13 +87,10 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
         let start = START.map(|x| x as f32);
         let lr = self.request.lr.unwrap_or(R::DEFAULT_LR);
         let steps = self.request.steps;
-        let reference =
-            path(engine::Host::<R, f64>::new(layout.clone(), &start)?, lr, steps, || ())?;
+        let reference = path(engine::Host::<R, f64>::new(layout.clone(), &start)?, lr, steps, || ())?;
         let points = match self.device {
             Device::Gpu(gpu) => path(engine::Device::new(gpu, layout, &start)?, lr, steps, self.tick)?,
-            Device::Cpu => {
-                path(engine::Host::<R, f32>::new(layout, &start)?, lr, steps, &mut self.tick)?
-            }
+            Device::Cpu => path(engine::Host::<R, f32>::new(layout, &start)?, lr, steps, &mut self.tick)?,
         };
         let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
         let (end, reference) = (last(&points), last(&reference));
@@ -168,9 +160,9 @@ pub fn draw(paths: &[Path]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
             for piece in pieces(points.map(|&[x, y]| (x, y))) {
                 let series = chart.draw_series(LineSeries::new(piece, color.stroke_width(2)))?;
                 if !labelled {
-                    series.label(path.rule).legend(move |(x, y)| {
-                        PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2))
-                    });
+                    series
+                        .label(path.rule)
+                        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
                     labelled = true;
                 }
             }

@@ -184,7 +184,7 @@ fn groups() {
         &with(r#"[{"name": "x", "params": ["a", "b"], "lr_factor": 2, "overrides": {"lr_factor": 2}}]"#),
         &["\"x\"", "lr_factor"],
     );
-    refused(&with(r#"[{"name": "x", "params": ["a", "b"], "lr_factor": -2}]"#), &["lr_factor = -2"]);
+    refused(&with(r#"[{"name": "x", "params": ["a", "b"], "lr_factor": -2}]"#), &["lr_factor", "value = -2"]);
     refused(
         &with(r#"[{"name": "x", "params": ["a"]}, {"name": "x", "params": ["b"]}]"#),
         &["\"x\"", "twice"],

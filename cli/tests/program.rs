@@ -88,7 +88,7 @@ fn exit_codes_tell_failure_from_bad_input() {
 
 #[test]
 fn usage_errors_exit_with_2() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 18] = [
         &["verify", "--elements", "0"],
         &["verify", "--steps", "0"],
         &["verify", "--rule", "nope"],
@@ -96,6 +96,15 @@ fn usage_errors_exit_with_2() {
         &["bench", "--tensors", "0"],
         &["bench", "--device", "cpu", "--elements", "3", "--tensors", "4"],
         &["replay"],
+        &["schedules", "--steps", "0"],
+        &["schedules", "--steps", "102", "--plot", "x.svg"],
+        &["schedules", "--plot", "no/such/directory/x.svg"],
+        &["schedules", "--spec", "cosine"],
+        &["schedules", "--spec", r#"{"sine": 1}"#],
+        &["schedules", "--spec", r#"{"linear": {"start": 1, "end": 0, "steps": -9}}"#],
+        &["schedules", "--spec", r#"{"linear": {"start": 1, "end": 0, "steps": 0}}"#],
+        &["schedules", "--spec", r#"{"constant": -1}"#],
+        &["schedules", "--spec", r#"{"one_cycle": {"max": 1, "steps": 50}}"#],
         &["--device", "tpu"],
         &["nope"],
     ];
@@ -199,5 +208,89 @@ fn the_gpu_does_all_of_it_too() {
     let output = optim(&["bench", "--device", "gpu", "--json", "--elements", "1000", "--tensors", "7"]);
     for line in lines(&output) {
         assert!(line["record_us"].as_f64() > Some(0.0), "{line}");
+    }
+}
+
+/// The curves of a picture, which has to be well-formed.
+fn curves(file: &Path) -> usize {
+    let picture = std::fs::read_to_string(file).expect("it was written");
+    let mut open = Vec::new();
+    for tag in picture.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').expect("tags are closed");
+        let name = tag.split_whitespace().next().expect("tags have names");
+        match name.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name)),
+            None if tag.ends_with('/') || name.starts_with(['?', '!']) => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty() && picture.contains("<svg "), "{open:?}");
+    picture.split('<').filter(|tag| tag.starts_with("polyline") && tag.contains("#0000FF")).count()
+}
+
+#[test]
+fn schedules_are_the_librarys() {
+    let specs = [
+        r#"{"warmup": {"steps": 7, "schedule": {"cosine": {"start": 3e-4, "end": 3e-5, "steps": 60}}}}"#,
+        r#"{"one_cycle": {"max": 0.1, "steps": 70, "three_phase": true}}"#,
+    ];
+    for (spec, panels) in specs.into_iter().zip([1, 2]) {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schedule{panels}.svg"));
+        let plot = file.display().to_string();
+        let arguments = ["schedules", "--spec", spec, "--steps", "70", "--plot", &plot];
+        let output = optim(&[&arguments[..], &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        let (all, schedule) = (lines(&output), serde_json::from_str::<wgpu_optim::Schedule>(spec).unwrap());
+        assert_eq!(all.len(), 70);
+        for (t, line) in (0..).zip(&all) {
+            let step = schedule.at(t).unwrap();
+            assert_eq!((&line["step"], line["lr"].as_f64()), (&t.into(), Some(step.lr)));
+            assert_eq!(line.get("momentum").and_then(Value::as_f64), step.momentum);
+        }
+        assert_eq!(curves(&file), panels);
+        // The table has as many columns.
+        let table = String::from_utf8(optim(&arguments).stdout).unwrap();
+        assert_eq!(table.lines().count(), 71);
+        assert!(table.lines().all(|line| line.split_whitespace().count() == 1 + panels), "{table}");
+    }
+}
+
+#[test]
+fn every_kind_of_schedule_has_an_example() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schedules.svg");
+    let output = optim(&["schedules", "--json", "--plot", &file.display().to_string()]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let all = lines(&output);
+    // Two of them drive the momentum as well.
+    assert_eq!(curves(&file), all.len() + 2);
+    let table = String::from_utf8(optim(&["schedules"]).stdout).unwrap();
+    // serde says which kinds there are.
+    let kinds = serde_json::from_str::<wgpu_optim::Schedule>(r#"{"?": 0}"#).unwrap_err().to_string();
+    let kinds: Vec<_> = kinds.split('`').skip(3).step_by(2).collect();
+    let shown: Vec<_> = all.iter().map(|line| line["schedule"].as_str().expect("a name")).collect();
+    assert_eq!(shown, kinds);
+    for line in &all {
+        let spec: wgpu_optim::Schedule = serde_json::from_value(line["spec"].clone()).expect("a schedule");
+        let spec = serde_json::to_string(&spec).expect("JSON");
+        assert!(table.contains(&spec), "{table}");
+        let again = optim(&["schedules", "--spec", &spec, "--json"]);
+        assert_eq!(lines(&again).len(), 100, "{}", errors(&again));
+    }
+}
+
+#[test]
+fn bad_schedules_are_named() {
+    for (spec, words) in [
+        (r#"{"sine": 1}"#, "--spec: unknown variant `sine`"),
+        (r#"{"linear": {"start": 1, "end": 0, "steps": -9}}"#, "--spec: invalid value: integer `-9`"),
+        // Checked also where the steps do not reach.
+        (
+            r#"{"sequence": {"schedules": [{"constant": 1}, {"constant": -1}], "milestones": [500]}}"#,
+            "constant: value = -1, must be finite and at least 0",
+        ),
+        (r#"{"one_cycle": {"max": 1, "steps": 50}}"#, "one_cycle: step 51, must be at most 50"),
+    ] {
+        let said = errors(&optim(&["schedules", "--spec", spec]));
+        assert!(said.starts_with("error: ") && said.contains(words), "{said}");
     }
 }

@@ -9,5 +9,6 @@ mod layouts;
 mod own_rule;
 mod planner;
 mod recording;
+mod schedules;
 mod steps;
 mod values;

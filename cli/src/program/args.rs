@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 /// As many as one sensible machine holds; more would only end in an allocation that is killed.
 const MAX_ELEMENTS: u64 = 1 << 30;
+/// The longest table.
+const MAX_SHOWN_STEPS: u64 = 10_000_000;
 
 /// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference, benchmark.
 ///
@@ -47,6 +49,10 @@ pub(crate) enum Command {
     },
     /// Time a step of every rule beside a plain copy
     Bench(Bench),
+    /// Run Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
+    Race(Race),
+    /// Show learning-rate schedules: an example of every kind, or the values of one
+    Schedules(Schedules),
 }
 
 #[derive(Debug, Args)]
@@ -66,6 +72,25 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Race {
+    /// Rules to run [default: all]
+    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
+    pub(crate) rules: Vec<String>,
+    /// Steps
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=10_000_000))]
+    pub(crate) steps: u64,
+    /// Learning rate of all rules
+    #[arg(long, value_name = "LR", default_value_t = 1e-3, conflicts_with = "default_lr")]
+    pub(crate) lr: f64,
+    /// Give every rule its own default learning rate instead
+    #[arg(long)]
+    pub(crate) default_lr: bool,
+    /// Draw the paths over the function's level lines
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Rules to time [default: all]
     #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
@@ -76,4 +101,17 @@ pub(crate) struct Bench {
     /// Tensors that they are split into, in two groups if there are several
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1_000_000))]
     pub(crate) tensors: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Schedules {
+    /// One schedule, such as '{"cosine": {"start": 3e-4, "end": 3e-5, "steps": 100}}' [default: an example of every kind]
+    #[arg(long, value_name = "JSON")]
+    pub(crate) spec: Option<String>,
+    /// Steps to show, from step 0 on
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u64).range(1..=MAX_SHOWN_STEPS))]
+    pub(crate) steps: u64,
+    /// Draw the curves too
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! The subcommands. Each says whether all it checked has passed.
 
-use super::args::{Bench, Command, Common, Verify};
+use super::args::{Bench, Command, Common, Race, Schedules, Verify};
 use super::output::{self, json, progress, table, text};
 use anyhow::{Context, anyhow, ensure};
 use optim::bar::Verdict;
@@ -9,10 +9,11 @@ use optim::device::{Choice, Device, Label};
 use optim::presets::variants;
 use optim::replay::{On, replay};
 use optim::trajectory::Trajectory;
-use optim::{devices, rules, verify};
+use optim::{devices, race, rules, schedules, verify};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use wgpu_optim::Schedule;
 
 pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
     match command {
@@ -20,6 +21,8 @@ pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
         Command::Verify(arguments) => check(arguments, common),
         Command::Replay { files } => replay_all(&files, common),
         Command::Bench(arguments) => measure(arguments, common),
+        Command::Schedules(arguments) => show(&arguments, common),
+        Command::Race(arguments) => run_race(arguments, common),
     }
 }
 
@@ -238,6 +241,113 @@ pub(super) fn bench_one(rule: &str, device: &Device, request: bench::Request) ->
     let measured = bench::bench(rule, device, request, || bar.inc(1));
     bar.finish_and_clear();
     measured.context("no such rule")?.with_context(|| format!("bench {rule}"))
+}
+
+/// An example as a line of JSON.
+#[derive(Serialize)]
+struct ExampleLine<'a> {
+    schedule: &'static str,
+    spec: &'a Schedule,
+}
+
+fn show(arguments: &Schedules, common: Common) -> anyhow::Result<bool> {
+    let Some(spec) = &arguments.spec else { return show_examples(arguments, common) };
+    let schedule: Schedule = serde_json::from_str(spec).context("--spec")?;
+    let points = schedules::points(&schedule, arguments.steps)?;
+    plot(arguments, || Ok(schedules::curves(schedule.name(), &points)))?;
+    if common.json {
+        points.iter().try_for_each(json)?;
+        return Ok(true);
+    }
+    let cells = points.iter().map(|point| {
+        let momentum = point.momentum.map(|momentum| format!("{momentum:.6}"));
+        [Some(point.step.to_string()), Some(format!("{:.6e}", point.lr)), momentum]
+            .into_iter()
+            .flatten()
+            .collect()
+    });
+    let header = ["step", "lr", "momentum"];
+    let columns = if points.iter().any(|point| point.momentum.is_some()) { 3 } else { 2 };
+    text(&table(&header[..columns], 0, cells.collect()))?;
+    Ok(true)
+}
+
+fn show_examples(arguments: &Schedules, common: Common) -> anyhow::Result<bool> {
+    let examples = schedules::examples();
+    plot(arguments, || {
+        let curves = |schedule: &Schedule| {
+            let points = schedules::points(schedule, arguments.steps)?;
+            Ok(schedules::curves(schedule.name(), &points))
+        };
+        Ok(examples.iter().map(curves).collect::<anyhow::Result<Vec<_>>>()?.concat())
+    })?;
+    let mut rows = Vec::new();
+    for spec in &examples {
+        if common.json {
+            json(&ExampleLine { schedule: spec.name(), spec })?;
+        }
+        rows.push(vec![spec.name().into(), serde_json::to_string(spec)?]);
+    }
+    if !common.json {
+        text(&table(&["schedule", "example"], 2, rows))?;
+    }
+    Ok(true)
+}
+
+/// Draws what `curves` makes, if that is asked for.
+fn plot(
+    arguments: &Schedules,
+    curves: impl FnOnce() -> anyhow::Result<Vec<schedules::Curve>>,
+) -> anyhow::Result<()> {
+    let Some(file) = &arguments.plot else { return Ok(()) };
+    let picture = schedules::draw(&curves()?).context("cannot draw")?;
+    std::fs::write(file, picture).with_context(|| file.display().to_string())
+}
+
+fn run_race(arguments: Race, common: Common) -> anyhow::Result<bool> {
+    let device = output::open(common.device)?;
+    let lr = (!arguments.default_lr).then_some(arguments.lr);
+    let request = race::Request { steps: arguments.steps, lr };
+    let mut paths = Vec::new();
+    for rule in named(arguments.rules) {
+        let bar = progress(request.steps, format!("race {rule} on {}", device.label()));
+        let path = race::run(&rule, &device, request, || bar.inc(1));
+        bar.finish_and_clear();
+        let path = path.context("no such rule")?.with_context(|| format!("race {rule}"))?;
+        if common.json {
+            json(&path)?;
+        }
+        paths.push(path);
+    }
+    if let Some(file) = &arguments.plot {
+        let picture = race::draw(&paths).context("cannot draw")?;
+        std::fs::write(file, picture).with_context(|| file.display().to_string())?;
+    }
+    if !common.json {
+        let cells = paths.iter().map(|path| {
+            let number = |x: f64| format!("{x:.6}");
+            vec![
+                path.rule.into(),
+                format!("{:e}", path.lr),
+                number(path.end[0]),
+                number(path.end[1]),
+                format!("{:.3e}", path.value),
+                number(path.reference[0]),
+                number(path.reference[1]),
+                format!("{:.1e}", path.distance),
+                path.pass.map_or("", verdict).into(),
+            ]
+        });
+        let header = ["rule", "lr", "x", "y", "value", "f64 x", "f64 y", "distance", ""];
+        text(&table(&header, 1, cells.collect()))?;
+        text(&format!(
+            "(1 - x)^2 + 100 (y - x^2)^2 from (-1, 1), {} steps on {}; sgd and adam have to end within {:e} of the f64 reference",
+            request.steps,
+            device.label(),
+            race::TOLERANCE
+        ))?;
+    }
+    Ok(paths.iter().all(|path| path.pass != Some(false)))
 }
 
 pub(super) fn verdict(pass: bool) -> &'static str {

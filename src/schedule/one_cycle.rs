@@ -1,0 +1,154 @@
+use super::{Fields, half_cosine, mix};
+use crate::error::Error;
+use crate::rules::Step;
+
+/// Up from a low learning rate to `max` and down to a far lower one, while the momentum goes the other way.
+///
+/// With `initial = max / div_factor` and `min = initial / final_div_factor`:
+///
+/// | phase | ends at step | learning rate | momentum |
+/// | --- | --- | --- | --- |
+/// | 1 | `pct_start · steps − 1` | `initial` to `max` | `max_momentum` to `base_momentum` |
+/// | 2 | `steps − 1` | `max` to `min` | `base_momentum` to `max_momentum` |
+///
+/// and with `three_phase`:
+///
+/// | phase | ends at step | learning rate | momentum |
+/// | --- | --- | --- | --- |
+/// | 1 | `pct_start · steps − 1` | `initial` to `max` | `max_momentum` to `base_momentum` |
+/// | 2 | `2 · pct_start · steps − 2` | `max` to `initial` | `base_momentum` to `max_momentum` |
+/// | 3 | `steps − 1` | `initial` to `min` | `max_momentum` |
+///
+/// Phases end at fractions of steps; a step belongs to the first phase that has not ended before it, else to the last. In a phase both follow
+/// [`anneal`](Self::anneal).
+///
+/// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. A cycle of `steps` steps is over after step `steps − 1`; as in
+/// PyTorch, step `steps` is answered as well, by going on with the last phase's curve, and later ones are [`Error::PastEnd`]. Two deviations: a
+/// phase of length 0, where PyTorch divides by zero, is at its end; and a negative learning rate, as a line gives at step `steps`, is
+/// [`Error::Schedule`].
+///
+/// ```
+/// use wgpu_optim::{Schedule, schedule::{Anneal, OneCycle}};
+/// let cycle = OneCycle { max: 0.1, steps: 100, anneal: Anneal::Linear, ..OneCycle::default() };
+/// let lr = Schedule::from(cycle);
+/// assert_eq!((lr.at(0)?.lr, lr.at(0)?.momentum), (0.004, Some(0.95)));
+/// assert_eq!((lr.at(29)?.lr, lr.at(29)?.momentum), (0.1, Some(0.85)));
+/// assert!(lr.at(101).is_err());
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+///
+/// Reference: Smith and Topin, *Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates*, 2018.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct OneCycle {
+    /// The highest learning rate, above 0. It has to be given: the default, 0, is refused.
+    pub max: f64,
+    /// Steps of the cycle, at least 1. They have to be given: the default, 0, is refused.
+    pub steps: u64,
+    /// Share of the steps in which the learning rate rises, `[0, 1]`. Default 0.3.
+    pub pct_start: f64,
+    /// The curve within a phase. Default [`Anneal::Cos`].
+    pub anneal: Anneal,
+    /// Whether the momentum (β₁ for the Adam family) is driven too. Default true.
+    pub cycle_momentum: bool,
+    /// The momentum where the learning rate is `max`, `[0, ∞)`; a rule may want less. Default 0.85.
+    pub base_momentum: f64,
+    /// The momentum at both ends, `[0, ∞)`; a rule may want less. Default 0.95.
+    pub max_momentum: f64,
+    /// `max` over the first learning rate, above 0. Default 25.
+    pub div_factor: f64,
+    /// The first learning rate over the last, above 0. Default 10⁴.
+    pub final_div_factor: f64,
+    /// Goes back to the first learning rate as fast as it came, and only then below it. Default false.
+    pub three_phase: bool,
+}
+
+/// The curve of a phase of [`OneCycle`], from its start to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Anneal {
+    /// Half a cosine.
+    #[default]
+    Cos,
+    /// A line.
+    Linear,
+}
+
+impl Default for OneCycle {
+    fn default() -> Self {
+        Self {
+            max: 0.0,
+            steps: 0,
+            pct_start: 0.3,
+            anneal: Anneal::Cos,
+            cycle_momentum: true,
+            base_momentum: 0.85,
+            max_momentum: 0.95,
+            div_factor: 25.0,
+            final_div_factor: 1e4,
+            three_phase: false,
+        }
+    }
+}
+
+/// A stretch of the cycle.
+struct Phase {
+    /// A fraction of a step, as PyTorch has it.
+    end: f64,
+    lr: [f64; 2],
+    momentum: [f64; 2],
+}
+
+impl OneCycle {
+    pub(super) const NAME: &'static str = "one_cycle";
+
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        let fields = Fields(Self::NAME);
+        fields.positive("max", self.max)?;
+        fields.at_least_1("steps", self.steps)?;
+        let share = (0.0..=1.0).contains(&self.pct_start);
+        fields.finite("pct_start", self.pct_start, share, "in [0, 1]")?;
+        fields.non_negative("base_momentum", self.base_momentum)?;
+        fields.non_negative("max_momentum", self.max_momentum)?;
+        fields.positive("div_factor", self.div_factor)?;
+        fields.positive("final_div_factor", self.final_div_factor)
+    }
+
+    /// The step after `t` steps; the fields have been checked.
+    pub(super) fn at(&self, t: u64) -> Result<Step, Error> {
+        if t > self.steps {
+            return Err(Error::PastEnd { schedule: Self::NAME, step: t, bound: self.steps });
+        }
+        let (max, steps, t) = (self.max, self.steps as f64, t as f64);
+        let initial = max / self.div_factor;
+        let min = initial / self.final_div_factor;
+        let (low, high) = (self.base_momentum, self.max_momentum);
+        let peak = self.pct_start * steps - 1.0;
+        let rise = Phase { end: peak, lr: [initial, max], momentum: [high, low] };
+        let fall = Phase { end: steps - 1.0, lr: [max, min], momentum: [low, high] };
+        let (begin, phase) = if t <= peak {
+            (0.0, rise)
+        } else if !self.three_phase {
+            (peak, fall)
+        } else {
+            let back =
+                Phase { end: 2.0 * self.pct_start * steps - 2.0, lr: [max, initial], momentum: [low, high] };
+            if t <= back.end {
+                (peak, back)
+            } else {
+                (back.end, Phase { lr: [initial, min], momentum: [high, high], ..fall })
+            }
+        };
+        let length = phase.end - begin;
+        let (left, done) =
+            if length == 0.0 { (0.0, 1.0) } else { ((phase.end - t) / length, (t - begin) / length) };
+        let (left, done) = match self.anneal {
+            Anneal::Cos => (half_cosine(left), half_cosine(done)),
+            Anneal::Linear => (left, done),
+        };
+        let value = |[start, end]: [f64; 2]| mix(start, end, left, done);
+        Ok(Step { lr: value(phase.lr), momentum: self.cycle_momentum.then(|| value(phase.momentum)) })
+    }
+}
