@@ -21,8 +21,12 @@ const X: std::ops::Range<f64> = -1.5..1.5;
 const Y: std::ops::Range<f64> = -0.3..1.5;
 /// Values of the function that have a line.
 const LEVELS: [f64; 8] = [0.02, 0.2, 1.0, 4.0, 15.0, 50.0, 130.0, 300.0];
+/// Panels beside each other.
+const COLUMNS: usize = 4;
+/// Width and height of a panel, in pixels.
+const PANEL: (u32, u32) = (320, 260);
 /// Points of a path that are drawn.
-const DRAWN: usize = 800;
+const DRAWN: usize = 500;
 
 /// `(1 − x)² + 100 (y − x²)²`.
 fn value([x, y]: [f64; 2]) -> f64 {
@@ -94,7 +98,7 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
         };
         let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
         let (end, reference) = (last(&points), last(&reference));
-        let distance = (0..2).map(|i| (end[i] - reference[i]).abs()).fold(0.0, f64::max);
+        let distance = apart(end[0], reference[0]).max(apart(end[1], reference[1]));
         Ok(Path {
             rule: R::NAME,
             label: self.device.label(),
@@ -107,6 +111,15 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
             pass: JUDGED.contains(&R::NAME).then_some(distance <= TOLERANCE),
             points,
         })
+    }
+}
+
+/// The distance of two numbers. Of two that have both diverged it is 0.
+fn apart(a: f64, b: f64) -> f64 {
+    match (a.is_finite(), b.is_finite()) {
+        (true, true) => (a - b).abs(),
+        (false, false) => 0.0,
+        _ => f64::INFINITY,
     }
 }
 
@@ -129,54 +142,39 @@ fn path<R: Twin, T: Float>(
     Ok(points)
 }
 
-/// The text of an SVG picture of the paths over the function's level lines.
+/// The text of an SVG picture: every path in a panel of its own, over the function's level lines, for in one panel all would lie in one valley.
 ///
 /// # Errors
 /// The drawing library's.
 pub fn draw(paths: &[Path]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
+    let columns = paths.len().clamp(1, COLUMNS);
+    let rows = paths.len().div_ceil(columns).max(1);
     let mut picture = String::new();
     {
-        let root = SVGBackend::with_string(&mut picture, (960, 640)).into_drawing_area();
+        let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
+        let root = SVGBackend::with_string(&mut picture, size).into_drawing_area();
         root.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&root)
-            .caption("(1 − x)² + 100 (y − x²)² from (−1, 1)", ("sans-serif", 18))
-            .margin(10)
-            .x_label_area_size(28)
-            .y_label_area_size(44)
-            .build_cartesian_2d(X, Y)?;
-        chart.configure_mesh().disable_mesh().x_desc("x").y_desc("y").draw()?;
-        for level in LEVELS {
-            for branch in [-1.0, 1.0] {
-                for piece in pieces(level_line(level, branch)) {
-                    chart.draw_series(LineSeries::new(piece, BLACK.mix(0.2)))?;
-                }
+        for (panel, path) in root.split_evenly((rows, columns)).iter().zip(paths) {
+            let mut chart = ChartBuilder::on(panel)
+                .caption(path.rule, ("sans-serif", 16))
+                .margin(8)
+                .x_label_area_size(20)
+                .y_label_area_size(30)
+                .build_cartesian_2d(X, Y)?;
+            chart.configure_mesh().disable_mesh().x_labels(4).y_labels(4).draw()?;
+            let lines = LEVELS.iter().flat_map(|&level| [level_line(level, -1.0), level_line(level, 1.0)]);
+            for piece in lines.flat_map(pieces) {
+                chart.draw_series(LineSeries::new(piece, BLACK.mix(0.2)))?;
             }
-        }
-        for (i, path) in paths.iter().enumerate() {
-            let color = HSLColor(i as f64 / paths.len() as f64, 0.9, 0.4);
             let every = path.points.len().div_ceil(DRAWN).max(1);
             let points = path.points.iter().step_by(every).chain(path.points.last());
-            let mut labelled = false;
             for piece in pieces(points.map(|&[x, y]| (x, y))) {
-                let series = chart.draw_series(LineSeries::new(piece, color.stroke_width(2)))?;
-                if !labelled {
-                    series
-                        .label(path.rule)
-                        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
-                    labelled = true;
-                }
+                chart.draw_series(LineSeries::new(piece, BLUE.stroke_width(2)))?;
             }
-            let [x, y] = path.end;
-            if X.contains(&x) && Y.contains(&y) {
-                chart.draw_series([Circle::new((x, y), 4, color.filled())])?;
-            }
+            let ends = [(START, BLACK), (path.end, RED)];
+            let inside = ends.into_iter().filter(|([x, y], _)| X.contains(x) && Y.contains(y));
+            chart.draw_series(inside.map(|([x, y], color)| Circle::new((x, y), 3, color.filled())))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK)
-            .draw()?;
         root.present()?;
     }
     Ok(picture)
@@ -184,7 +182,7 @@ pub fn draw(paths: &[Path]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
 
 /// One branch of the line on which the function is `level`: `y = x² ± √(level − (1 − x)²) / 10`.
 fn level_line(level: f64, branch: f64) -> impl Iterator<Item = (f64, f64)> {
-    const POINTS: usize = 600;
+    const POINTS: usize = 200;
     (0..=POINTS).map(move |i| {
         let x = X.start + (X.end - X.start) * i as f64 / POINTS as f64;
         // Not a number, and so no part of the line, where there is no such y.
