@@ -1,6 +1,6 @@
 //! What is usually chosen: a rule and a schedule to begin with.
 
-use crate::rules::{AdamW, Sgd};
+use crate::rules::{AdamW, Lion, Sgd};
 use crate::schedule::{self, Schedule};
 
 /// Steps that [`llm`] warms up for, in a long run.
@@ -10,6 +10,7 @@ const VISION_LR: f64 = 0.1;
 const VISION_BATCH: f64 = 256.0;
 const VISION_EPOCHS: u64 = 90;
 const FINE_TUNING_LR: f64 = 1e-3;
+const LION_LR: f64 = 1e-4;
 
 /// Hyperparameters and the learning rates that go with them. Both are plain values: change what does not fit.
 ///
@@ -79,6 +80,22 @@ pub fn fine_tuning() -> Recipe<AdamW> {
 #[must_use]
 pub fn fine_tuning_cosine(total_steps: u64) -> Recipe<AdamW> {
     Recipe { rule: AdamW::default(), schedule: falling(FINE_TUNING_LR, 0.0, total_steps) }
+}
+
+/// [`fine_tuning`] by Lion: weight decay 0.01 at a constant 1e-4, since its steps are larger.
+#[must_use]
+pub fn fine_tuning_lion() -> Recipe<Lion> {
+    Recipe { rule: lion(), schedule: LION_LR.into() }
+}
+
+/// [`fine_tuning_lion`] with half a cosine from 1e-4 to 0 over `total_steps` steps, which are at least 1; the schedule refuses 0.
+#[must_use]
+pub fn fine_tuning_lion_cosine(total_steps: u64) -> Recipe<Lion> {
+    Recipe { rule: lion(), schedule: falling(LION_LR, 0.0, total_steps) }
+}
+
+fn lion() -> Lion {
+    Lion { weight_decay: 0.01, ..Lion::default() }
 }
 
 fn vision_rule() -> Sgd {

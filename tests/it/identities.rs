@@ -2,7 +2,8 @@
 
 use crate::common::{Random, Run, assert_same_bits, lr, single};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::{Adam, AdamW, Sgd, Step, Twin, cpu};
+use wgpu_optim::rules::MomentumForm;
+use wgpu_optim::{Adam, AdamW, NAdam, RAdam, Rule, Sgd, Step, Twin, cpu};
 
 const LEN: usize = 1_000;
 const STEPS: usize = 5;
@@ -40,6 +41,86 @@ fn assert_same<A: Twin, B: Twin>(a: A, b: B, context: &str) {
 fn adamw_without_decay_is_adam() {
     let adamw = AdamW { weight_decay: 0.0, ..AdamW::default() };
     assert_same(adamw, Adam::default(), "AdamW and Adam without decay");
+}
+
+#[test]
+fn adam_with_decoupled_decay_is_adamw() {
+    let adam = Adam { weight_decay: 0.1, decoupled_weight_decay: true, amsgrad: true, ..Adam::default() };
+    let adamw = AdamW { weight_decay: 0.1, amsgrad: true, ..AdamW::default() };
+    assert_same(adam, adamw, "Adam with decoupled decay and AdamW");
+}
+
+/// In f64, so that only the formulas can differ.
+fn end<R: Twin>(rule: R, lr: impl Fn(usize) -> f64, gradient: impl Fn(usize) -> f64) -> f64 {
+    let mut optimizer = cpu::Reference::<R>::new(single(rule, 1)).unwrap();
+    let mut p = [1.0];
+    for t in 0..50 {
+        optimizer.step(&mut p, &[gradient(t)], lr(t)).unwrap();
+    }
+    p[0]
+}
+
+fn wave(t: usize) -> f64 {
+    (t as f64 * 0.7).sin() + 0.2
+}
+
+#[test]
+fn the_forms_of_momentum_meet() {
+    for nesterov in [false, true] {
+        let heavy = Sgd { momentum: 0.9, nesterov, ..Sgd::default() };
+        let classic = Sgd { form: MomentumForm::Classic, ..heavy };
+        let averaged = Sgd { form: MomentumForm::Averaged, ..heavy };
+        // One learning rate: inside the velocity is outside of it. A mean of gradients is a tenth of their decaying sum.
+        let want = end(heavy, |_| 0.01, wave);
+        approx::assert_relative_eq!(end(classic, |_| 0.01, wave), want, max_relative = 1e-14);
+        approx::assert_relative_eq!(end(averaged, |_| 0.1, wave), want, max_relative = 1e-14);
+        // Another one at every step, and they part.
+        let want = end(heavy, lr, wave);
+        assert!((end(classic, lr, wave) - want).abs() > 1e-3);
+        approx::assert_relative_eq!(end(averaged, |t| 10.0 * lr(t), wave), want, max_relative = 1e-14);
+    }
+}
+
+#[test]
+fn nadam_with_a_quick_warm_up_is_adam_with_nesterov_momentum() {
+    // optax's nadam: m̂ = β₁ m / (1 − β₁ᵗ⁺¹) + (1 − β₁) g / (1 − β₁ᵗ).
+    let rule = NAdam { momentum_decay: 1e6, ..NAdam::default() };
+    let (mut m, mut v, mut p) = (0.0, 0.0, 1.0);
+    for t in 1..=50 {
+        let g = wave(t as usize - 1);
+        m = 0.9 * m + 0.1 * g;
+        v = 0.999 * v + 0.001 * g * g;
+        let m_hat = 0.9 * m / (1.0 - 0.9f64.powi(t + 1)) + 0.1 * g / (1.0 - 0.9f64.powi(t));
+        p -= 0.01 * m_hat / ((v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
+    }
+    approx::assert_relative_eq!(end(rule, |_| 0.01, wave), p, max_relative = 1e-13);
+}
+
+#[test]
+fn adam_whose_squares_only_grow_is_amsgrad() {
+    let amsgrad = Adam { amsgrad: true, ..Adam::default() };
+    let growing = |t: usize| 1.1f64.powi(t as i32);
+    assert_eq!(end(amsgrad, lr, growing), end(Adam::default(), lr, growing));
+    let shrinking = |t: usize| 0.5f64.powi(t as i32);
+    assert_ne!(end(amsgrad, lr, shrinking), end(Adam::default(), lr, shrinking));
+}
+
+/// The switch comes at the step where ρₜ passes 5; before it the step is that of momentum alone.
+#[test]
+fn radam_rectifies_from_the_sixth_step_on() {
+    let steps = |t: u64| {
+        let scalars = RAdam::default().scalars(1.0, t, &mut 0.0);
+        (scalars.rectified, scalars.step_size)
+    };
+    for t in 1..=5 {
+        let (rectified, size) = steps(t);
+        assert_eq!(rectified, 0.0, "step {t}");
+        approx::assert_relative_eq!(size, 1.0 / (1.0 - 0.9f64.powi(t as i32)), max_relative = 1e-14);
+    }
+    assert_eq!(steps(6).0, 1.0);
+    // In the long run it is Adam's.
+    let (_, size) = steps(1_000_000);
+    approx::assert_relative_eq!(size, 1.0, max_relative = 1e-9);
 }
 
 #[test]

@@ -709,7 +709,8 @@ fn a_groups_schedule_is_refused_by_group() {
 #[test]
 fn recipes_are_what_their_documentation_says() {
     let llm = recipes::llm(3e-4, 100_000);
-    assert_eq!(llm.rule, AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, maximize: false });
+    let plain = AdamW::default();
+    assert_eq!(llm.rule, AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, ..plain });
     let llm = |t| lr(&llm.schedule, t);
     assert_eq!([llm(0), llm(1_000), llm(2_000)], [0.0, 1.5e-4, 3e-4]);
     assert_eq!([llm(100_000), llm(u64::MAX)], [0.1 * 3e-4; 2]);
@@ -730,6 +731,11 @@ fn recipes_are_what_their_documentation_says() {
     assert_eq!((tuning.rule.weight_decay, lr(&tuning.schedule, 9)), (0.01, 1e-3));
     let tuning = recipes::fine_tuning_cosine(50);
     assert_eq!([0, 50, 60].map(|t| lr(&tuning.schedule, t)), [1e-3, 0.0, 0.0]);
+
+    let lion = recipes::fine_tuning_lion();
+    assert_eq!((lion.rule.weight_decay, lr(&lion.schedule, 9)), (0.01, 1e-4));
+    let lion = recipes::fine_tuning_lion_cosine(50);
+    assert_eq!([0, 50, 60].map(|t| lr(&lion.schedule, t)), [1e-4, 0.0, 0.0]);
 
     let refused = [recipes::llm(3e-4, 0).schedule, recipes::fine_tuning_cosine(0).schedule];
     assert!(refused.iter().all(|schedule| schedule.validate().is_err()));

@@ -2,7 +2,7 @@
 
 use crate::common::{Cases, Random, Run, assert_same_bits, assert_within_budget, lr, single};
 use wgpu_optim::check::{Checker, Snapshot};
-use wgpu_optim::{Adam, Group, Layout, Sgd, Step, Twin, cpu, for_each_rule};
+use wgpu_optim::{Adagrad, Adam, Group, Layout, Lion, RmsProp, Sgd, Step, Twin, cpu, for_each_rule};
 
 /// Runs both devices on the same data and hands each end to `judge`.
 fn both<R: Twin>(rule: R, params: &[f32], grads: &[Vec<f32>], mut judge: impl FnMut(&str, &Snapshot)) {
@@ -26,35 +26,36 @@ macro_rules! in_every_case {
     ($($rule:ty),*) => { $(for (_, rule) in <$rule>::cases() { test(rule); })* };
 }
 
-/// One NaN or infinity stays in its own element, in parameters and state.
+/// Each NaN or infinity stays in its own element, in parameters and state.
 #[test]
 fn a_non_finite_gradient_stays_in_its_element() {
+    const BAD: [(usize, f32); 4] =
+        [(0, f32::NAN), (1, f32::INFINITY), (5, f32::NEG_INFINITY), (66, f32::INFINITY)];
     fn test<R: Twin>(rule: R) {
         let mut random = Random::new(5);
         let params: Vec<f32> = random.values(67);
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for at in [0, 1, 5, 66] {
-                let clean: Vec<_> = (0..3).map(|_| random.values(67)).collect();
-                let mut dirty = clean.clone();
-                dirty[1][at] = bad;
-                let mut ends = Vec::new();
-                both(rule, &params, &clean, |_, end| ends.push(end.clone()));
-                let mut ends = ends.into_iter();
-                both(rule, &params, &dirty, |device, end| {
-                    let mut end = end.clone();
-                    let clean = ends.next().unwrap();
-                    let here = |values: &[f32]| values.is_empty() || values[at].is_finite();
-                    let spread = here(&end.params) && end.state.iter().all(|s| here(s));
-                    assert!(!spread, "{} {device}: {bad} left no trace", R::NAME);
-                    end.params[at] = clean.params[at];
-                    for (slot, clean) in end.state.iter_mut().zip(&clean.state).filter(|(s, _)| !s.is_empty())
-                    {
-                        slot[at] = clean[at];
-                    }
-                    assert_same_bits(&end, &clean, &format!("{} {device}: {bad} at {at}", R::NAME));
-                });
-            }
+        let clean: Vec<_> = (0..3).map(|_| random.values(67)).collect();
+        let mut dirty = clean.clone();
+        for (at, bad) in BAD {
+            dirty[1][at] = bad;
         }
+        let mut ends = Vec::new();
+        both(rule, &params, &clean, |_, end| ends.push(end.clone()));
+        let mut ends = ends.into_iter();
+        both(rule, &params, &dirty, |device, end| {
+            let mut end = end.clone();
+            let clean = ends.next().unwrap();
+            for (at, bad) in BAD {
+                let finite = |values: &[f32]| values.is_empty() || values[at].is_finite();
+                let no_trace = finite(&end.params) && end.state.iter().all(|s| finite(s));
+                assert!(!no_trace, "{} {device}: {bad} left no trace", R::NAME);
+                end.params[at] = clean.params[at];
+                for (slot, clean) in end.state.iter_mut().zip(&clean.state).filter(|(s, _)| !s.is_empty()) {
+                    slot[at] = clean[at];
+                }
+            }
+            assert_same_bits(&end, &clean, &format!("{} {device}", R::NAME));
+        });
     }
     for_each_rule!(in_every_case);
 }
@@ -107,6 +108,35 @@ fn overflowing_squares_rest() {
     both(Sgd::default(), &[0.0, 1e-30], &[vec![1e30, 1e-30]], |device, end| {
         approx::assert_relative_eq!(end.params[0], -1e28, max_relative = 1e-6);
         assert!(end.params[1] < 1e-30 && end.params[1] > 0.98e-30, "{device}: {:e}", end.params[1]);
+    });
+}
+
+/// Lion's sign of zero is zero: without decay such an element rests; and any other is moved by the learning rate, however small its gradient.
+#[test]
+fn lion_rests_at_zero() {
+    let rule = Lion { weight_decay: 0.0, ..Lion::default() };
+    both(rule, &[1.0, 1.0, 1.0, 1.0], &[vec![0.0, -0.0, 1e-30, -5.0]], |device, end| {
+        let lr = lr(0) as f32;
+        assert_eq!(end.params, [1.0, 1.0, 1.0 - lr, 1.0 + lr], "{device}");
+    });
+}
+
+/// One gradient again and again: its variance goes to zero, and rounding must not make a root of a negative number of it.
+#[test]
+fn a_vanishing_variance_is_no_nan() {
+    let rule = RmsProp { centered: true, alpha: 0.5, ..RmsProp::default() };
+    let grads = [0.1f32, 0.7, -3.3, 1e-3, 12.7, -0.9].repeat(20);
+    both(rule, &vec![1.0; grads.len()], &vec![grads.clone(); 60], |device, end| {
+        assert!(end.params.iter().all(|p| p.is_finite()), "{device}: {:?}", end.params);
+    });
+}
+
+/// AdaGrad's sum starts where it is told to, once.
+#[test]
+fn the_initial_sum_is_added_once() {
+    let rule = Adagrad { initial_accumulator_value: 0.5, ..Adagrad::default() };
+    both(rule, &[1.0, 1.0], &vec![vec![0.0, 2.0]; 2], |device, end| {
+        assert_eq!(end.state[0], [0.5, 8.5], "{device}");
     });
 }
 
