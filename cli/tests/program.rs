@@ -104,7 +104,7 @@ fn usage_errors_exit_with_2() {
         &["schedules", "--spec", r#"{"linear": {"start": 1, "end": 0, "steps": -9}}"#],
         &["schedules", "--spec", r#"{"linear": {"start": 1, "end": 0, "steps": 0}}"#],
         &["schedules", "--spec", r#"{"constant": -1}"#],
-        &["schedules", "--spec", r#"{"one_cycle": {"max": 1, "steps": 50}}"#],
+        &["schedules", "--spec", r#"{"one_cycle": {"max_lr": 1, "total_steps": 50}}"#],
         &["--device", "tpu"],
         &["nope"],
     ];
@@ -236,7 +236,7 @@ fn curves(file: &Path) -> usize {
 fn schedules_are_the_librarys() {
     let specs = [
         r#"{"warmup": {"steps": 7, "schedule": {"cosine": {"start": 3e-4, "end": 3e-5, "steps": 60}}}}"#,
-        r#"{"one_cycle": {"max": 0.1, "steps": 70, "three_phase": true}}"#,
+        r#"{"one_cycle": {"max_lr": 0.1, "total_steps": 70, "three_phase": true}}"#,
     ];
     for (spec, panels) in specs.into_iter().zip([1, 2]) {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schedule{panels}.svg"));
@@ -292,7 +292,7 @@ fn bad_schedules_are_named() {
             r#"{"sequence": {"schedules": [{"constant": 1}, {"constant": -1}], "milestones": [500]}}"#,
             "constant: value = -1, must be finite and at least 0",
         ),
-        (r#"{"one_cycle": {"max": 1, "steps": 50}}"#, "one_cycle: step 51, must be at most 50"),
+        (r#"{"one_cycle": {"max_lr": 1, "total_steps": 50}}"#, "one_cycle: step 51, must be at most 50"),
     ] {
         let said = errors(&optim(&["schedules", "--spec", spec]));
         assert!(said.starts_with("error: ") && said.contains(words), "{said}");

@@ -268,8 +268,8 @@ pub fn cosine_restarts(start: f64, end: f64, period: u64, period_factor: u64) ->
 
 /// [`Schedule::OneCycle`] with PyTorch's defaults; for others, [`OneCycle`] is a struct that converts.
 #[must_use]
-pub fn one_cycle(max: f64, steps: u64) -> Schedule {
-    OneCycle { max, steps, ..OneCycle::default() }.into()
+pub fn one_cycle(max_lr: f64, total_steps: u64) -> Schedule {
+    OneCycle { max_lr, total_steps, ..OneCycle::default() }.into()
 }
 
 impl Schedule {

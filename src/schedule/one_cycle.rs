@@ -2,34 +2,34 @@ use super::{Fields, half_cosine, mix};
 use crate::error::Error;
 use crate::rules::Step;
 
-/// Up from a low learning rate to `max` and down to a far lower one, while the momentum goes the other way.
+/// Up from a low learning rate to `max_lr` and down to a far lower one, while the momentum goes the other way.
 ///
-/// With `initial = max / div_factor` and `min = initial / final_div_factor`:
+/// With `initial = max_lr / div_factor` and `min = initial / final_div_factor`:
 ///
 /// | phase | ends at step | learning rate | momentum |
 /// | --- | --- | --- | --- |
-/// | 1 | `pct_start · steps − 1` | `initial` to `max` | `max_momentum` to `base_momentum` |
-/// | 2 | `steps − 1` | `max` to `min` | `base_momentum` to `max_momentum` |
+/// | 1 | `pct_start · total_steps − 1` | `initial` to `max_lr` | `max_momentum` to `base_momentum` |
+/// | 2 | `total_steps − 1` | `max_lr` to `min` | `base_momentum` to `max_momentum` |
 ///
 /// and with `three_phase`:
 ///
 /// | phase | ends at step | learning rate | momentum |
 /// | --- | --- | --- | --- |
-/// | 1 | `pct_start · steps − 1` | `initial` to `max` | `max_momentum` to `base_momentum` |
-/// | 2 | `2 · pct_start · steps − 2` | `max` to `initial` | `base_momentum` to `max_momentum` |
-/// | 3 | `steps − 1` | `initial` to `min` | `max_momentum` |
+/// | 1 | `pct_start · total_steps − 1` | `initial` to `max_lr` | `max_momentum` to `base_momentum` |
+/// | 2 | `2 · pct_start · total_steps − 2` | `max_lr` to `initial` | `base_momentum` to `max_momentum` |
+/// | 3 | `total_steps − 1` | `initial` to `min` | `max_momentum` |
 ///
 /// Phases end at fractions of steps; a step belongs to the first phase that has not ended before it, else to the last. In a phase both follow
 /// [`anneal`](Self::anneal).
 ///
-/// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. A cycle of `steps` steps is over after step `steps − 1`; as in
-/// PyTorch, step `steps` is answered as well, by going on with the last phase's curve, and later ones are [`Error::PastEnd`]. Two deviations: a
-/// phase of length 0, where PyTorch divides by zero, is at its end; and a negative learning rate, as a line gives at step `steps`, is
+/// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. A cycle of `total_steps` steps is over after step `total_steps − 1`; as in
+/// PyTorch, step `total_steps` is answered as well, by going on with the last phase's curve, and later ones are [`Error::PastEnd`]. Two deviations: a
+/// phase of length 0, where PyTorch divides by zero, is at its end; and a negative learning rate, as a line gives at step `total_steps`, is
 /// [`Error::Schedule`].
 ///
 /// ```
 /// use wgpu_optim::{Schedule, schedule::{Anneal, OneCycle}};
-/// let cycle = OneCycle { max: 0.1, steps: 100, anneal: Anneal::Linear, ..OneCycle::default() };
+/// let cycle = OneCycle { max_lr: 0.1, total_steps: 100, anneal: Anneal::Linear, ..OneCycle::default() };
 /// let lr = Schedule::from(cycle);
 /// assert_eq!((lr.at(0)?.lr, lr.at(0)?.momentum), (0.004, Some(0.95)));
 /// assert_eq!((lr.at(29)?.lr, lr.at(29)?.momentum), (0.1, Some(0.85)));
@@ -43,20 +43,20 @@ use crate::rules::Step;
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct OneCycle {
     /// The highest learning rate, above 0. It has to be given: the default, 0, is refused.
-    pub max: f64,
+    pub max_lr: f64,
     /// Steps of the cycle, at least 1. They have to be given: the default, 0, is refused.
-    pub steps: u64,
+    pub total_steps: u64,
     /// Share of the steps in which the learning rate rises, `[0, 1]`. Default 0.3.
     pub pct_start: f64,
     /// The curve within a phase. Default [`Anneal::Cos`].
     pub anneal: Anneal,
     /// Whether the momentum (β₁ for the Adam family) is driven too. Default true.
     pub cycle_momentum: bool,
-    /// The momentum where the learning rate is `max`, `[0, ∞)`; a rule may want less. Default 0.85.
+    /// The momentum where the learning rate is `max_lr`, `[0, ∞)`; a rule may want less. Default 0.85.
     pub base_momentum: f64,
     /// The momentum at both ends, `[0, ∞)`; a rule may want less. Default 0.95.
     pub max_momentum: f64,
-    /// `max` over the first learning rate, above 0. Default 25.
+    /// `max_lr` over the first learning rate, above 0. Default 25.
     pub div_factor: f64,
     /// The first learning rate over the last, above 0. Default 10⁴.
     pub final_div_factor: f64,
@@ -79,8 +79,8 @@ pub enum Anneal {
 impl Default for OneCycle {
     fn default() -> Self {
         Self {
-            max: 0.0,
-            steps: 0,
+            max_lr: 0.0,
+            total_steps: 0,
             pct_start: 0.3,
             anneal: Anneal::Cos,
             cycle_momentum: true,
@@ -106,8 +106,8 @@ impl OneCycle {
 
     pub(super) fn validate(&self) -> Result<(), Error> {
         let fields = Fields(Self::NAME);
-        fields.positive("max", self.max)?;
-        fields.at_least_1("steps", self.steps)?;
+        fields.positive("max_lr", self.max_lr)?;
+        fields.at_least_1("total_steps", self.total_steps)?;
         let share = (0.0..=1.0).contains(&self.pct_start);
         fields.finite("pct_start", self.pct_start, share, "in [0, 1]")?;
         fields.non_negative("base_momentum", self.base_momentum)?;
@@ -118,10 +118,10 @@ impl OneCycle {
 
     /// The step after `t` steps; the fields have been checked.
     pub(super) fn at(&self, t: u64) -> Result<Step, Error> {
-        if t > self.steps {
-            return Err(Error::PastEnd { schedule: Self::NAME, step: t, bound: self.steps });
+        if t > self.total_steps {
+            return Err(Error::PastEnd { schedule: Self::NAME, step: t, bound: self.total_steps });
         }
-        let (max, steps, t) = (self.max, self.steps as f64, t as f64);
+        let (max, steps, t) = (self.max_lr, self.total_steps as f64, t as f64);
         let initial = max / self.div_factor;
         let min = initial / self.final_div_factor;
         let (low, high) = (self.base_momentum, self.max_momentum);

@@ -60,8 +60,8 @@ fn from_torch(torch: &Value, base: f64) -> Schedule {
             let defaults = OneCycle::default();
             let linear = torch.get("anneal_strategy").is_some_and(|x| x == "linear");
             Schedule::from(OneCycle {
-                max: f("max_lr", f64::NAN),
-                steps: n("total_steps"),
+                max_lr: f("max_lr", f64::NAN),
+                total_steps: n("total_steps"),
                 pct_start: f("pct_start", defaults.pct_start),
                 anneal: if linear { Anneal::Linear } else { Anneal::Cos },
                 cycle_momentum: flag("cycle_momentum", true),
@@ -212,17 +212,24 @@ fn simple() -> impl Strategy<Value = (Schedule, u64)> {
         (plain, 1..5u64).prop_map(|((start, end, period, _), factor)| {
             (schedule::cosine_restarts(start, end, period, factor), period)
         }),
-        one_cycle().prop_map(|cycle| (cycle.into(), cycle.steps)),
+        one_cycle().prop_map(|cycle| (cycle.into(), cycle.total_steps)),
     ]
 }
 
 fn one_cycle() -> impl Strategy<Value = OneCycle> {
     let shape = (0.0..=1.0, prop_oneof![Just(Anneal::Cos), Just(Anneal::Linear)], any::<bool>());
     (1e-3..10.0, 1..300u64, shape, any::<bool>(), 1.0..100.0, 1.0..1e5).prop_map(
-        |(max, steps, (pct_start, anneal, three_phase), cycle_momentum, div_factor, final_div_factor)| {
+        |(
+            max_lr,
+            total_steps,
+            (pct_start, anneal, three_phase),
+            cycle_momentum,
+            div_factor,
+            final_div_factor,
+        )| {
             OneCycle {
-                max,
-                steps,
+                max_lr,
+                total_steps,
                 pct_start,
                 anneal,
                 three_phase,
@@ -384,14 +391,14 @@ proptest! {
     #[test]
     fn a_cycle_rises_and_falls(cycle in one_cycle()) {
         let schedule = Schedule::from(cycle);
-        let steps: Vec<_> = (0..cycle.steps).map(|t| schedule.at(t).unwrap()).collect();
+        let steps: Vec<_> = (0..cycle.total_steps).map(|t| schedule.at(t).unwrap()).collect();
         let rates: Vec<_> = steps.iter().map(|step| step.lr).collect();
-        let peak = cycle.pct_start * cycle.steps as f64 - 1.0;
+        let peak = cycle.pct_start * cycle.total_steps as f64 - 1.0;
         let rise = if peak < 0.0 { 0 } else { rates.len().min(peak.floor() as usize + 1) };
         prop_assert!(monotone(&rates[..rise], true) && monotone(&rates[rise..], false), "{:?}", rates);
-        let initial = cycle.max / cycle.div_factor;
+        let initial = cycle.max_lr / cycle.div_factor;
         let min = initial / cycle.final_div_factor;
-        prop_assert!(rates.iter().all(|x| (min * (1.0 - 1e-15)..=cycle.max).contains(x)), "{:?}", rates);
+        prop_assert!(rates.iter().all(|x| (min * (1.0 - 1e-15)..=cycle.max_lr).contains(x)), "{:?}", rates);
         if peak > 0.0 {
             prop_assert_eq!(rates[0], initial);
         }
@@ -456,13 +463,13 @@ fn json_is_refused_by_name() {
     refused(r#"{"sine": 1}"#, &["sine", "cosine"]);
     refused(r#"{"linear": {"start": 1, "end": 0, "steps": 9, "stop": 1}}"#, &["`stop`", "`steps`"]);
     refused(r#"{"linear": {"start": 1, "steps": 9}}"#, &["missing field `end`"]);
-    refused(r#"{"one_cycle": {"max": 1, "steps": 9, "pct": 1}}"#, &["`pct`", "`pct_start`"]);
+    refused(r#"{"one_cycle": {"max_lr": 1, "total_steps": 9, "pct": 1}}"#, &["`pct`", "`pct_start`"]);
     refused(r#"{"linear": {"start": 1, "end": 0, "steps": -9}}"#, &["-9", "u64"]);
     refused(r#"{"linear": {"start": null, "end": 0, "steps": 9}}"#, &["null", "f64"]);
     refused(r#"{"custom": {}}"#, &["custom"]);
     // What has no default is refused by the schedule itself.
-    let cycle: Schedule = serde_json::from_str(r#"{"one_cycle": {"max": 1}}"#).unwrap();
-    assert_eq!(cycle.validate().unwrap_err().to_string(), "one_cycle: steps = 0, must be at least 1");
+    let cycle: Schedule = serde_json::from_str(r#"{"one_cycle": {"max_lr": 1}}"#).unwrap();
+    assert_eq!(cycle.validate().unwrap_err().to_string(), "one_cycle: total_steps = 0, must be at least 1");
     // A closure cannot be saved.
     let error = serde_json::to_string(&Schedule::from(|_: u64| 1.0).times(0.5)).unwrap_err().to_string();
     assert!(error.contains("Custom"), "{error}");
@@ -516,10 +523,10 @@ fn bad_fields_are_named() {
         "sequence: number of milestones = 0, must be one fewer than schedules",
     );
 
-    let good = OneCycle { max: 0.1, steps: 10, ..OneCycle::default() };
+    let good = OneCycle { max_lr: 0.1, total_steps: 10, ..OneCycle::default() };
     assert_eq!(Schedule::from(good).validate(), Ok(()));
-    refused(OneCycle { max: 0.0, ..good }.into(), "one_cycle: max = 0, must be finite and above 0");
-    refused(OneCycle { steps: 0, ..good }.into(), "one_cycle: steps = 0, must be at least 1");
+    refused(OneCycle { max_lr: 0.0, ..good }.into(), "one_cycle: max_lr = 0, must be finite and above 0");
+    refused(OneCycle { total_steps: 0, ..good }.into(), "one_cycle: total_steps = 0, must be at least 1");
     refused(OneCycle { pct_start: 1.5, ..good }.into(), "one_cycle: pct_start = 1.5, must be in [0, 1]");
     refused(OneCycle { pct_start: f64::NAN, ..good }.into(), "one_cycle: pct_start = NaN, must be in [0, 1]");
     let above = "must be finite and above 0";
@@ -564,7 +571,7 @@ fn bad_values_and_steps_are_named() {
     out_of_range(schedule::exponential(1.0, 10.0), 309, "exponential");
     out_of_range(Schedule::from(1e200).times(1e200), 0, "product");
     out_of_range(
-        OneCycle { max: 1.0, steps: 5, anneal: Anneal::Linear, ..OneCycle::default() }.into(),
+        OneCycle { max_lr: 1.0, total_steps: 5, anneal: Anneal::Linear, ..OneCycle::default() }.into(),
         5,
         "one_cycle",
     );
@@ -573,13 +580,13 @@ fn bad_values_and_steps_are_named() {
 /// Phases of length 0, where PyTorch divides by zero, are at their end.
 #[test]
 fn phases_without_length_are_over() {
-    let cycle = OneCycle { max: 1.0, steps: 10, ..OneCycle::default() };
+    let cycle = OneCycle { max_lr: 1.0, total_steps: 10, ..OneCycle::default() };
     let first = Schedule::from(OneCycle { pct_start: 0.1, ..cycle });
     assert_eq!(first.at(0).unwrap(), Step { lr: 1.0, momentum: Some(0.85) });
     let last = Schedule::from(OneCycle { pct_start: 1.0, ..cycle });
     assert_eq!(lr(&last, 9), 1.0);
     assert_eq!(lr(&last, 10), 1.0 / 25.0 / 1e4);
-    let single = Schedule::from(OneCycle { steps: 1, ..cycle });
+    let single = Schedule::from(OneCycle { total_steps: 1, ..cycle });
     assert_eq!(lr(&single, 0), 1.0 / 25.0 / 1e4);
 }
 
@@ -693,7 +700,7 @@ fn a_groups_schedule_is_refused_by_group() {
     let group = |factor: Schedule| Group::new("g", Sgd::default()).lr_factor(factor).tensor("w", [1]);
     let error = Layout::new([group(schedule::cosine(1.0, 0.0, 0).warmup(3))]).unwrap_err();
     assert_eq!(error.to_string(), "lr_factor of group \"g\": cosine: steps = 0, must be at least 1");
-    let cycle = OneCycle { max: 0.1, steps: 2, cycle_momentum: false, ..OneCycle::default() };
+    let cycle = OneCycle { max_lr: 0.1, total_steps: 2, cycle_momentum: false, ..OneCycle::default() };
     let mut optimizer = cpu::Optimizer::<Sgd>::new(Layout::new([group(cycle.into())]).unwrap()).unwrap();
     (0..3).for_each(|_| optimizer.step(&mut [1.0], &[1.0], 1.0).unwrap());
     let error = optimizer.step(&mut [1.0], &[1.0], 1.0).unwrap_err();
