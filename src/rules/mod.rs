@@ -290,14 +290,14 @@ mod tests {
         impl Rule for Own {
             const NAME: &'static str = "sgd";
             const DEFAULT_LR: f64 = 1.0;
-            const WGSL: &'static str = crate::Sgd::WGSL;
+            const WGSL: &'static str = Sgd::WGSL;
             type Scalars<T: Float> = SgdScalars<T>;
             type State<T: Float> = SgdState<T>;
             fn validate(&self) -> Result<(), Error> {
                 Ok(())
             }
             fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> SgdScalars<f64> {
-                crate::Sgd::default().scalars(lr, t, carry)
+                Sgd::default().scalars(lr, t, carry)
             }
         }
         assert!(!is_built_in::<Own>());
