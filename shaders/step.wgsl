@@ -3,21 +3,6 @@
 // A dispatch is a table of tiles. A tile is a run of quads that lie side by side in the parameters, in the gradients and in
 // the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
 
-struct Header {
-    // Tiles in the table.
-    records: u32,
-    // A tile takes 1 << shift workgroups.
-    shift: u32,
-    // Workgroups in a row of the 2-D dispatch.
-    stride: u32,
-    // Where quad 0 lies in the bound parameters and gradients: in quads, or in elements where they are loaded one by one.
-    p: u32,
-    g: u32,
-    // Last element of the bound parameters and gradients, where they are loaded one by one.
-    p_last: u32,
-    g_last: u32,
-}
-
 // For rules: w · x, and 0 where w is 0. What has no weight is not even multiplied by 0, for it may be infinite.
 fn weighted(w: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
     return select(vec4<f32>(0.0), w * x, on(w));
@@ -38,7 +23,12 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
     let at = place(record, i);
     let s = scalars(record, at);
+    prepare();
     if i < record.quads {
-        update(s, at);
+        if skipped() {
+            rest(at);
+        } else {
+            update(s, at);
+        }
     }
 }

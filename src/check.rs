@@ -65,7 +65,7 @@ impl<R: Twin> Checker<R> {
         self.refuse_other_lengths(before, grads, after)?;
         let mut exact = Vec::new();
         let mut carries = self.carries.clone();
-        self.layout.scalars(step.into(), self.steps + 1, &mut carries, |_, s| exact.push(s))?;
+        self.layout.scalars(step.into(), self.steps, self.steps + 1, &mut carries, |_, s| exact.push(s))?;
         self.carries = carries;
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };

@@ -92,7 +92,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
         }
         let mut carries = self.carries.clone();
         let mut rows = Vec::with_capacity(carries.len());
-        self.layout.scalars(step.into(), self.steps + 1, &mut carries, |_, scalars| {
+        self.layout.scalars(step.into(), self.steps, self.steps + 1, &mut carries, |_, scalars| {
             rows.push(R::Scalars::<T>::from_fn(|i| T::from_f64(scalars.get(i))));
         })?;
         self.carries = carries;

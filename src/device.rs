@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::kernel::row_bytes;
 use crate::layout::Layout;
+use crate::options::Options;
 use crate::plan::{CHUNK_ALIGNMENT, Limits, WORKGROUP_SIZE};
 use crate::rules::Rule;
 use std::task::{Context, Poll, Waker};
@@ -21,11 +22,13 @@ pub(crate) fn limits<R: Rule>(
     device: &wgpu::Limits,
     layout: &Layout<R>,
     kept: &[bool],
+    options: &Options,
 ) -> Result<Limits, Error> {
     let at_least = |limit, value: u64, bound: u64| {
         if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
     };
-    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64;
+    let around = options.around();
+    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64 + u64::from(around.ema);
     at_least(
         "max_storage_buffers_per_shader_stage",
         device.max_storage_buffers_per_shader_stage.into(),
@@ -46,9 +49,13 @@ pub(crate) fn limits<R: Rule>(
         device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
         1,
     )?;
+    if options.looks_first() {
+        let dynamic = device.max_dynamic_storage_buffers_per_pipeline_layout;
+        at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
+    }
     let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
     at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
-    let bound = uniform as usize / row_bytes::<R>();
+    let bound = (uniform as usize - 16 * usize::from(around.head)) / row_bytes::<R>();
     if layout.groups().len() > bound {
         return Err(Error::TooManyGroups { rule: R::NAME, groups: layout.groups().len(), bound });
     }

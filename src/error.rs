@@ -25,6 +25,26 @@ pub enum Error {
         /// What excludes what.
         conflict: &'static str,
     },
+    /// An option, or a step's divisor, outside its range or not finite.
+    #[error("{field} = {value}, must be {bound}")]
+    Options {
+        /// The field's name.
+        field: &'static str,
+        /// What it was.
+        value: f64,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// Too many steps that may have been skipped have been recorded since the device last reported how many were.
+    #[error(
+        "{steps} steps recorded without a report from the device, must be at most {bound}: submit, poll, and see `Optimizer::read_back`"
+    )]
+    Unreported {
+        /// Steps since the last report.
+        steps: usize,
+        /// The most that there may be.
+        bound: usize,
+    },
     /// A learning rate or momentum outside its range, or not finite.
     #[error("{field} = {value} for group {group:?}, must be {bound}")]
     Step {

@@ -93,17 +93,17 @@ impl<R: Rule> Group<R> {
         &self.rule
     }
 
-    /// The group's scalars of step `t`; advances `carry`.
+    /// The group's scalars of step `t`, after `recorded` steps of the host's; advances `carry`.
     fn scalars(
         &self,
         step: Step,
+        recorded: u64,
         t: u64,
         carry: &mut f64,
         kept: impl Fn(usize) -> bool,
     ) -> Result<R::Scalars<f64>, Error> {
         let refuse = |field, value, bound| Error::Step { field, group: self.name.clone(), value, bound };
-        // Rules count from 1, schedules from 0.
-        let factor = self.lr_factor.at(t - 1).map_err(|reason| self.refuse_factor(reason))?;
+        let factor = self.lr_factor.at(recorded).map_err(|reason| self.refuse_factor(reason))?;
         let lr = step.lr * factor.lr;
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(refuse("learning rate", lr, "finite and at least 0"));
@@ -302,16 +302,17 @@ impl<R: Rule> Layout<R> {
         self.len().next_multiple_of(4) * 4
     }
 
-    /// The scalars of step `t` for every group. `carries` has a number a group; on an error some may have advanced.
+    /// The scalars of step `t` for every group, after `recorded` steps of the host's: more than `t − 1` if some were skipped. `carries` has a number a group; on an error some may have advanced.
     pub(crate) fn scalars(
         &self,
         step: Step,
+        recorded: u64,
         t: u64,
         carries: &mut [f64],
         mut each: impl FnMut(usize, R::Scalars<f64>),
     ) -> Result<(), Error> {
         for (g, (group, carry)) in self.groups.iter().zip(carries).enumerate() {
-            each(g, group.scalars(step, t, carry, |slot| self.keeps_slot(slot))?);
+            each(g, group.scalars(step, recorded, t, carry, |slot| self.keeps_slot(slot))?);
         }
         Ok(())
     }

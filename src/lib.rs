@@ -60,6 +60,9 @@
 #[cfg(feature = "gpu")]
 mod bind;
 pub mod check;
+#[cfg(feature = "gpu")]
+#[doc(hidden)] // As `kernel`.
+pub mod control;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 mod device;
@@ -67,9 +70,12 @@ mod error;
 pub mod float;
 #[doc(hidden)] // For tests and tools; not part of the stable interface, and without checks of its own.
 pub mod kernel;
+#[cfg(feature = "gpu")]
+mod lag;
 mod layout;
 #[cfg(feature = "gpu")]
 mod optimizer;
+mod options;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
 pub mod recipes;
@@ -80,10 +86,13 @@ pub mod schedule;
 
 #[cfg(feature = "gpu")]
 pub use bind::{Tensors, View};
+#[cfg(feature = "gpu")]
+pub use control::Report;
 pub use error::Error;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
+pub use options::{Clip, Ema, LossScale, Options};
 pub use rules::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lion, NAdam, RAdam, RmsProp, Rule, Sgd, Step,
     Twin,

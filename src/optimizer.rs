@@ -1,15 +1,31 @@
 //! The GPU optimizer: state, bindings, and a step recorded into the caller's encoder.
 
 use crate::bind::{ByteRange, Form, Named, Part, Tensors, View};
+use crate::control::{Control, Report, Request, reduce_workgroups};
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, limits};
 use crate::error::Error;
-use crate::kernel::{Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, row_bytes};
+use crate::kernel::{
+    Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, REDUCE_BINDING_G,
+    REDUCE_BINDING_PARTIALS, row_bytes, set_vectors,
+};
+use crate::lag::Lags;
 use crate::layout::{Layout, Tensor};
+use crate::options::{Clip, Options};
 use crate::plan::{self, Chunk, Dispatch, HEADER_BYTES, Header, Limits, QUAD, Space, Span, WholeTile};
-use crate::rows::{Lease, Rows};
+use crate::rows::{self, Lease, Rows};
 use crate::rules::{Fields, Rule, Step, slots};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// The slot of the weights' average.
+const EMA: &str = "ema";
+/// Sets of scalars in a request, to begin with.
+const FIRST_SETS: usize = 8;
+/// The most of them: one more than steps that may be recorded between two reports.
+const MAX_SETS: usize = 1_024;
+const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
+/// Bytes of a partial result: a sum and flags.
+const PARTIAL_BYTES: u64 = 8;
 
 /// Tensors that have been checked against a layout and made ready to record: the result of [`Optimizer::bind`].
 ///
@@ -17,8 +33,19 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Bound {
     owner: Arc<()>,
+    /// What looks at the gradients first, if the options ask for it.
+    look: Option<Look>,
     dispatches: Vec<BoundDispatch>,
-    table_bytes: u64,
+    device_bytes: u64,
+}
+
+/// The gradients' reduction, and the bind group of the control kernel behind it.
+#[derive(Debug)]
+struct Look {
+    reductions: Vec<BoundDispatch>,
+    control: wgpu::BindGroup,
+    /// Partial results of all reductions.
+    partials: u32,
 }
 
 #[derive(Debug)]
@@ -30,16 +57,16 @@ struct BoundDispatch {
 
 impl Bound {
     /// Dispatches that a step records: one for flat buffers that fit a binding and have the size of
-    /// [`Layout::buffer_size`].
+    /// [`Layout::buffer_size`]; where the options have the gradients looked at first, as many again and one more.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.dispatches.len()
+        self.dispatches.len() + self.look.as_ref().map_or(0, |look| look.reductions.len() + 1)
     }
 
     /// Bytes of device memory that the binding itself takes.
     #[must_use]
     pub fn device_bytes(&self) -> u64 {
-        self.table_bytes
+        self.device_bytes
     }
 }
 
@@ -77,16 +104,21 @@ pub struct StateRange<'a> {
 pub struct Optimizer<R> {
     device: wgpu::Device,
     layout: Layout<R>,
+    options: Options,
     limits: Limits,
     kept: Vec<bool>,
     chunks: Vec<Chunk>,
-    /// One buffer a kept slot, for each chunk.
+    /// One buffer a kept slot, and one for the average of the weights if there is one, for each chunk.
     state: Vec<Vec<wgpu::Buffer>>,
     kernels: HashMap<Key, Kernel>,
+    reductions: HashMap<Key, Kernel>,
+    control: Option<Control>,
+    /// The layout of the step's scalars, as its kernels bind them.
+    scalars_layout: wgpu::BindGroupLayout,
+    /// Where each step's scalars are sent: to the step's kernels, or to the control kernel.
     rows: Rows,
-    scratch: Vec<f32>,
-    carries: Vec<f64>,
-    next_carries: Vec<f64>,
+    scratch: Vec<u32>,
+    lags: Lags,
     steps: u64,
     identity: Arc<()>,
 }
@@ -97,8 +129,18 @@ impl<R: Rule> Optimizer<R> {
     /// # Errors
     /// [`Error::DeviceLimit`] or [`Error::TooManyGroups`] if the device cannot run the kernels, [`Error::Device`] if it refuses the memory.
     pub fn new(device: &wgpu::Device, layout: Layout<R>) -> Result<Self, Error> {
+        Self::with_options(device, layout, Options::default())
+    }
+
+    /// [`new`](Self::new) with what stands around the update.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::Options`].
+    pub fn with_options(device: &wgpu::Device, layout: Layout<R>, options: Options) -> Result<Self, Error> {
+        options.validate()?;
+        let around = options.around();
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| layout.keeps_slot(slot)).collect();
-        let limits = limits::<R>(&device.limits(), &layout, &kept)?;
+        let limits = limits::<R>(&device.limits(), &layout, &kept, &options)?;
         let spans: Vec<_> = layout
             .by_offset()
             .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
@@ -115,22 +157,40 @@ impl<R: Rule> Optimizer<R> {
             .map(|chunk| {
                 let size = u64::from(chunk.state_quads) * QUAD * ELEMENT;
                 let kept = slots::<R>().iter().zip(&kept).filter(|(_, kept)| **kept);
-                kept.map(|(slot, _)| create_buffer(device, slot, size, usage)).collect()
+                let ema = around.ema.then_some(&EMA);
+                kept.map(|(slot, _)| slot)
+                    .chain(ema)
+                    .map(|slot| create_buffer(device, slot, size, usage))
+                    .collect()
             })
             .collect::<Result<_, _>>()?;
         let groups = layout.groups().len();
-        let rows = Rows::new(device, (groups * row_bytes::<R>()) as u64)?;
+        let set = set_vectors::<R>(groups, &around);
+        let bytes = (set * 16) as u64;
+        let scalars_layout = rows::layout(device, wgpu::BufferBindingType::Uniform, bytes);
+        let (rows, control) = if options.looks_first() {
+            let bytes = request_bytes(set, if options.skips() { FIRST_SETS } else { 1 });
+            let least = request_bytes(set, 1);
+            let requests = rows::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
+            let control = Control::new(device, &options, set, &scalars_layout, &requests)?;
+            (Rows::new(device, requests, bytes)?, Some(control))
+        } else {
+            (Rows::new(device, scalars_layout.clone(), bytes)?, None)
+        };
         Ok(Self {
             device: device.clone(),
+            options,
             limits,
             kept,
             chunks,
             state,
             kernels: HashMap::new(),
+            reductions: HashMap::new(),
+            control,
+            scalars_layout,
             rows,
-            scratch: vec![0.0; groups * row_bytes::<R>() / size_of::<f32>()],
-            carries: vec![0.0; groups],
-            next_carries: vec![0.0; groups],
+            scratch: Vec::new(),
+            lags: Lags::new(groups),
             steps: 0,
             identity: Arc::new(()),
             layout,
@@ -143,10 +203,44 @@ impl<R: Rule> Optimizer<R> {
         &self.layout
     }
 
-    /// Steps recorded so far.
+    /// What stands around the update.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Steps recorded so far, skipped ones included.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The oldest report that has arrived and has not been taken, of a step some steps ago. Reports arrive while the device is polled or submitted
+    /// to; nothing waits for them. The last 1 024 are kept.
+    pub fn take_report(&mut self) -> Option<Report> {
+        self.control.as_ref().and_then(Control::take_report)
+    }
+
+    /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss before the backward pass. `None` without
+    /// [`Options::loss_scale`]. It has 32 bytes and usages `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
+    #[must_use]
+    pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
+        let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
+        Some(&control.state)
+    }
+
+    /// Has the report of the last step sent to the host. [`step`](Self::step) does so itself; after [`step_in_pass`](Self::step_in_pass) it is the
+    /// caller's to do, before 1 024 more steps have been recorded. Without reports by the options it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has no memory for 32 bytes.
+    pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        match &self.control {
+            Some(control) if self.steps > 0 && (self.options.skips() || self.options.report) => {
+                control.read_back(&self.device, encoder, self.steps - 1)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Bytes of device memory held as optimizer state.
@@ -158,21 +252,22 @@ impl<R: Rule> Optimizer<R> {
     /// Bytes of device memory held beside the state; a [`Bound`] adds its own.
     #[must_use]
     pub fn overhead_bytes(&self) -> u64 {
-        self.rows.device_bytes()
+        self.rows.device_bytes() + self.control.as_ref().map_or(0, Control::device_bytes)
     }
 
-    /// Where slot `slot` (by its PyTorch name) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
+    /// Where slot `slot` (by its PyTorch name, or `"ema"`) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
     /// no group's configuration keeps the slot.
     ///
     /// # Errors
     /// [`Error::Unknown`].
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
-        let index = slots::<R>()
-            .iter()
-            .position(|name| *name == slot)
-            .ok_or_else(|| Error::Unknown { what: "slot", name: slot.into() })?;
+        let index = match slots::<R>().iter().position(|name| *name == slot) {
+            Some(index) => index,
+            None if slot == EMA && self.options.ema.is_some() => self.kept.len(),
+            None => return Err(Error::Unknown { what: "slot", name: slot.into() }),
+        };
         let target = self.layout.tensor(tensor)?;
-        if !self.kept[index] {
+        if self.kept.get(index) == Some(&false) {
             return Ok(Vec::new());
         }
         let kept_before = self.kept[..index].iter().filter(|&&kept| kept).count();
@@ -204,12 +299,17 @@ impl<R: Rule> Optimizer<R> {
             Form::Each(each) => self.each_parts(each)?,
         };
         let mut planned = Vec::new();
+        let mut partials = 0;
         for part in &parts {
             for (part, access) in part.split() {
-                planned.push(self.plan(&part, access)?);
+                let mut plan = self.plan(&part, access)?;
+                plan.header.partials = partials;
+                let [x, y] = reduce_workgroups(plan.dispatch.workgroups, self.limits.workgroups);
+                partials += x * y;
+                planned.push(plan);
             }
         }
-        self.build(&planned)
+        self.build(&planned, partials)
     }
 
     /// Records one step: a single compute pass, and within it one dispatch for flat buffers that fit a binding.
@@ -218,7 +318,8 @@ impl<R: Rule> Optimizer<R> {
     /// flight at a time have been recorded (wgpu allocates while it records). `steps()` counts it.
     ///
     /// # Errors
-    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::ScalarOverflow`]; nothing is recorded and no state changes.
+    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the divisor, [`Error::ScalarOverflow`], [`Error::Unreported`]; nothing is
+    /// recorded and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
@@ -233,7 +334,7 @@ impl<R: Rule> Optimizer<R> {
             &lease,
         );
         encoder.on_submitted_work_done(move || drop(lease));
-        Ok(())
+        self.read_back(encoder)
     }
 
     /// [`step`](Self::step) into a compute pass of the caller's. It leaves its own pipeline and bind groups 0 and 1 set.
@@ -257,33 +358,85 @@ impl<R: Rule> Optimizer<R> {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
             return Err(Error::ForeignBinding);
         }
+        let unscale = (1.0 / step.divisor) as f32;
+        let good = step.divisor > 0.0 && unscale.is_normal();
+        if !(good && (self.options.divide || step.divisor == 1.0)) {
+            let bound = if self.options.divide {
+                "above 0, with a reciprocal in f32"
+            } else {
+                "1 without Options::divide"
+            };
+            return Err(Error::Options { field: "divisor", value: step.divisor, bound });
+        }
+        if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
+            self.lags.confirm(skipped, self.steps - reported - 1);
+        }
+        let sets = self.lags.count();
+        if sets > MAX_SETS {
+            return Err(Error::Unreported { steps: sets - 1, bound: MAX_SETS - 1 });
+        }
+        let (groups, around) = (self.layout.groups().len(), self.options.around());
+        let set = 4 * set_vectors::<R>(groups, &around);
         let row = row_bytes::<R>() / size_of::<f32>();
-        let (scratch, names) = (&mut self.scratch, crate::rules::scalar_names::<R>().len());
-        self.next_carries.copy_from_slice(&self.carries);
-        self.layout.scalars(step, self.steps + 1, &mut self.next_carries, |group, scalars| {
-            for i in 0..names {
-                scratch[group * row + i] = scalars.get(i) as f32;
-            }
+        let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
+        let (scratch, layout, options, steps) = (&mut self.scratch, &self.layout, &self.options, self.steps);
+        scratch.resize(first + sets * set, 0);
+        let names = crate::rules::scalar_names::<R>().len();
+        self.lags.prepare(|i, skipped, carries| {
+            let t = steps + 1 - skipped;
+            let set = &mut scratch[first + i * set..][..set];
+            let rows = if around.head {
+                let (head, rows) = set.split_at_mut(4);
+                let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
+                let average = options.ema.map_or(0.0, |ema| ema.weight(t));
+                // Without a control kernel the first two are the host's: the factor, and that nothing is skipped.
+                head.copy_from_slice(&[unscale, 0.0, average as f32, bound as f32].map(f32::to_bits));
+                rows
+            } else {
+                set
+            };
+            layout.scalars(step, steps, t, carries, |group, scalars| {
+                for i in 0..names {
+                    rows[group * row + i] = (scalars.get(i) as f32).to_bits();
+                }
+            })
         })?;
+        if let (Some(control), Some(look)) = (&self.control, &tensors.look) {
+            let request = Request {
+                number: self.steps as u32,
+                first: self.lags.first() as u32,
+                count: sets as u32,
+                unscale,
+                partials: look.partials,
+                ..control.request
+            };
+            self.scratch[..REQUEST_WORDS].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&request)));
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(&self.scratch);
+        if bytes.len() as u64 > self.rows.row_bytes() {
+            let bytes = request_bytes(set / 4, (2 * sets).min(MAX_SETS));
+            self.rows = Rows::new(&self.device, self.rows.layout.clone(), bytes)?;
+        }
         let lease = self.rows.write(queue, bytemuck::cast_slice(&self.scratch))?;
-        std::mem::swap(&mut self.carries, &mut self.next_carries);
+        self.lags.commit(self.options.skips());
         self.steps += 1;
         Ok(lease)
     }
 
     fn record(&self, pass: &mut wgpu::ComputePass<'_>, tensors: &Bound, lease: &Lease) {
-        let (rows, offset) = self.rows.group(lease);
-        let mut current: Option<&wgpu::ComputePipeline> = None;
-        for dispatch in &tensors.dispatches {
-            if current != Some(&dispatch.pipeline) {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(1, rows, &[offset]);
-                current = Some(&dispatch.pipeline);
+        let (sent, offset) = self.rows.group(lease);
+        let (rows, offset) = match (&self.control, &tensors.look) {
+            (Some(control), Some(look)) => {
+                dispatch(pass, &look.reductions, None);
+                pass.set_pipeline(&control.pipeline);
+                pass.set_bind_group(0, &look.control, &[]);
+                pass.set_bind_group(1, sent, &[offset]);
+                pass.dispatch_workgroups(1, 1, 1);
+                (&control.live_group, 0)
             }
-            pass.set_bind_group(0, &dispatch.group, &[]);
-            let [x, y] = dispatch.workgroups;
-            pass.dispatch_workgroups(x, y, 1);
-        }
+            _ => (sent, offset),
+        };
+        dispatch(pass, &tensors.dispatches, Some((rows, offset)));
     }
 
     fn flat_parts<'a>(&self, p: View<'a>, g: View<'a>) -> Result<Vec<Part<'a>>, Error> {
@@ -383,14 +536,19 @@ impl<R: Rule> Optimizer<R> {
             whole: dispatch.whole,
             single: dispatch.tiles.len() == 1,
             space: dispatch.space,
-            writable_gradients: shares_buffer,
+            writable_gradients: shares_buffer || self.options.zero_gradients,
             groups: self.layout.groups().len() as u32,
             kept: self.kept.clone(),
             uniform_bytes: self.limits.uniform_bytes,
+            around: self.options.around(),
         };
         if !self.kernels.contains_key(&key) {
-            let kernel = Kernel::new::<R>(&self.device, &self.rows.layout, &key)?;
+            let kernel = Kernel::new::<R>(&self.device, &self.scalars_layout, &key)?;
             self.kernels.insert(key.clone(), kernel);
+        }
+        if self.control.is_some() && !self.reductions.contains_key(&key) {
+            let kernel = Kernel::reduction::<R>(&self.device, &key)?;
+            self.reductions.insert(key.clone(), kernel);
         }
         let header = Header {
             records: dispatch.tiles.len() as u32,
@@ -400,6 +558,7 @@ impl<R: Rule> Optimizer<R> {
             g: g.base,
             p_last: p.last,
             g_last: g.last,
+            partials: 0,
         };
         Ok(Planned { chunk: part.chunk, key, dispatch, header, p: p.range, g: g.range })
     }
@@ -423,7 +582,7 @@ impl<R: Rule> Optimizer<R> {
         Ok(buffer)
     }
 
-    fn build(&self, planned: &[Planned]) -> Result<Bound, Error> {
+    fn build(&self, planned: &[Planned], partials: u32) -> Result<Bound, Error> {
         // All tables in one buffer. A uniform table is declared at its full size, so the last one needs room behind it.
         let mut bytes = Vec::new();
         let mut windows = Vec::new();
@@ -444,7 +603,24 @@ impl<R: Rule> Optimizer<R> {
         bytes.resize(total as usize, 0);
         let table = self.upload(&bytes)?;
         let mut dispatches = Vec::new();
+        let mut look = match &self.control {
+            Some(control) => Some(self.look(control, partials)?),
+            None => None,
+        };
         for (plan, (offset, size)) in planned.iter().zip(windows) {
+            if let Some((look, results)) = &mut look {
+                let kernel = &self.reductions[&plan.key];
+                let entries = [
+                    entry(BINDING_TABLE, &table, offset, size),
+                    range_entry(REDUCE_BINDING_G, &plan.g),
+                    entry(REDUCE_BINDING_PARTIALS, results, 0, results.size()),
+                ];
+                look.reductions.push(BoundDispatch {
+                    pipeline: kernel.pipeline.clone(),
+                    group: self.bind_group(&kernel.layout, &entries)?,
+                    workgroups: reduce_workgroups(plan.dispatch.workgroups, self.limits.workgroups),
+                });
+            }
             let kernel = &self.kernels[&plan.key];
             let mut entries = vec![
                 entry(BINDING_TABLE, &table, offset, size),
@@ -454,25 +630,64 @@ impl<R: Rule> Optimizer<R> {
             for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
                 entries.push(entry(binding, buffer, 0, buffer.size()));
             }
-            let group = checked(
-                &self.device,
-                || "a bind group".into(),
-                || {
-                    self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                        label: Some("wgpu-optim tensors"),
-                        layout: &kernel.layout,
-                        entries: &entries,
-                    })
-                },
-            )?;
             dispatches.push(BoundDispatch {
                 pipeline: kernel.pipeline.clone(),
-                group,
+                group: self.bind_group(&kernel.layout, &entries)?,
                 workgroups: plan.dispatch.workgroups,
             });
         }
-        Ok(Bound { owner: self.identity.clone(), dispatches, table_bytes: total })
+        let results = look.as_ref().map_or(0, |(_, results)| results.size());
+        let look = look.map(|(look, _)| look);
+        Ok(Bound { owner: self.identity.clone(), look, dispatches, device_bytes: total + results })
     }
+
+    /// Room for `partials` partial results, and the control kernel's bind group.
+    fn look(&self, control: &Control, partials: u32) -> Result<(Look, wgpu::Buffer), Error> {
+        let bytes = u64::from(partials) * PARTIAL_BYTES;
+        let results = create_buffer(&self.device, "partial results", bytes, wgpu::BufferUsages::STORAGE)?;
+        let entries = [
+            entry(0, &results, 0, bytes),
+            entry(1, &control.live, 0, control.live.size()),
+            entry(2, &control.state, 0, control.state.size()),
+        ];
+        let control = self.bind_group(&control.layout, &entries)?;
+        Ok((Look { reductions: Vec::new(), control, partials }, results))
+    }
+
+    fn bind_group(
+        &self,
+        layout: &wgpu::BindGroupLayout,
+        entries: &[wgpu::BindGroupEntry<'_>],
+    ) -> Result<wgpu::BindGroup, Error> {
+        let descriptor = wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries };
+        checked(&self.device, || "a bind group".into(), || self.device.create_bind_group(&descriptor))
+    }
+}
+
+/// Records `dispatches`, whose pipelines have the scalars in bind group 1, if any.
+fn dispatch(
+    pass: &mut wgpu::ComputePass<'_>,
+    dispatches: &[BoundDispatch],
+    scalars: Option<(&wgpu::BindGroup, u32)>,
+) {
+    let mut current: Option<&wgpu::ComputePipeline> = None;
+    for dispatch in dispatches {
+        if current != Some(&dispatch.pipeline) {
+            pass.set_pipeline(&dispatch.pipeline);
+            if let Some((rows, offset)) = scalars {
+                pass.set_bind_group(1, rows, &[offset]);
+            }
+            current = Some(&dispatch.pipeline);
+        }
+        pass.set_bind_group(0, &dispatch.group, &[]);
+        let [x, y] = dispatch.workgroups;
+        pass.dispatch_workgroups(x, y, 1);
+    }
+}
+
+/// Bytes of a request with `sets` sets of scalars.
+fn request_bytes(set_vectors: usize, sets: usize) -> u64 {
+    (size_of::<Request>() + sets * set_vectors * 16) as u64
 }
 
 struct Planned {

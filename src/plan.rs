@@ -173,6 +173,8 @@ pub struct Header {
     pub p_last: u32,
     /// Last element of the bound gradients.
     pub g_last: u32,
+    /// Where the partial results of the gradients' reduction begin.
+    pub partials: u32,
 }
 
 /// Bytes that the header takes in the shader's table: rounded up to the alignment of the tiles behind it.

@@ -50,22 +50,34 @@ fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<u32>> {
     free.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The layout of a bind group with a place in it.
+pub(crate) fn layout(
+    device: &wgpu::Device,
+    ty: wgpu::BufferBindingType,
+    bytes: u64,
+) -> wgpu::BindGroupLayout {
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("wgpu-optim scalars"),
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset: true,
+                min_binding_size: wgpu::BufferSize::new(bytes),
+            },
+            count: None,
+        }],
+    })
+}
+
 impl Rows {
-    /// `row_bytes`: what one step's scalars of all groups take.
-    pub(crate) fn new(device: &wgpu::Device, row_bytes: u64) -> Result<Self, Error> {
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some("wgpu-optim scalars"),
-            entries: &[wgpu::BindGroupLayoutEntry {
-                binding: 0,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Uniform,
-                    has_dynamic_offset: true,
-                    min_binding_size: wgpu::BufferSize::new(row_bytes),
-                },
-                count: None,
-            }],
-        });
+    /// Places of `row_bytes` in bind groups of `layout`.
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        layout: wgpu::BindGroupLayout,
+        row_bytes: u64,
+    ) -> Result<Self, Error> {
         let mut rows = Self {
             device: device.clone(),
             layout,
@@ -87,7 +99,7 @@ impl Rows {
             &self.device,
             "scalars",
             u64::from(self.per_page()) * self.place_bytes,
-            wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
         )?;
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("wgpu-optim scalars"),
@@ -114,6 +126,11 @@ impl Rows {
 
     fn places(&self) -> u32 {
         self.pages.len() as u32 * self.per_page()
+    }
+
+    /// Bytes of a place.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.row_bytes
     }
 
     /// Bytes of device memory.

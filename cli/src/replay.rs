@@ -121,7 +121,8 @@ fn drive<R: Twin, T: Float, E: Engine<R, T>>(
 ) -> Result<Vec<Vec<f64>>, Error> {
     for t in 0..trajectory.steps() {
         if let Some(grads) = prepare::<T>(trajectory, t) {
-            let step = Step { lr: trajectory.lr[t], momentum: trajectory.momentum.as_ref().map(|m| m[t]) };
+            let momentum = trajectory.momentum.as_ref().map(|m| m[t]);
+            let step = Step { momentum, ..trajectory.lr[t].into() };
             engine.step(&grads, step).map_err(|source| Error::Step { t: t + 1, source })?;
         }
         tick();

@@ -31,11 +31,6 @@ fn place(record: Record, i: u32) -> At {
     return At(record.quad + i, record.state + i, vec4<u32>(low.x, high.x, low.y, high.y));
 }
 
-fn scalars(record: Record, at: At) -> Scalars {
-    let group = min(at.lanes, vec4<u32>(ROWS - 1u));
-    return blend(row(group.x), row(group.y), row(group.z), row(group.w));
-}
-
 fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return select(old, next, at.lanes != vec4<u32>(NONE));
 }

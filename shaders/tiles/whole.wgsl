@@ -15,14 +15,8 @@ struct At {
     state: u32,
 }
 
-alias Scalars = Row;
-
 fn place(record: Record, i: u32) -> At {
     return At(record.quad + i, record.state + i);
-}
-
-fn scalars(record: Record, at: At) -> Scalars {
-    return row(record.group);
 }
 
 fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {

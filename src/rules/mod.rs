@@ -120,11 +120,28 @@ pub struct Step {
     pub lr: f64,
     /// Replaces the rule's momentum (SGD, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as a one-cycle schedule does.
     pub momentum: Option<f64>,
+    /// What the gradients have been multiplied by: a loss scale, the number of micro-batches they are the sum of, or the product of both. They are divided by it before
+    /// anything else. Other than 1 only with [`Options::divide`](crate::Options::divide).
+    pub divisor: f64,
+}
+
+impl Step {
+    /// The same with a momentum.
+    #[must_use]
+    pub fn with_momentum(self, momentum: f64) -> Self {
+        Self { momentum: Some(momentum), ..self }
+    }
+
+    /// The same with a divisor of the gradients.
+    #[must_use]
+    pub fn divided_by(self, divisor: f64) -> Self {
+        Self { divisor, ..self }
+    }
 }
 
 impl From<f64> for Step {
     fn from(lr: f64) -> Self {
-        Self { lr, momentum: None }
+        Self { lr, momentum: None, divisor: 1.0 }
     }
 }
 

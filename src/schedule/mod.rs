@@ -397,8 +397,8 @@ impl Schedule {
             }
             Self::Product(factors) => {
                 let product = factors.iter().try_fold(Step::from(1.0), |product, factor| {
-                    let Step { lr, momentum } = factor.at(t)?;
-                    Ok(Step { lr: product.lr * lr, momentum: product.momentum.or(momentum) })
+                    let Step { lr, momentum, .. } = factor.at(t)?;
+                    Ok(Step { lr: product.lr * lr, momentum: product.momentum.or(momentum), ..product })
                 });
                 return self.within_range(product?);
             }

@@ -149,6 +149,6 @@ impl OneCycle {
             Anneal::Linear => (left, done),
         };
         let value = |[start, end]: [f64; 2]| mix(start, end, left, done);
-        Ok(Step { lr: value(phase.lr), momentum: self.cycle_momentum.then(|| value(phase.momentum)) })
+        Ok(Step { momentum: self.cycle_momentum.then(|| value(phase.momentum)), ..value(phase.lr).into() })
     }
 }

@@ -81,7 +81,7 @@ fn hyperparameters() {
 #[test]
 fn momentum_of_a_rule_without() {
     let mut optimizer = cpu::Optimizer::<Adagrad>::new(single(Adagrad::default(), 1)).unwrap();
-    let error = optimizer.step(&mut [1.0], &[1.0], Step { lr: 0.1, momentum: Some(0.9) }).unwrap_err();
+    let error = optimizer.step(&mut [1.0], &[1.0], Step::from(0.1).with_momentum(0.9)).unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
     assert_eq!(optimizer.steps(), 0);
 }
@@ -123,7 +123,7 @@ fn steps() {
         assert!(matches!(error, Error::Step { field: "learning rate", .. }), "{error}");
     }
     for momentum in [1.0, -0.5, f64::NAN] {
-        let step = Step { lr: 0.1, momentum: Some(momentum) };
+        let step = Step::from(0.1).with_momentum(momentum);
         let error = optimizer.step(&mut params, &[1.0; 3], step).unwrap_err();
         assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
     }
@@ -137,7 +137,7 @@ fn steps() {
 
     // A schedule cannot conjure up state that the configuration does not keep.
     let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3)).unwrap();
-    let step = Step { lr: 0.1, momentum: Some(0.9) };
+    let step = Step::from(0.1).with_momentum(0.9);
     let error = plain.step(&mut params, &[1.0; 3], step).unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
 }

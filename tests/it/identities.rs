@@ -143,9 +143,8 @@ fn maximizing_is_minimizing_the_opposite() {
 fn momentum_zero_is_plain_sgd() {
     // The same rule by another road: momentum is configured, and the schedule takes it away.
     let plain = runs(Sgd::default(), |t| lr(t).into());
-    let scheduled = runs(Sgd { momentum: 0.9, dampening: 0.5, ..Sgd::default() }, |t| Step {
-        lr: lr(t),
-        momentum: Some(0.0),
+    let scheduled = runs(Sgd { momentum: 0.9, dampening: 0.5, ..Sgd::default() }, |t| {
+        Step::from(lr(t)).with_momentum(0.0)
     });
     for (plain, scheduled) in plain.iter().zip(&scheduled) {
         assert_eq!(plain.params, scheduled.params);

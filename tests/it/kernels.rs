@@ -2,7 +2,7 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::mem::offset_of;
-use wgpu_optim::kernel::{Access, ENTRY_POINT, Key, row_bytes, source};
+use wgpu_optim::kernel::{Access, Around, ENTRY_POINT, Key, row_bytes, source};
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
 use wgpu_optim::{AdamW, Rule, Twin, for_each_rule};
@@ -31,6 +31,7 @@ fn keys(slots: usize) -> Vec<Key> {
                                     groups,
                                     kept: Vec::clone(&kept),
                                     uniform_bytes,
+                                    around: Around::default(),
                                 });
                             }
                         }
@@ -102,7 +103,7 @@ fn check<R: Rule>() {
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last);
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");

@@ -68,7 +68,7 @@ fn it_gets_groups_and_state_like_a_built_in_one() {
     .unwrap();
     let mut run = Run::new(&gpu, layout, &[1.0; 5]);
     run.step(&[4.0, -4.0, 0.0, 1.0, -1.0], 0.25);
-    run.step(&[-2.0, 2.0, 0.0, -1.0, 1.0], Step { lr: 0.125, momentum: None });
+    run.step(&[-2.0, 2.0, 0.0, -1.0, 1.0], Step::from(0.125));
     let end = run.snapshot();
     assert_eq!(end.state[0], [0.0, 0.0, 0.0, -1.0, 1.0]);
     assert_eq!(end.params, [0.75, 1.25, 1.0, 0.75, 1.25]);

@@ -582,7 +582,7 @@ fn bad_values_and_steps_are_named() {
 fn phases_without_length_are_over() {
     let cycle = OneCycle { max_lr: 1.0, total_steps: 10, ..OneCycle::default() };
     let first = Schedule::from(OneCycle { pct_start: 0.1, ..cycle });
-    assert_eq!(first.at(0).unwrap(), Step { lr: 1.0, momentum: Some(0.85) });
+    assert_eq!(first.at(0).unwrap(), Step::from(1.0).with_momentum(0.85));
     let last = Schedule::from(OneCycle { pct_start: 1.0, ..cycle });
     assert_eq!(lr(&last, 9), 1.0);
     assert_eq!(lr(&last, 10), 1.0 / 25.0 / 1e4);
@@ -657,7 +657,7 @@ fn groups<R: Twin>(rule: R, slow: &Schedule, fast: &Schedule, outer: &Schedule) 
         for (range, own) in [(0..5, slow), (5..10, fast)] {
             let by_hand = run(gpu, layout([&1.0.into(); 2]), |t| {
                 let (outer, own) = (outer.at(t).unwrap(), own.at(t).unwrap());
-                Step { lr: outer.lr * own.lr, momentum: own.momentum.or(outer.momentum) }
+                Step { lr: outer.lr * own.lr, momentum: own.momentum.or(outer.momentum), ..outer }
             });
             let part = |of: &[f32]| of.get(range.clone()).unwrap_or_default().to_vec();
             let part = |of: &Snapshot| Snapshot {

@@ -161,7 +161,7 @@ fn momentum_may_begin_late() {
     let mut optimizer = cpu::Optimizer::<Sgd, f64>::new(single(rule, 1)).unwrap();
     let mut p = [0.0];
     for (t, momentum) in [0.0, 0.0, 0.8, 0.0, 0.8].into_iter().enumerate() {
-        optimizer.step(&mut p, &[1.0], Step { lr: 1.0, momentum: Some(momentum) }).unwrap();
+        optimizer.step(&mut p, &[1.0], Step::from(1.0).with_momentum(momentum)).unwrap();
         let velocity = optimizer.state("momentum_buffer", "w").unwrap().unwrap()[0];
         let expected = [0.0, 0.0, 1.0, 1.0, 0.8 * 1.0 + 0.5];
         assert_eq!(velocity, expected[t], "step {}", t + 1);
@@ -180,7 +180,7 @@ fn a_resting_velocity_takes_no_harm() {
     let mut run = gpu.as_ref().map(|gpu| Run::new(gpu, layout, &[0.0; 2]));
     let expected = [[0.0, 0.0], [1.0, 2.0], [1.0, 2.0], [0.5 * 1.0 + 0.5, 0.5 * 2.0 + 0.5]];
     for ((momentum, grads), expected) in steps.into_iter().zip(expected) {
-        let step = Step { lr: 0.5, momentum: Some(momentum) };
+        let step = Step::from(0.5).with_momentum(momentum);
         host.step(&mut params, &grads, step).unwrap();
         assert_eq!(host.slots()[0], expected);
         if let Some(run) = &mut run {

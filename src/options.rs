@@ -1,0 +1,181 @@
+//! What stands around the update: unscaling, clipping, skipping, loss scale, averages.
+
+use crate::error::Error;
+
+/// What happens to gradients and weights around the update, all of it on the device and without waiting for it. Everything is off by default, and
+/// what is off is not in the kernels.
+///
+/// In a step, in this order: gradients are divided by [`Step::divisor`](crate::Step::divisor) and by the dynamic loss scale; if any of them is not finite the
+/// step is skipped; they are clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to zero.
+///
+/// ```
+/// use wgpu_optim::{Clip, LossScale, Options};
+/// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: Some(LossScale::default()), ..Options::default() };
+/// assert!(options.validate().is_ok());
+/// assert!(Options { clip: Some(Clip::Value(-1.0)), ..options }.validate().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct Options {
+    /// Divides gradients by each step's [`divisor`](crate::Step::divisor), which without this has to be 1.
+    pub divide: bool,
+    /// Bounds the gradients.
+    pub clip: Option<Clip>,
+    /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average keep every bit, and the rule's count of
+    /// steps stands still. Learning rates follow the count of recorded steps, skipped ones included.
+    pub skip_nonfinite: bool,
+    /// A loss scale that finds its own size. It implies `skip_nonfinite`.
+    pub loss_scale: Option<LossScale>,
+    /// Sets gradients to zero once they have been read, in skipped steps too.
+    pub zero_gradients: bool,
+    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter.
+    pub ema: Option<Ema>,
+    /// Delivers a [`Report`](crate::Report) of every step, later. Clipping by norm, skipping and a loss scale deliver them anyway.
+    pub report: bool,
+}
+
+/// How gradients are bounded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
+#[non_exhaustive]
+pub enum Clip {
+    /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's `clip_grad_norm_`.
+    GlobalNorm(f64),
+    /// Each element into `[−c, c]`: PyTorch's `clip_grad_value_`.
+    Value(f64),
+}
+
+/// A dynamic loss scale, with the semantics and defaults of PyTorch's `GradScaler`.
+///
+/// ```text
+/// a gradient is not finite:    scale = max(scale · backoff_factor, min), good = 0
+/// else:                        good += 1
+/// good = growth_interval:      scale = min(scale · growth_factor, max), good = 0
+/// ```
+///
+/// The engine multiplies its loss by the scale, which it reads from [`Optimizer::loss_scale`](crate::Optimizer::loss_scale) on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct LossScale {
+    /// The first scale. Default 2¹⁶.
+    pub initial: f64,
+    /// Factor of growth, at least 1. Default 2.
+    pub growth_factor: f64,
+    /// Factor after an overflow, `(0, 1]`. Default 0.5.
+    pub backoff_factor: f64,
+    /// Good steps in a row before it grows, at least 1. Default 2 000.
+    pub growth_interval: u32,
+    /// It does not fall below this. Default: the least normal f32.
+    pub min: f64,
+    /// It does not grow beyond this. Default 2¹²⁷.
+    pub max: f64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self {
+            initial: 65_536.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval: 2_000,
+            min: f32::MIN_POSITIVE.into(),
+            max: 127f64.exp2(),
+        }
+    }
+}
+
+/// An exponential moving average of the weights, in the pass that updates them.
+///
+/// ```text
+/// e = e + w (p − e)      w = 1 at the first step taken, then 1 − decay
+/// debias:                w = (1 − decay) / (1 − decayᵗ)
+/// ```
+///
+/// The first is PyTorch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`. With `debias` it is the average of all weights so far with weights
+/// `decay^(t − i)`: the sum divided by theirs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct Ema {
+    /// Weight of the old average, `[0, 1)`.
+    pub decay: f64,
+    /// Gives the first steps no more weight than later ones.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub debias: bool,
+}
+
+impl Ema {
+    /// The weight of the parameters in the average, at step `t` from 1.
+    #[must_use]
+    pub fn weight(&self, t: u64) -> f64 {
+        match (self.debias, t) {
+            (_, ..=1) => 1.0,
+            (false, _) => 1.0 - self.decay,
+            (true, _) => (1.0 - self.decay) / (1.0 - self.decay.powf(t as f64)),
+        }
+    }
+}
+
+impl Options {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Options`].
+    pub fn validate(&self) -> Result<(), Error> {
+        let check = |field, value: f64, good: bool, bound| {
+            // What is sent is an f32.
+            let finite = (value as f32).is_finite() && value.is_finite();
+            if good && finite { Ok(()) } else { Err(Error::Options { field, value, bound }) }
+        };
+        match self.clip {
+            Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, c > 0.0, "above 0 and finite as f32")?,
+            Some(Clip::Value(c)) => check("clip.value", c, c > 0.0, "above 0 and finite as f32")?,
+            None => {}
+        }
+        if let Some(scale) = self.loss_scale {
+            let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
+            let bound = "a normal f32 above 0";
+            check("loss_scale.min", scale.min, normal(scale.min), bound)?;
+            check("loss_scale.max", scale.max, scale.max >= scale.min, "at least min and finite as f32")?;
+            let inside = (scale.min..=scale.max).contains(&scale.initial);
+            check("loss_scale.initial", scale.initial, inside, "from min to max")?;
+            let growth = scale.growth_factor;
+            check("loss_scale.growth_factor", growth, growth >= 1.0, "at least 1 and finite as f32")?;
+            let backoff = scale.backoff_factor;
+            check("loss_scale.backoff_factor", backoff, backoff > 0.0 && backoff <= 1.0, "in (0, 1]")?;
+            let interval = scale.growth_interval;
+            check("loss_scale.growth_interval", interval.into(), interval > 0, "at least 1")?;
+        }
+        self.ema
+            .map_or(Ok(()), |ema| check("ema.decay", ema.decay, (0.0..1.0).contains(&ema.decay), "in [0, 1)"))
+    }
+
+    /// Whether steps may be skipped.
+    #[must_use]
+    pub fn skips(&self) -> bool {
+        self.skip_nonfinite || self.loss_scale.is_some()
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Options {
+    /// Whether the gradients have to be looked at before the update.
+    pub(crate) fn looks_first(&self) -> bool {
+        self.skips() || self.report || matches!(self.clip, Some(Clip::GlobalNorm(_)))
+    }
+
+    /// What the step's kernel has around the rule.
+    pub(crate) fn around(&self) -> crate::kernel::Around {
+        let value = matches!(self.clip, Some(Clip::Value(_)));
+        crate::kernel::Around {
+            head: self.divide || value || self.ema.is_some() || self.looks_first(),
+            bounded: value,
+            skips: self.skips(),
+            zero: self.zero_gradients,
+            ema: self.ema.is_some(),
+        }
+    }
+}
