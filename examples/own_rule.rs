@@ -11,6 +11,7 @@
 use harness::{Gpu, snapshot};
 use wgpu_optim::check::Checker;
 use wgpu_optim::float::Float;
+use wgpu_optim::rules::toward;
 use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Tensors, Twin, cpu, fields};
 
 /// Hyperparameters, with the paper's names and defaults.
@@ -43,7 +44,7 @@ impl Default for AdEmaMix {
 
 fields! {
     /// What the host computes for each step; the shader's `s`.
-    struct AdEmaMixScalars { decay, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta3, fast, slow, eps }
+    struct AdEmaMixScalars { decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, fast, slow, eps }
 }
 fields! {
     /// What is kept for each parameter.
@@ -53,11 +54,9 @@ fields! {
 const WGSL: &str = "
 fn update(s: Scalars, at: At) {
     let g = read_g(at);
-    let fast_old = read_exp_avg_fast(at);
-    let fast = fast_old + s.one_minus_beta1 * (g - fast_old);
+    let fast = toward(read_exp_avg_fast(at), g, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
     write_exp_avg_fast(at, fast);
-    let slow_old = read_exp_avg_slow(at);
-    let slow = slow_old + s.one_minus_beta3 * (g - slow_old);
+    let slow = toward(read_exp_avg_slow(at), g, vec4<f32>(s.one_minus_beta3), vec4<f32>(s.beta3));
     write_exp_avg_slow(at, slow);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * g * g;
     write_exp_avg_sq(at, v);
@@ -84,22 +83,28 @@ impl Rule for AdEmaMix {
     type State<T: Float> = AdEmaMixState<T>;
 
     fn validate(&self) -> Result<(), Error> {
-        let open = |field, value: f64| {
-            let error = Error::Hyperparameter { rule: Self::NAME, field, value, bound: "in (0, 1)" };
-            if value > 0.0 && value < 1.0 { Ok(()) } else { Err(error) }
+        let check = |field, value: f64, good, bound| {
+            let error = Error::Hyperparameter { rule: Self::NAME, field, value, bound };
+            if good && value.is_finite() { Ok(()) } else { Err(error) }
         };
-        open("beta1", self.beta1)?;
-        open("beta2", self.beta2)?;
-        open("beta3", self.beta3)
+        for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2), ("beta3", self.beta3)] {
+            check(field, beta, beta > 0.0 && beta < 1.0, "in (0, 1)")?;
+        }
+        for (field, x) in [("alpha", self.alpha), ("eps", self.eps), ("weight_decay", self.weight_decay)] {
+            check(field, x, x >= 0.0, "finite and at least 0")?;
+        }
+        check("warmup", self.warmup as f64, self.warmup > 0, "at least 1")
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdEmaMixScalars<f64> {
         let root2 = (1.0 - self.beta2.powf(t as f64)).sqrt();
         AdEmaMixScalars {
             decay: lr * self.weight_decay,
+            beta1: self.beta1,
             one_minus_beta1: 1.0 - self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
+            beta3: self.beta3_at(t),
             one_minus_beta3: 1.0 - self.beta3_at(t),
             fast: lr * root2 / (1.0 - self.beta1.powf(t as f64)),
             slow: lr * root2 * self.alpha_at(t),
@@ -113,25 +118,31 @@ impl Twin for AdEmaMix {
     const MAX_ULPS: f64 = 5.0;
 
     fn update<T: Float>(s: &AdEmaMixScalars<T>, p: &mut T, g: T, state: &mut AdEmaMixState<T>) {
-        let fast = state.exp_avg_fast + s.one_minus_beta1 * (g - state.exp_avg_fast);
-        let slow = state.exp_avg_slow + s.one_minus_beta3 * (g - state.exp_avg_slow);
+        let fast = toward(state.exp_avg_fast, g, s.one_minus_beta1, s.beta1);
+        let slow = toward(state.exp_avg_slow, g, s.one_minus_beta3, s.beta3);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * g * g;
         *p = *p - (s.decay * *p + (s.fast * fast + s.slow * slow) / (v.sqrt() + s.eps));
         *state = AdEmaMixState { exp_avg_fast: fast, exp_avg_slow: slow, exp_avg_sq: v };
     }
 }
 
-/// The paper's algorithm 1 for one parameter, line by line.
+/// The paper's algorithm 1 for one parameter, line by line, with its schedulers f_α and f_β₃, whose β_start is β₁.
 fn paper(rule: &AdEmaMix, lr: f64, theta: f64, gradients: impl Iterator<Item = f64>) -> f64 {
     let AdEmaMix { beta1, beta2, eps, weight_decay, .. } = *rule;
+    let period = rule.warmup as f64;
     let (mut m1, mut m2, mut nu, mut theta) = (0.0, 0.0, 0.0, theta);
     for (t, g) in (1..).zip(gradients) {
-        let (alpha, beta3) = (rule.alpha_at(t), rule.beta3_at(t));
+        let now = f64::from(t);
+        let alpha = (now * rule.alpha / period).min(rule.alpha);
+        let (start, end) = (beta1.ln(), rule.beta3.ln());
+        let exponent = start * end / ((1.0 - now / period) * end + now / period * start);
+        // Beyond the period the exponent would go on.
+        let beta3 = if now < period { exponent.exp().min(rule.beta3) } else { rule.beta3 };
         m1 = beta1 * m1 + (1.0 - beta1) * g;
         m2 = beta3 * m2 + (1.0 - beta3) * g;
         nu = beta2 * nu + (1.0 - beta2) * g * g;
-        let m1_hat = m1 / (1.0 - beta1.powi(t as i32));
-        let nu_hat = nu / (1.0 - beta2.powi(t as i32));
+        let m1_hat = m1 / (1.0 - beta1.powi(t));
+        let nu_hat = nu / (1.0 - beta2.powi(t));
         theta -= lr * ((m1_hat + alpha * m2) / (nu_hat.sqrt() + eps) + weight_decay * theta);
     }
     theta

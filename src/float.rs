@@ -31,6 +31,8 @@ pub trait Float:
     fn abs(self) -> Self;
     /// The larger of two numbers.
     fn max(self, other: Self) -> Self;
+    /// The smaller of two numbers.
+    fn min(self, other: Self) -> Self;
     /// 1, −1, or 0 for a zero of either sign.
     fn sign(self) -> Self;
 }
@@ -60,6 +62,10 @@ macro_rules! float {
                 <$t>::max(self, other)
             }
             #[inline]
+            fn min(self, other: Self) -> Self {
+                <$t>::min(self, other)
+            }
+            #[inline]
             fn sign(self) -> Self {
                 if self == 0.0 { 0.0 } else { self.signum() }
             }
@@ -80,14 +86,14 @@ float!(f64);
 /// size(a · b)     = |a| size(b) + |b| size(a) + ε size(a) size(b)
 /// size(a / b)     = (size(a) / |b| + |a| size(b) / b²) / (1 − ε size(b) / |b|)
 /// size(√a)        = min(size(a) / 2√a, √(size(a) / ε))
-/// size(max(a, b)) = max(size(a), size(b))
+/// size(max(a, b)) = max(size(a), size(b)), and of min likewise
 /// ```
 ///
 /// that is `Σ |∂f/∂x · x|` along the way (running error analysis: Higham, *Accuracy and Stability of Numerical Algorithms*, §3.3), with the
 /// terms of second order that are left where a factor, a divisor or a radicand has cancelled to nothing. Of a quotient whose divisor is all error nothing
 /// can be said, and its size is larger than any f32. The sign of a number that may be on either side of zero has the size whose ulp is 2.
 /// A result that cancels to almost nothing keeps the size of its terms, so an error measured in [`ulp`]s of the size has a bound that
-/// holds for every input. No size is below 2⁻¹⁰³, where an ulp is 2⁻¹²⁶: what a GPU may flush to zero.
+/// holds for every input. It bounds what rounding does to a given sequence of operations; that the sequence is a good one, only a comparison with others can show. No size is below 2⁻¹⁰³, where an ulp is 2⁻¹²⁶: what a GPU may flush to zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Scaled {
     value: f64,
@@ -146,6 +152,9 @@ impl Float for Scaled {
     }
     fn max(self, other: Self) -> Self {
         Self::new(self.value.max(other.value), self.size.max(other.size))
+    }
+    fn min(self, other: Self) -> Self {
+        Self::new(self.value.min(other.value), self.size.max(other.size))
     }
     /// Exact where the value is clear of zero, or is a zero that nothing has cancelled to.
     fn sign(self) -> Self {

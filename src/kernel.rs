@@ -118,22 +118,22 @@ pub fn source<R: Rule>(key: &Key) -> String {
         (true, Access::Elements) => include_str!("../shaders/access/elements_zero.wgsl"),
     };
     // The rule comes first: module scope knows no order, and an error then names the rule's own line.
-    [R::WGSL, &common::<R>(key), zero, &glue::<R>(key), include_str!("../shaders/step.wgsl")].join("\n")
+    [R::WGSL, &common(key), zero, &glue::<R>(key), include_str!("../shaders/step.wgsl")].join("\n")
 }
 
 /// The text of the kernel that reduces the gradients of what a kernel under `key` updates.
 #[must_use]
-pub fn reduce_source<R: Rule>(key: &Key) -> String {
+pub fn reduce_source(key: &Key) -> String {
     // The access text names the parameters too, which a reduction does not bind: they are a private stand-in.
     let buffers = format!(
         "var<private> p_buffer: array<Stored, 1>;
 @group(0) @binding({REDUCE_BINDING_G}) var<storage, read> g_buffer: array<Stored>;"
     );
-    [&common::<R>(key), buffers.as_str(), include_str!("../shaders/reduce.wgsl")].join("\n")
+    [&common(key), buffers.as_str(), include_str!("../shaders/reduce.wgsl")].join("\n")
 }
 
 /// What the kernels that walk a table of tiles have in common.
-fn common<R: Rule>(key: &Key) -> String {
+fn common(key: &Key) -> String {
     let access = match key.access {
         Access::Quads => include_str!("../shaders/access/quads.wgsl"),
         Access::Elements => include_str!("../shaders/access/elements.wgsl"),
@@ -309,7 +309,7 @@ fn fields(names: &[&str], ty: &str) -> String {
 }
 
 #[cfg(feature = "gpu")]
-pub(crate) use compiled::Kernel;
+pub(crate) use compiled::{Kernel, check_text};
 
 #[cfg(feature = "gpu")]
 mod compiled {
@@ -336,66 +336,78 @@ mod compiled {
             key: &Key,
         ) -> Result<Self, Error> {
             let label = format!("wgpu-optim {}", R::NAME);
-            checked(
-                device,
-                || format!("the kernel of rule {}", R::NAME),
-                || {
-                    let text = source::<R>(key);
-                    let descriptor = wgpu::ShaderModuleDescriptor {
-                        label: Some(&label),
-                        source: wgpu::ShaderSource::Wgsl(text.into()),
-                    };
-                    let module = if is_built_in::<R>() {
-                        // SAFETY: no index leaves its binding. `Part::prove_bounds` has checked every tile of the table against
-                        // what is bound, the driver stays inside of its tile, element access clamps, and the rules of the list index
-                        // nothing and have no loops.
-                        unsafe {
-                            let checks = wgpu::ShaderRuntimeChecks::unchecked();
-                            device.create_shader_module_trusted(descriptor, checks)
-                        }
-                    } else {
-                        // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
-                        device.create_shader_module(descriptor)
-                    };
-                    let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
-                    let table = match key.space {
-                        Space::Uniform => wgpu::BufferBindingType::Uniform,
-                        Space::Storage => storage(true),
-                    };
-                    let mut entries = vec![
-                        entry(BINDING_TABLE, table),
-                        entry(BINDING_P, storage(false)),
-                        entry(BINDING_G, storage(!key.writable_gradients)),
-                    ];
-                    let kept = key.kept.iter().filter(|&&kept| kept);
-                    let states = kept.count() as u32 + u32::from(key.around.ema);
-                    entries.extend((0..states).map(|i| entry(BINDING_STATE + i, storage(false))));
-                    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                        label: Some(&label),
-                        entries: &entries,
-                    });
-                    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                        label: Some(&label),
-                        bind_group_layouts: &[Some(&layout), Some(rows)],
-                        immediate_size: 0,
-                    });
-                    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                        label: Some(&label),
-                        layout: Some(&pipeline_layout),
-                        module: &module,
-                        entry_point: Some(ENTRY_POINT),
-                        compilation_options: wgpu::PipelineCompilationOptions::default(),
-                        cache: None,
-                    });
-                    Self { pipeline, layout }
-                },
-            )
+            checked(device, what::<R>, || {
+                let text = source::<R>(key);
+                let descriptor = wgpu::ShaderModuleDescriptor {
+                    label: Some(&label),
+                    source: wgpu::ShaderSource::Wgsl(text.into()),
+                };
+                let module = if is_built_in::<R>() {
+                    // SAFETY: no index leaves its binding. `Part::prove_bounds` has checked every tile of the table against
+                    // what is bound, the driver stays inside of its tile, element access clamps, and the rules of the list index
+                    // nothing and have no loops.
+                    unsafe {
+                        let checks = wgpu::ShaderRuntimeChecks::unchecked();
+                        device.create_shader_module_trusted(descriptor, checks)
+                    }
+                } else {
+                    // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
+                    device.create_shader_module(descriptor)
+                };
+                let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
+                let table = match key.space {
+                    Space::Uniform => wgpu::BufferBindingType::Uniform,
+                    Space::Storage => storage(true),
+                };
+                let mut entries = vec![
+                    entry(BINDING_TABLE, table),
+                    entry(BINDING_P, storage(false)),
+                    entry(BINDING_G, storage(!key.writable_gradients)),
+                ];
+                let kept = key.kept.iter().filter(|&&kept| kept);
+                let states = kept.count() as u32 + u32::from(key.around.ema);
+                entries.extend((0..states).map(|i| entry(BINDING_STATE + i, storage(false))));
+                let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                    label: Some(&label),
+                    entries: &entries,
+                });
+                let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label: Some(&label),
+                    bind_group_layouts: &[Some(&layout), Some(rows)],
+                    immediate_size: 0,
+                });
+                let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(&label),
+                    layout: Some(&pipeline_layout),
+                    module: &module,
+                    entry_point: Some(ENTRY_POINT),
+                    compilation_options: wgpu::PipelineCompilationOptions::default(),
+                    cache: None,
+                });
+                Self { pipeline, layout }
+            })
         }
+    }
+
+    fn what<R: Rule>() -> String {
+        format!("the kernel of rule {} (whose own text is lines 1 to {})", R::NAME, R::WGSL.lines().count())
+    }
+
+    /// Has the device look at a rule's text in both of its forms, with scalars and with vectors of them, one of which only some layouts need.
+    pub(crate) fn check_text<R: Rule>(device: &wgpu::Device, key: &Key) -> Result<(), Error> {
+        for whole in [true, false] {
+            let text = source::<R>(&Key { whole, ..key.clone() });
+            let label = format!("wgpu-optim {}", R::NAME);
+            let source = wgpu::ShaderSource::Wgsl(text.into());
+            let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source };
+            checked(device, what::<R>, || device.create_shader_module(descriptor))?;
+        }
+        Ok(())
     }
 
     impl Kernel {
         /// The reduction of the gradients of what the kernel under `key` updates.
-        pub(crate) fn reduction<R: Rule>(device: &wgpu::Device, key: &Key) -> Result<Self, Error> {
+        pub(crate) fn reduction(device: &wgpu::Device, key: &Key) -> Result<Self, Error> {
             let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
             let table = match key.space {
                 Space::Uniform => wgpu::BufferBindingType::Uniform,
@@ -409,7 +421,7 @@ mod compiled {
                     entry(REDUCE_BINDING_PARTIALS, storage(false)),
                 ],
             });
-            let pipeline = crate::control::reduce_pipeline(device, reduce_source::<R>(key), &layout)?;
+            let pipeline = crate::control::reduce_pipeline(device, reduce_source(key), &layout)?;
             Ok(Self { pipeline, layout })
         }
     }

@@ -6,14 +6,14 @@ use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, limits};
 use crate::error::Error;
 use crate::kernel::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, REDUCE_BINDING_G,
-    REDUCE_BINDING_PARTIALS, row_bytes, set_vectors,
+    REDUCE_BINDING_PARTIALS, check_text, row_bytes, set_vectors,
 };
 use crate::lag::Lags;
 use crate::layout::{Layout, Tensor};
 use crate::options::{Clip, Options};
 use crate::plan::{self, Chunk, Dispatch, HEADER_BYTES, Header, Limits, QUAD, Space, Span, WholeTile};
 use crate::rows::{self, Lease, Rows};
-use crate::rules::{Fields, Rule, Step, slots};
+use crate::rules::{Fields, Rule, Step, is_built_in, slots};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -127,7 +127,8 @@ impl<R: Rule> Optimizer<R> {
     /// Allocates zeroed state for `layout` on `device`.
     ///
     /// # Errors
-    /// [`Error::DeviceLimit`] or [`Error::TooManyGroups`] if the device cannot run the kernels, [`Error::Device`] if it refuses the memory.
+    /// [`Error::DeviceLimit`] or [`Error::TooManyGroups`] if the device cannot run the kernels, [`Error::Device`] if it refuses the memory or the text of
+    /// a rule that is not built in.
     pub fn new(device: &wgpu::Device, layout: Layout<R>) -> Result<Self, Error> {
         Self::with_options(device, layout, Options::default())
     }
@@ -141,6 +142,22 @@ impl<R: Rule> Optimizer<R> {
         let around = options.around();
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| layout.keeps_slot(slot)).collect();
         let limits = limits::<R>(&device.limits(), &layout, &kept, &options)?;
+        if !is_built_in::<R>() {
+            check_text::<R>(
+                device,
+                &Key {
+                    access: Access::Quads,
+                    whole: true,
+                    single: false,
+                    space: Space::Uniform,
+                    writable_gradients: options.zero_gradients,
+                    groups: layout.groups().len() as u32,
+                    kept: kept.clone(),
+                    uniform_bytes: limits.uniform_bytes,
+                    around,
+                },
+            )?;
+        }
         let spans: Vec<_> = layout
             .by_offset()
             .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
@@ -547,7 +564,7 @@ impl<R: Rule> Optimizer<R> {
             self.kernels.insert(key.clone(), kernel);
         }
         if self.control.is_some() && !self.reductions.contains_key(&key) {
-            let kernel = Kernel::reduction::<R>(&self.device, &key)?;
+            let kernel = Kernel::reduction(&self.device, &key)?;
             self.reductions.insert(key.clone(), kernel);
         }
         let header = Header {

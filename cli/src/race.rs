@@ -66,7 +66,9 @@ pub struct Path {
     pub reference: [f64; 2],
     /// The larger coordinate of their distance.
     pub distance: f64,
-    /// For rules that contract rounding errors: whether the distance is within bounds.
+    /// Whether both went beyond all bounds.
+    pub diverged: bool,
+    /// For rules that contract rounding errors and have not diverged: whether the distance is within bounds.
     pub pass: Option<bool>,
     #[serde(skip)]
     points: Vec<[f64; 2]>,
@@ -98,7 +100,13 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
         };
         let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
         let (end, reference) = (last(&points), last(&reference));
-        let distance = apart(end[0], reference[0]).max(apart(end[1], reference[1]));
+        let finite = |point: [f64; 2]| point.iter().all(|x| x.is_finite());
+        let diverged = !finite(end) && !finite(reference);
+        // Of one that has diverged alone: infinite.
+        let apart = |i: usize| {
+            if finite(end) == finite(reference) { (end[i] - reference[i]).abs() } else { f64::INFINITY }
+        };
+        let distance = apart(0).max(apart(1));
         Ok(Path {
             rule: R::NAME,
             label: self.device.label(),
@@ -108,18 +116,10 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
             value: value(end),
             reference,
             distance,
-            pass: JUDGED.contains(&R::NAME).then_some(distance <= TOLERANCE),
+            pass: (JUDGED.contains(&R::NAME) && !diverged).then_some(distance <= TOLERANCE),
+            diverged,
             points,
         })
-    }
-}
-
-/// The distance of two numbers. Of two that have both diverged it is 0.
-fn apart(a: f64, b: f64) -> f64 {
-    match (a.is_finite(), b.is_finite()) {
-        (true, true) => (a - b).abs(),
-        (false, false) => 0.0,
-        _ => f64::INFINITY,
     }
 }
 

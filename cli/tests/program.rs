@@ -328,8 +328,10 @@ fn a_race_with_a_bad_learning_rate() {
     let output = optim(&["race", "--device", "cpu", "--rule", "sgd", "--lr=-1"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(errors(&output).contains("learning rate = -1"), "{}", errors(&output));
-    // Both diverge, which is no disagreement.
+    // Both diverge, which is no disagreement, and no pass.
     let output = optim(&["race", "--device", "cpu", "--rule", "sgd", "--lr", "10", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    assert_eq!(lines(&output)[0]["end"], serde_json::json!([null, null]));
+    let line = &lines(&output)[0];
+    assert_eq!(line["end"], serde_json::json!([null, null]));
+    assert_eq!((&line["diverged"], &line["pass"]), (&Value::Bool(true), &Value::Null));
 }

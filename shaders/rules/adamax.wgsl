@@ -3,8 +3,7 @@
 fn update(s: Scalars, at: At) {
     let p = read_p(at);
     let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
-    let m_old = read_exp_avg(at);
-    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    let m = toward(read_exp_avg(at), d, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
     write_exp_avg(at, m);
     let u = max(s.beta2 * read_exp_inf(at), abs(d) + s.eps);
     write_exp_inf(at, u);

@@ -2,8 +2,7 @@
 
 fn update(s: Scalars, at: At) {
     let d = s.sign * read_g(at);
-    let m_old = read_exp_avg(at);
-    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    let m = toward(read_exp_avg(at), d, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
     write_exp_avg(at, m);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
     write_exp_avg_sq(at, v);

@@ -4,11 +4,9 @@ fn update(s: Scalars, at: At) {
     let d = s.sign * read_g(at);
     let difference = select(vec4<f32>(0.0), d - read_pre_grad(at), on(vec4<f32>(s.later)));
     write_pre_grad(at, d);
-    let m_old = read_exp_avg(at);
-    let m = m_old + s.one_minus_beta1 * (d - m_old);
+    let m = toward(read_exp_avg(at), d, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
     write_exp_avg(at, m);
-    let v_old = read_exp_avg_diff(at);
-    let v = v_old + s.one_minus_beta2 * (difference - v_old);
+    let v = toward(read_exp_avg_diff(at), difference, vec4<f32>(s.one_minus_beta2), vec4<f32>(s.beta2));
     write_exp_avg_diff(at, v);
     let ahead = d + s.ahead * difference;
     let n = s.beta3 * read_exp_avg_sq(at) + s.one_minus_beta3 * ahead * ahead;

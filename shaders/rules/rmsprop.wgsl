@@ -8,10 +8,12 @@ fn update(s: Scalars, at: At) {
     let zero = vec4<f32>(0.0);
     let centered = on(vec4<f32>(s.centered));
     let mean_old = read_grad_avg(at);
-    let mean = select(zero, mean_old + s.one_minus_alpha * (d - mean_old), centered);
+    let moved = toward(mean_old, d, vec4<f32>(s.one_minus_alpha), vec4<f32>(s.alpha));
+    let mean = select(zero, moved, centered);
     write_grad_avg(at, select(mean_old, mean, centered));
-    // A variance: rounding must not make it negative.
-    let step = d / (sqrt(max(v - mean * mean, zero) + s.eps_root) + s.eps);
+    // A variance: rounding must not make it negative, nor two overflows a zero.
+    let variance = max(v - min(mean * mean, vec4<f32>(0x1.fffffep+127f)), zero);
+    let step = d / (sqrt(variance + s.eps_root) + s.eps);
     let moving = on(vec4<f32>(s.momentum));
     let b_old = read_momentum_buffer(at);
     let b = s.momentum * b_old + step;

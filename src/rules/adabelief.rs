@@ -1,5 +1,5 @@
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
-use super::{MomentsState, Rule, Twin, bias_correction, epsilon, sign, weighted};
+use super::{MomentsState, Rule, Twin, bias_correction, epsilon, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -59,6 +59,8 @@ crate::fields! {
         decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Weight of the old variance.
         beta2,
         /// Weight of the new square, 1 − β₂.
@@ -94,6 +96,7 @@ impl Rule for AdaBelief {
             sign: sign(self.maximize),
             decay: lr * self.weight_decay,
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
             eps_root: self.eps_root,
@@ -109,7 +112,7 @@ impl Twin for AdaBelief {
     #[inline]
     fn update<T: Float>(s: &AdaBeliefScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
         let d = s.sign * g;
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
         let error = d - m;
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * error * error + s.eps_root;
         *p = *p - (weighted(s.decay, *p) + s.step_size * m / (v.sqrt() + s.eps));

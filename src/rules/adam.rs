@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, bias_correction, decays, epsilon, non_negative, sign, weighted};
+use super::{Rule, Twin, below_one, bias_correction, decays, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -19,7 +19,7 @@ use crate::float::Float;
 ///
 /// Semantics and defaults are those of `torch.optim.Adam`. The kernel evaluates the last line as
 /// `step_size · m / (√w + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
-/// arithmetic, one operation less. No deviations otherwise. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element
+/// arithmetic, one operation less. No deviations otherwise, but that the maximum of what is no number is left open. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element
 /// then rests, as PyTorch's does. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
@@ -84,6 +84,8 @@ crate::fields! {
         decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Weight of the old mean square.
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
@@ -193,6 +195,7 @@ impl Rule for Adam {
             weight_decay,
             decay,
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
             step_size,
@@ -208,7 +211,7 @@ impl Twin for Adam {
     #[inline]
     fn update<T: Float>(s: &AdamScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
         let mut w = v;
         if s.max_scale > T::ZERO {

@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, weighted};
+use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -13,7 +13,7 @@ use crate::float::Float;
 ///
 /// With `eps_after_max` (Keras) `eps` is left out of the maximum and added to the divisor: `m / (u + eps)`.
 ///
-/// Semantics and defaults are those of `torch.optim.Adamax`. No deviations but the bound on `eps`. State: 8 bytes a parameter (`exp_avg`,
+/// Semantics and defaults are those of `torch.optim.Adamax`. No deviations but the bound on `eps`, and that the maximum of what is no number is left open. State: 8 bytes a parameter (`exp_avg`,
 /// `exp_inf`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
@@ -58,6 +58,8 @@ crate::fields! {
         weight_decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Decay of the maximum.
         beta2,
         /// Added before the maximum is taken.
@@ -102,6 +104,7 @@ impl Rule for Adamax {
             sign: sign(self.maximize),
             weight_decay: self.weight_decay,
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             beta2: self.beta2,
             eps,
             eps_after,
@@ -117,7 +120,7 @@ impl Twin for Adamax {
     #[inline]
     fn update<T: Float>(s: &AdamaxScalars<T>, p: &mut T, g: T, state: &mut AdamaxState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
         let u = (s.beta2 * state.exp_inf).max(d.abs() + s.eps);
         *p = *p - s.step_size * m / (u + s.eps_after);
         state.exp_avg = m;

@@ -1,5 +1,5 @@
 use super::adam::{ADAM_MAX_ULPS, AdamState, Denominator, MAX_SLOT, validate_betas};
-use super::{Rule, Twin, sign};
+use super::{Rule, Twin, sign, toward};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -77,6 +77,8 @@ crate::fields! {
         decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Weight of the old mean square.
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
@@ -123,6 +125,7 @@ impl Rule for AdamW {
             sign: sign(self.maximize),
             decay: lr * self.weight_decay,
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
             step_size,
@@ -138,7 +141,7 @@ impl Twin for AdamW {
     #[inline]
     fn update<T: Float>(s: &AdamWScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
         let d = s.sign * g;
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
         let mut w = v;
         if s.max_scale > T::ZERO {

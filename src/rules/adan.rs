@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, weighted};
+use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -79,8 +79,12 @@ crate::fields! {
         later,
         /// Weight of the gradient in its mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Weight of the difference in its mean, 1 − β₂.
         one_minus_beta2,
+        /// Weight of the old mean, β₂.
+        beta2,
         /// Weight of the difference beside the gradient.
         ahead,
         /// Weight of the old mean square.
@@ -144,7 +148,9 @@ impl Rule for Adan {
             sign: sign(self.maximize),
             later: if t > 1 { 1.0 } else { 0.0 },
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             one_minus_beta2: 1.0 - self.beta2,
+            beta2: self.beta2,
             ahead,
             beta3: self.beta3,
             one_minus_beta3: 1.0 - self.beta3,
@@ -166,8 +172,8 @@ impl Twin for Adan {
     fn update<T: Float>(s: &AdanScalars<T>, p: &mut T, g: T, state: &mut AdanState<T>) {
         let d = s.sign * g;
         let difference = if s.later > T::ZERO { d - state.pre_grad } else { T::ZERO };
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
-        let v = state.exp_avg_diff + s.one_minus_beta2 * (difference - state.exp_avg_diff);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
+        let v = toward(state.exp_avg_diff, difference, s.one_minus_beta2, s.beta2);
         let ahead = d + s.ahead * difference;
         let n = s.beta3 * state.exp_avg_sq + s.one_minus_beta3 * ahead * ahead;
         let step = (s.mean * m + s.trend * v) / ((n + s.eps_root).sqrt() + s.eps);

@@ -1,4 +1,4 @@
-use super::{Rule, Twin, below_one, non_negative, sign, weighted};
+use super::{Rule, Twin, below_one, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -11,7 +11,7 @@ use crate::float::Float;
 /// m = beta2 · m + (1 − beta2) · d
 /// ```
 ///
-/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has `weight_decay` 0. No deviations. State: 4 bytes a
+/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has `weight_decay` 0. No deviations: the sign of what is no number is that itself, as far as the device's arithmetic passes it on. State: 4 bytes a
 /// parameter (`exp_avg`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS). Where `c` is zero but for rounding, any of the three signs is within it.
 ///
@@ -56,6 +56,8 @@ crate::fields! {
         one_minus_beta1,
         /// Weight of the gradient in the mean, 1 − β₂.
         one_minus_beta2,
+        /// Weight of the old mean, β₂.
+        beta2,
         /// Learning rate.
         lr,
     }
@@ -92,6 +94,7 @@ impl Rule for Lion {
             beta1: self.beta1,
             one_minus_beta1: 1.0 - self.beta1,
             one_minus_beta2: 1.0 - self.beta2,
+            beta2: self.beta2,
             lr,
         }
     }
@@ -107,6 +110,6 @@ impl Twin for Lion {
         let m = state.exp_avg;
         let c = s.beta1 * m + s.one_minus_beta1 * d;
         *p = *p - (weighted(s.decay, *p) + s.lr * c.sign());
-        state.exp_avg = m + s.one_minus_beta2 * (d - m);
+        state.exp_avg = toward(m, d, s.one_minus_beta2, s.beta2);
     }
 }

@@ -160,8 +160,10 @@ impl From<f64> for Step {
 /// when all is read first.) `Scalars` has the fields of [`Scalars`](Self::Scalars), each an `f32` or, where one quad spans several groups, a
 /// `vec4<f32>`: write arithmetic that takes both (`s.lr * g`; `vec4<f32>(s.eps)` where a vector is required).
 ///
-/// Two functions help with what a configuration switches off: `weighted(vec4<f32>(s.w), x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite;
-/// `on(vec4<f32>(s.w))` is where `w > 0`, for `select`. In Rust they are [`weighted`] and a comparison.
+/// Some functions are there to help: `toward(old, new, vec4<f32>(s.w), vec4<f32>(s.rest))` is a running mean, `w · new + rest · old`, without
+/// cancellation; `weighted(vec4<f32>(s.w), x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite; `on(vec4<f32>(s.w))` is where `w > 0`, for `select`;
+/// `sign_of(x)` is a sign that passes on what is no number. In Rust they are [`toward`], [`weighted`], a comparison and [`Float::sign`]. Of `max` and `min` of what is no
+/// number WGSL promises nothing, and Rust drops it.
 pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The name used in files, on the command line and in errors; also the stem of the shader and source file.
     const NAME: &'static str;
@@ -223,6 +225,14 @@ impl<T> Fields<T> for () {
 #[inline]
 pub fn weighted<T: Float>(w: T, x: T) -> T {
     if w > T::ZERO { w * x } else { T::ZERO }
+}
+
+/// `w · new + (1 − w) · old`, in the form that does not cancel where `w` is near 0 or near 1; `rest` is `1 − w`, rounded on its own. PyTorch's `lerp` has the same
+/// two forms.
+#[inline]
+pub fn toward<T: Float>(old: T, new: T, w: T, rest: T) -> T {
+    let d = new - old;
+    if w < T::from_f64(0.5) { old + w * d } else { new - rest * d }
 }
 
 /// The slot names of a rule: the fields of its state.

@@ -1,5 +1,5 @@
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
-use super::{MomentsState, Rule, Twin, bias_correction, decays, non_negative, sign, weighted};
+use super::{MomentsState, Rule, Twin, bias_correction, decays, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -74,6 +74,8 @@ crate::fields! {
         decay,
         /// Weight of the gradient in the mean, 1 − β₁.
         one_minus_beta1,
+        /// Weight of the old mean, β₁.
+        beta1,
         /// Weight of the old mean square.
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
@@ -115,6 +117,7 @@ impl Rule for NAdam {
             weight_decay,
             decay,
             one_minus_beta1: 1.0 - self.beta1,
+            beta1: self.beta1,
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
             gradient: lr * (1.0 - mu(t)) / (1.0 - product) * root2,
@@ -130,7 +133,7 @@ impl Twin for NAdam {
     #[inline]
     fn update<T: Float>(s: &NAdamScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
-        let m = state.exp_avg + s.one_minus_beta1 * (d - state.exp_avg);
+        let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
         let v = s.beta2 * state.exp_avg_sq + s.one_minus_beta2 * d * d;
         let step = (s.gradient * d + s.mean * m) / (v.sqrt() + s.eps);
         *p = *p - (weighted(s.decay, *p) + step);

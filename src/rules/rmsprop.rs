@@ -1,4 +1,4 @@
-use super::{Rule, Twin, epsilon, non_negative, sign, weighted};
+use super::{Rule, Twin, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -14,7 +14,8 @@ use crate::float::Float;
 /// ```
 ///
 /// Semantics and defaults are those of `torch.optim.RMSprop`, which has no `eps_root`; optax and Keras have `eps_root` 1e-8 or 1e-7 with `eps` 0 and
-/// `alpha` 0.9. Deviation: where rounding makes the variance `v − m²` negative it counts as 0; PyTorch's becomes NaN. State: 4 bytes a
+/// `alpha` 0.9. Deviation: where rounding makes the variance `v − m²` negative it counts as 0, while PyTorch's becomes NaN; where both squares overflow the element rests, as an
+/// uncentered one does. State: 4 bytes a
 /// parameter (`square_avg`), 4 more with momentum (`momentum_buffer`), 4 more if centered (`grad_avg`). Error of one step: at most
 /// [`MAX_ULPS`](Twin::MAX_ULPS).
 ///
@@ -145,11 +146,13 @@ impl Twin for RmsProp {
         let v = s.alpha * state.square_avg + s.one_minus_alpha * d * d;
         let mut mean = T::ZERO;
         if s.centered > T::ZERO {
-            mean = state.grad_avg + s.one_minus_alpha * (d - state.grad_avg);
+            mean = toward(state.grad_avg, d, s.one_minus_alpha, s.alpha);
             state.grad_avg = mean;
         }
-        // A variance: rounding must not make it negative.
-        let step = d / (((v - mean * mean).max(T::ZERO) + s.eps_root).sqrt() + s.eps);
+        // A variance: rounding must not make it negative, nor two overflows a zero.
+        let step = d
+            / (((v - (mean * mean).min(T::from_f64(f32::MAX.into()))).max(T::ZERO) + s.eps_root).sqrt()
+                + s.eps);
         let mut b = step;
         if s.momentum > T::ZERO {
             b = s.momentum * state.momentum_buffer + step;

@@ -615,6 +615,9 @@ CASES = [
             {"amsgrad": True, "beta1": BETA1, "eps": LARGE_EPS, "maximize": True},
         ),
     ),
+    # Large and small gradients in turn without averages: what is left of the old one must not drown the new one.
+    compact("adam-no-averages", "adam", {"beta1": 0.0, "beta2": 0.0, "eps": EPS}),
+    compact("adam-short-averages", "adam", {"beta1": uniform(0.0, 0.3), "beta2": uniform(0.0, 0.3), "eps": EPS}),
     compact("adam-eps-uncorrected", "adam", {**BETAS, "eps": LARGE_EPS, "eps_corrected": False}, **BY_KERAS),
     compact(
         "adam-eps-uncorrected-amsgrad",
@@ -719,6 +722,7 @@ CASES = [
         lr=WITH_MOMENTUM,
         momentum=cyclical(0.5, 0.95),
     ),
+    compact("rmsprop-centered-short", "rmsprop", {"alpha": uniform(0.02, 0.4), "centered": True, "eps": 1e-3}),
     compact("rmsprop-eps-root", "rmsprop", {"alpha": BETA2, "eps": 0.0, "eps_root": ROOT}, peer="optax"),
     compact(
         "rmsprop-eps-root-centered",
@@ -858,6 +862,7 @@ CASES = [
         peer="optax",
         groups=compact_groups({"weight_decay": DECAY}, {**BETAS, "eps_root": 1e-9}, {"maximize": True}),
     ),
+    compact("adabelief-no-mean", "adabelief", {"beta1": 0.0, "beta2": BETA2, "eps": 1e-8}, peer="optax"),
     compact(
         "adabelief-momentum-override", "adabelief", {**BETAS, "eps": EPS}, peer="optax", momentum=wandering(0.6, 0.97)
     ),

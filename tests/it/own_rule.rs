@@ -2,7 +2,7 @@
 
 use crate::common::{Run, single};
 use wgpu_optim::float::Float;
-use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Step, Tensors, fields};
+use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Step, fields};
 
 fields! {
     /// Step scalars.
@@ -56,6 +56,11 @@ macro_rules! signum {
 }
 
 signum!(Signum, "signum", SIGNUM);
+signum!(
+    OneGroupOnly,
+    "one_group_only",
+    "\nfn update(s: Scalars, at: At) {\n    let lr: f32 = s.lr;\n    write_p(at, read_p(at) - lr * read_g(at));\n}"
+);
 signum!(Misspelt, "misspelt", "\nfn update(s: Scalars, at: At) {\n    write_p(at, read_q(at));\n}");
 
 #[test]
@@ -78,12 +83,14 @@ fn it_gets_groups_and_state_like_a_built_in_one() {
 #[test]
 fn a_mistake_in_its_shader_is_an_error_with_its_line() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let mut optimizer = Optimizer::new(&gpu.device, single(Misspelt { beta: 0.0 }, 8)).unwrap();
-    let (p, g) = (gpu.buffer(32), gpu.buffer(32));
-    let error = optimizer.bind(&Tensors::flat(&p, &g)).unwrap_err();
+    let error = Optimizer::new(&gpu.device, single(Misspelt { beta: 0.0 }, 8)).unwrap_err();
     let Error::Device { what, reason } = &error else { panic!("{error}") };
-    assert!(what.contains("misspelt"), "{what}");
+    assert!(what.contains("misspelt") && what.contains("lines 1 to 4"), "{what}");
     assert!(reason.contains("read_q") && reason.contains(":3:"), "{reason}");
+    // What only layouts with quads of several groups would need is looked at too.
+    let error = Optimizer::new(&gpu.device, single(OneGroupOnly { beta: 0.0 }, 8)).unwrap_err();
+    let Error::Device { reason, .. } = &error else { panic!("{error}") };
+    assert!(reason.contains(":3:"), "{reason}");
 }
 
 fields! {

@@ -335,7 +335,7 @@ fn run_race(arguments: Race, common: Common) -> anyhow::Result<bool> {
                 number(path.reference[0]),
                 number(path.reference[1]),
                 format!("{:.1e}", path.distance),
-                path.pass.map_or("", verdict).into(),
+                if path.diverged { "diverged" } else { path.pass.map_or("", verdict) }.into(),
             ]
         });
         let header = ["rule", "lr", "x", "y", "value", "f64 x", "f64 y", "distance", ""];
