@@ -4,7 +4,7 @@ use crate::device::{Error, fits, guarded};
 use harness::{Gpu, wgpu};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::float::Float;
-use wgpu_optim::{Bound, Layout, Optimizer, Step, Tensors, Twin, cpu};
+use wgpu_optim::{Bound, Layout, Optimizer, Options, Step, Tensors, Twin, cpu};
 
 /// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
 const IN_FLIGHT: u64 = 16;
@@ -75,10 +75,19 @@ pub(crate) struct Device<'a, R> {
 
 impl<'a, R: Twin> Device<'a, R> {
     pub(crate) fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Result<Self, Error> {
+        Self::with_options(gpu, layout, params, Options::default())
+    }
+
+    pub(crate) fn with_options(
+        gpu: &'a Gpu,
+        layout: Layout<R>,
+        params: &[f32],
+        options: Options,
+    ) -> Result<Self, Error> {
         let bytes = layout.buffer_size();
         fits(gpu, bytes / 4)?;
         let (params, grads) = guarded(gpu, || (gpu.upload(params), gpu.buffer(bytes)))?;
-        let mut optimizer = Optimizer::new(&gpu.device, layout)?;
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options)?;
         let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
         Ok(Self { gpu, optimizer, params, grads, bound })
     }

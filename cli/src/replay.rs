@@ -8,7 +8,7 @@ use harness::Gpu;
 use serde::de::DeserializeOwned;
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::slots;
-use wgpu_optim::{Group, Layout, Rule, Step, Twin};
+use wgpu_optim::{Group, Layout, Options, Rule, Step, Twin};
 
 /// Added to the norm that gradients are clipped by, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPS: f64 = 1e-6;
@@ -58,19 +58,17 @@ impl<F: FnMut()> RuleVisitor for Run<'_, F> {
         refuse_other_state(trajectory, &layout)?;
         match on {
             On::Gpu(gpu) => {
-                let engine = engine::Device::new(gpu, layout, &trajectory.params).map_err(Error::Device)?;
-                drive(trajectory, engine, tick)
+                // The device divides, clips and skips by itself.
+                let options = options(trajectory);
+                let engine = engine::Device::with_options(gpu, layout, &trajectory.params, options);
+                let raw = |t: usize| {
+                    let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
+                    Some((trajectory.grads[t].clone(), step(trajectory, t).divided_by(scale)))
+                };
+                drive(trajectory, engine.map_err(Error::Device)?, raw, tick)
             }
-            On::Cpu => drive(
-                trajectory,
-                engine::Host::<R, f32>::new(layout, &trajectory.params).map_err(Error::Setup)?,
-                tick,
-            ),
-            On::Reference => drive(
-                trajectory,
-                engine::Host::<R, f64>::new(layout, &trajectory.params).map_err(Error::Setup)?,
-                tick,
-            ),
+            On::Cpu => on_host::<R, f32>(trajectory, layout, tick),
+            On::Reference => on_host::<R, f64>(trajectory, layout, tick),
         }
     }
 }
@@ -114,15 +112,43 @@ fn refuse_other_state<R: Rule>(trajectory: &Trajectory, layout: &Layout<R>) -> R
     })
 }
 
+/// What the file has around the update.
+fn options(trajectory: &Trajectory) -> Options {
+    Options {
+        divide: trajectory.loss_scale.is_some(),
+        clip: trajectory.clip.as_ref().map(|clip| match clip {
+            Clip::GlobalNorm(bound) => wgpu_optim::Clip::GlobalNorm(*bound),
+            Clip::Value(bound) => wgpu_optim::Clip::Value(*bound),
+        }),
+        skip_nonfinite: trajectory.skip_nonfinite,
+        ..Options::default()
+    }
+}
+
+fn step(trajectory: &Trajectory, t: usize) -> Step {
+    let momentum = trajectory.momentum.as_ref().map(|m| m[t]);
+    Step { momentum, ..trajectory.lr[t].into() }
+}
+
+fn on_host<R: Twin, T: Float>(
+    trajectory: &Trajectory,
+    layout: Layout<R>,
+    tick: impl FnMut(),
+) -> Result<Vec<Vec<f64>>, Error> {
+    let engine = engine::Host::<R, T>::new(layout, &trajectory.params).map_err(Error::Setup)?;
+    let prepared = |t| Some((prepare::<T>(trajectory, t)?, step(trajectory, t)));
+    drive(trajectory, engine, prepared, tick)
+}
+
+/// Takes the steps that `step` gives gradients for.
 fn drive<R: Twin, T: Float, E: Engine<R, T>>(
     trajectory: &Trajectory,
     mut engine: E,
+    step: impl Fn(usize) -> Option<(Vec<T>, Step)>,
     mut tick: impl FnMut(),
 ) -> Result<Vec<Vec<f64>>, Error> {
     for t in 0..trajectory.steps() {
-        if let Some(grads) = prepare::<T>(trajectory, t) {
-            let momentum = trajectory.momentum.as_ref().map(|m| m[t]);
-            let step = Step { momentum, ..trajectory.lr[t].into() };
+        if let Some((grads, step)) = step(t) {
             engine.step(&grads, step).map_err(|source| Error::Step { t: t + 1, source })?;
         }
         tick();
@@ -144,7 +170,7 @@ fn pick<R: Twin, T: Float>(
     Ok(part.iter().map(|x| x.to_f64()).collect())
 }
 
-/// The gradients of step `t` (from 0) as the update takes them, `None` if the step is to be skipped.
+/// The gradients of step `t` (from 0) as the update takes them on the host, `None` if the step is to be skipped.
 ///
 /// Each stage is computed in f64 and rounded to `T` once, so that one function serves the reference and the devices.
 fn prepare<T: Float>(trajectory: &Trajectory, t: usize) -> Option<Vec<T>> {
