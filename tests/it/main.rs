@@ -6,6 +6,7 @@ mod identities;
 mod kernels;
 mod large;
 mod layouts;
+mod options;
 mod own_rule;
 mod planner;
 mod recording;

@@ -1,0 +1,502 @@
+//! What stands around the update: clipping, skipping, loss scale, averages, zeroed gradients.
+
+use crate::common::{Cases, Random, assert_same_bits, lr, single};
+use harness::{Gpu, snapshot};
+use wgpu_optim::check::Snapshot;
+use wgpu_optim::{
+    AdamW, Bound, Clip, Ema, Error, Group, Layout, LossScale, NAdam, Optimizer, Options, Report, Rule, Sgd,
+    Step, Tensors, View, for_each_rule,
+};
+
+/// A run whose gradients are written anew for every step.
+struct Run<'a, R> {
+    gpu: &'a Gpu,
+    optimizer: Optimizer<R>,
+    params: wgpu::Buffer,
+    grads: wgpu::Buffer,
+    bound: Bound,
+}
+
+impl<'a, R: Rule> Run<'a, R> {
+    fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32]) -> Self {
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
+        let (params, grads) = (gpu.upload(params), gpu.buffer((params.len() as u64).next_multiple_of(4) * 4));
+        let bound = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
+        Self { gpu, optimizer, params, grads, bound }
+    }
+
+    /// Submits a step without waiting for it.
+    fn submit(&mut self, grads: &[f32], step: impl Into<Step>) {
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
+        self.gpu.write(&self.grads, 0, grads);
+        self.gpu.queue.submit([encoder.finish()]);
+    }
+
+    fn step(&mut self, grads: &[f32], step: impl Into<Step>) -> Option<Report> {
+        self.submit(grads, step);
+        self.gpu.wait();
+        self.optimizer.take_report()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        snapshot(self.gpu, &self.optimizer, &self.params, 0)
+    }
+
+    fn ema(&self, tensor: &str) -> Vec<f32> {
+        let ranges = self.optimizer.state("ema", tensor).unwrap();
+        ranges.iter().flat_map(|r| self.gpu.read(r.buffer, r.offset, r.len as usize)).collect()
+    }
+}
+
+const SKIP: Options = Options {
+    divide: false,
+    clip: None,
+    skip_nonfinite: true,
+    loss_scale: None,
+    zero_gradients: false,
+    ema: None,
+    report: false,
+};
+
+/// Two groups by turns, tensors of odd sizes, and a gap.
+fn odd<R: Rule>(rule: R) -> Layout<R> {
+    let first = Group::new("first", rule).tensor_at("a", [301], 0).tensor_at("c", [1_030], 310);
+    let second =
+        Group::new("second", rule).lr_factor(0.5).tensor_at("b", [7], 301).tensor_at("d", [5], 1_340);
+    Layout::new([first, second]).unwrap()
+}
+
+/// Steps with gradients that are not finite leave no trace: the run equals, bit for bit, the one without them.
+fn skipped_steps_leave_no_trace<R: Rule>(gpu: &Gpu, name: &str, rule: R, seed: u64, waiting: bool) {
+    let layout = odd(rule);
+    let len = layout.len() as usize;
+    let mut random = Random::new(seed);
+    let params = random.values(len);
+    let options = Options { ema: Some(Ema { decay: 0.9, debias: true }), ..SKIP };
+    let mut dirty = Run::new(gpu, layout.clone(), options, &params);
+    let mut clean = Run::new(gpu, layout.clone(), options, &params);
+    let mut skipped = 0;
+    for t in 0..12 {
+        let mut grads = random.values(len);
+        let bad = t == 0 || random.below(3) == 0;
+        if bad {
+            let tensor = &layout.tensors()[random.below(4) as usize];
+            let at = tensor.offset + random.below(tensor.len);
+            let what = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0xff80_0001)];
+            grads[at as usize] = what[random.below(4) as usize];
+            skipped += 1;
+        } else {
+            // What lies between the tensors is nobody's.
+            grads[308] = f32::NAN;
+            clean.submit(&grads, lr(t));
+        }
+        dirty.submit(&grads, lr(t));
+        if waiting {
+            gpu.wait();
+        }
+    }
+    gpu.wait();
+    let context = format!("{} {name}, seed {seed}", R::NAME);
+    assert_same_bits(&dirty.snapshot(), &clean.snapshot(), &context);
+    for tensor in layout.tensors() {
+        assert_eq!(dirty.ema(&tensor.name), clean.ema(&tensor.name), "{context}: average of {}", tensor.name);
+    }
+    let last = std::iter::from_fn(|| dirty.optimizer.take_report()).last().unwrap();
+    assert_eq!((last.step, last.skipped), (11, skipped), "{context}");
+}
+
+macro_rules! fuzz {
+    ($($rule:ty),*) => {
+        $({
+            let Some(gpu) = harness::test_gpu() else { return };
+            for (seed, (name, rule)) in <$rule>::cases().into_iter().enumerate() {
+                skipped_steps_leave_no_trace(&gpu, name, rule, seed as u64, seed % 2 == 0);
+            }
+        })*
+    };
+}
+
+#[test]
+fn skipped_steps_leave_no_trace_in_any_rule() {
+    for_each_rule!(fuzz);
+}
+
+/// A hundred steps in one encoder, of which nothing is known on the host before all have been recorded.
+#[test]
+fn skipping_needs_no_readback() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let rule = NAdam { weight_decay: 0.1, ..NAdam::default() };
+    let layout = odd(rule);
+    let mut random = Random::new(8);
+    let params = random.values(layout.len() as usize);
+    let bad = [0, 1, 5, 40, 41, 42, 98];
+    let ends: Vec<_> = [true, false]
+        .map(|dirty| {
+            let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), SKIP).unwrap();
+            let params = gpu.upload(&params);
+            let good = gpu.upload(&Random::new(3).values(layout.len() as usize));
+            let mut values = Random::new(4).values(layout.len() as usize);
+            values[700] = f32::NAN;
+            let nan = gpu.upload(&values);
+            let good = optimizer.bind(&Tensors::flat(&params, &good)).unwrap();
+            let nan = optimizer.bind(&Tensors::flat(&params, &nan)).unwrap();
+            let mut encoder = gpu.encoder();
+            for t in 0..100 {
+                if !bad.contains(&t) {
+                    optimizer.step(&gpu.queue, &mut encoder, &good, lr(t)).unwrap();
+                } else if dirty {
+                    optimizer.step(&gpu.queue, &mut encoder, &nan, lr(t)).unwrap();
+                }
+            }
+            gpu.run(encoder);
+            snapshot(&gpu, &optimizer, &params, 0)
+        })
+        .into();
+    assert_same_bits(&ends[0], &ends[1], "a hundred steps in one encoder");
+}
+
+/// Chunked bindings, buffers of single tensors, pooled at odd offsets: one norm, one decision.
+#[test]
+fn every_form_of_buffers_is_clipped_and_skipped_alike() {
+    let limit = |l: &mut wgpu::Limits| l.max_storage_buffer_binding_size = 1 << 16;
+    let Some(gpu) = harness::test_gpu_with(limit) else { return };
+    let rule = AdamW::default();
+    let layout = Layout::new([
+        Group::new("a", rule).tensor("w", [30_001]),
+        Group::new("b", rule).lr_factor(2.0).tensor("v", [777]).tensor("u", [3]),
+    ])
+    .unwrap();
+    let options = Options { clip: Some(Clip::GlobalNorm(2.0)), ..SKIP };
+    let len = layout.len() as usize;
+    let mut random = Random::new(21);
+    let params = random.values(len);
+    let grads: Vec<_> = (0..4)
+        .map(|t| {
+            let mut grads = random.values(len);
+            if t == 1 {
+                // In the last tensor, and so in another binding than the first.
+                grads[len - 1] = f32::INFINITY;
+            }
+            grads
+        })
+        .collect();
+    let mut flat = Run::new(&gpu, layout.clone(), options, &params);
+    let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+    let buffers: Vec<_> = layout
+        .tensors()
+        .iter()
+        .map(|t| {
+            let (p, g) = (gpu.buffer(t.len * 4 + 12), gpu.buffer(t.len * 4 + 12));
+            gpu.write(&p, 4, &params[t.range()]);
+            (t.name.clone(), p, g)
+        })
+        .collect();
+    let each = buffers.iter().map(|(name, p, g)| (name.as_str(), View::new(p, 4), View::new(g, 8)));
+    let bound = optimizer.bind(&Tensors::each(each)).unwrap();
+    let mut norms = Vec::new();
+    for (t, grads) in grads.iter().enumerate() {
+        let report = flat.step(grads, lr(t)).unwrap();
+        norms.push(report.norm);
+        assert_eq!(report.finite, t != 1);
+        for (tensor, (_, _, g)) in layout.tensors().iter().zip(&buffers) {
+            gpu.write(g, 8, &grads[tensor.range()]);
+        }
+        let mut encoder = gpu.encoder();
+        optimizer.step(&gpu.queue, &mut encoder, &bound, lr(t)).unwrap();
+        gpu.run(encoder);
+        let report = optimizer.take_report().unwrap();
+        assert_eq!(report.finite, t != 1);
+        if t != 1 {
+            let exact = norm(grads);
+            approx::assert_relative_eq!(f64::from(norms[t]), exact, max_relative = 1e-6);
+            approx::assert_relative_eq!(f64::from(report.norm), exact, max_relative = 1e-6);
+            assert!(report.clip_factor < 1.0);
+        }
+    }
+    // The two add squares in another order, so their factors may differ in the last digit.
+    let flat = flat.snapshot().params;
+    for (tensor, (_, p, _)) in layout.tensors().iter().zip(&buffers) {
+        for (a, b) in gpu.read(p, 4, tensor.len as usize).iter().zip(&flat[tensor.range()]) {
+            approx::assert_relative_eq!(a, b, max_relative = 1e-5, epsilon = 1e-7);
+        }
+    }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
+}
+
+/// 16 M elements over eight decades: 1e-6 of f64, and the same bits every time.
+#[test]
+fn the_norm_is_accurate_and_the_same_every_time() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let len = 1 << 24;
+    let mut random = Random::new(99);
+    for decades in [-4.0..4.0, -12.0..-4.0] {
+        let grads: Vec<f32> = (0..len)
+            .map(|_| {
+                let sign = if random.below(2) == 0 { 1.0 } else { -1.0 };
+                let span: f64 = decades.end - decades.start;
+                (sign * 10f64.powf(decades.start + random.unit() * span)) as f32
+            })
+            .collect();
+        let options = Options { report: true, ..Options::default() };
+        let mut run = Run::new(&gpu, single(Sgd::default(), len), options, &vec![0.0; len as usize]);
+        let reports = [(); 3].map(|()| run.step(&grads, 0.0).unwrap());
+        let (got, exact) = (f64::from(reports[0].norm), norm(&grads));
+        let off = (got - exact).abs() / exact;
+        println!("norm {got:e}, f64 {exact:e}: {off:.1e} relative");
+        assert!(off <= 1e-6, "norm {got:e}, f64 {exact:e}: {off:e} relative");
+        assert!(reports.iter().all(|report| report.norm.to_bits() == reports[0].norm.to_bits()));
+    }
+}
+
+/// Divisor, norm and bound together: what the rule sees.
+#[test]
+fn gradients_are_divided_and_then_clipped() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let step = |options, grads: &[f32], divisor: f64| {
+        let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+        let report = run.step(grads, Step::from(1.0).divided_by(divisor));
+        (run.snapshot().params, report)
+    };
+    let options = Options { divide: true, ..Options::default() };
+    let (params, report) = step(options, &[8.0, -4.0, 0.0, 2.0], 4.0);
+    assert_eq!((params, report), (vec![-2.0, 1.0, 0.0, -0.5], None));
+    let (params, report) =
+        step(Options { clip: Some(Clip::Value(1.0)), ..options }, &[8.0, -4.0, 0.0, f32::NAN], 4.0);
+    assert_eq!((&params[..3], report), (&[-1.0, 1.0, 0.0][..], None));
+    assert!(params[3].is_nan(), "a bound makes no number of what is none");
+    // ‖(3, 4)‖ = 5 after the division.
+    let options = Options { clip: Some(Clip::GlobalNorm(2.5)), report: true, ..options };
+    let (params, report) = step(options, &[12.0, 16.0, 0.0, 0.0], 4.0);
+    let report = report.unwrap();
+    assert_eq!((report.norm, report.finite, report.skipped), (5.0, true, 0));
+    approx::assert_relative_eq!(report.clip_factor, 0.5, max_relative = 1e-6);
+    approx::assert_relative_eq!(params[0], -1.5, max_relative = 1e-6);
+    // Within the bound nothing changes.
+    let (params, _) = step(options, &[4.0, -4.0, 0.0, 0.0], 4.0);
+    assert_eq!(params, [-1.0, 1.0, 0.0, 0.0]);
+    // Without skipping, a norm that is no number makes all of them that, and an infinite one all others zero: as in PyTorch.
+    let (params, _) = step(options, &[f32::NAN, 4.0, 4.0, 4.0], 4.0);
+    assert!(params.iter().all(|p| p.is_nan()), "{params:?}");
+    let (params, _) = step(options, &[f32::INFINITY, 4.0, 4.0, 4.0], 4.0);
+    assert!(params[0].is_nan() && params[1..] == [0.0; 3], "{params:?}");
+}
+
+/// 500 steps of scripted overflows against PyTorch's scaler.
+#[test]
+fn the_loss_scale_is_pytorchs() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let text = include_str!("../golden/scaler.json");
+    let golden: serde_json::Value = serde_json::from_str(text).unwrap();
+    for case in golden["cases"].as_array().unwrap() {
+        let argument = |name: &str, default| case["arguments"][name].as_f64().unwrap_or(default);
+        let scale = LossScale {
+            initial: argument("init_scale", 65_536.0),
+            growth_factor: argument("growth_factor", 2.0),
+            backoff_factor: argument("backoff_factor", 0.5),
+            growth_interval: argument("growth_interval", 2_000.0) as u32,
+            ..LossScale::default()
+        };
+        let options = Options { loss_scale: Some(scale), ..Options::default() };
+        let mut run = Run::new(&gpu, single(Sgd::default(), 3), options, &[1.0; 3]);
+        let overflows = case["overflow"].as_array().unwrap();
+        for overflow in overflows {
+            let overflow = overflow.as_bool().unwrap();
+            run.submit(&[if overflow { f32::INFINITY } else { 1.0 }, 0.0, 0.0], 0.0);
+        }
+        run.gpu.wait();
+        let reports: Vec<_> = std::iter::from_fn(|| run.optimizer.take_report()).collect();
+        assert_eq!(reports.len(), overflows.len());
+        let mut used = scale.initial as f32;
+        for (t, report) in reports.iter().enumerate() {
+            let name = &case["name"];
+            assert_eq!((report.step, report.finite), (t as u64, overflows[t] == false), "{name}, step {t}");
+            let want = case["scale"][t].as_f64().unwrap() as f32;
+            assert_eq!((report.loss_scale, report.next_loss_scale), (used, want), "{name}, step {t}");
+            used = want;
+        }
+        let read = gpu.read(run.optimizer.loss_scale().unwrap(), 0, 1);
+        assert_eq!(read, [used]);
+    }
+}
+
+/// The scale takes part: gradients of a scaled loss are divided by what they were scaled with.
+#[test]
+fn gradients_are_divided_by_the_loss_scale() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let scale = LossScale { initial: 8.0, growth_interval: 2, max: 16.0, min: 4.0, ..LossScale::default() };
+    let options = Options { loss_scale: Some(scale), divide: true, ..Options::default() };
+    let mut run = Run::new(&gpu, single(Sgd::default(), 1), options, &[0.0]);
+    let mut scales = Vec::new();
+    for grad in [32.0, 32.0, 64.0, f32::NAN, f32::INFINITY, f32::INFINITY, 16.0] {
+        // Every good gradient is 2 · 2 times its scale.
+        let report = run.step(&[grad], Step::from(1.0).divided_by(2.0)).unwrap();
+        scales.push(report.next_loss_scale);
+    }
+    // Never above max, never below min.
+    assert_eq!(scales, [8.0, 16.0, 16.0, 8.0, 4.0, 4.0, 4.0]);
+    assert_eq!(run.snapshot().params, [-8.0]);
+}
+
+#[test]
+fn gradients_are_set_to_zero_and_their_neighbours_are_not() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = odd(AdamW::default());
+    let len = layout.len() as usize;
+    for skip in [false, true] {
+        let options = Options { zero_gradients: true, skip_nonfinite: skip, ..Options::default() };
+        let mut run = Run::new(&gpu, layout.clone(), options, &vec![1.0; len]);
+        let mut grads = vec![7.0; len];
+        grads[400] = if skip { f32::NAN } else { 7.0 };
+        run.step(&grads, 0.1);
+        let after = gpu.read(&run.grads, 0, len);
+        let inside = |i: usize| layout.tensors().iter().any(|t| t.range().contains(&i));
+        for (i, g) in after.iter().enumerate() {
+            assert_eq!(*g, if inside(i) { 0.0 } else { 7.0 }, "gradient {i}, skip {skip}");
+        }
+        let moved = run.snapshot().params[0] != 1.0;
+        assert_eq!(moved, !skip);
+    }
+    // In buffers that are read element by element too.
+    let options = Options { zero_gradients: true, ..Options::default() };
+    let mut optimizer = Optimizer::with_options(&gpu.device, single(Sgd::default(), 5), options).unwrap();
+    let (p, g) = (gpu.upload(&[0.0; 8]), gpu.upload(&[3.0; 8]));
+    let bound = optimizer.bind(&Tensors::flat(View::new(&p, 4), View::new(&g, 8))).unwrap();
+    let mut encoder = gpu.encoder();
+    optimizer.step(&gpu.queue, &mut encoder, &bound, 1.0).unwrap();
+    gpu.run(encoder);
+    assert_eq!(gpu.download(&g), [3.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]);
+    assert_eq!(gpu.download(&p), [0.0, -3.0, -3.0, -3.0, -3.0, -3.0, 0.0, 0.0]);
+}
+
+/// The average against its sum in f64, in the mean of all weights so far and in PyTorch's form.
+#[test]
+fn the_average_of_the_weights() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    for debias in [false, true] {
+        let decay = 0.8f64;
+        let layout = odd(Sgd::default());
+        let len = layout.len() as usize;
+        let mut random = Random::new(2);
+        let start: Vec<f32> = (0..len).map(|_| random.unit() as f32).collect();
+        let options = Options { ema: Some(Ema { decay, debias }), ..Options::default() };
+        let mut run = Run::new(&gpu, layout.clone(), options, &start);
+        let mut history = Vec::new();
+        for t in 0..9 {
+            let grads: Vec<f32> = (0..len).map(|_| random.unit() as f32 - 0.5).collect();
+            run.step(&grads, lr(t));
+            history.push(run.snapshot().params);
+        }
+        for tensor in layout.tensors() {
+            for (got, i) in run.ema(&tensor.name).iter().zip(tensor.range()) {
+                let weight = |t: usize| match (debias, t) {
+                    (false, 0) => decay.powi(8),
+                    (false, _) => (1.0 - decay) * decay.powi(8 - t as i32),
+                    (true, _) => (1.0 - decay) * decay.powi(8 - t as i32) / (1.0 - decay.powi(9)),
+                };
+                let want: f64 = (0..9).map(|t| weight(t) * f64::from(history[t][i])).sum();
+                // Nine steps of three roundings of numbers below 1.5.
+                approx::assert_abs_diff_eq!(f64::from(*got), want, epsilon = 27.0 * f64::from(f32::EPSILON));
+            }
+        }
+        assert_eq!(run.optimizer.state_bytes(), 4 * layout.len().next_multiple_of(4));
+    }
+}
+
+/// One dispatch of each kind whatever the number of tensors; and without options none but the step's.
+#[test]
+fn dispatches_are_few() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut groups = [Group::new("a", AdamW::default()), Group::new("b", AdamW::default())];
+    for i in 0..300u64 {
+        let group = &mut groups[(i % 2) as usize];
+        *group = group.clone().tensor_at(format!("t{i}"), [100 + i % 3], i * 104);
+    }
+    let layout = Layout::new(groups).unwrap();
+    let all = Options {
+        divide: true,
+        clip: Some(Clip::GlobalNorm(1.0)),
+        loss_scale: Some(LossScale::default()),
+        zero_gradients: true,
+        ema: Some(Ema { decay: 0.99, debias: false }),
+        ..SKIP
+    };
+    let cheap = Options {
+        divide: true,
+        clip: Some(Clip::Value(1.0)),
+        zero_gradients: true,
+        ema: all.ema,
+        ..Options::default()
+    };
+    for (options, dispatches) in [(Options::default(), 1), (cheap, 1), (SKIP, 3), (all, 3)] {
+        let run = Run::new(&gpu, layout.clone(), options, &vec![0.0; layout.len() as usize]);
+        assert_eq!(run.bound.dispatches(), dispatches, "{options:?}");
+    }
+}
+
+#[test]
+fn bad_options_and_divisors() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let refused = |options: Options, field: &str| {
+        let error = Optimizer::with_options(&gpu.device, single(Sgd::default(), 4), options).unwrap_err();
+        assert!(matches!(&error, Error::Options { field: found, .. } if *found == field), "{error}");
+    };
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
+        refused(Options { clip: Some(Clip::GlobalNorm(bad)), ..SKIP }, "clip.global_norm");
+        refused(Options { clip: Some(Clip::Value(bad)), ..SKIP }, "clip.value");
+    }
+    let scale = LossScale::default();
+    let with = |scale| Options { loss_scale: Some(scale), ..SKIP };
+    refused(with(LossScale { initial: 0.0, ..scale }), "loss_scale.initial");
+    refused(with(LossScale { initial: f64::NAN, ..scale }), "loss_scale.initial");
+    refused(with(LossScale { growth_factor: 0.5, ..scale }), "loss_scale.growth_factor");
+    refused(with(LossScale { backoff_factor: 0.0, ..scale }), "loss_scale.backoff_factor");
+    refused(with(LossScale { backoff_factor: 1.5, ..scale }), "loss_scale.backoff_factor");
+    refused(with(LossScale { growth_interval: 0, ..scale }), "loss_scale.growth_interval");
+    refused(with(LossScale { min: 0.0, ..scale }), "loss_scale.min");
+    refused(with(LossScale { min: 8.0, max: 4.0, ..scale }), "loss_scale.max");
+    for bad in [-0.1, 1.0, f64::NAN] {
+        refused(Options { ema: Some(Ema { decay: bad, debias: false }), ..SKIP }, "ema.decay");
+    }
+    let divided = |options, divisor| {
+        let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+        let mut encoder = gpu.encoder();
+        let step = Step::from(0.1).divided_by(divisor);
+        let error = run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, step).unwrap_err();
+        assert!(matches!(error, Error::Options { field: "divisor", .. }), "{error}");
+        assert_eq!(run.optimizer.steps(), 0);
+    };
+    divided(Options::default(), 2.0);
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40, 1e40] {
+        divided(Options { divide: true, ..Options::default() }, bad);
+    }
+}
+
+/// Steps that may be skipped and of which nothing is heard: an error in time, and after a report it goes on.
+#[test]
+fn unheard_of_steps() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run = Run::new(&gpu, single(Sgd::default(), 4), SKIP, &[0.0; 4]);
+    let record = |run: &mut Run<'_, Sgd>| {
+        let mut encoder = gpu.encoder();
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        let done = run.optimizer.step_in_pass(&gpu.queue, &mut pass, &run.bound, 0.1);
+        drop(pass);
+        (done, encoder)
+    };
+    for _ in 0..1_024 {
+        let (done, encoder) = record(&mut run);
+        done.unwrap();
+        gpu.queue.submit([encoder.finish()]);
+    }
+    let (done, mut encoder) = record(&mut run);
+    assert_eq!(done, Err(Error::Unreported { steps: 1_024, bound: 1_023 }));
+    run.optimizer.read_back(&mut encoder).unwrap();
+    gpu.run(encoder);
+    let report = run.optimizer.take_report().unwrap();
+    assert_eq!((report.step, report.skipped), (1_023, 0));
+    record(&mut run).0.unwrap();
+}
