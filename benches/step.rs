@@ -4,13 +4,13 @@
 //! submitted step, waited for.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use harness::{Copy, Gpu};
+use harness::{Copy, Gpu, wgpu};
 use std::hint::black_box;
 use std::time::Duration;
 use wgpu_optim::rules::slots;
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Group, Layout, Lion, NAdam, Optimizer, RAdam,
-    RmsProp, Rule, Sgd, Tensors, for_each_rule,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Clip, Group, Layout, Lion, NAdam, Optimizer,
+    Options, RAdam, RmsProp, Rule, Sgd, Tensors, for_each_rule,
 };
 
 /// The configuration that a rule is measured in.
@@ -104,10 +104,98 @@ fn benches(criterion: &mut Criterion) {
         every_rule(criterion, &gpu, name, elements);
         copy(criterion, &gpu, &format!("{name} again"), elements);
     }
+    pipeline(criterion, &gpu, 1 << 24);
     // Many tensors beside one of the same total.
     step(criterion, &gpu, "tensors", AdamW::default(), 1, 512 * 4_096);
     step(criterion, &gpu, "tensors", AdamW::default(), 512, 4_096);
     recording(criterion, &gpu);
+}
+
+/// Unscale, finite check, clip by global norm, AdamW and zeroed gradients: in our passes, and in the separate ones that they replace. What must be
+/// moved: 36 bytes a parameter, and 56.
+fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
+    const IN_PLACE: &str = "
+        @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
+        @compute @workgroup_size(256)
+        fn scale(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>) {
+            let i = id.y * n.x * 256u + id.x;
+            if i < arrayLength(&x) { x[i] *= 0.999; }
+        }";
+    let layout = || layout(AdamW::default(), 1, elements);
+    let values = vec![0.01; elements as usize];
+    let (params, grads) = (gpu.upload(&values), gpu.upload(&values));
+    let fused = Options {
+        divide: true,
+        clip: Some(Clip::GlobalNorm(1.0)),
+        skip_nonfinite: true,
+        zero_gradients: true,
+        ..Options::default()
+    };
+    let looks = Options { report: true, ..Options::default() };
+    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(IN_PLACE.into()),
+    });
+    let scale = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    });
+    let part = gpu.device.limits().max_storage_buffer_binding_size.min(1 << 27) / 4_096 * 4_096;
+    let parts: Vec<_> = (0..(elements * 4).div_ceil(part))
+        .map(|i| {
+            let size = part.min(elements * 4 - i * part);
+            let binding =
+                wgpu::BufferBinding { buffer: &grads, offset: i * part, size: wgpu::BufferSize::new(size) };
+            let entry = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) };
+            let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &scale.get_bind_group_layout(0),
+                entries: &[entry],
+            });
+            (group, size.div_ceil(4_096) as u32)
+        })
+        .collect();
+    let scale_all = |encoder: &mut wgpu::CommandEncoder| {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&scale);
+        for (group, workgroups) in &parts {
+            pass.set_bind_group(0, group, &[]);
+            pass.dispatch_workgroups(*workgroups, 1, 1);
+        }
+    };
+    let make = |options| {
+        let mut optimizer =
+            Optimizer::with_options(&gpu.device, layout(), options).expect("a capable device");
+        let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).expect("good buffers");
+        (optimizer, tensors)
+    };
+    let mut group = criterion.benchmark_group("pipeline");
+    // `separate`: what reads and scales runs before the step, and a clear behind it.
+    for (name, options, separate) in
+        [("plain step", Options::default(), false), ("fused", fused, false), ("separate", looks, true)]
+    {
+        let (mut optimizer, tensors) = make(options);
+        group.bench_function(BenchmarkId::new(name, elements), |bencher| {
+            bencher.iter(|| {
+                let mut encoder = gpu.encoder();
+                if separate {
+                    // Unscale and clip; the reduction is in the optimizer's own passes.
+                    scale_all(&mut encoder);
+                    scale_all(&mut encoder);
+                }
+                optimizer.step(&gpu.queue, &mut encoder, &tensors, 1e-3).expect("a good learning rate");
+                if separate {
+                    encoder.clear_buffer(&grads, 0, None);
+                }
+                gpu.run(encoder);
+            });
+        });
+    }
+    group.finish();
 }
 
 /// Host time of the recording call alone: 512 tensors in a flat buffer.

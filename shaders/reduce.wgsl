@@ -22,25 +22,25 @@ fn reduce(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let block = workgroup.y * count.x + workgroup.x;
-    var sum = 0.0;
-    var flag = 0u;
+    var squares = vec4<f32>();
+    var largest = vec4<u32>();
     for (var j = 0u; j < RUN; j++) {
         let number = block * RUN + j;
         let nth = select(min(number >> table.header.shift, table.header.records - 1u), 0u, SINGLE);
         let record = table.records[nth];
         let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
-        if i < record.quads {
-            let at = place(record, i);
-            let raw = keep(at, vec4<u32>(0u), load_g(at));
-            // On the bits: arithmetic may assume that there is neither.
-            let magnitude = raw & vec4<u32>(0x7fffffffu);
-            let infinite = any(magnitude == vec4<u32>(0x7f800000u));
-            let nan = any(magnitude > vec4<u32>(0x7f800000u));
-            flag |= select(0u, 1u, infinite) | select(0u, 2u, nan);
-            let x = decode_f32(raw);
-            sum += dot(x, x);
-        }
+        // No branch: software Vulkan would read uniform data a lane at a time in it.
+        let at = place(record, min(i, record.quads - 1u));
+        let raw = select(vec4<u32>(0u), keep(at, vec4<u32>(0u), load_g(at)), i < record.quads);
+        // On the bits: arithmetic may assume that there is neither.
+        largest = max(largest, raw & vec4<u32>(0x7fffffffu));
+        let x = decode_f32(raw);
+        squares += x * x;
     }
+    var sum = (squares.x + squares.y) + (squares.z + squares.w);
+    let infinite = any(largest == vec4<u32>(0x7f800000u));
+    let nan = any(largest > vec4<u32>(0x7f800000u));
+    var flag = select(0u, 1u, infinite) | select(0u, 2u, nan);
     sums[thread] = sum;
     flags[thread] = flag;
     workgroupBarrier();

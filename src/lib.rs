@@ -58,6 +58,8 @@
 //! device that computes as WGSL requires. Equality between different adapters is not promised: WGSL leaves roundings open.
 
 #[cfg(feature = "gpu")]
+pub mod accumulate;
+#[cfg(feature = "gpu")]
 mod bind;
 pub mod check;
 #[cfg(feature = "gpu")]

@@ -2,10 +2,14 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::mem::offset_of;
-use wgpu_optim::kernel::{Access, Around, ENTRY_POINT, Key, row_bytes, source};
+use wgpu_optim::control::{self, Request, State};
+use wgpu_optim::kernel::{
+    Access, Around, ENTRY_POINT, Key, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT,
+    REDUCE_RUN, reduce_source, row_bytes, source,
+};
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Rule, Twin, for_each_rule};
+use wgpu_optim::{AdamW, Clip, LossScale, Options, Rule, Twin, for_each_rule};
 
 /// Every key that the optimizer can ask for, with one, a few and many groups.
 fn keys(slots: usize) -> Vec<Key> {
@@ -121,6 +125,81 @@ macro_rules! check_all {
 #[test]
 fn every_kernel_validates_and_matches_the_host() {
     for_each_rule!(check_all);
+}
+
+/// Everything that can stand around a rule.
+fn arounds() -> Vec<Around> {
+    let bits = |n: u32| (0..4).map(move |i| n >> i & 1 == 1);
+    let around = |n| {
+        let [bounded, skips, zero, ema] = bits(n).collect::<Vec<_>>()[..] else { unreachable!() };
+        Around { head: bounded || skips || ema, bounded, skips, zero, ema }
+    };
+    (0..16).map(around).chain([Around { head: true, ..Around::default() }]).collect()
+}
+
+#[test]
+fn every_option_validates_in_every_kernel() {
+    for key in keys(slots::<AdamW>().len()) {
+        // Slots are no matter here, and one of two hundred groups is as good as the other.
+        if key.kept.contains(&false) || key.groups > 4 {
+            continue;
+        }
+        for around in arounds() {
+            if around.zero && !key.writable_gradients {
+                continue;
+            }
+            let key = Key { around, ..key.clone() };
+            let text = source::<AdamW>(&key);
+            let module = validated(&text);
+            let globals = module.global_variables.iter();
+            let storage = globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
+            assert_eq!(storage.count() as u32, key.storage_bindings(), "{key:?}");
+            // What is off is not there.
+            assert_eq!(text.contains("head.x"), around.head);
+            assert_eq!(text.contains("ema_buffer"), around.ema);
+            assert_eq!(text.contains("clamp("), around.bounded);
+            assert_eq!(text.contains("head.y"), around.skips);
+        }
+    }
+}
+
+#[test]
+fn every_reduction_validates_and_finds_its_place() {
+    for key in keys(0) {
+        let module = validated(&reduce_source(&key));
+        assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
+        assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+        let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();
+        assert_eq!(bindings.len(), 3);
+        let found = |binding| bindings.iter().any(|b| b.binding == binding);
+        assert!(found(REDUCE_BINDING_G) && found(REDUCE_BINDING_PARTIALS));
+        let (partial, span) = layout_of(&module, "Partial");
+        assert_eq!((partial, span), (owned(&[("sum", 0), ("flags", 4)]), 8));
+        assert!(reduce_source(&key).contains(&format!("const RUN = {REDUCE_RUN}u;")));
+    }
+}
+
+#[test]
+fn the_control_kernel_validates_and_matches_the_host() {
+    let all = Options {
+        clip: Some(Clip::GlobalNorm(1.0)),
+        loss_scale: Some(LossScale::default()),
+        ..Options::default()
+    };
+    for options in [all, Options { report: true, ..Options::default() }] {
+        let module = validated(&control::source(&options, 7));
+        let (request, span) = layout_of(&module, "Request");
+        let mut fields = offsets!(
+            Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale, nan, partials
+        );
+        fields.push(("sets".into(), size_of::<Request>() as u32));
+        assert_eq!(request, fields);
+        assert!(span as usize >= size_of::<Request>());
+        let fields = offsets!(State: scale, good, skipped, number, flags, norm, factor, used_scale);
+        assert_eq!(layout_of(&module, "State"), (fields, size_of::<State>() as u32));
+        let (partial, span) = layout_of(&module, "Partial");
+        assert_eq!((partial, span), (owned(&[("sum", 0), ("flags", 4)]), 8));
+    }
 }
 
 /// A mistake in a rule is reported at the rule's own line, because the rule comes first.

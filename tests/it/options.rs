@@ -2,6 +2,7 @@
 
 use crate::common::{Cases, Random, assert_same_bits, lr, single};
 use harness::{Gpu, snapshot};
+use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
     AdamW, Bound, Clip, Ema, Error, Group, Layout, LossScale, NAdam, Optimizer, Options, Report, Rule, Sgd,
@@ -167,7 +168,8 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
         Group::new("b", rule).lr_factor(2.0).tensor("v", [777]).tensor("u", [3]),
     ])
     .unwrap();
-    let options = Options { clip: Some(Clip::GlobalNorm(2.0)), ..SKIP };
+    let ema = Some(Ema { decay: 0.5, debias: false });
+    let options = Options { clip: Some(Clip::GlobalNorm(2.0)), ema, ..SKIP };
     let len = layout.len() as usize;
     let mut random = Random::new(21);
     let params = random.values(len);
@@ -215,11 +217,19 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
         }
     }
     // The two add squares in another order, so their factors may differ in the last digit.
-    let flat = flat.snapshot().params;
+    let ends = flat.snapshot().params;
     for (tensor, (_, p, _)) in layout.tensors().iter().zip(&buffers) {
-        for (a, b) in gpu.read(p, 4, tensor.len as usize).iter().zip(&flat[tensor.range()]) {
-            approx::assert_relative_eq!(a, b, max_relative = 1e-5, epsilon = 1e-7);
-        }
+        let close = |a: &[f32], b: &[f32]| {
+            for (a, b) in a.iter().zip(b) {
+                approx::assert_relative_eq!(a, b, max_relative = 1e-5, epsilon = 1e-7);
+            }
+        };
+        close(&gpu.read(p, 4, tensor.len as usize), &ends[tensor.range()]);
+        let ranges = optimizer.state("ema", &tensor.name).unwrap();
+        let ema =
+            ranges.iter().flat_map(|r| gpu.read(r.buffer, r.offset, r.len as usize)).collect::<Vec<_>>();
+        close(&ema, &flat.ema(&tensor.name));
+        assert!(ema.iter().zip(&ends[tensor.range()]).any(|(e, p)| e != p));
     }
 }
 
@@ -404,6 +414,35 @@ fn the_average_of_the_weights() {
         }
         assert_eq!(run.optimizer.state_bytes(), 4 * layout.len().next_multiple_of(4));
     }
+}
+
+/// Three micro-batches, their mean, and an accumulator that is zero again: the same as one batch with the mean.
+#[test]
+fn micro_batches_add_up() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = odd(AdamW::default());
+    let len = layout.len() as usize;
+    let mut random = Random::new(12);
+    let batches: Vec<_> = (0..3).map(|_| random.values(len)).collect();
+    let options = Options { divide: true, zero_gradients: true, ..Options::default() };
+    let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+    let (params, sum) = (gpu.upload(&vec![1.0; len]), gpu.upload(&vec![0.0; len]));
+    let tensors = optimizer.bind(&Tensors::flat(&params, &sum)).unwrap();
+    let mut accumulator = Accumulator::new(&gpu.device, &layout).unwrap();
+    let micro: Vec<_> = batches.iter().map(|batch| gpu.upload(batch)).collect();
+    let bound: Vec<_> = micro.iter().map(|m| accumulator.bind(&Tensors::flat(&sum, m)).unwrap()).collect();
+    let mut encoder = gpu.encoder();
+    for bound in &bound {
+        accumulator.add(&gpu.queue, &mut encoder, bound).unwrap();
+    }
+    optimizer.step(&gpu.queue, &mut encoder, &tensors, Step::from(0.1).divided_by(4.0)).unwrap();
+    gpu.run(encoder);
+    assert_eq!(gpu.read(&sum, 0, len), vec![0.0; len]);
+
+    let mean: Vec<f32> = (0..len).map(|i| 0.25 * (batches[0][i] + batches[1][i] + batches[2][i])).collect();
+    let mut whole = Run::new(&gpu, layout, Options::default(), &vec![1.0; len]);
+    whole.step(&mean, 0.1);
+    assert_same_bits(&snapshot(&gpu, &optimizer, &params, 0), &whole.snapshot(), "micro-batches");
 }
 
 /// One dispatch of each kind whatever the number of tensors; and without options none but the step's.

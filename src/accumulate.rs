@@ -1,0 +1,70 @@
+//! Gradients of several micro-batches, added up.
+
+use crate::Tensors;
+use crate::error::Error;
+use crate::layout::{Group, Layout};
+use crate::optimizer::{Bound, Optimizer};
+use crate::rules::{Rule, Sgd};
+
+/// Adds the gradients of micro-batches into an accumulator that is laid out as the parameters are.
+///
+/// The accumulator then takes the gradients' place in [`Optimizer::bind`](Optimizer::bind), with
+/// [`Options::divide`](crate::Options::divide) and a [`divisor`](crate::Step::divisor) of the number of micro-batches for their mean, and
+/// [`zero_gradients`](crate::Options::zero_gradients) to begin anew. `a + g` is rounded once an addition.
+///
+/// ```no_run
+/// # use wgpu_optim::{wgpu, AdamW, Group, Layout, Optimizer, Options, Step, Tensors, accumulate::Accumulator};
+/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, params: &wgpu::Buffer, micro: &wgpu::Buffer, sum: &wgpu::Buffer) -> Result<(), wgpu_optim::Error> {
+/// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
+/// let mut accumulator = Accumulator::new(device, &layout)?;
+/// let add = accumulator.bind(&Tensors::flat(sum, micro))?;
+/// let options = Options { divide: true, zero_gradients: true, ..Options::default() };
+/// let mut optimizer = Optimizer::with_options(device, layout, options)?;
+/// let tensors = optimizer.bind(&Tensors::flat(params, sum))?;
+/// let mut encoder = device.create_command_encoder(&Default::default());
+/// for _ in 0..4 {
+///     // … forward and backward passes of a micro-batch write `micro` …
+///     accumulator.add(queue, &mut encoder, &add)?;
+/// }
+/// optimizer.step(queue, &mut encoder, &tensors, Step::from(1e-3).divided_by(4.0))?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Accumulator(Optimizer<Sgd>);
+
+impl Accumulator {
+    /// An accumulator for the tensors of `layout`. It holds no memory in proportion to them.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn new<R: Rule>(device: &wgpu::Device, layout: &Layout<R>) -> Result<Self, Error> {
+        // a + g is an ascent with a learning rate of 1: exactly, for the products with 1 are.
+        let ascent = Sgd { maximize: true, ..Sgd::default() };
+        let group = layout.tensors().iter().fold(Group::new("all", ascent), |group, tensor| {
+            group.tensor_at(&tensor.name, &tensor.shape, tensor.offset)
+        });
+        Optimizer::new(device, Layout::new([group])?).map(Self)
+    }
+
+    /// Checks and prepares the accumulator's tensors, in the place of parameters, and the micro-batches' gradients.
+    ///
+    /// # Errors
+    /// As [`Optimizer::bind`].
+    pub fn bind(&mut self, sums_and_gradients: &Tensors<'_>) -> Result<Bound, Error> {
+        self.0.bind(sums_and_gradients)
+    }
+
+    /// Records the addition.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBinding`].
+    pub fn add(
+        &mut self,
+        queue: &wgpu::Queue,
+        encoder: &mut wgpu::CommandEncoder,
+        bound: &Bound,
+    ) -> Result<(), Error> {
+        self.0.step(queue, encoder, bound, 1.0)
+    }
+}
