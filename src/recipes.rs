@@ -1,5 +1,6 @@
 //! What is usually chosen: a rule and a schedule to begin with.
 
+use crate::options::{Clip, Options};
 use crate::rules::{AdamW, Lion, Sgd};
 use crate::schedule::{self, Schedule};
 
@@ -32,12 +33,15 @@ const LION_LR: f64 = 1e-4;
 pub struct Recipe<R> {
     /// The hyperparameters.
     pub rule: R,
+    /// What stands around the update: what gradients are clipped by, if they are. For `Optimizer::with_options`.
+    pub options: Options,
     /// The learning rate of every step.
     pub schedule: Schedule,
 }
 
 /// Large language models, from scratch: AdamW with β₁ 0.9, β₂ 0.95, ε 1e-8 and weight decay 0.1; `peak_lr` after a warm-up of 2 000 steps, or
-/// of a tenth of a run that is shorter than 20 000; then half a cosine to a tenth of `peak_lr` at `total_steps`, and on at that.
+/// of a tenth of a run that is shorter than 20 000; then half a cosine to a tenth of `peak_lr` at `total_steps`, and on at that;
+/// gradients clipped at a global norm of 1.
 ///
 /// `peak_lr` is commonly 1e-4 to 3e-4, the smaller the larger the model. Vectors (biases, gains of norms) are usually kept from decay, in a group
 /// of their own. `total_steps` is at least 1; the schedule refuses 0.
@@ -48,6 +52,7 @@ pub fn llm(peak_lr: f64, total_steps: u64) -> Recipe<AdamW> {
     let warmup = LLM_WARMUP.min(total_steps / 10);
     Recipe {
         rule: AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() },
+        options: Options { clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() },
         schedule: falling(peak_lr, 0.1 * peak_lr, total_steps - warmup).warmup(warmup),
     }
 }
@@ -60,38 +65,42 @@ pub fn llm(peak_lr: f64, total_steps: u64) -> Recipe<AdamW> {
 #[must_use]
 pub fn vision(batch: u64, steps_per_epoch: u64) -> Recipe<Sgd> {
     let milestones = [30, 60, 90].map(|epoch| steps_per_epoch.saturating_mul(epoch));
-    Recipe { rule: vision_rule(), schedule: schedule::multi_step(vision_lr(batch), 0.1, milestones) }
+    unclipped(vision_rule(), schedule::multi_step(vision_lr(batch), 0.1, milestones))
 }
 
 /// [`vision`] with half a cosine to 0 over its 90 epochs instead of steps. `steps_per_epoch` is at least 1; the schedule refuses 0.
 #[must_use]
 pub fn vision_cosine(batch: u64, steps_per_epoch: u64) -> Recipe<Sgd> {
     let steps = steps_per_epoch.saturating_mul(VISION_EPOCHS);
-    Recipe { rule: vision_rule(), schedule: falling(vision_lr(batch), 0.0, steps) }
+    unclipped(vision_rule(), falling(vision_lr(batch), 0.0, steps))
 }
 
 /// Fine-tuning and quick experiments: AdamW with its defaults, weight decay 0.01 among them, at a constant 1e-3.
 #[must_use]
 pub fn fine_tuning() -> Recipe<AdamW> {
-    Recipe { rule: AdamW::default(), schedule: FINE_TUNING_LR.into() }
+    unclipped(AdamW::default(), FINE_TUNING_LR)
 }
 
 /// [`fine_tuning`] with half a cosine from 1e-3 to 0 over `total_steps` steps, which are at least 1; the schedule refuses 0.
 #[must_use]
 pub fn fine_tuning_cosine(total_steps: u64) -> Recipe<AdamW> {
-    Recipe { rule: AdamW::default(), schedule: falling(FINE_TUNING_LR, 0.0, total_steps) }
+    unclipped(AdamW::default(), falling(FINE_TUNING_LR, 0.0, total_steps))
 }
 
 /// [`fine_tuning`] by Lion: weight decay 0.01 at a constant 1e-4, since its steps are larger.
 #[must_use]
 pub fn fine_tuning_lion() -> Recipe<Lion> {
-    Recipe { rule: lion(), schedule: LION_LR.into() }
+    unclipped(lion(), LION_LR)
 }
 
 /// [`fine_tuning_lion`] with half a cosine from 1e-4 to 0 over `total_steps` steps, which are at least 1; the schedule refuses 0.
 #[must_use]
 pub fn fine_tuning_lion_cosine(total_steps: u64) -> Recipe<Lion> {
-    Recipe { rule: lion(), schedule: falling(LION_LR, 0.0, total_steps) }
+    unclipped(lion(), falling(LION_LR, 0.0, total_steps))
+}
+
+fn unclipped<R>(rule: R, schedule: impl Into<Schedule>) -> Recipe<R> {
+    Recipe { rule, options: Options::default(), schedule: schedule.into() }
 }
 
 fn lion() -> Lion {

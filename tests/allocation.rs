@@ -4,7 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use wgpu_optim::{AdamW, Group, Layout, Optimizer, Schedule, Tensors, schedule};
+use wgpu_optim::{
+    AdamW, Clip, Ema, Group, Layout, LossScale, Optimizer, Options, Schedule, Tensors, schedule,
+};
 
 struct Traced;
 
@@ -71,6 +73,23 @@ fn culprits(work: impl FnOnce()) -> Vec<PathBuf> {
 
 #[test]
 fn a_warm_step_allocates_nothing_of_ours() {
+    let all = Options {
+        divide: true,
+        clip: Some(Clip::GlobalNorm(1.0)),
+        loss_scale: Some(LossScale::default()),
+        zero_gradients: true,
+        ema: Some(Ema { decay: 0.9, debias: true }),
+        ..Options::default()
+    };
+    // One after the other: what is traced is a whole thread's.
+    for options in [Options::default(), all] {
+        check(options);
+    }
+    let seen = culprits(|| drop(std::hint::black_box(own_allocation())));
+    assert!(seen.iter().any(is_ours), "{seen:?}");
+}
+
+fn check(options: Options) {
     let Some(gpu) = harness::test_gpu() else { return };
     let rule = AdamW::default();
     let factor = schedule::multi_step(1.0, 0.5, [15, 25]).times(schedule::one_cycle(1.0, 100)).then(20, 0.1);
@@ -82,7 +101,7 @@ fn a_warm_step_allocates_nothing_of_ours() {
     }
     let layout = Layout::new(groups).unwrap();
     let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
-    let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
+    let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
     let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
     let lr = Schedule::from(1e-3).warmup(15).times(|t: u64| 1.0 / (1.0 + t as f64));
     let mut step = |traced: bool| {
@@ -112,8 +131,6 @@ fn a_warm_step_allocates_nothing_of_ours() {
     }
     // wgpu itself allocates while it records; that it is seen shows that the tracing works.
     assert!(all > 0, "nothing was traced");
-    let seen = culprits(|| drop(std::hint::black_box(own_allocation())));
-    assert!(seen.iter().any(is_ours), "{seen:?}");
 }
 
 /// An allocation that is this crate's for certain.

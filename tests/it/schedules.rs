@@ -718,6 +718,7 @@ fn recipes_are_what_their_documentation_says() {
     let llm = recipes::llm(3e-4, 100_000);
     let plain = AdamW::default();
     assert_eq!(llm.rule, AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, ..plain });
+    assert_eq!(llm.options.clip, Some(wgpu_optim::Clip::GlobalNorm(1.0)));
     let llm = |t| lr(&llm.schedule, t);
     assert_eq!([llm(0), llm(1_000), llm(2_000)], [0.0, 1.5e-4, 3e-4]);
     assert_eq!([llm(100_000), llm(u64::MAX)], [0.1 * 3e-4; 2]);
