@@ -54,7 +54,7 @@ impl<R: Twin> Checker<R> {
     /// The worst deviation in the step from `before` to `after`, over parameters and kept slots.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::ScalarOverflow`].
+    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::Options`] for a divisor other than 1, [`Error::ScalarOverflow`].
     pub fn step(
         &mut self,
         before: &Snapshot,
@@ -63,9 +63,11 @@ impl<R: Twin> Checker<R> {
         after: &Snapshot,
     ) -> Result<Deviation, Error> {
         self.refuse_other_lengths(before, grads, after)?;
+        let step = step.into();
+        step.refuse_divisor()?;
         let mut exact = Vec::new();
         let mut carries = self.carries.clone();
-        self.layout.scalars(step.into(), self.steps, self.steps + 1, &mut carries, |_, s| exact.push(s))?;
+        self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, s| exact.push(s))?;
         self.carries = carries;
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };

@@ -82,7 +82,8 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
     /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::ScalarOverflow`]; nothing changes then.
+    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::Options`] for a divisor other than 1,
+    /// [`Error::ScalarOverflow`]; nothing changes then.
     pub fn step(&mut self, params: &mut [T], grads: &[T], step: impl Into<Step>) -> Result<(), Error> {
         for (what, found) in [("parameters", params.len()), ("gradients", grads.len())] {
             let expected = self.layout.len();
@@ -90,9 +91,11 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
                 return Err(Error::Mismatch { what, found: found as u64, expected });
             }
         }
+        let step = step.into();
+        step.refuse_divisor()?;
         let mut carries = self.carries.clone();
         let mut rows = Vec::with_capacity(carries.len());
-        self.layout.scalars(step.into(), self.steps, self.steps + 1, &mut carries, |_, scalars| {
+        self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, scalars| {
             rows.push(R::Scalars::<T>::from_fn(|i| T::from_f64(scalars.get(i))));
         })?;
         self.carries = carries;

@@ -132,6 +132,12 @@ impl Step {
         Self { momentum: Some(momentum), ..self }
     }
 
+    /// Refuses a divisor where nothing divides.
+    pub(crate) fn refuse_divisor(&self) -> Result<(), Error> {
+        let (field, value) = ("divisor", self.divisor);
+        if value == 1.0 { Ok(()) } else { Err(Error::Options { field, value, bound: "1 on the CPU" }) }
+    }
+
     /// The same with a divisor of the gradients.
     #[must_use]
     pub fn divided_by(self, divisor: f64) -> Self {
