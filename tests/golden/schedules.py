@@ -1,4 +1,4 @@
-"""Make `schedules.json`: the values of torch.optim.lr_scheduler, step by step, in float64 (see README.md).
+"""Make `schedules.json` and `one_cycle.json`: the values of torch.optim.lr_scheduler, step by step, in float64 (see README.md).
 
     python tests/golden/schedules.py
 
@@ -114,15 +114,15 @@ CASES = [
     Case("warm-restarts-1", restarts(T_0=53, T_mult=1), 170),
     Case("warm-restarts-2", restarts(T_0=17, T_mult=2, eta_min=0.003), 260),
     Case("warm-restarts-3", restarts(T_0=11, T_mult=3, eta_min=1e-5), 250, base_lr=0.02),
-    one_cycle("default", 160),
-    one_cycle("cos-adam", 120, "Adam", pct_start=0.25, base_momentum=0.8, max_momentum=0.97),
-    one_cycle("linear", 100, pct_start=0.45, anneal_strategy="linear", div_factor=10.0, final_div_factor=100.0),
-    one_cycle("cos-three-phase", 120, pct_start=0.37, three_phase=True),
-    one_cycle("linear-three-phase", 100, "Adam", pct_start=0.2, anneal_strategy="linear", three_phase=True),
-    one_cycle("no-momentum", 130, pct_start=0.1, cycle_momentum=False),
+    one_cycle("default", 400),
+    one_cycle("cos-adam", 320, "Adam", pct_start=0.25, base_momentum=0.8, max_momentum=0.97),
+    one_cycle("linear", 300, pct_start=0.45, anneal_strategy="linear", div_factor=10.0, final_div_factor=100.0),
+    one_cycle("cos-three-phase", 400, pct_start=0.37, three_phase=True),
+    one_cycle("linear-three-phase", 300, "Adam", pct_start=0.2, anneal_strategy="linear", three_phase=True),
+    one_cycle("no-momentum", 330, pct_start=0.1, cycle_momentum=False),
     one_cycle(
         "no-momentum-linear-three-phase",
-        100,
+        300,
         pct_start=0.3,
         anneal_strategy="linear",
         three_phase=True,
@@ -281,12 +281,16 @@ def main() -> None:
     # SequentialLR itself steps the parts in a way that PyTorch warns of.
     warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step", category=UserWarning)
     torch.set_num_threads(1)
-    entries = [make_case(case) for case in CASES]
-    # One line for each case; json writes a float with the digits that bring back the same one.
-    text = "[\n" + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries) + "\n]\n"
-    assert len(text) <= MAX_FILE_BYTES, f"{len(text)} bytes"
-    (arguments.out / "schedules.json").write_text(text)
-    print(f"{len(entries)} cases, {len(text)} bytes")
+    files = {"schedules.json": [], "one_cycle.json": []}
+    for case in CASES:
+        file = "one_cycle.json" if case.torch["class"] == "OneCycleLR" else "schedules.json"
+        files[file].append(make_case(case))
+    for name, entries in files.items():
+        # One line for each case; json writes a float with the digits that bring back the same one.
+        text = "[\n" + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries) + "\n]\n"
+        assert len(text) <= MAX_FILE_BYTES, f"{name}: {len(text)} bytes"
+        (arguments.out / name).write_text(text)
+        print(f"{name}: {len(entries)} cases, {len(text)} bytes")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ use wgpu_optim::schedule::{Anneal, Mode, OneCycle, ReduceOnPlateau, ThresholdMod
 use wgpu_optim::{Adam, AdamW, Error, Group, Layout, Schedule, Sgd, Step, Twin, cpu, recipes, schedule};
 
 /// PyTorch's values, and how they were made: `tests/golden/schedules.py`.
-const GOLDEN: &str = include_str!("../golden/schedules.json");
+const GOLDEN: [&str; 2] =
+    [include_str!("../golden/schedules.json"), include_str!("../golden/one_cycle.json")];
 /// Relative to the value. PyTorch computes most schedules from step to step, in f64: some hundred steps of a few roundings.
 const TOLERANCE: f64 = 1e-12;
 
@@ -102,7 +103,7 @@ fn from_torch(torch: &Value, base: f64) -> Schedule {
 }
 
 fn golden() -> Vec<Value> {
-    serde_json::from_str(GOLDEN).unwrap()
+    GOLDEN.iter().flat_map(|text| serde_json::from_str::<Vec<Value>>(text).unwrap()).collect()
 }
 
 #[test]
