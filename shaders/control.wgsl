@@ -1,16 +1,20 @@
 // One workgroup between the gradients' reduction and the update: clip factor, skip, loss scale, and the scalars of the step that the
 // device is at.
 
+// As the reduction has it.
 struct Partial {
-    sum: f32,
+    large: f32,
+    middle: f32,
+    tiny: f32,
     flags: u32,
 }
+
 
 // What the host knows of the step.
 struct Request {
     // Steps recorded before it.
     number: u32,
-    // How many skipped steps the first set of scalars is for; the next ones are for one more each.
+    // How many steps not taken the first set of scalars is for; the next ones are for one more each.
     first: u32,
     // Sets.
     count: u32,
@@ -35,8 +39,8 @@ struct State {
     scale: f32,
     // Steps in a row without an overflow.
     good: u32,
-    // Steps skipped so far.
-    skipped: u32,
+    // Steps taken so far: recorded, run, and not skipped.
+    taken: u32,
     // Of the last step: its number, what was found, norm, clip factor and the scale that its gradients had.
     number: u32,
     flags: u32,
@@ -50,7 +54,7 @@ struct State {
 @group(0) @binding(2) var<storage, read_write> state: State;
 @group(1) @binding(0) var<storage, read> request: Request;
 
-var<workgroup> sums: array<f32, WORKGROUP_SIZE>;
+var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
 var<workgroup> flags: array<u32, WORKGROUP_SIZE>;
 // Factor of the gradients, and whether the step is skipped.
 var<workgroup> decision: vec2<f32>;
@@ -58,11 +62,12 @@ var<workgroup> lag: u32;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn control(@builtin(local_invocation_index) thread: u32) {
-    var sum = 0.0;
+    var sum = vec3<f32>();
     var flag = 0u;
     for (var i = thread; i < request.partials; i += WORKGROUP_SIZE) {
-        sum += partials[i].sum;
-        flag |= partials[i].flags;
+        let partial = partials[i];
+        sum += vec3<f32>(partial.large, partial.middle, partial.tiny);
+        flag |= partial.flags;
     }
     sums[thread] = sum;
     flags[thread] = flag;
@@ -88,10 +93,30 @@ fn control(@builtin(local_invocation_index) thread: u32) {
     }
 }
 
-fn decide(sum: f32, found: u32) {
+// The norm, from sums of squares of large, middle and tiny numbers, and the same times `factor`.
+fn norm_of(sum: vec3<f32>, factor: f32) -> f32 {
+    // Roots first: their range is half of that of squares.
+    let part = sqrt(sum);
+    if sum.x > 0.0 {
+        return together(part.x, part.y * 0x1p-80f) * factor * 0x1p80f;
+    }
+    if sum.y > 0.0 {
+        return together(part.y, part.z * 0x1p-80f) * factor;
+    }
+    return part.z * factor * 0x1p-80f;
+}
+
+// √(a² + b²), a > 0.
+fn together(a: f32, b: f32) -> f32 {
+    let most = max(a, b);
+    let ratio = min(a, b) / most;
+    return most * sqrt(1.0 + ratio * ratio);
+}
+
+fn decide(sum: vec3<f32>, found: u32) {
     let scale = select(1.0, state.scale, DYNAMIC);
     let unscale = request.unscale / scale;
-    let norm = sqrt(sum) * unscale;
+    let norm = norm_of(sum, unscale);
     var clip = 1.0;
     if CLIPS {
         clip = min(1.0, request.max_norm / (norm + 1e-6));
@@ -102,14 +127,14 @@ fn decide(sum: f32, found: u32) {
     }
     let skip = SKIPS && found != 0u;
     decision = vec2<f32>(unscale * clip, select(0.0, 1.0, skip));
-    lag = min(state.skipped - request.first, request.count - 1u);
+    lag = min(request.number - state.taken - request.first, request.count - 1u);
     state.number = request.number;
     state.flags = found;
     state.norm = norm;
     state.factor = clip;
     state.used_scale = scale;
-    if skip {
-        state.skipped += 1u;
+    if !skip {
+        state.taken += 1u;
     }
     if DYNAMIC {
         if found != 0u {

@@ -9,6 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// The number in the state before the first step.
+const NO_STEP: u32 = u32::MAX;
 /// Reports that are kept until somebody asks for them; older ones are dropped.
 const KEPT_REPORTS: usize = 1_024;
 
@@ -38,7 +40,7 @@ pub struct Request {
 pub struct State {
     pub scale: f32,
     pub good: u32,
-    pub skipped: u32,
+    pub taken: u32,
     pub number: u32,
     pub flags: u32,
     pub norm: f32,
@@ -53,7 +55,7 @@ pub struct Report {
     pub step: u64,
     /// Whether all of its gradients were finite.
     pub finite: bool,
-    /// Steps skipped so far, this one included.
+    /// Steps not taken so far, this one included: those skipped, and those recorded into commands that were never submitted.
     pub skipped: u64,
     /// 2-norm of the gradients of all tensors, divided by divisor and loss scale and not yet clipped. Without meaning where they are not finite.
     pub norm: f32,
@@ -201,7 +203,7 @@ impl Control {
         });
         let scale = options.loss_scale.unwrap_or_default();
         let first = if options.loss_scale.is_some() { scale.initial as f32 } else { 1.0 };
-        let state = State { scale: first, ..State::default() };
+        let state = State { scale: first, number: NO_STEP, ..State::default() };
         let state = initialized(device, bytemuck::bytes_of(&state))?;
         let request = Request {
             max_norm: match options.clip {
@@ -224,14 +226,14 @@ impl Control {
         self.live.size() + self.state.size()
     }
 
-    /// Has the state of the step that was recorded last sent to the host.
-    pub(crate) fn read_back(
-        &self,
-        device: &wgpu::Device,
-        encoder: &mut wgpu::CommandEncoder,
-        step: u64,
-    ) -> Result<(), Error> {
-        self.reports.read_back(device, encoder, &self.state, step)
+    /// A place for a report on its way to the host.
+    pub(crate) fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
+        self.reports.staging(device)
+    }
+
+    /// Has the state of the device sent to the host, of the last step that has run by then; `step` is the last that has been recorded.
+    pub(crate) fn read_back(&self, encoder: &mut wgpu::CommandEncoder, staging: Staging, step: u64) {
+        self.reports.read_back(encoder, &self.state, staging, step);
     }
 
     /// The newest step that a report has come of, and how many were skipped until then.
@@ -250,10 +252,7 @@ fn initialized(device: &wgpu::Device, bytes: &[u8]) -> Result<wgpu::Buffer, Erro
         device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu-optim control state"),
             size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::UNIFORM
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: true,
         })
     })?;
@@ -267,20 +266,29 @@ fn initialized(device: &wgpu::Device, bytes: &[u8]) -> Result<wgpu::Buffer, Erro
 }
 
 /// Reports on their way to the host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reports {
     inbox: Arc<Mutex<Inbox>>,
     free: Arc<Mutex<Vec<wgpu::Buffer>>>,
 }
 
-#[derive(Debug, Default)]
+impl Default for Reports {
+    fn default() -> Self {
+        // Room for all, so that nothing is allocated later.
+        let inbox = Inbox { newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
+        let free = Arc::new(Mutex::new(Vec::with_capacity(KEPT_REPORTS)));
+        Self { inbox: Arc::new(Mutex::new(inbox)), free }
+    }
+}
+
+#[derive(Debug)]
 struct Inbox {
     newest: Option<(u64, u64)>,
     reports: VecDeque<Report>,
 }
 
 /// A staging buffer that returns to the free ones when it is dropped.
-struct Staging {
+pub(crate) struct Staging {
     buffer: wgpu::Buffer,
     free: Arc<Mutex<Vec<wgpu::Buffer>>>,
 }
@@ -292,13 +300,7 @@ impl Drop for Staging {
 }
 
 impl Reports {
-    fn read_back(
-        &self,
-        device: &wgpu::Device,
-        encoder: &mut wgpu::CommandEncoder,
-        state: &wgpu::Buffer,
-        step: u64,
-    ) -> Result<(), Error> {
+    fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
         let popped = lock(&self.free).pop();
         let buffer = match popped {
             Some(buffer) => buffer,
@@ -307,7 +309,16 @@ impl Reports {
                 create_buffer(device, "report", size_of::<State>() as u64, usage)?
             }
         };
-        let staging = Staging { buffer, free: self.free.clone() };
+        Ok(Staging { buffer, free: self.free.clone() })
+    }
+
+    fn read_back(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        state: &wgpu::Buffer,
+        staging: Staging,
+        step: u64,
+    ) {
         encoder.copy_buffer_to_buffer(state, 0, &staging.buffer, 0, Some(size_of::<State>() as u64));
         let (inbox, buffer) = (self.inbox.clone(), staging.buffer.clone());
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |mapped| {
@@ -319,14 +330,22 @@ impl Reports {
             }
             staging.buffer.unmap();
         });
-        Ok(())
     }
 }
 
 impl Inbox {
-    fn receive(&mut self, state: State, step: u64) {
-        let skipped = state.skipped.into();
-        self.newest = self.newest.max(Some((step, skipped)));
+    /// `recorded`: the last step that had been recorded when the report was asked for. The device may not have been there yet.
+    fn receive(&mut self, state: State, recorded: u64) {
+        if state.number == NO_STEP {
+            return;
+        }
+        let step = recorded - u64::from((recorded as u32).wrapping_sub(state.number));
+        let skipped = u64::from((step as u32).wrapping_add(1).wrapping_sub(state.taken));
+        let newest = Some((step, skipped));
+        if self.newest >= newest {
+            return;
+        }
+        self.newest = newest;
         if self.reports.len() == KEPT_REPORTS {
             self.reports.pop_front();
         }

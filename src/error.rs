@@ -45,6 +45,16 @@ pub enum Error {
         /// The most that there may be.
         bound: usize,
     },
+    /// A momentum that changes while a step that may have been skipped is unreported, of a rule whose scalars depend on the momenta of the steps that were taken.
+    #[error(
+        "{rule}: the momentum changes while {steps} steps are unreported that may have been skipped; wait for their reports"
+    )]
+    UncertainMomentum {
+        /// The rule's name.
+        rule: &'static str,
+        /// Steps since the last report.
+        steps: usize,
+    },
     /// A learning rate or momentum outside its range, or not finite.
     #[error("{field} = {value} for group {group:?}, must be {bound}")]
     Step {

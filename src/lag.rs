@@ -35,17 +35,18 @@ impl Lags {
 
     /// Has `set` compute the scalars for every possible number of skipped steps, from the groups' carries, which it advances. Nothing changes before
     /// [`commit`](Self::commit).
+    ///
+    /// `Ok(false)` if a carry depends on which steps were skipped and not on how many alone: then no set is certain to be right.
     pub(crate) fn prepare<E>(
         &mut self,
         mut set: impl FnMut(usize, u64, &mut [f64]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         self.next.clear();
         self.next.extend_from_slice(&self.carries);
-        if self.groups == 0 {
-            return Ok(());
-        }
         let sets = self.next.chunks_exact_mut(self.groups).enumerate();
-        sets.zip(self.first..).try_for_each(|((i, carries), skipped)| set(i, skipped, carries))
+        sets.zip(self.first..).try_for_each(|((i, carries), skipped)| set(i, skipped, carries))?;
+        // As many steps taken: this one and one fewer before it, or all of those before it.
+        Ok(self.next[self.groups..] == self.carries[..self.carries.len() - self.groups])
     }
 
     /// The prepared step has been recorded; it may be skipped itself if `skips`.
@@ -76,14 +77,29 @@ mod tests {
     /// Carries that tell how many steps were taken.
     fn step(lags: &mut Lags) -> Vec<(u64, f64)> {
         let mut seen = Vec::new();
-        let done: Result<(), ()> = lags.prepare(|_, skipped, carries| {
+        let done: Result<bool, ()> = lags.prepare(|_, skipped, carries| {
             carries[0] += 1.0;
             seen.push((skipped, carries[0]));
             Ok(())
         });
-        done.unwrap();
+        assert_eq!(done, Ok(true));
         lags.commit(true);
         seen
+    }
+
+    #[test]
+    fn what_depends_on_which_steps_were_skipped_is_found() {
+        let mut lags = Lags::new(1);
+        let mut certain = |factor: f64| {
+            let done: Result<bool, ()> = lags.prepare(|_, _, carries| {
+                carries[0] = if carries[0] == 0.0 { 1.0 } else { carries[0] } * factor;
+                Ok(())
+            });
+            lags.commit(true);
+            done.unwrap()
+        };
+        assert!(certain(0.5) && certain(0.5));
+        assert!(!certain(0.25));
     }
 
     #[test]
@@ -107,7 +123,7 @@ mod tests {
     fn without_skipping_there_is_one() {
         let mut lags = Lags::new(2);
         for t in 1..5 {
-            let done: Result<(), ()> = lags.prepare(|i, skipped, carries| {
+            let done: Result<bool, ()> = lags.prepare(|i, skipped, carries| {
                 assert_eq!((i, skipped), (0, 0));
                 carries[1] += 1.0;
                 assert_eq!(carries[1], f64::from(t));

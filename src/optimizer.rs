@@ -1,7 +1,7 @@
 //! The GPU optimizer: state, bindings, and a step recorded into the caller's encoder.
 
 use crate::bind::{ByteRange, Form, Named, Part, Tensors, View};
-use crate::control::{Control, Report, Request, reduce_workgroups};
+use crate::control::{Control, Report, Request, Staging, reduce_workgroups};
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, limits};
 use crate::error::Error;
 use crate::kernel::{
@@ -24,8 +24,8 @@ const FIRST_SETS: usize = 8;
 /// The most of them: one more than steps that may be recorded between two reports.
 const MAX_SETS: usize = 1_024;
 const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
-/// Bytes of a partial result: a sum and flags.
-const PARTIAL_BYTES: u64 = 8;
+/// Bytes of a partial result: three sums and flags.
+const PARTIAL_BYTES: u64 = 16;
 
 /// Tensors that have been checked against a layout and made ready to record: the result of [`Optimizer::bind`].
 ///
@@ -119,6 +119,8 @@ pub struct Optimizer<R> {
     rows: Rows,
     scratch: Vec<u32>,
     lags: Lags,
+    /// The most sets that a request may have.
+    max_sets: usize,
     steps: u64,
     identity: Arc<()>,
 }
@@ -185,8 +187,12 @@ impl<R: Rule> Optimizer<R> {
         let set = set_vectors::<R>(groups, &around);
         let bytes = (set * 16) as u64;
         let scalars_layout = rows::layout(device, wgpu::BufferBindingType::Uniform, bytes);
+        // Bytes of sets that a binding has room for.
+        let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
+        let room = binding as usize - size_of::<Request>();
         let (rows, control) = if options.looks_first() {
-            let bytes = request_bytes(set, if options.skips() { FIRST_SETS } else { 1 });
+            let sets = if options.skips() { FIRST_SETS.min(room / (set * 16)).max(1) } else { 1 };
+            let bytes = request_bytes(set, sets);
             let least = request_bytes(set, 1);
             let requests = rows::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
             let control = Control::new(device, &options, set, &scalars_layout, &requests)?;
@@ -208,6 +214,7 @@ impl<R: Rule> Optimizer<R> {
             rows,
             scratch: Vec::new(),
             lags: Lags::new(groups),
+            max_sets: MAX_SETS.min(room / (set * 16)).max(1),
             steps: 0,
             identity: Arc::new(()),
             layout,
@@ -252,12 +259,10 @@ impl<R: Rule> Optimizer<R> {
     /// # Errors
     /// [`Error::Device`] if the device has no memory for 32 bytes.
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
-        match &self.control {
-            Some(control) if self.steps > 0 && (self.options.skips() || self.options.report) => {
-                control.read_back(&self.device, encoder, self.steps - 1)
-            }
-            _ => Ok(()),
+        if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
+            control.read_back(encoder, staging, self.steps - 1);
         }
+        Ok(())
     }
 
     /// Bytes of device memory held as optimizer state.
@@ -335,8 +340,8 @@ impl<R: Rule> Optimizer<R> {
     /// flight at a time have been recorded (wgpu allocates while it records). `steps()` counts it.
     ///
     /// # Errors
-    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the divisor, [`Error::ScalarOverflow`], [`Error::Unreported`]; nothing is
-    /// recorded and no state changes.
+    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the divisor, [`Error::ScalarOverflow`], [`Error::Unreported`],
+    /// [`Error::UncertainMomentum`], [`Error::Device`] if there is no memory for scalars or a report; nothing is recorded and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
@@ -344,6 +349,8 @@ impl<R: Rule> Optimizer<R> {
         tensors: &Bound,
         step: impl Into<Step>,
     ) -> Result<(), Error> {
+        // Before anything is recorded, for it may fail.
+        let staging = self.staging()?;
         let lease = self.prepare(queue, tensors, step.into())?;
         self.record(
             &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
@@ -351,7 +358,20 @@ impl<R: Rule> Optimizer<R> {
             &lease,
         );
         encoder.on_submitted_work_done(move || drop(lease));
-        self.read_back(encoder)
+        if let (Some(control), Some(staging)) = (&self.control, staging) {
+            control.read_back(encoder, staging, self.steps - 1);
+        }
+        Ok(())
+    }
+
+    /// A place for a report, if there are any.
+    fn staging(&self) -> Result<Option<Staging>, Error> {
+        match &self.control {
+            Some(control) if self.options.skips() || self.options.report => {
+                control.staging(&self.device).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// [`step`](Self::step) into a compute pass of the caller's. It leaves its own pipeline and bind groups 0 and 1 set.
@@ -389,8 +409,8 @@ impl<R: Rule> Optimizer<R> {
             self.lags.confirm(skipped, self.steps - reported - 1);
         }
         let sets = self.lags.count();
-        if sets > MAX_SETS {
-            return Err(Error::Unreported { steps: sets - 1, bound: MAX_SETS - 1 });
+        if sets > self.max_sets {
+            return Err(Error::Unreported { steps: sets - 1, bound: self.max_sets - 1 });
         }
         let (groups, around) = (self.layout.groups().len(), self.options.around());
         let set = 4 * set_vectors::<R>(groups, &around);
@@ -399,7 +419,7 @@ impl<R: Rule> Optimizer<R> {
         let (scratch, layout, options, steps) = (&mut self.scratch, &self.layout, &self.options, self.steps);
         scratch.resize(first + sets * set, 0);
         let names = crate::rules::scalar_names::<R>().len();
-        self.lags.prepare(|i, skipped, carries| {
+        let certain = self.lags.prepare(|i, skipped, carries| {
             let t = steps + 1 - skipped;
             let set = &mut scratch[first + i * set..][..set];
             let rows = if around.head {
@@ -418,11 +438,18 @@ impl<R: Rule> Optimizer<R> {
                 }
             })
         })?;
+        if !certain {
+            return Err(Error::UncertainMomentum { rule: R::NAME, steps: sets - 1 });
+        }
+        // Where they are all the same, one will do.
+        let (one, others) = self.scratch[first..].split_at(set);
+        let sent = if others.chunks_exact(set).all(|other| other == one) { 1 } else { sets };
+        self.scratch.truncate(first + sent * set);
         if let (Some(control), Some(look)) = (&self.control, &tensors.look) {
             let request = Request {
                 number: self.steps as u32,
                 first: self.lags.first() as u32,
-                count: sets as u32,
+                count: sent as u32,
                 unscale,
                 partials: look.partials,
                 ..control.request
@@ -431,7 +458,7 @@ impl<R: Rule> Optimizer<R> {
         }
         let bytes: &[u8] = bytemuck::cast_slice(&self.scratch);
         if bytes.len() as u64 > self.rows.row_bytes() {
-            let bytes = request_bytes(set / 4, (2 * sets).min(MAX_SETS));
+            let bytes = request_bytes(set / 4, (2 * sets).min(self.max_sets));
             self.rows = Rows::new(&self.device, self.rows.layout.clone(), bytes)?;
         }
         let lease = self.rows.write(queue, bytemuck::cast_slice(&self.scratch))?;
@@ -517,6 +544,12 @@ impl<R: Rule> Optimizer<R> {
             buffer: buffer.clone(),
             start: 0,
             end: buffer.size(),
+        }));
+        ranges.extend(self.control.iter().map(|control| ByteRange {
+            what: "the loss scale".into(),
+            buffer: control.state.clone(),
+            start: 0,
+            end: control.state.size(),
         }));
         ranges.sort_by(|a, b| (&a.buffer, a.start).cmp(&(&b.buffer, b.start)));
         for pair in ranges.windows(2) {

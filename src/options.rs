@@ -5,8 +5,8 @@ use crate::error::Error;
 /// What happens to gradients and weights around the update, all of it on the device and without waiting for it. Everything is off by default, and
 /// what is off is not in the kernels.
 ///
-/// In a step, in this order: gradients are divided by [`Step::divisor`](crate::Step::divisor) and by the dynamic loss scale; if any of them is not finite the
-/// step is skipped; they are clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to zero.
+/// In a step, in this order: if any gradient, as it is stored, is not finite the step is skipped; gradients are divided by
+/// [`Step::divisor`](crate::Step::divisor) and by the dynamic loss scale; they are clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to zero.
 ///
 /// ```
 /// use wgpu_optim::{Clip, LossScale, Options};
@@ -23,7 +23,9 @@ pub struct Options {
     /// Bounds the gradients.
     pub clip: Option<Clip>,
     /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average keep every bit, and the rule's count of
-    /// steps stands still. Learning rates follow the count of recorded steps, skipped ones included.
+    /// steps stands still. Learning rates follow the count of recorded steps, skipped ones included. Commands have to be submitted in the order in
+    /// which steps were recorded into them. A momentum that changes from step to step, of a rule that carries something of it (NAdam, or SGD where it is 0 at
+    /// times), asks for reports in time: see [`Error::UncertainMomentum`].
     pub skip_nonfinite: bool,
     /// A loss scale that finds its own size. It implies `skip_nonfinite`.
     pub loss_scale: Option<LossScale>,
@@ -31,7 +33,7 @@ pub struct Options {
     pub zero_gradients: bool,
     /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter.
     pub ema: Option<Ema>,
-    /// Delivers a [`Report`](crate::Report) of every step, later. Clipping by norm, skipping and a loss scale deliver them anyway.
+    /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them anyway.
     pub report: bool,
 }
 
@@ -70,7 +72,7 @@ pub struct LossScale {
     pub growth_interval: u32,
     /// It does not fall below this. Default: the least normal f32.
     pub min: f64,
-    /// It does not grow beyond this. Default 2¹²⁷.
+    /// It does not grow beyond this. Default 2¹²⁶, the largest power of two whose reciprocal no device flushes to zero.
     pub max: f64,
 }
 
@@ -82,7 +84,7 @@ impl Default for LossScale {
             backoff_factor: 0.5,
             growth_interval: 2_000,
             min: f32::MIN_POSITIVE.into(),
-            max: 127f64.exp2(),
+            max: 126f64.exp2(),
         }
     }
 }
@@ -130,14 +132,14 @@ impl Options {
             let finite = (value as f32).is_finite() && value.is_finite();
             if good && finite { Ok(()) } else { Err(Error::Options { field, value, bound }) }
         };
+        let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
+        let bound = "a normal f32 above 0";
         match self.clip {
-            Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, c > 0.0, "above 0 and finite as f32")?,
-            Some(Clip::Value(c)) => check("clip.value", c, c > 0.0, "above 0 and finite as f32")?,
+            Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, normal(c), bound)?,
+            Some(Clip::Value(c)) => check("clip.value", c, normal(c), bound)?,
             None => {}
         }
         if let Some(scale) = self.loss_scale {
-            let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
-            let bound = "a normal f32 above 0";
             check("loss_scale.min", scale.min, normal(scale.min), bound)?;
             check("loss_scale.max", scale.max, scale.max >= scale.min, "at least min and finite as f32")?;
             let inside = (scale.min..=scale.max).contains(&scale.initial);
@@ -145,7 +147,7 @@ impl Options {
             let growth = scale.growth_factor;
             check("loss_scale.growth_factor", growth, growth >= 1.0, "at least 1 and finite as f32")?;
             let backoff = scale.backoff_factor;
-            check("loss_scale.backoff_factor", backoff, backoff > 0.0 && backoff <= 1.0, "in (0, 1]")?;
+            check("loss_scale.backoff_factor", backoff, normal(backoff) && backoff <= 1.0, "in (0, 1]")?;
             let interval = scale.growth_interval;
             check("loss_scale.growth_interval", interval.into(), interval > 0, "at least 1")?;
         }

@@ -5,7 +5,7 @@
 //! the encoder's own callback says so. When all places are taken a page of new ones is added, so any number
 //! of steps may be recorded before a submission, and a loop that submits as it goes never allocates.
 
-use crate::device::{ALIGNMENT, create_buffer};
+use crate::device::{ALIGNMENT, checked, create_buffer};
 use crate::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -101,18 +101,21 @@ impl Rows {
             u64::from(self.per_page()) * self.place_bytes,
             wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
         )?;
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        let entries = [wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &buffer,
+                offset: 0,
+                size: wgpu::BufferSize::new(self.row_bytes),
+            }),
+        }];
+        let descriptor = wgpu::BindGroupDescriptor {
             label: Some("wgpu-optim scalars"),
             layout: &self.layout,
-            entries: &[wgpu::BindGroupEntry {
-                binding: 0,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &buffer,
-                    offset: 0,
-                    size: wgpu::BufferSize::new(self.row_bytes),
-                }),
-            }],
-        });
+            entries: &entries,
+        };
+        let what = || format!("a binding of {} bytes of scalars", self.row_bytes);
+        let group = checked(&self.device, what, || self.device.create_bind_group(&descriptor))?;
         let first = self.places();
         self.pages.push(Page { buffer, group });
         let places = self.places();

@@ -177,7 +177,7 @@ fn prepare<T: Float>(trajectory: &Trajectory, t: usize) -> Option<Vec<T>> {
     let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
     let raw = trajectory.grads[t].iter();
     let mut grads: Vec<T> = raw.map(|&g| T::from_f64(f64::from(g) / scale)).collect();
-    if trajectory.skip_nonfinite && grads.iter().any(|g| !g.to_f64().is_finite()) {
+    if trajectory.skip_nonfinite && trajectory.grads[t].iter().any(|g| !g.is_finite()) {
         return None;
     }
     match trajectory.clip {

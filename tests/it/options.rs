@@ -5,8 +5,8 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    AdamW, Bound, Clip, Ema, Error, Group, Layout, LossScale, NAdam, Optimizer, Options, Report, Rule, Sgd,
-    Step, Tensors, View, for_each_rule,
+    Adagrad, AdamW, Bound, Clip, Ema, Error, Group, Layout, LossScale, NAdam, Optimizer, Options, Report,
+    Rule, Sgd, Step, Tensors, View, for_each_rule,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -262,6 +262,143 @@ fn the_norm_is_accurate_and_the_same_every_time() {
     }
 }
 
+/// Neither large nor tiny squares are lost, in what is scaled by the largest loss scale neither.
+#[test]
+fn norms_beyond_the_range_of_squares() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    for exponent in [0, 66, 100, 126] {
+        let initial = f64::from(exponent).exp2();
+        let scale = Some(LossScale { initial, ..LossScale::default() });
+        let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: scale, ..Options::default() };
+        let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+        let report = run.step(&[initial as f32; 4], 1.0).unwrap();
+        assert_eq!((report.norm, report.finite), (2.0, true), "scale 2^{exponent}");
+        approx::assert_relative_eq!(run.snapshot().params[3], -0.5, max_relative = 1e-5);
+    }
+    for (grads, want) in [
+        ([1e-23f32; 4], 2e-23f32),
+        ([3e30, 4e30, 1e10, 0.0], 5e30),
+        ([3e-13, 4e-13, 1e-30, 0.0], 5e-13),
+        // On both sides of the bounds between the three sums.
+        ([2f32.powi(40), 2f32.powi(40) * 0.999, 0.0, 0.0], 1.554_168_4e12),
+    ] {
+        let mut run = Run::new(
+            &gpu,
+            single(Sgd::default(), 4),
+            Options { report: true, ..Options::default() },
+            &[0.0; 4],
+        );
+        approx::assert_relative_eq!(run.step(&grads, 0.0).unwrap().norm, want, max_relative = 1e-6);
+    }
+}
+
+/// Steps whose commands are never submitted are not taken; those that are, are what they would have been without them.
+#[test]
+fn dropped_commands_leave_no_trace() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let rule = Adagrad { initial_accumulator_value: 1.0, ..Adagrad::default() };
+    let options = Options { ema: Some(Ema { decay: 0.9, debias: false }), ..SKIP };
+    let ends = [true, false].map(|dropping| {
+        let mut run = Run::new(&gpu, odd(rule), options, &vec![1.0; odd(rule).len() as usize]);
+        let grads = Random::new(1).values(odd(rule).len() as usize);
+        for t in 0..6 {
+            if dropping && t % 2 == 0 {
+                let mut encoder = gpu.encoder();
+                run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, lr(t)).unwrap();
+            }
+            run.submit(&grads, lr(t));
+        }
+        gpu.wait();
+        (run.snapshot(), run.ema("a"))
+    });
+    assert_same_bits(&ends[0].0, &ends[1].0, "dropped commands");
+    assert_eq!(ends[0].1, ends[1].1);
+}
+
+/// A report that is asked for in commands that run before the last step says what was so when they ran.
+#[test]
+fn a_report_is_of_the_step_that_had_run() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let rule = AdamW::default();
+    let layout = odd(rule);
+    let len = layout.len() as usize;
+    let good = Random::new(6).values(len);
+    let mut nan = good.clone();
+    nan[0] = f32::NAN;
+    let mut run = Run::new(&gpu, layout.clone(), SKIP, &vec![1.0; len]);
+    let nan = gpu.upload(&nan);
+    let bad = run.optimizer.bind(&Tensors::flat(&run.params, &nan)).unwrap();
+    gpu.write(&run.grads, 0, &good);
+    let mut encoders = [gpu.encoder(), gpu.encoder()];
+    for (encoder, bound) in encoders.iter_mut().zip([&run.bound, &bad]) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        run.optimizer.step_in_pass(&gpu.queue, &mut pass, bound, 0.1).unwrap();
+    }
+    run.optimizer.read_back(&mut encoders[0]).unwrap();
+    for encoder in encoders {
+        gpu.run(encoder);
+    }
+    let report = run.optimizer.take_report().unwrap();
+    assert_eq!((report.step, report.skipped, report.finite), (0, 0, true));
+    run.submit(&good, 0.1);
+    gpu.wait();
+    let mut clean = Run::new(&gpu, layout, SKIP, &vec![1.0; len]);
+    for _ in 0..2 {
+        clean.submit(&good, 0.1);
+    }
+    gpu.wait();
+    assert_same_bits(&run.snapshot(), &clean.snapshot(), "a report that was early");
+}
+
+/// NAdam's product of momenta depends on which steps were taken: what cannot be known is refused, and with reports in time nothing is.
+#[test]
+fn momentum_that_changes_wants_reports() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = odd(NAdam::default());
+    let len = layout.len() as usize;
+    let at = |t: usize| Step::from(lr(t)).with_momentum(0.8 + 0.02 * t as f64);
+    let mut random = Random::new(31);
+    let params = random.values(len);
+    let grads: Vec<_> = (0..6).map(|_| random.values(len)).collect();
+    let mut nan = grads[2].clone();
+    nan[4] = f32::NAN;
+    let mut dirty = Run::new(&gpu, layout.clone(), SKIP, &params);
+    let mut clean = Run::new(&gpu, layout.clone(), SKIP, &params);
+    for t in 0..6 {
+        dirty.step(if t == 2 { &nan } else { &grads[t] }, at(t));
+        if t != 2 {
+            clean.step(&grads[t], at(t));
+        }
+    }
+    assert_same_bits(&dirty.snapshot(), &clean.snapshot(), "a momentum that changes");
+
+    let mut encoder = gpu.encoder();
+    let mut recorded = 0;
+    let error = loop {
+        let done = dirty.optimizer.step(&gpu.queue, &mut encoder, &dirty.bound, at(6 + recorded));
+        match done {
+            Ok(()) => recorded += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Error::UncertainMomentum { rule: "nadam", steps: recorded });
+    assert_eq!(dirty.optimizer.steps(), 6 + recorded as u64);
+    gpu.run(encoder);
+    dirty.step(&grads[0], at(6));
+}
+
+/// Requests grow no larger than a binding, and that is an error in time too.
+#[test]
+fn requests_fit_their_binding() {
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffer_binding_size = 1 << 16) else { return };
+    let layout = odd(AdamW::default());
+    let len = layout.len() as usize;
+    let mut run = Run::new(&gpu, layout, SKIP, &vec![1.0; len]);
+    let mut encoder = gpu.encoder();
+    let error = (0..2_000).find_map(|_| run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 0.1).err());
+    assert!(matches!(error, Some(Error::Unreported { bound: 500..600, .. })), "{error:?}");
+}
+
 /// Divisor, norm and bound together: what the rule sees.
 #[test]
 fn gradients_are_divided_and_then_clipped() {
@@ -308,6 +445,8 @@ fn the_loss_scale_is_pytorchs() {
             growth_factor: argument("growth_factor", 2.0),
             backoff_factor: argument("backoff_factor", 0.5),
             growth_interval: argument("growth_interval", 2_000.0) as u32,
+            // One of the runs goes as far as f32 does.
+            max: 127f64.exp2(),
             ..LossScale::default()
         };
         let options = Options { loss_scale: Some(scale), ..Options::default() };
@@ -483,7 +622,7 @@ fn bad_options_and_divisors() {
         let error = Optimizer::with_options(&gpu.device, single(Sgd::default(), 4), options).unwrap_err();
         assert!(matches!(&error, Error::Options { field: found, .. } if *found == field), "{error}");
     };
-    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
+    for bad in [0.0, -1.0, 1e-300, f64::NAN, f64::INFINITY, 1e39] {
         refused(Options { clip: Some(Clip::GlobalNorm(bad)), ..SKIP }, "clip.global_norm");
         refused(Options { clip: Some(Clip::Value(bad)), ..SKIP }, "clip.value");
     }
