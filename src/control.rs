@@ -1,6 +1,6 @@
 //! Between the gradients and the update: reduction, decision, report.
 
-use crate::device::{checked, create_buffer};
+use crate::device::{checked, create_buffer, create_filled};
 use crate::error::Error;
 use crate::kernel::{REDUCE_ENTRY_POINT, REDUCE_RUN};
 use crate::options::{Clip, Options};
@@ -204,7 +204,8 @@ impl Control {
         let scale = options.loss_scale.unwrap_or_default();
         let first = if options.loss_scale.is_some() { scale.initial as f32 } else { 1.0 };
         let state = State { scale: first, number: NO_STEP, ..State::default() };
-        let state = initialized(device, bytemuck::bytes_of(&state))?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC;
+        let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
         let request = Request {
             max_norm: match options.clip {
                 Some(Clip::GlobalNorm(c)) => c as f32,
@@ -244,25 +245,6 @@ impl Control {
     pub(crate) fn take_report(&self) -> Option<Report> {
         lock(&self.reports.inbox).reports.pop_front()
     }
-}
-
-fn initialized(device: &wgpu::Device, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
-    let what = || "a buffer of control state".to_owned();
-    let buffer = checked(device, what, || {
-        device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("wgpu-optim control state"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: true,
-        })
-    })?;
-    let mut mapped = buffer
-        .get_mapped_range_mut(..)
-        .map_err(|error| Error::Device { what: what(), reason: error.to_string() })?;
-    mapped.copy_from_slice(bytes);
-    drop(mapped);
-    buffer.unmap();
-    Ok(buffer)
 }
 
 /// Reports on their way to the host.

@@ -115,6 +115,31 @@ pub(crate) fn create_buffer(
     )
 }
 
+/// Allocates a buffer with `bytes` in it.
+pub(crate) fn create_filled(
+    device: &wgpu::Device,
+    label: &str,
+    bytes: &[u8],
+    usage: wgpu::BufferUsages,
+) -> Result<wgpu::Buffer, Error> {
+    let what = || format!("{} bytes for {label}", bytes.len());
+    let buffer = checked(device, what, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(&format!("wgpu-optim {label}")),
+            size: bytes.len() as u64,
+            usage,
+            mapped_at_creation: true,
+        })
+    })?;
+    let mut mapped = buffer
+        .get_mapped_range_mut(..)
+        .map_err(|error| Error::Device { what: what(), reason: error.to_string() })?;
+    mapped.copy_from_slice(bytes);
+    drop(mapped);
+    buffer.unmap();
+    Ok(buffer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
