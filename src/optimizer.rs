@@ -426,8 +426,7 @@ impl<R: Rule> Optimizer<R> {
             };
             self.scratch[..REQUEST_WORDS].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&request)));
         }
-        let bytes: &[u8] = bytemuck::cast_slice(&self.scratch);
-        if bytes.len() as u64 > self.rows.row_bytes() {
+        if size_of_val(self.scratch.as_slice()) as u64 > self.rows.row_bytes() {
             let bytes = request_bytes(set / 4, (2 * sets).min(self.max_sets));
             self.rows = Rows::new(&self.device, self.rows.layout.clone(), bytes)?;
         }

@@ -110,7 +110,7 @@ crate::fields! {
     }
 }
 
-/// Correctly rounded, the worst of 10⁸ random elements measured 1.4. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp
+/// Correctly rounded, the worst measured is 1.6. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp
 /// to the quotient and 4.5 to the root; beside the size of the update, which counts at least four factors, these 7 weigh 1.75.
 pub(super) const ADAM_MAX_ULPS: f64 = 5.0;
 

@@ -221,7 +221,7 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
     for (tensor, (_, p, _)) in layout.tensors().iter().zip(&buffers) {
         let close = |a: &[f32], b: &[f32]| {
             for (a, b) in a.iter().zip(b) {
-                approx::assert_relative_eq!(a, b, max_relative = 1e-5, epsilon = 1e-7);
+                approx::assert_relative_eq!(a, b, max_relative = 1e-6, epsilon = 1e-8);
             }
         };
         close(&gpu.read(p, 4, tensor.len as usize), &ends[tensor.range()]);
