@@ -132,14 +132,16 @@ def import_jax():
 
 @dataclass(frozen=True)
 class Optax:
-    """A chain of transformations. They are made anew at every step, so that a hyperparameter can change with it.
+    """A chain of transformations with the learning rate at its end, or before those `after_lr`.
 
-    `slots` are the names of the fields in their states. The learning rate is applied by `OptaxRun`.
+    They are made anew at every step, so that a hyperparameter can change with it. `slots` are the names of the
+    fields in their states.
     """
 
     name: str
     chain: Callable[[Any, Hyper], list]  # (optax, hyperparameters) -> transformations
     slots: dict
+    after_lr: Callable[[Any, Hyper], list] = lambda optax, hyper: []
     fixed: dict = field(default_factory=dict)
     maximizes = False
 
@@ -155,19 +157,19 @@ class OptaxRun:
         self.jax = import_jax()
         self.peer = peer
         self.params = {name: self.jax.numpy.asarray(value) for name, value in params.items()}
-        self.state = self.chain(hyper).init(self.params)
+        self.state = self.chain(hyper, 0.0).init(self.params)
 
-    def chain(self, hyper: Hyper):
+    def chain(self, hyper: Hyper, lr: float):
         import optax
 
-        return optax.chain(*self.peer.chain(optax, hyper))
+        before, after = self.peer.chain(optax, hyper), self.peer.after_lr(optax, hyper)
+        return optax.chain(*before, optax.scale_by_learning_rate(lr), *after)
 
     def step(self, grads: dict[str, np.ndarray], lr: float, hyper: Hyper) -> None:
         import optax
 
         updates = {name: self.jax.numpy.asarray(grad) for name, grad in grads.items()}
-        updates, self.state = self.chain(hyper).update(updates, self.state, self.params)
-        updates = self.jax.tree.map(lambda update: -lr * update, updates)
+        updates, self.state = self.chain(hyper, lr).update(updates, self.state, self.params)
         self.params = optax.apply_updates(self.params, updates)
 
     def result(self) -> dict[str, np.ndarray]:
