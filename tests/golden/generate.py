@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from peers import Formula, Hyper, Keras, Optax, Torch, adan, radam, sgd_averaged
+from peers import Formula, Hyper, Keras, Optax, Torch, adan, lars, radam, sgd_averaged
 
 FORMAT = "optim-trajectory/1"
 MAX_FILE_BYTES = 200_000
@@ -105,6 +105,12 @@ def optax_rms(optax, h: Hyper) -> list:
     scale = optax.scale_by_stddev if h["centered"] else optax.scale_by_rms
     chain = [optax.add_decayed_weights(h["weight_decay"]), scale(h["alpha"], h["eps_root"])]
     return [*chain, optax.trace(h["momentum"])] if h["momentum"] else chain
+
+
+def optax_lamb(optax, h: Hyper) -> list:
+    # A chain without the ratio where optax.lamb would need a mask.
+    chain = [optax.scale_by_adam(h["beta1"], h["beta2"], h["eps"]), optax.add_decayed_weights(h["weight_decay"])]
+    return [*chain, optax.scale_by_trust_ratio()] if h["adapt_undecayed"] or h["weight_decay"] else chain
 
 
 RULES = {
@@ -322,6 +328,41 @@ RULES = {
             "formula": Formula(adan),
         },
     ),
+    "lamb": Rule(
+        lr=log_uniform(-2, -1.2),
+        momentum="beta1",
+        defaults={**ADAM, "eps": 1e-6, "adapt_undecayed": True},
+        peers={"optax": Optax("lamb", optax_lamb, slots=OPTAX_ADAM_SLOTS)},
+    ),
+    "lars": Rule(
+        # Multiplied by the trust coefficient it is the part of a tensor that a step changes.
+        lr=log_uniform(-1, -0.3),
+        momentum="momentum",
+        defaults={
+            "momentum": 0.9,
+            "dampening": 0.0,
+            "nesterov": False,
+            "form": "heavy_ball",
+            "trust_coefficient": 1e-3,
+            "eps": 0.0,
+            "joint_norm": False,
+            **DESCENT,
+        },
+        peers={
+            "optax": Optax(
+                "lars",
+                lambda optax, h: [
+                    optax.add_decayed_weights(h["weight_decay"]),
+                    optax.scale_by_trust_ratio(trust_coefficient=h["trust_coefficient"], eps=h["eps"]),
+                ],
+                after_lr=lambda optax, h: [optax.trace(h["momentum"], h["nesterov"])],
+                # The trace has the sign of what is added to the parameter.
+                slots={"trace": "-momentum_buffer"},
+                fixed={"form": "classic", "joint_norm": True},
+            ),
+            "formula": Formula(lars),
+        },
+    ),
 }
 
 # ---------------------------------------------------------------------------------------------------------
@@ -396,6 +437,8 @@ class Case:
     peer: str = "torch"
     float32_peer: str | None = None
     shapes: dict = field(default_factory=lambda: SMALL)
+    steps: tuple[int, int] = (40, 61)  # at least, and fewer than
+    zero: tuple[str, ...] = ()  # tensors that are all zero before step 1
     lr: Draw | None = None  # the peak of the schedule, where the rule's own does not suit
     grad_factor: float = 1.0  # all gradients are multiplied by it
     groups: tuple[Group, ...] = ()
@@ -420,12 +463,23 @@ ROOT = log_uniform(-9, -3)  # eps_root: compared with squares
 ADAN = {"beta1": uniform(0.9, 0.99), "beta2": uniform(0.7, 0.95), "beta3": BETA3}
 RADAM = {"beta1": BETA1, "beta2": uniform(0.8, 0.999)}  # rectified from step 6 or some steps later
 RECTIFICATION = uniform(4.5, 7)
+TRUST = log_uniform(-1.7, -1)
 WITH_MOMENTUM = log_uniform(-3.5, -2.7)  # the peak for RMSprop, whose steps the momentum makes longer
 
 
 def compact(name: str, rule: str, hyper: dict, **others) -> Case:
     """A case on the compact tensors."""
     return Case(name, rule, hyper, shapes=COMPACT, **others)
+
+
+def layerwise(name: str, rule: str, hyper: dict, **others) -> Case:
+    """A compact case in fewer steps, because a wrong norm shows at once."""
+    return compact(name, rule, hyper, steps=(24, 27), **others)
+
+
+def lars_case(name: str, hyper: dict, peer: str = "formula", **others) -> Case:
+    """Gradients whose norms are of the magnitude of the weight decay's part and of `eps`."""
+    return layerwise(name, "lars", hyper, peer=peer, grad_factor=1e-3, **others)
 
 
 def compact_groups(first: dict, second: dict, third: dict) -> tuple[Group, ...]:
@@ -442,6 +496,9 @@ ADAMW_GROUPS = (
     Group("no_decay", ("late",), {"weight_decay": 0.0}, lr_factor=uniform(1.5, 4.0)),
     Group("own_betas", ("wide", "idle"), {**BETAS, "eps": EPS}, lr_factor=uniform(0.1, 0.9)),
 )
+
+LAMB = {**BETAS, "eps": EPS, "weight_decay": DECAY}
+JOINT = {"form": "classic", "joint_norm": True, "trust_coefficient": TRUST, "weight_decay": L2, "eps": LARGE_EPS}
 
 BY_KERAS = {"peer": "keras", "float32_peer": "torch with eps of the step"}
 
@@ -893,6 +950,71 @@ CASES = [
         {**ADAN, "eps": EPS, "eps_root": ROOT, "weight_decay": DECAY, "complement_beta2": True, "no_prox": True},
         peer="optax",
     ),
+    # LAMB
+    layerwise("lamb", "lamb", {}, peer="optax", zero=("late",)),
+    layerwise("lamb-eps", "lamb", {**BETAS, "eps": LARGE_EPS}, peer="optax"),
+    layerwise("lamb-weight-decay", "lamb", LAMB, peer="optax", zero=("tiny",)),
+    layerwise("lamb-maximize", "lamb", {**LAMB, "maximize": True}, peer="optax"),
+    layerwise(
+        "lamb-groups",
+        "lamb",
+        LAMB,
+        peer="optax",
+        groups=compact_groups({}, {"weight_decay": 0.0}, {**BETAS, "eps": LARGE_EPS}),
+    ),
+    layerwise(
+        "lamb-adapt-undecayed",
+        "lamb",
+        {**LAMB, "adapt_undecayed": False},
+        peer="optax",
+        groups=compact_groups({"weight_decay": 0.0}, {}, {"weight_decay": 0.0, "adapt_undecayed": True}),
+    ),
+    layerwise("lamb-momentum-override", "lamb", LAMB, peer="optax", momentum=wandering(0.6, 0.97)),
+    layerwise(
+        "lamb-everything",
+        "lamb",
+        LAMB,
+        peer="optax",
+        groups=compact_groups({}, {"weight_decay": 0.0}, {**BETAS, "maximize": True}),
+        clip={"global_norm": log_uniform(1.2, 2.0)},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    # LARS
+    lars_case("lars", {"trust_coefficient": TRUST}, zero=("late",)),
+    lars_case("lars-weight-decay", {"momentum": MU, "trust_coefficient": TRUST, "weight_decay": L2}, zero=("tiny",)),
+    lars_case(
+        "lars-nesterov",
+        {"momentum": MU, "nesterov": True, "trust_coefficient": TRUST, "weight_decay": L2},
+    ),
+    # The default trust coefficient, and a learning rate to match.
+    lars_case("lars-no-momentum", {"momentum": 0.0}, lr=log_uniform(1, 1.7)),
+    lars_case(
+        "lars-maximize",
+        {"momentum": MU, "trust_coefficient": TRUST, "weight_decay": L2, "eps": LARGE_EPS, "maximize": True},
+    ),
+    lars_case(
+        "lars-dampening",
+        {"momentum": MU, "dampening": DAMPENING, "trust_coefficient": TRUST, "weight_decay": L2},
+    ),
+    lars_case(
+        "lars-groups",
+        {"trust_coefficient": TRUST, "momentum": MU, "weight_decay": L2},
+        groups=compact_groups(
+            {"trust_coefficient": TRUST, "weight_decay": 0.0},
+            {"momentum": MU, "nesterov": True, "eps": LARGE_EPS},
+            {"trust_coefficient": TRUST, "momentum": 0.0, "weight_decay": L2},
+        ),
+    ),
+    lars_case(
+        "lars-clip-value-skip",
+        {"trust_coefficient": TRUST, "momentum": MU, "weight_decay": L2},
+        clip={"value": log_uniform(-2, 0)},
+        loss_scale=True,
+        skip_nonfinite=True,
+    ),
+    lars_case("lars-joint-norm", {**JOINT, "momentum": MU}, peer="optax", zero=("late",)),
+    lars_case("lars-joint-norm-nesterov", {**JOINT, "momentum": MU, "nesterov": True}, peer="optax"),
 ]
 
 # ---------------------------------------------------------------------------------------------------------
@@ -985,7 +1107,7 @@ def make_inputs(case: Case) -> Inputs:
     hyper_rng, lr_rng, momentum_rng, scale_rng, skip_rng, param_rng, grad_rng, group_rng = streams
 
     rule = RULES[case.rule]
-    steps = int(lr_rng.integers(40, 61))
+    steps = int(lr_rng.integers(*case.steps))
     hyper = drawn(case.hyper, hyper_rng)
     clip = None if case.clip is None else drawn(case.clip, hyper_rng)
     groups = []
@@ -1000,7 +1122,7 @@ def make_inputs(case: Case) -> Inputs:
     params = {}
     for name, shape in case.shapes.items():
         param = signed_magnitudes(param_rng, shape, -3, 1)
-        param[param_rng.random(shape) < 0.08] = 0.0
+        param[(param_rng.random(shape) < 0.08) | (name in case.zero)] = 0.0
         params[name] = param.astype(np.float32)
 
     nonfinite = make_nonfinite_steps(skip_rng, steps) if case.skip_nonfinite else []

@@ -324,3 +324,25 @@ def adan(p, g, state, t, lr, h):
     if h["no_prox"]:
         return p * (1 - lr * h["weight_decay"]) - lr * u
     return (p - lr * u) / (1 + lr * h["weight_decay"])
+
+
+def norm(x: np.ndarray) -> np.floating:
+    """The Euclidean norm in the type of the array."""
+    return np.sqrt((x * x).sum())
+
+
+# pytorch_optimizer's LARS has no eps, leaves vectors out, and scales the weight decay of a zero gradient too.
+def lars(p, g, state, t, lr, h):
+    """LARS with heavy-ball momentum"""
+    mu, dampening, nesterov = h["momentum"], h["dampening"], h["nesterov"]
+    trust, weight_decay, eps = h["trust_coefficient"], h["weight_decay"], h["eps"]
+    p_norm, g_norm = norm(p), norm(g)
+    d = g + weight_decay * p
+    if p_norm > 0 and g_norm > 0:
+        d = trust * p_norm / (g_norm + weight_decay * p_norm + eps) * d
+    if mu == 0:
+        return p - lr * d
+    # The first value is not dampened, as in torch.
+    buffer = mu * state["momentum_buffer"] + (1 - dampening) * d if state else d
+    state["momentum_buffer"] = buffer
+    return p - lr * (d + mu * buffer if nesterov else buffer)
