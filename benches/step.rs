@@ -9,8 +9,8 @@ use std::hint::black_box;
 use std::time::Duration;
 use wgpu_optim::rules::slots;
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Clip, Group, Layout, Lion, NAdam, Optimizer,
-    Options, RAdam, RmsProp, Rule, Sgd, Tensors, for_each_rule,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Clip, Group, Lamb, Lars, Layout, Lion, NAdam,
+    Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Tensors, for_each_rule,
 };
 
 /// The configuration that a rule is measured in.
@@ -34,7 +34,7 @@ macro_rules! measured_in_its_defaults {
     };
 }
 measured_in_its_defaults!(
-    Adam, AdamW, Adagrad, RmsProp, Adadelta, Adamax, NAdam, RAdam, Lion, AdaBelief, Adan
+    Adam, AdamW, Adagrad, RmsProp, Adadelta, Adamax, NAdam, RAdam, Lion, AdaBelief, Adan, Lamb, Lars
 );
 
 /// `count` tensors of `len` elements side by side; several are in two groups by turns.

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::float::{Float, Scaled, ulp};
-use crate::layout::Layout;
-use crate::rules::{Fields, Step, Twin, slots};
+use crate::layout::{Layout, Tensor};
+use crate::rules::{Fields, Step, Twin, slots, with_ratio};
 
 /// Parameters and state at one moment, flat, as the layout places the tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,10 +72,12 @@ impl<R: Twin> Checker<R> {
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
         for tensor in self.layout.tensors() {
-            let scalars = &exact[tensor.group];
+            let exact = &exact[tensor.group];
+            let scalars = scalars::<R, f64>(exact, before, grads, tensor);
+            let sizes = self::scalars::<R, Scaled>(exact, before, grads, tensor);
             for i in tensor.range() {
-                let (p, state) = update::<R, f64>(scalars, before, grads, i);
-                let (p_size, state_size) = update::<R, Scaled>(scalars, before, grads, i);
+                let (p, state) = update::<R, f64>(&scalars, before, grads, i);
+                let (p_size, state_size) = update::<R, Scaled>(&sizes, before, grads, i);
                 let mut judge = |what, got, want: f64, size: Scaled| {
                     let ulps = distance(got, want, size.size());
                     // NaN never comes out of `distance`.
@@ -116,19 +118,38 @@ impl<R: Twin> Checker<R> {
     }
 }
 
+/// A tensor's scalars, in the arithmetic of `T`.
+fn scalars<R: Twin, T: Float>(
+    exact: &R::Scalars<f64>,
+    before: &Snapshot,
+    grads: &[f32],
+    tensor: &Tensor,
+) -> R::Scalars<T> {
+    let scalars = R::Scalars::<T>::from_fn(|k| T::from_f64(exact.get(k)));
+    let direction = |i| {
+        let (p, g, state) = element::<R, T>(before, grads, i);
+        (p, R::direction(&scalars, p, g, &state))
+    };
+    with_ratio::<R, T>(&scalars, tensor.range().map(direction))
+}
+
 /// Element `i` after the step, in the arithmetic of `T`.
 fn update<R: Twin, T: Float>(
-    scalars: &R::Scalars<f64>,
+    scalars: &R::Scalars<T>,
     before: &Snapshot,
     grads: &[f32],
     i: usize,
 ) -> (T, R::State<T>) {
-    let scalars = R::Scalars::<T>::from_fn(|k| T::from_f64(scalars.get(k)));
-    let mut p = T::from_f64(before.params[i].into());
-    let mut state =
-        R::State::<T>::from_fn(|slot| before.state[slot].get(i).map_or(T::ZERO, |&x| T::from_f64(x.into())));
-    R::update(&scalars, &mut p, T::from_f64(grads[i].into()), &mut state);
+    let (mut p, g, mut state) = element::<R, T>(before, grads, i);
+    R::update(scalars, &mut p, g, &mut state);
     (p, state)
+}
+
+/// Parameter, gradient and state of element `i` before the step.
+fn element<R: Twin, T: Float>(before: &Snapshot, grads: &[f32], i: usize) -> (T, T, R::State<T>) {
+    let number = |x: f32| T::from_f64(x.into());
+    let state = |slot: usize| before.state[slot].get(i).map_or(T::ZERO, |&x| number(x));
+    (number(before.params[i]), number(grads[i]), R::State::<T>::from_fn(state))
 }
 
 fn distance(got: f32, want: f64, size: f64) -> f64 {

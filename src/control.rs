@@ -1,10 +1,12 @@
 //! Between the gradients and the update: reduction, decision, report.
 
-use crate::device::{checked, create_buffer, create_filled};
+use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
-use crate::kernel::{REDUCE_ENTRY_POINT, REDUCE_RUN};
+use crate::kernel::{Fold, set_vectors};
 use crate::options::{Clip, Options};
-use crate::plan::WORKGROUP_SIZE;
+use crate::pipeline::Kernel;
+use crate::rows;
+use crate::rules::Rule;
 use bytemuck::{Pod, Zeroable};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +31,8 @@ pub struct Request {
     pub interval: u32,
     pub min_scale: f32,
     pub max_scale: f32,
-    pub nan: f32,
     pub partials: u32,
+    pub unused: u32,
 }
 
 /// What the device remembers from step to step.
@@ -46,6 +48,8 @@ pub struct State {
     pub norm: f32,
     pub factor: f32,
     pub used_scale: f32,
+    pub param_norm: f32,
+    pub update_norm: f32,
 }
 
 /// What became of a step.
@@ -57,9 +61,9 @@ pub struct Report {
     pub finite: bool,
     /// Steps not taken so far, this one included: those skipped, and those recorded into commands that were never submitted.
     pub skipped: u64,
-    /// 2-norm of the gradients of all tensors, divided by divisor and loss scale and not yet clipped. Without meaning where they are not finite.
+    /// 2-norm of the gradients of all tensors, divided by divisor and loss scale and not yet clipped.
     pub norm: f32,
-    /// What the gradients were multiplied by to bound their norm.
+    /// What the gradients were multiplied by to bound their norm; of groups that are bounded each by itself, the least.
     pub clip_factor: f32,
     /// The dynamic loss scale that the gradients had; 1 without one.
     pub loss_scale: f32,
@@ -67,6 +71,10 @@ pub struct Report {
     pub next_loss_scale: f32,
     /// Good steps in a row, as the loss scale counts them.
     pub good_steps: u32,
+    /// 2-norm of the parameters of all tensors before the step; with [`Options::norms`](crate::Options::norms).
+    pub param_norm: Option<f32>,
+    /// 2-norm of what the step has added to them, 0 where it was skipped; with [`Options::norms`](crate::Options::norms).
+    pub update_norm: Option<f32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,84 +82,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The text of the control kernel.
-#[doc(hidden)]
-#[must_use]
-pub fn source(options: &Options, set_vectors: usize) -> String {
-    let clips = matches!(options.clip, Some(Clip::GlobalNorm(_)));
-    format!(
-        "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
-const SET = {set_vectors}u;
-const CLIPS = {clips};
-const SKIPS = {};
-const DYNAMIC = {};
-{}",
-        options.skips(),
-        options.loss_scale.is_some(),
-        include_str!("../shaders/control.wgsl")
-    )
-}
-
-/// Workgroups of the reduction for `workgroups` of a step, in x and y.
-pub(crate) fn reduce_workgroups(workgroups: [u32; 2], limit: u32) -> [u32; 2] {
-    let total = (u64::from(workgroups[0]) * u64::from(workgroups[1])).div_ceil(REDUCE_RUN.into());
-    let rows = total.div_ceil(limit.into()).max(1);
-    [total.div_ceil(rows) as u32, rows as u32]
-}
-
-/// A compute pipeline of ours, of text that nobody else has written.
-pub(crate) fn pipeline(
-    device: &wgpu::Device,
-    label: &str,
-    text: String,
-    entry_point: &str,
-    layouts: &[Option<&wgpu::BindGroupLayout>],
-) -> Result<wgpu::ComputePipeline, Error> {
-    checked(
-        device,
-        || format!("the kernel of {label}"),
-        || {
-            let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(label),
-                source: wgpu::ShaderSource::Wgsl(text.into()),
-            };
-            // SAFETY: the reduction reads what `Part::prove_bounds` has checked, and writes one partial result a workgroup, for all of which there is
-            // room; its loops end after constant rounds. The control kernel's are bounded by counts that the host sends with what they count.
-            let module = unsafe {
-                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            };
-            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(label),
-                bind_group_layouts: layouts,
-                immediate_size: 0,
-            });
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(label),
-                layout: Some(&layout),
-                module: &module,
-                entry_point: Some(entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            })
-        },
-    )
-}
-
-/// The reduction's pipeline.
-pub(crate) fn reduce_pipeline(
-    device: &wgpu::Device,
-    text: String,
-    layout: &wgpu::BindGroupLayout,
-) -> Result<wgpu::ComputePipeline, Error> {
-    pipeline(device, "wgpu-optim reduction", text, REDUCE_ENTRY_POINT, &[Some(layout)])
-}
-
 /// The control kernel with its buffers.
 #[derive(Debug)]
 pub(crate) struct Control {
-    pub(crate) pipeline: wgpu::ComputePipeline,
     /// Bind group 0: partial results, live scalars, state.
-    pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) kernel: Kernel,
+    /// What adds up the gradients' partial results by group, where groups are clipped.
+    pub(crate) by_group: Option<Kernel>,
+    /// What adds up the squares of parameters and update, where they are reported.
+    pub(crate) of_all: Option<Kernel>,
     /// The scalars that the step's kernels read.
     pub(crate) live: wgpu::Buffer,
     pub(crate) live_group: wgpu::BindGroup,
@@ -162,45 +101,22 @@ pub(crate) struct Control {
 
 impl Control {
     /// `rows` is the layout of the step's scalars, `requests` that of the control kernel's.
-    pub(crate) fn new(
+    pub(crate) fn new<R: Rule>(
         device: &wgpu::Device,
         options: &Options,
-        set_vectors: usize,
+        groups: usize,
         rows: &wgpu::BindGroupLayout,
         requests: &wgpu::BindGroupLayout,
     ) -> Result<Self, Error> {
-        let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        };
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some("wgpu-optim control"),
-            entries: &[storage(0, true), storage(1, false), storage(2, false)],
-        });
-        let text = source(options, set_vectors);
-        let layouts = [Some(&layout), Some(requests)];
-        let pipeline = pipeline(device, "wgpu-optim control", text, "control", &layouts)?;
-        let live_bytes = (set_vectors * 16) as u64;
+        let around = options.around();
+        let kernel = Kernel::control::<R>(device, requests, options, groups)?;
+        let fold = |on: bool, fold| on.then(|| Kernel::fold(device, fold)).transpose();
+        let by_group = fold(around.grouped, Fold::Groups)?;
+        let of_all = fold(around.norms, Fold::All)?;
+        let live_bytes = (set_vectors::<R>(groups, &around) * 16) as u64;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let live = create_buffer(device, "live scalars", live_bytes, usage)?;
-        let live_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("wgpu-optim live scalars"),
-            layout: rows,
-            entries: &[wgpu::BindGroupEntry {
-                binding: 0,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &live,
-                    offset: 0,
-                    size: wgpu::BufferSize::new(live_bytes),
-                }),
-            }],
-        });
+        let live_group = rows::group(device, rows, &live, live_bytes)?;
         let scale = options.loss_scale.unwrap_or_default();
         let first = if options.loss_scale.is_some() { scale.initial as f32 } else { 1.0 };
         let state = State { scale: first, number: NO_STEP, ..State::default() };
@@ -208,7 +124,7 @@ impl Control {
         let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
         let request = Request {
             max_norm: match options.clip {
-                Some(Clip::GlobalNorm(c)) => c as f32,
+                Some(Clip::GlobalNorm(c) | Clip::GroupNorm(c)) => c as f32,
                 _ => 0.0,
             },
             growth: scale.growth_factor as f32,
@@ -216,10 +132,10 @@ impl Control {
             interval: scale.growth_interval,
             min_scale: scale.min as f32,
             max_scale: scale.max as f32,
-            nan: f32::NAN,
             ..Request::default()
         };
-        Ok(Self { pipeline, layout, live, live_group, state, request, reports: Reports::default() })
+        let reports = Reports::new(options.norms);
+        Ok(Self { kernel, by_group, of_all, live, live_group, state, request, reports })
     }
 
     /// Bytes of device memory.
@@ -254,17 +170,9 @@ struct Reports {
     free: Arc<Mutex<Vec<wgpu::Buffer>>>,
 }
 
-impl Default for Reports {
-    fn default() -> Self {
-        // Room for all, so that nothing is allocated later.
-        let inbox = Inbox { newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
-        let free = Arc::new(Mutex::new(Vec::with_capacity(KEPT_REPORTS)));
-        Self { inbox: Arc::new(Mutex::new(inbox)), free }
-    }
-}
-
 #[derive(Debug)]
 struct Inbox {
+    norms: bool,
     newest: Option<(u64, u64)>,
     reports: VecDeque<Report>,
 }
@@ -282,6 +190,13 @@ impl Drop for Staging {
 }
 
 impl Reports {
+    fn new(norms: bool) -> Self {
+        // Room for all, so that nothing is allocated later.
+        let inbox = Inbox { norms, newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
+        let free = Arc::new(Mutex::new(Vec::with_capacity(KEPT_REPORTS)));
+        Self { inbox: Arc::new(Mutex::new(inbox)), free }
+    }
+
     fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
         let popped = lock(&self.free).pop();
         let buffer = match popped {
@@ -340,6 +255,8 @@ impl Inbox {
             loss_scale: state.used_scale,
             next_loss_scale: state.scale,
             good_steps: state.good,
+            param_norm: self.norms.then_some(state.param_norm),
+            update_norm: self.norms.then_some(state.update_norm),
         });
     }
 }

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::float::Float;
 use crate::layout::Layout;
-use crate::rules::{Fields, Step, Twin, slots};
+use crate::rules::{Fields, Step, Twin, slots, with_ratio};
 
 /// Applies rule `R` to the tensors of a layout in a flat slice, in the arithmetic of `T`.
 ///
@@ -102,6 +102,10 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
         self.steps += 1;
         for tensor in self.layout.tensors() {
             let s = &rows[tensor.group];
+            let state =
+                |i| R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));
+            let direction = |i| (params[i], R::direction(s, params[i], grads[i], &state(i)));
+            let s = &with_ratio::<R, T>(s, tensor.range().map(direction));
             for i in tensor.range() {
                 let mut state =
                     R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));

@@ -1,10 +1,10 @@
 //! What is asked of a device: its limits, memory, and answers instead of panics.
 
 use crate::error::Error;
-use crate::kernel::row_bytes;
+use crate::kernel::set_vectors;
 use crate::layout::Layout;
 use crate::options::Options;
-use crate::plan::{CHUNK_ALIGNMENT, Limits, WORKGROUP_SIZE};
+use crate::plan::{CHUNK_ALIGNMENT, Limits, NONE, WORKGROUP_SIZE};
 use crate::rules::Rule;
 use std::task::{Context, Poll, Waker};
 
@@ -28,7 +28,11 @@ pub(crate) fn limits<R: Rule>(
         if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
     };
     let around = options.around();
-    let storage = 3 + kept.iter().filter(|&&kept| kept).count() as u64 + u64::from(around.ema);
+    let layerwise = R::RATIO.is_some();
+    // Table, parameters, gradients, states, average, partial results, tensors' rows.
+    let states = kept.iter().filter(|&&kept| kept).count() as u64;
+    let [ema, norms, rows] = [around.ema, around.norms, layerwise].map(u64::from);
+    let storage = 3 + states + ema + norms + rows;
     at_least(
         "max_storage_buffers_per_shader_stage",
         device.max_storage_buffers_per_shader_stage.into(),
@@ -49,15 +53,22 @@ pub(crate) fn limits<R: Rule>(
         device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
         1,
     )?;
-    if options.looks_first() {
+    if options.looks_first() || layerwise {
         let dynamic = device.max_dynamic_storage_buffers_per_pipeline_layout;
         at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
     }
     let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
     at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
-    let bound = (uniform as usize - 16 * usize::from(around.head)) / row_bytes::<R>();
+    let row = set_vectors::<R>(1, &around) - set_vectors::<R>(0, &around);
+    let bound = (uniform as usize / 16 - set_vectors::<R>(0, &around)) / row;
     if layout.groups().len() > bound {
         return Err(Error::TooManyGroups { rule: R::NAME, groups: layout.groups().len(), bound });
+    }
+    // A tensor has a number in the tiles, and a workgroup of its own between the phases.
+    let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
+    let tensors = layout.tensors().len();
+    if layerwise && tensors > bound {
+        return Err(Error::TooManyTensors { rule: R::NAME, tensors, bound });
     }
     let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
     at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;

@@ -178,6 +178,16 @@ pub enum Error {
         /// How many fit.
         bound: usize,
     },
+    /// More tensors than a layer-wise rule can tell apart.
+    #[error("{tensors} tensors, must be at most {bound} for rule {rule} on this device")]
+    TooManyTensors {
+        /// The rule's name.
+        rule: &'static str,
+        /// How many there are.
+        tensors: usize,
+        /// How many there may be.
+        bound: usize,
+    },
     /// A number of tensors, buffers or elements that is not the layout's.
     #[error("{what}: {found}, the layout has {expected}")]
     Mismatch {

@@ -35,6 +35,8 @@ pub trait Float:
     fn min(self, other: Self) -> Self;
     /// 1, −1, or 0 for a zero of either sign.
     fn sign(self) -> Self;
+    /// The 2-norm, of which no square overflows or is lost in `f32`.
+    fn norm(values: impl Iterator<Item = Self>) -> Self;
 }
 
 macro_rules! float {
@@ -68,6 +70,10 @@ macro_rules! float {
             #[inline]
             fn sign(self) -> Self {
                 if self == 0.0 { 0.0 } else { self.signum() }
+            }
+            #[inline]
+            fn norm(values: impl Iterator<Item = Self>) -> Self {
+                values.map(f64::from).map(|x| x * x).sum::<f64>().sqrt() as Self
             }
         }
     };
@@ -160,6 +166,9 @@ impl Float for Scaled {
     fn sign(self) -> Self {
         let clear = if self.value == 0.0 { CLEAR * LEAST_SIZE } else { self.value.abs() / (CLEAR * EPSILON) };
         Self::new(self.value.sign(), if self.size <= clear { LEAST_SIZE } else { 2.0 / EPSILON })
+    }
+    fn norm(values: impl Iterator<Item = Self>) -> Self {
+        values.map(|x| x * x).fold(Self::ZERO, |sum, square| sum + square).sqrt()
     }
 }
 

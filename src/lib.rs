@@ -33,7 +33,7 @@
 //!
 //! # What is where
 //!
-//! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`], [`Lion`], [`AdaBelief`], [`Adan`]:
+//! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`], [`Lion`], [`AdaBelief`], [`Adan`], [`Lamb`], [`Lars`]:
 //!   the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
@@ -75,10 +75,14 @@ pub mod float;
 pub mod kernel;
 #[cfg(feature = "gpu")]
 mod lag;
+#[cfg(feature = "gpu")]
+mod layers;
 mod layout;
 #[cfg(feature = "gpu")]
 mod optimizer;
 mod options;
+#[cfg(feature = "gpu")]
+mod pipeline;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
 pub mod recipes;
@@ -97,8 +101,8 @@ pub use layout::{Group, Layout, Tensor};
 pub use optimizer::{Bound, Optimizer, StateRange};
 pub use options::{Clip, Ema, LossScale, Options};
 pub use rules::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lion, NAdam, RAdam, RmsProp, Rule, Sgd, Step,
-    Twin,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lamb, Lars, Lion, NAdam, RAdam, RmsProp, Rule,
+    Sgd, Step, Twin,
 };
 pub use schedule::Schedule;
 #[cfg(feature = "gpu")]

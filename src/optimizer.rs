@@ -5,14 +5,17 @@ mod binding;
 use crate::control::{Control, Report, Request, Staging};
 use crate::device::{ELEMENT, create_buffer, limits};
 use crate::error::Error;
-use crate::kernel::{Access, Kernel, Key, check_text, row_bytes, set_vectors};
+use crate::kernel::{Access, Key, Walk, row_vectors, set_vectors};
 use crate::lag::Lags;
+use crate::layers::Layers;
 use crate::layout::Layout;
 use crate::options::{Clip, Options};
+use crate::pipeline::{Kernel, check_text};
 use crate::plan::{self, Chunk, Limits, QUAD, Space, Span};
 use crate::rows::{self, Lease, Rows};
 use crate::rules::{Fields, Rule, Step, is_built_in, slots};
 use std::collections::HashMap;
+use std::slice;
 use std::sync::Arc;
 
 /// The slot of the weights' average.
@@ -31,16 +34,22 @@ pub struct Bound {
     owner: Arc<()>,
     /// What looks at the gradients first, if the options ask for it.
     look: Option<Look>,
+    /// The first phase of a layer-wise rule, and what adds up its results.
+    measure: Option<(Vec<BoundDispatch>, BoundDispatch)>,
     dispatches: Vec<BoundDispatch>,
+    /// What adds up the norms of parameters and update.
+    norms: Option<BoundDispatch>,
     device_bytes: u64,
 }
 
-/// The gradients' reduction, and the bind group of the control kernel behind it.
+/// The gradients' reduction, and the control kernel behind it.
 #[derive(Debug)]
 struct Look {
     reductions: Vec<BoundDispatch>,
-    control: wgpu::BindGroup,
-    /// Partial results of all reductions.
+    /// What adds up the results by group, if anything does.
+    by_group: Option<BoundDispatch>,
+    control: BoundDispatch,
+    /// Partial results that reach the control kernel.
     partials: u32,
 }
 
@@ -53,10 +62,15 @@ struct BoundDispatch {
 
 impl Bound {
     /// Dispatches that a step records: one for flat buffers that fit a binding and have the size of
-    /// [`Layout::buffer_size`]; where the options have the gradients looked at first, as many again and one more.
+    /// [`Layout::buffer_size`]; where the options have the gradients looked at first, as many again and one more, or two if groups are clipped; for a
+    /// layer-wise rule as many again and one more; and one more for norms.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.dispatches.len() + self.look.as_ref().map_or(0, |look| look.reductions.len() + 1)
+        let look = self.look.as_ref();
+        self.dispatches.len()
+            + look.map_or(0, |look| look.reductions.len() + 1 + usize::from(look.by_group.is_some()))
+            + self.measure.as_ref().map_or(0, |(measures, _)| measures.len() + 1)
+            + usize::from(self.norms.is_some())
     }
 
     /// Bytes of device memory that the binding itself takes.
@@ -107,8 +121,11 @@ pub struct Optimizer<R> {
     /// One buffer a kept slot, and one for the average of the weights if there is one, for each chunk.
     state: Vec<Vec<wgpu::Buffer>>,
     kernels: HashMap<Key, Kernel>,
-    reductions: HashMap<Key, Kernel>,
+    measures: HashMap<Key, Kernel>,
+    reductions: HashMap<Walk, Kernel>,
     control: Option<Control>,
+    /// For layer-wise rules.
+    layers: Option<Layers>,
     /// The layout of the step's scalars, as its kernels bind them.
     scalars_layout: wgpu::BindGroupLayout,
     /// Where each step's scalars are sent: to the step's kernels, or to the control kernel.
@@ -140,21 +157,19 @@ impl<R: Rule> Optimizer<R> {
         let around = options.around();
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| layout.keeps_slot(slot)).collect();
         let limits = limits::<R>(&device.limits(), &layout, &kept, &options)?;
+        let groups = layout.groups().len();
+        let uniform_bytes = limits.uniform_bytes;
+        let key = Key {
+            walk: Walk { access: Access::Quads, whole: true, space: Space::Uniform, uniform_bytes },
+            single: false,
+            writable_gradients: options.zero_gradients,
+            rows: groups as u32,
+            rows_space: Space::Uniform,
+            kept: kept.clone(),
+            around,
+        };
         if !is_built_in::<R>() {
-            check_text::<R>(
-                device,
-                &Key {
-                    access: Access::Quads,
-                    whole: true,
-                    single: false,
-                    space: Space::Uniform,
-                    writable_gradients: options.zero_gradients,
-                    groups: layout.groups().len() as u32,
-                    kept: kept.clone(),
-                    uniform_bytes: limits.uniform_bytes,
-                    around,
-                },
-            )?;
+            check_text::<R>(device, &key)?;
         }
         let spans: Vec<_> = layout
             .by_offset()
@@ -179,7 +194,6 @@ impl<R: Rule> Optimizer<R> {
                     .collect()
             })
             .collect::<Result<_, _>>()?;
-        let groups = layout.groups().len();
         let set = set_vectors::<R>(groups, &around);
         let bytes = (set * 16) as u64;
         let scalars_layout = rows::layout(device, wgpu::BufferBindingType::Uniform, bytes);
@@ -191,11 +205,12 @@ impl<R: Rule> Optimizer<R> {
             let bytes = request_bytes(set, sets);
             let least = request_bytes(set, 1);
             let requests = rows::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
-            let control = Control::new(device, &options, set, &scalars_layout, &requests)?;
+            let control = Control::new::<R>(device, &options, groups, &scalars_layout, &requests)?;
             (Rows::new(device, requests, bytes)?, Some(control))
         } else {
             (Rows::new(device, scalars_layout.clone(), bytes)?, None)
         };
+        let layers = R::RATIO.map(|_| Layers::new(device, &layout, &scalars_layout, &key)).transpose()?;
         Ok(Self {
             device: device.clone(),
             options,
@@ -204,8 +219,10 @@ impl<R: Rule> Optimizer<R> {
             chunks,
             state,
             kernels: HashMap::new(),
+            measures: HashMap::new(),
             reductions: HashMap::new(),
             control,
+            layers,
             scalars_layout,
             rows,
             scratch: Vec::new(),
@@ -242,7 +259,7 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss before the backward pass. `None` without
-    /// [`Options::loss_scale`]. It has 32 bytes and usages `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
+    /// [`Options::loss_scale`]. It has 40 bytes and usages `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
     #[must_use]
     pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
         let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
@@ -253,7 +270,7 @@ impl<R: Rule> Optimizer<R> {
     /// caller's to do, before 1 024 more steps have been recorded. Without reports by the options it does nothing.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device has no memory for 32 bytes.
+    /// [`Error::Device`] if the device has no memory for 40 bytes.
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
             control.read_back(encoder, staging, self.steps - 1);
@@ -270,7 +287,8 @@ impl<R: Rule> Optimizer<R> {
     /// Bytes of device memory held beside the state; a [`Bound`] adds its own.
     #[must_use]
     pub fn overhead_bytes(&self) -> u64 {
-        self.rows.device_bytes() + self.control.as_ref().map_or(0, Control::device_bytes)
+        let control = self.control.as_ref().map_or(0, Control::device_bytes);
+        self.rows.device_bytes() + control + self.layers.as_ref().map_or(0, Layers::device_bytes)
     }
 
     /// Where slot `slot` (by its PyTorch name, or `"ema"`) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
@@ -337,9 +355,7 @@ impl<R: Rule> Optimizer<R> {
     /// A place for a report, if there are any.
     fn staging(&self) -> Result<Option<Staging>, Error> {
         match &self.control {
-            Some(control) if self.options.skips() || self.options.report => {
-                control.staging(&self.device).map(Some)
-            }
+            Some(control) if self.options.reports() => control.staging(&self.device).map(Some),
             _ => Ok(None),
         }
     }
@@ -384,7 +400,7 @@ impl<R: Rule> Optimizer<R> {
         }
         let (groups, around) = (self.layout.groups().len(), self.options.around());
         let set = 4 * set_vectors::<R>(groups, &around);
-        let row = row_bytes::<R>() / size_of::<f32>();
+        let row = 4 * row_vectors::<R>(&around);
         let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
         let (scratch, layout, options, steps) = (&mut self.scratch, &self.layout, &self.options, self.steps);
         scratch.resize(first + sets * set, 0);
@@ -437,19 +453,21 @@ impl<R: Rule> Optimizer<R> {
     }
 
     fn record(&self, pass: &mut wgpu::ComputePass<'_>, tensors: &Bound, lease: &Lease) {
-        let (sent, offset) = self.rows.group(lease);
-        let (rows, offset) = match (&self.control, &tensors.look) {
-            (Some(control), Some(look)) => {
-                dispatch(pass, &look.reductions, None);
-                pass.set_pipeline(&control.pipeline);
-                pass.set_bind_group(0, &look.control, &[]);
-                pass.set_bind_group(1, sent, &[offset]);
-                pass.dispatch_workgroups(1, 1, 1);
-                (&control.live_group, 0)
-            }
-            _ => (sent, offset),
-        };
-        dispatch(pass, &tensors.dispatches, Some((rows, offset)));
+        let sent = self.rows.group(lease);
+        let mut rows = sent;
+        if let (Some(control), Some(look)) = (&self.control, &tensors.look) {
+            dispatch(pass, &look.reductions, None);
+            dispatch(pass, look.by_group.as_slice(), None);
+            dispatch(pass, slice::from_ref(&look.control), Some(sent));
+            rows = (&control.live_group, 0);
+        }
+        if let (Some(layers), Some((measures, ratio))) = (&self.layers, &tensors.measure) {
+            dispatch(pass, measures, Some(rows));
+            dispatch(pass, slice::from_ref(ratio), Some(rows));
+            rows = (&layers.group, 0);
+        }
+        dispatch(pass, &tensors.dispatches, Some(rows));
+        dispatch(pass, tensors.norms.as_slice(), None);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Options {
     pub ema: Option<Ema>,
     /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them anyway.
     pub report: bool,
+    /// Reports the norms of parameters and updates too, which the update's pass then takes; implies `report`.
+    pub norms: bool,
 }
 
 /// How gradients are bounded.
@@ -45,6 +47,8 @@ pub struct Options {
 pub enum Clip {
     /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's `clip_grad_norm_`.
     GlobalNorm(f64),
+    /// The same for each group of its own: `‖g‖` is the 2-norm over the group's tensors.
+    GroupNorm(f64),
     /// Each element into `[−c, c]`: PyTorch's `clip_grad_value_`.
     Value(f64),
 }
@@ -136,6 +140,7 @@ impl Options {
         let bound = "a normal f32 above 0";
         match self.clip {
             Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, normal(c), bound)?,
+            Some(Clip::GroupNorm(c)) => check("clip.group_norm", c, normal(c), bound)?,
             Some(Clip::Value(c)) => check("clip.value", c, normal(c), bound)?,
             None => {}
         }
@@ -162,11 +167,16 @@ impl Options {
     }
 }
 
-#[cfg(feature = "gpu")]
 impl Options {
     /// Whether the gradients have to be looked at before the update.
     pub(crate) fn looks_first(&self) -> bool {
-        self.skips() || self.report || matches!(self.clip, Some(Clip::GlobalNorm(_)))
+        let norm = matches!(self.clip, Some(Clip::GlobalNorm(_) | Clip::GroupNorm(_)));
+        self.skips() || self.reports() || norm
+    }
+
+    /// Whether every step is reported.
+    pub(crate) fn reports(&self) -> bool {
+        self.skips() || self.report || self.norms
     }
 
     /// What the step's kernel has around the rule.
@@ -174,10 +184,12 @@ impl Options {
         let value = matches!(self.clip, Some(Clip::Value(_)));
         crate::kernel::Around {
             head: self.divide || value || self.ema.is_some() || self.looks_first(),
+            grouped: matches!(self.clip, Some(Clip::GroupNorm(_))),
             bounded: value,
             skips: self.skips(),
             zero: self.zero_gradients,
             ema: self.ema.is_some(),
+            norms: self.norms,
         }
     }
 }

@@ -16,6 +16,9 @@ const STORAGE_TILES: u64 = 16_384;
 /// What a table in storage costs in time, beside one in a uniform buffer: measured on lavapipe, which reads storage once a lane.
 const STORAGE_COST: f64 = 1.1;
 
+/// Rounds of a workgroup of a reduction over its tile: the second where the first makes too many tiles. More would make its sums less accurate.
+const REDUCTION_ROUNDS: [u32; 2] = [16, 64];
+
 /// What the planner needs to know of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -32,7 +35,7 @@ pub struct Limits {
 pub struct Piece {
     /// Index of the tensor in the order the caller listed them.
     pub tensor: usize,
-    /// The tensor's group.
+    /// The tensor's group, or what else a tile's quads are to have in common.
     pub group: u32,
     /// First element in the flat space.
     pub start: u64,
@@ -128,6 +131,14 @@ impl Tile {
         u64::from(self.quad) + u64::from(self.quads)
     }
 
+    /// Makes `group` the group of all of its lanes.
+    pub fn regroup(&mut self, group: u32) {
+        self.group = group;
+        for lane in self.first.iter_mut().chain(&mut self.last).filter(|lane| **lane != NONE) {
+            *lane = group as u16;
+        }
+    }
+
     /// The groups of the lanes of quad `i` of the tile.
     #[must_use]
     pub fn lanes(&self, i: u32) -> [u16; 4] {
@@ -189,12 +200,21 @@ pub enum Space {
     Storage,
 }
 
-/// One dispatch of the step kernel.
+/// What becomes of a quad that several groups have lanes of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seams {
+    /// It is in one tile, with lanes of all: every quad is visited once, as whoever writes it has to.
+    Shared,
+    /// It is in a tile of each, with that group's lanes.
+    Apart,
+}
+
+/// The dispatch of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispatch {
     /// The tiles, in order.
     pub tiles: Vec<Tile>,
-    /// A tile takes `1 << shift` workgroups, unless it is the only one: that takes as many as it needs.
+    /// A tile takes `1 << shift` workgroups, unless it is the only one of a step: that takes as many as it needs.
     pub shift: u32,
     /// Whether the table is of [`WholeTile`]s: every quad whole, and of one group.
     pub whole: bool,
@@ -216,11 +236,9 @@ pub fn uniform_tiles(uniform_bytes: u32, whole: bool) -> u32 {
 /// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles.
 #[must_use]
 pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base);
+    let runs = runs(pieces, base, Seams::Shared);
     let whole = !by_element && runs.iter().all(Tile::is_whole);
     let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
-    let count =
-        |shift: u32| -> u64 { runs.iter().map(|run| u64::from(run.quads).div_ceil(per_tile(shift))).sum() };
     if let [run] = runs[..] {
         // One tile of any length: its workgroups need no table to find it.
         let total = u64::from(run.quads).div_ceil(WORKGROUP_SIZE.into());
@@ -231,7 +249,7 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
     // Longer tiles make a shorter table, and leave more workgroups idle at the ends of tensors.
     let (shift, space, _) = (0..=20)
         .filter_map(|shift| {
-            let count = count(shift);
+            let count = count(&runs, per_tile(shift));
             let workgroups = (count << shift) as f64;
             if count <= uniform {
                 Some((shift, Space::Uniform, workgroups))
@@ -243,11 +261,38 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
         })
         .min_by(|a, b| a.2.total_cmp(&b.2))
         .unwrap_or((20, Space::Storage, 0.0));
-    let mut tiles = Vec::with_capacity(count(shift) as usize);
-    for run in &runs {
+    let tiles = cut(&runs, per_tile(shift));
+    let workgroups = rows((tiles.len() as u64) << shift, limits);
+    Dispatch { tiles, shift, whole, space, workgroups }
+}
+
+/// Plans a reduction over `pieces`, a workgroup a tile, whose threads go round it as often as it takes. Where seams are kept apart every tile is of one group alone.
+#[must_use]
+pub fn reduction(pieces: &[Piece], base: u64, by_element: bool, seams: Seams, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, seams);
+    let whole = !by_element && runs.iter().all(Tile::is_whole);
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+    let per_tile = |rounds: u32| u64::from(WORKGROUP_SIZE) * u64::from(rounds);
+    let fit = REDUCTION_ROUNDS.into_iter().find(|&rounds| count(&runs, per_tile(rounds)) <= uniform);
+    let (rounds, space) =
+        fit.map_or((REDUCTION_ROUNDS[1], Space::Storage), |rounds| (rounds, Space::Uniform));
+    let tiles = cut(&runs, per_tile(rounds));
+    let workgroups = rows(tiles.len() as u64, limits);
+    Dispatch { tiles, shift: 0, whole, space, workgroups }
+}
+
+/// Tiles of at most `quads` that `runs` make.
+fn count(runs: &[Tile], quads: u64) -> u64 {
+    runs.iter().map(|run| u64::from(run.quads).div_ceil(quads)).sum()
+}
+
+/// `runs` in tiles of at most `per_tile` quads.
+fn cut(runs: &[Tile], per_tile: u64) -> Vec<Tile> {
+    let mut tiles = Vec::with_capacity(count(runs, per_tile) as usize);
+    for run in runs {
         let mut done = 0;
         while done < run.quads {
-            let quads = (run.quads - done).min(per_tile(shift) as u32);
+            let quads = u64::from(run.quads - done).min(per_tile) as u32;
             let last = if done + quads == run.quads { run.last } else { run.inner() };
             let first = match (done, quads) {
                 (_, 1) => last,
@@ -259,8 +304,7 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
             done += quads;
         }
     }
-    let workgroups = rows((tiles.len() as u64) << shift, limits);
-    Dispatch { tiles, shift, whole, space, workgroups }
+    tiles
 }
 
 /// A 2-D dispatch of at least `total` workgroups, in as few rows as there can be.
@@ -269,8 +313,8 @@ fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     [total.div_ceil(rows) as u32, rows as u32]
 }
 
-/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them.
-fn runs(pieces: &[Piece], base: u64) -> Vec<Tile> {
+/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all.
+fn runs(pieces: &[Piece], base: u64, seams: Seams) -> Vec<Tile> {
     let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, end) = (piece.start - base, piece.end - base);
@@ -284,7 +328,8 @@ fn runs(pieces: &[Piece], base: u64) -> Vec<Tile> {
             lanes
         };
         let (mut first, last) = (start / QUAD, (end - 1) / QUAD);
-        if let Some(run) = runs.last_mut().filter(|run| run.end() > first) {
+        let before = runs.last_mut().filter(|run| seams == Seams::Shared && run.end() > first);
+        if let Some(run) = before {
             for (lane, own) in run.last.iter_mut().zip(lanes(first)) {
                 *lane = (*lane).min(own);
             }

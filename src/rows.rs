@@ -71,6 +71,24 @@ pub(crate) fn layout(
     })
 }
 
+/// A bind group of such a layout, with places of `bytes` in `buffer`.
+pub(crate) fn group(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffer: &wgpu::Buffer,
+    bytes: u64,
+) -> Result<wgpu::BindGroup, Error> {
+    let size = wgpu::BufferSize::new(bytes);
+    let entries = [wgpu::BindGroupEntry {
+        binding: 0,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size }),
+    }];
+    let descriptor =
+        wgpu::BindGroupDescriptor { label: Some("wgpu-optim scalars"), layout, entries: &entries };
+    let what = || format!("a binding of {bytes} bytes of scalars");
+    checked(device, what, || device.create_bind_group(&descriptor))
+}
+
 impl Rows {
     /// Places of `row_bytes` in bind groups of `layout`.
     pub(crate) fn new(
@@ -101,21 +119,7 @@ impl Rows {
             u64::from(self.per_page()) * self.place_bytes,
             wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
         )?;
-        let entries = [wgpu::BindGroupEntry {
-            binding: 0,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: &buffer,
-                offset: 0,
-                size: wgpu::BufferSize::new(self.row_bytes),
-            }),
-        }];
-        let descriptor = wgpu::BindGroupDescriptor {
-            label: Some("wgpu-optim scalars"),
-            layout: &self.layout,
-            entries: &entries,
-        };
-        let what = || format!("a binding of {} bytes of scalars", self.row_bytes);
-        let group = checked(&self.device, what, || self.device.create_bind_group(&descriptor))?;
+        let group = group(&self.device, &self.layout, &buffer, self.row_bytes)?;
         let first = self.places();
         self.pages.push(Page { buffer, group });
         let places = self.places();

@@ -1,16 +1,17 @@
 //! Binding: the caller's buffers, checked against the layout and made ready to record.
 
 use super::{Bound, BoundDispatch, Look, Optimizer};
-use crate::bind::{ByteRange, Form, Named, Part, Tensors, View};
-use crate::control::{Control, reduce_workgroups};
+use crate::bind::{self, ByteRange, Form, Named, Part, Tensors, View};
+use crate::control::Control;
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, create_filled};
 use crate::error::Error;
 use crate::kernel::{
-    Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Kernel, Key, REDUCE_BINDING_G,
-    REDUCE_BINDING_PARTIALS,
+    Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Key, REDUCE_BINDING_G,
+    REDUCE_BINDING_PARTIALS, Walk,
 };
 use crate::layout::Tensor;
-use crate::plan::{self, Dispatch, HEADER_BYTES, Header, QUAD, Space, WholeTile};
+use crate::pipeline::Kernel;
+use crate::plan::{self, Dispatch, HEADER_BYTES, Header, Piece, QUAD, Seams, Space, WholeTile};
 use crate::rules::Rule;
 use std::collections::HashMap;
 
@@ -31,17 +32,12 @@ impl<R: Rule> Optimizer<R> {
             Form::Each(each) => self.each_parts(each)?,
         };
         let mut planned = Vec::new();
-        let mut partials = 0;
         for part in &parts {
             for (part, access) in part.split() {
-                let mut plan = self.plan(&part, access)?;
-                plan.header.partials = partials;
-                let [x, y] = reduce_workgroups(plan.dispatch.workgroups, self.limits.workgroups);
-                partials += x * y;
-                planned.push(plan);
+                planned.push(self.plan(&part, access)?);
             }
         }
-        self.build(&planned, partials)
+        self.build(planned)
     }
 
     fn flat_parts<'a>(&self, p: View<'a>, g: View<'a>) -> Result<Vec<Part<'a>>, Error> {
@@ -120,8 +116,78 @@ impl<R: Rule> Optimizer<R> {
     }
 
     fn plan(&mut self, part: &Part<'_>, access: Access) -> Result<Planned, Error> {
-        let dispatch = plan::dispatch(&part.pieces, part.base, access == Access::Elements, &self.limits);
-        let [_, rows] = dispatch.workgroups;
+        let window =
+            Window { part, access, p: part.window(&part.p, access), g: part.window(&part.g, access) };
+        let (p, g) = (&window.p, &window.g);
+        let shares_buffer = p.range.buffer == g.range.buffer;
+        if shares_buffer {
+            let (first, second) = if p.range.start < g.range.start { (p, g) } else { (g, p) };
+            first.range.refuse_overlap(&second.range)?;
+        }
+        let by_element = access == Access::Elements;
+        let (base, limits) = (part.base, &self.limits);
+        let of = |owner: fn(&Piece) -> u32| -> Vec<Piece> {
+            part.pieces.iter().map(|piece| Piece { group: owner(piece), ..*piece }).collect()
+        };
+        let by_tensor = of(|piece| piece.tensor as u32);
+        let pieces = if self.layers.is_some() { &by_tensor } else { &part.pieces };
+        let step = self.table(&window, plan::dispatch(pieces, base, by_element, limits))?;
+        let key = Key {
+            walk: step.walk,
+            single: step.dispatch.tiles.len() == 1,
+            writable_gradients: shares_buffer || self.options.zero_gradients,
+            rows: self.layout.groups().len() as u32,
+            rows_space: Space::Uniform,
+            kept: self.kept.clone(),
+            around: self.options.around(),
+        };
+        let look = match &self.control {
+            None => None,
+            Some(control) => {
+                let reduction = if control.by_group.is_some() {
+                    plan::reduction(&part.pieces, base, by_element, Seams::Apart, limits)
+                } else {
+                    plan::reduction(&of(|_| 0), base, by_element, Seams::Shared, limits)
+                };
+                Some(self.table(&window, reduction)?)
+            }
+        };
+        let measure = match &self.layers {
+            None => None,
+            Some(_) => {
+                let reduction = plan::reduction(&by_tensor, base, by_element, Seams::Apart, limits);
+                Some(self.table(&window, reduction)?)
+            }
+        };
+        if let Some(Table { walk, .. }) = look
+            && !self.reductions.contains_key(&walk)
+        {
+            self.reductions.insert(walk, Kernel::reduction(&self.device, &walk)?);
+        }
+        let measuring = measure.as_ref().map(|measure| Key { walk: measure.walk, ..key.measuring() });
+        if let Some(key) = measuring.iter().find(|key| !self.measures.contains_key(key)) {
+            let kernel = Kernel::measure::<R>(&self.device, &self.scalars_layout, key)?;
+            self.measures.insert(key.clone(), kernel);
+        }
+        let (key, rows) = match &self.layers {
+            None => (key, &self.scalars_layout),
+            Some(layers) => {
+                let rows = self.layout.tensors().len() as u32;
+                (Key { rows, rows_space: layers.space, ..key }, &layers.layout)
+            }
+        };
+        if !self.kernels.contains_key(&key) {
+            let kernel = Kernel::step::<R>(&self.device, rows, &key)?;
+            self.kernels.insert(key.clone(), kernel);
+        }
+        let (p, g) = (window.p.range, window.g.range);
+        Ok(Planned { chunk: part.chunk, key, step, look, measure: measure.zip(measuring), p, g })
+    }
+
+    /// The table of a dispatch over a window, which is checked to stay inside of it.
+    fn table(&self, window: &Window<'_>, dispatch: Dispatch) -> Result<Table, Error> {
+        let Window { part, access, p, g } = window;
+        let [stride, rows] = dispatch.workgroups;
         if rows > self.limits.workgroups {
             return Err(Error::DeviceLimit {
                 limit: "max_compute_workgroups_per_dimension",
@@ -129,149 +195,231 @@ impl<R: Rule> Optimizer<R> {
                 bound: rows.into(),
             });
         }
-        let p = part.window(&part.p, access);
-        let g = part.window(&part.g, access);
-        if access == Access::Quads {
+        if *access == Access::Quads {
             let state = self.chunks[part.chunk].state_quads.into();
             for (base, quads) in [(p.base, p.quads()), (g.base, g.quads())] {
                 part.prove_bounds(&dispatch, base, quads, state)?;
             }
         }
-        let shares_buffer = p.range.buffer == g.range.buffer;
-        if shares_buffer {
-            let (first, second) = if p.range.start < g.range.start { (&p, &g) } else { (&g, &p) };
-            first.range.refuse_overlap(&second.range)?;
-        }
-        let key = Key {
-            access,
-            whole: dispatch.whole,
-            single: dispatch.tiles.len() == 1,
-            space: dispatch.space,
-            writable_gradients: shares_buffer || self.options.zero_gradients,
-            groups: self.layout.groups().len() as u32,
-            kept: self.kept.clone(),
-            uniform_bytes: self.limits.uniform_bytes,
-            around: self.options.around(),
-        };
-        if !self.kernels.contains_key(&key) {
-            let kernel = Kernel::new::<R>(&self.device, &self.scalars_layout, &key)?;
-            self.kernels.insert(key.clone(), kernel);
-        }
-        if self.control.is_some() && !self.reductions.contains_key(&key) {
-            let kernel = Kernel::reduction(&self.device, &key)?;
-            self.reductions.insert(key.clone(), kernel);
-        }
         let header = Header {
             records: dispatch.tiles.len() as u32,
             shift: dispatch.shift,
-            stride: dispatch.workgroups[0],
+            stride,
             p: p.base,
             g: g.base,
             p_last: p.last,
             g_last: g.last,
             partials: 0,
         };
-        Ok(Planned { chunk: part.chunk, key, dispatch, header, p: p.range, g: g.range })
+        let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
+        let walk = Walk { access: *access, whole, space, uniform_bytes };
+        Ok(Table { walk, header, dispatch })
     }
 
-    fn build(&self, planned: &[Planned], partials: u32) -> Result<Bound, Error> {
-        // All tables in one buffer. A uniform table is declared at its full size, so the last one needs room behind it.
-        let mut bytes = Vec::new();
-        let mut windows = Vec::new();
-        for plan in planned {
-            bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
-            let offset = bytes.len() as u64;
-            plan.write_table(&mut bytes);
-            let size = match plan.key.space {
-                Space::Uniform => {
-                    let tiles = plan::uniform_tiles(self.limits.uniform_bytes, plan.key.whole);
-                    plan.key.table_bytes(tiles as usize)
+    fn build(&self, mut planned: Vec<Planned>) -> Result<Bound, Error> {
+        let (mut of_looks, mut of_tensors, mut of_steps) =
+            (Owners::default(), Owners::default(), Owners::default());
+        let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group as u32).collect();
+        for plan in &mut planned {
+            if let Some(look) = &mut plan.look {
+                of_looks.number(look);
+            }
+            if let Some((measure, _)) = &mut plan.measure {
+                of_tensors.number(measure);
+                // The tiles' own groups from here on: their scalars are what the first phase reads.
+                for tile in &mut measure.dispatch.tiles {
+                    tile.regroup(group_of[tile.group as usize]);
                 }
-                Space::Storage => bytes.len() as u64 - offset,
-            };
-            windows.push((offset, size));
+            }
+            if self.options.norms {
+                of_steps.number(&mut plan.step);
+            }
         }
-        let total = windows.iter().map(|(offset, size)| offset + size).max().unwrap_or(0);
-        bytes.resize(total as usize, 0);
+        let mut tables = Tables::default();
+        for plan in &planned {
+            for table in plan.tables() {
+                tables.write(table);
+            }
+        }
+        let mut memory = Memory { device: &self.device, bytes: 0 };
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE;
-        let table = create_filled(&self.device, "tables", &bytes, usage)?;
-        let mut dispatches = Vec::new();
+        let (buffer, windows) = (memory.filled("tables", &tables.finish(), usage)?, tables.windows);
+        let mut windows = windows.into_iter();
         let mut look = match &self.control {
-            Some(control) => Some(self.look(control, partials)?),
             None => None,
+            Some(control) => Some(self.look(&mut memory, control, &of_looks)?),
         };
-        for (plan, (offset, size)) in planned.iter().zip(windows) {
-            if let Some((look, results)) = &mut look {
-                let kernel = &self.reductions[&plan.key];
-                let entries = [
-                    entry(BINDING_TABLE, &table, offset, size),
-                    range_entry(REDUCE_BINDING_G, &plan.g),
-                    entry(REDUCE_BINDING_PARTIALS, results, 0, results.size()),
-                ];
-                look.reductions.push(BoundDispatch {
-                    pipeline: kernel.pipeline.clone(),
-                    group: self.bind_group(&kernel.layout, &entries)?,
-                    workgroups: reduce_workgroups(plan.dispatch.workgroups, self.limits.workgroups),
-                });
+        let mut measure = match &self.layers {
+            None => None,
+            Some(layers) => {
+                let tensors = self.layout.tensors().len() as u32;
+                let results = memory.results(2 * of_tensors.len())?;
+                let more = [&layers.rows, &layers.groups];
+                let fold = self.fold(&mut memory, &layers.kernel, &of_tensors, tensors, &results, &more)?;
+                Some((Vec::new(), fold, results))
             }
-            let kernel = &self.kernels[&plan.key];
-            let mut entries = vec![
-                entry(BINDING_TABLE, &table, offset, size),
-                range_entry(BINDING_P, &plan.p),
-                range_entry(BINDING_G, &plan.g),
-            ];
+        };
+        let norms = match self.control.as_ref().and_then(|control| Some((control, control.of_all.as_ref()?)))
+        {
+            None => None,
+            Some((control, kernel)) => {
+                let results = memory.results(2 * of_steps.len())?;
+                // All of one owner.
+                let owners = Owners(vec![0; of_steps.len() as usize]);
+                let fold = self.fold(&mut memory, kernel, &owners, 1, &results, &[&control.state])?;
+                Some((fold, results))
+            }
+        };
+        let mut dispatches = Vec::new();
+        for plan in &planned {
+            let mut table = || {
+                let (offset, size) = windows.next().unwrap_or_default();
+                entry(BINDING_TABLE, &buffer, offset, size)
+            };
+            // In the order of `Planned::tables`.
+            let mut step = vec![table(), range_entry(BINDING_P, &plan.p), range_entry(BINDING_G, &plan.g)];
             for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
-                entries.push(entry(binding, buffer, 0, buffer.size()));
+                step.push(whole_entry(binding, buffer));
             }
-            dispatches.push(BoundDispatch {
-                pipeline: kernel.pipeline.clone(),
-                group: self.bind_group(&kernel.layout, &entries)?,
-                workgroups: plan.dispatch.workgroups,
-            });
+            let mut first_phase = step.clone();
+            if let Some((_, results)) = &norms {
+                step.push(whole_entry(BINDING_STATE + plan.key.states(), results));
+            }
+            let workgroups = plan.step.dispatch.workgroups;
+            dispatches.push(self.bound(&self.kernels[&plan.key], &step, workgroups)?);
+            if let (Some(planned), Some((look, results))) = (&plan.look, &mut look) {
+                let entries = [
+                    table(),
+                    range_entry(REDUCE_BINDING_G, &plan.g),
+                    whole_entry(REDUCE_BINDING_PARTIALS, results),
+                ];
+                let kernel = &self.reductions[&planned.walk];
+                look.reductions.push(self.bound(kernel, &entries, planned.dispatch.workgroups)?);
+            }
+            if let (Some((planned, key)), Some((measures, _, results))) = (&plan.measure, &mut measure) {
+                first_phase[0] = table();
+                first_phase.truncate((BINDING_STATE + key.states()) as usize);
+                first_phase.push(whole_entry(BINDING_STATE + key.states(), results));
+                let workgroups = planned.dispatch.workgroups;
+                measures.push(self.bound(&self.measures[key], &first_phase, workgroups)?);
+            }
         }
-        let results = look.as_ref().map_or(0, |(_, results)| results.size());
-        let look = look.map(|(look, _)| look);
-        Ok(Bound { owner: self.identity.clone(), look, dispatches, device_bytes: total + results })
+        Ok(Bound {
+            owner: self.identity.clone(),
+            look: look.map(|(look, _)| look),
+            measure: measure.map(|(measures, fold, _)| (measures, fold)),
+            dispatches,
+            norms: norms.map(|(fold, _)| fold),
+            device_bytes: memory.bytes,
+        })
     }
 
-    /// Room for `partials` partial results, and the control kernel's bind group.
-    fn look(&self, control: &Control, partials: u32) -> Result<(Look, wgpu::Buffer), Error> {
-        let bytes = u64::from(partials) * PARTIAL_BYTES;
-        let results = create_buffer(&self.device, "partial results", bytes, wgpu::BufferUsages::STORAGE)?;
-        let entries = [
-            entry(0, &results, 0, bytes),
-            entry(1, &control.live, 0, control.live.size()),
-            entry(2, &control.state, 0, control.state.size()),
-        ];
-        let control = self.bind_group(&control.layout, &entries)?;
-        Ok((Look { reductions: Vec::new(), control, partials }, results))
-    }
-
-    fn bind_group(
+    /// Room for the gradients' partial results, and what takes them together.
+    fn look(
         &self,
-        layout: &wgpu::BindGroupLayout,
-        entries: &[wgpu::BindGroupEntry<'_>],
-    ) -> Result<wgpu::BindGroup, Error> {
-        let descriptor = wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries };
-        checked(&self.device, || "a bind group".into(), || self.device.create_bind_group(&descriptor))
+        memory: &mut Memory<'_>,
+        control: &Control,
+        owners: &Owners,
+    ) -> Result<(Look, wgpu::Buffer), Error> {
+        let results = memory.results(owners.len())?;
+        let (mut reaching, mut partials, mut by_group) = (results.clone(), owners.len(), None);
+        if let Some(kernel) = &control.by_group {
+            partials = self.layout.groups().len() as u32;
+            reaching = memory.results(partials)?;
+            by_group = Some(self.fold(memory, kernel, owners, partials, &results, &[&reaching])?);
+        }
+        let buffers = [&reaching, &control.live, &control.state];
+        let entries: Vec<_> =
+            (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
+        let control = self.bound(&control.kernel, &entries, [1, 1])?;
+        Ok((Look { reductions: Vec::new(), by_group, control, partials }, results))
     }
+
+    /// The kernel that adds up `results` of `count` owners, with what it binds behind them.
+    fn fold(
+        &self,
+        memory: &mut Memory<'_>,
+        kernel: &Kernel,
+        owners: &Owners,
+        count: u32,
+        results: &wgpu::Buffer,
+        more: &[&wgpu::Buffer],
+    ) -> Result<BoundDispatch, Error> {
+        let list = owners.list(count);
+        let list = memory.filled(
+            "owners of partial results",
+            bytemuck::cast_slice(&list),
+            wgpu::BufferUsages::STORAGE,
+        )?;
+        let buffers = [&list, results].into_iter().chain(more.iter().copied());
+        let entries: Vec<_> =
+            (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
+        self.bound(kernel, &entries, [count, 1])
+    }
+
+    fn bound(
+        &self,
+        kernel: &Kernel,
+        entries: &[wgpu::BindGroupEntry<'_>],
+        workgroups: [u32; 2],
+    ) -> Result<BoundDispatch, Error> {
+        let layout = &kernel.layout;
+        let descriptor = wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries };
+        let make = || self.device.create_bind_group(&descriptor);
+        let group = checked(&self.device, || "a bind group".into(), make)?;
+        Ok(BoundDispatch { pipeline: kernel.pipeline.clone(), group, workgroups })
+    }
+}
+
+/// What a dispatch binds of the caller's buffers.
+struct Window<'a> {
+    part: &'a Part<'a>,
+    access: Access,
+    p: bind::Window,
+    g: bind::Window,
+}
+
+/// The tiles of one dispatch.
+struct Table {
+    walk: Walk,
+    header: Header,
+    dispatch: Dispatch,
 }
 
 struct Planned {
     chunk: usize,
     key: Key,
-    dispatch: Dispatch,
-    header: Header,
+    step: Table,
+    look: Option<Table>,
+    measure: Option<(Table, Key)>,
     p: ByteRange,
     g: ByteRange,
 }
 
 impl Planned {
-    fn write_table(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(bytemuck::bytes_of(&self.header));
-        bytes.resize(bytes.len() + HEADER_BYTES - size_of::<Header>(), 0);
-        for tile in &self.dispatch.tiles {
-            if self.key.whole {
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        let measure = self.measure.as_ref().map(|(measure, _)| measure);
+        [&self.step].into_iter().chain(&self.look).chain(measure)
+    }
+}
+
+/// All tables in one buffer, and where each of them is bound.
+#[derive(Default)]
+struct Tables {
+    bytes: Vec<u8>,
+    windows: Vec<(u64, u64)>,
+}
+
+impl Tables {
+    fn write(&mut self, table: &Table) {
+        let Table { walk, header, dispatch } = table;
+        let bytes = &mut self.bytes;
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let offset = bytes.len();
+        bytes.extend_from_slice(bytemuck::bytes_of(header));
+        bytes.resize(offset + HEADER_BYTES, 0);
+        for tile in &dispatch.tiles {
+            if walk.whole {
                 bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile {
                     quad: tile.quad,
                     state: tile.state,
@@ -282,6 +430,77 @@ impl Planned {
                 bytes.extend_from_slice(bytemuck::bytes_of(tile));
             }
         }
+        let size = match walk.space {
+            Space::Uniform => walk.table_bytes(plan::uniform_tiles(walk.uniform_bytes, walk.whole) as usize),
+            Space::Storage => (bytes.len() - offset) as u64,
+        };
+        self.windows.push((offset as u64, size));
+    }
+
+    /// A uniform table is declared at its full size, so the last ones need room behind them.
+    fn finish(&mut self) -> Vec<u8> {
+        let total = self.windows.iter().map(|(offset, size)| offset + size).max().unwrap_or(0);
+        self.bytes.resize(total as usize, 0);
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+/// Whose each partial result is.
+#[derive(Default)]
+struct Owners(Vec<u32>);
+
+/// A workgroup of a 2-D dispatch that lies past its table.
+const NOBODY: u32 = u32::MAX;
+
+impl Owners {
+    fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    /// Gives every workgroup of a dispatch a place for its partial result, which is its tile's group's.
+    fn number(&mut self, table: &mut Table) {
+        table.header.partials = self.len();
+        let Dispatch { tiles, workgroups: [x, y], .. } = &table.dispatch;
+        let end = self.0.len() + (x * y) as usize;
+        self.0.extend(tiles.iter().map(|tile| tile.group));
+        self.0.resize(end, NOBODY);
+    }
+
+    /// Where the results of each of `count` owners begin and the last one's end, and then their numbers.
+    fn list(&self, count: u32) -> Vec<u32> {
+        let mut list = vec![0; count as usize + 1];
+        let mut numbers: Vec<_> = (0..self.len()).filter(|&n| self.0[n as usize] < count).collect();
+        numbers.sort_by_key(|&n| self.0[n as usize]);
+        for (owner, begin) in (0..).zip(&mut list) {
+            let before = numbers.partition_point(|&n| self.0[n as usize] < owner);
+            *begin = count + 1 + before as u32;
+        }
+        list.append(&mut numbers);
+        list
+    }
+}
+
+/// Device memory of a binding, counted.
+struct Memory<'a> {
+    device: &'a wgpu::Device,
+    bytes: u64,
+}
+
+impl Memory<'_> {
+    fn filled(
+        &mut self,
+        label: &str,
+        bytes: &[u8],
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, Error> {
+        self.bytes += bytes.len() as u64;
+        create_filled(self.device, label, bytes, usage)
+    }
+
+    fn results(&mut self, count: u32) -> Result<wgpu::Buffer, Error> {
+        let bytes = u64::from(count) * PARTIAL_BYTES;
+        self.bytes += bytes;
+        create_buffer(self.device, "partial results", bytes, wgpu::BufferUsages::STORAGE)
     }
 }
 
@@ -294,6 +513,10 @@ fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::B
             size: wgpu::BufferSize::new(size),
         }),
     }
+}
+
+fn whole_entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
+    entry(binding, buffer, 0, buffer.size())
 }
 
 fn range_entry(binding: u32, range: &ByteRange) -> wgpu::BindGroupEntry<'_> {

@@ -12,6 +12,8 @@ mod adam;
 mod adamax;
 mod adamw;
 mod adan;
+mod lamb;
+mod lars;
 mod lion;
 mod nadam;
 mod radam;
@@ -25,6 +27,8 @@ pub use adam::{Adam, AdamScalars, AdamState};
 pub use adamax::{Adamax, AdamaxScalars, AdamaxState};
 pub use adamw::{AdamW, AdamWScalars};
 pub use adan::{Adan, AdanScalars, AdanState};
+pub use lamb::{Lamb, LambScalars};
+pub use lars::{Lars, LarsScalars};
 pub use lion::{Lion, LionScalars, LionState};
 pub use nadam::{NAdam, NAdamScalars};
 pub use radam::{RAdam, RAdamScalars};
@@ -51,7 +55,8 @@ macro_rules! for_each_rule {
     ($callback:ident) => {
         $callback! {
             $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta, $crate::Adamax,
-            $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan
+            $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan, $crate::Lamb,
+            $crate::Lars
         }
     };
 }
@@ -118,7 +123,7 @@ fields! {
 pub struct Step {
     /// Learning rate of this step, before a group's factor.
     pub lr: f64,
-    /// Replaces the rule's momentum (SGD, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as a one-cycle schedule does.
+    /// Replaces the rule's momentum (SGD, LARS, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as a one-cycle schedule does.
     pub momentum: Option<f64>,
     /// What the gradients have been multiplied by: a loss scale, the number of micro-batches they are the sum of, or the product of both. They are divided by it before
     /// anything else. Other than 1 only with [`Options::divide`](crate::Options::divide).
@@ -182,6 +187,16 @@ pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The state of one element; fields have PyTorch's slot names and start at zero.
     type State<T: Float>: Fields<T>;
 
+    /// Of a layer-wise rule: the scalar that depends on each tensor's own norms and is computed on the device. Its shader text defines two functions more:
+    ///
+    /// * `fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32>`, what the norm is taken of beside the parameters `p`. `update` calls it too, with what it
+    ///   has read, so that all else that is written has to be read or written there; a first phase calls it alone and drops what it writes.
+    /// * `fn ratio(s: Row, p_norm: f32, u_norm: f32) -> f32`, the scalar, from the 2-norms of the tensor's parameters and direction. `Row` has the
+    ///   same fields as `Scalars`, each an `f32`.
+    ///
+    /// What [`scalars`](Self::scalars) gives for it is not used.
+    const RATIO: Option<&'static str> = None;
+
     /// Checks the hyperparameters.
     ///
     /// # Errors
@@ -217,6 +232,31 @@ pub trait Twin: Rule {
 
     /// One element's update; the same names and order as in the shader.
     fn update<T: Float>(s: &Self::Scalars<T>, p: &mut T, g: T, state: &mut Self::State<T>);
+
+    /// Of a [layer-wise](Rule::RATIO) rule: the direction of one element.
+    fn direction<T: Float>(s: &Self::Scalars<T>, p: T, g: T, state: &Self::State<T>) -> T {
+        let _ = (s, p, g, state);
+        T::ZERO
+    }
+
+    /// Of a [layer-wise](Rule::RATIO) rule: the ratio of a tensor.
+    fn ratio<T: Float>(s: &Self::Scalars<T>, p_norm: T, u_norm: T) -> T {
+        let _ = (s, p_norm, u_norm);
+        T::ZERO
+    }
+}
+
+/// `s` with the ratio of a tensor whose elements have these parameters and directions; `s` itself unless the rule is [layer-wise](Rule::RATIO).
+pub(crate) fn with_ratio<R: Twin, T: Float>(
+    s: &R::Scalars<T>,
+    elements: impl Iterator<Item = (T, T)> + Clone,
+) -> R::Scalars<T> {
+    let Some(field) = R::RATIO.and_then(|name| scalar_names::<R>().iter().position(|n| *n == name)) else {
+        return *s;
+    };
+    let p_norm = T::norm(elements.clone().map(|(p, _)| p));
+    let ratio = R::ratio(s, p_norm, T::norm(elements.map(|(_, u)| u)));
+    R::Scalars::<T>::from_fn(|i| if i == field { ratio } else { s.get(i) })
 }
 
 impl<T> Fields<T> for () {

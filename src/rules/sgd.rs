@@ -97,6 +97,20 @@ crate::fields! {
     }
 }
 
+/// Checks what concerns the velocity, on behalf of `rule`.
+pub(super) fn validate_momentum(rule: &'static str, sgd: &Sgd) -> Result<(), Error> {
+    let conflict = |conflict| Err(Error::Conflict { rule, conflict });
+    non_negative(rule, "momentum", sgd.momentum)?;
+    check(rule, "dampening", sgd.dampening, true, "finite")?;
+    if sgd.form != MomentumForm::HeavyBall && sgd.dampening != 0.0 {
+        return conflict("only the heavy ball has dampening");
+    }
+    if sgd.nesterov && (sgd.momentum == 0.0 || sgd.dampening != 0.0) {
+        return conflict("nesterov needs momentum > 0 and dampening = 0");
+    }
+    Ok(())
+}
+
 impl Rule for Sgd {
     const NAME: &'static str = "sgd";
     const DEFAULT_LR: f64 = 1e-3;
@@ -105,19 +119,8 @@ impl Rule for Sgd {
     type State<T: Float> = SgdState<T>;
 
     fn validate(&self) -> Result<(), Error> {
-        non_negative(Self::NAME, "momentum", self.momentum)?;
-        check(Self::NAME, "dampening", self.dampening, true, "finite")?;
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
-        if self.form != MomentumForm::HeavyBall && self.dampening != 0.0 {
-            return Err(Error::Conflict { rule: Self::NAME, conflict: "only the heavy ball has dampening" });
-        }
-        if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
-            return Err(Error::Conflict {
-                rule: Self::NAME,
-                conflict: "nesterov needs momentum > 0 and dampening = 0",
-            });
-        }
-        Ok(())
+        validate_momentum(Self::NAME, self)
     }
 
     fn keeps_slot(&self, _: usize) -> bool {

@@ -331,15 +331,16 @@ def norm(x: np.ndarray) -> np.floating:
     return np.sqrt((x * x).sum())
 
 
-# pytorch_optimizer's LARS has no eps, leaves vectors out, and scales the weight decay of a zero gradient too.
+# pytorch_optimizer's LARS has no eps and leaves vectors out.
 def lars(p, g, state, t, lr, h):
     """LARS with heavy-ball momentum"""
     mu, dampening, nesterov = h["momentum"], h["dampening"], h["nesterov"]
     trust, weight_decay, eps = h["trust_coefficient"], h["weight_decay"], h["eps"]
-    p_norm, g_norm = norm(p), norm(g)
+    p_norm = norm(p)
+    divisor = norm(g) + weight_decay * p_norm + eps
     d = g + weight_decay * p
-    if p_norm > 0 and g_norm > 0:
-        d = trust * p_norm / (g_norm + weight_decay * p_norm + eps) * d
+    if p_norm > 0 and divisor > 0:
+        d = trust * p_norm / divisor * d
     if mu == 0:
         return p - lr * d
     # The first value is not dampened, as in torch.

@@ -4,8 +4,8 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Group, Layout, Lion, NAdam, Optimizer, RAdam,
-    RmsProp, Rule, Sgd, Step, Tensors, Twin, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Group, Lamb, Lars, Layout, Lion, NAdam,
+    Optimizer, RAdam, RmsProp, Rule, Sgd, Step, Tensors, Twin, cpu,
 };
 
 /// Every option of a rule, by name. A rule of the list without this fails to compile.
@@ -169,6 +169,32 @@ impl Cases for Adan {
             ("decay", Self { weight_decay: 0.3, ..plain }),
             ("no prox", Self { weight_decay: 0.3, no_prox: true, maximize: true, ..plain }),
             ("complement", Self { complement_beta2: true, eps_root: 1e-8, ..plain }),
+        ]
+    }
+}
+
+impl Cases for Lamb {
+    fn cases() -> Vec<(&'static str, Self)> {
+        let plain = Self::default();
+        vec![
+            ("default", plain),
+            ("decay", Self { weight_decay: 0.1, ..plain }),
+            ("not adapted", Self { adapt_undecayed: false, ..plain }),
+            ("all", Self { beta1: 0.5, beta2: 0.8, eps: 1e-3, weight_decay: 0.3, maximize: true, ..plain }),
+        ]
+    }
+}
+
+impl Cases for Lars {
+    fn cases() -> Vec<(&'static str, Self)> {
+        let plain = Self::default();
+        let decay = Self { weight_decay: 0.1, trust_coefficient: 0.02, ..plain };
+        vec![
+            ("default", plain),
+            ("plain", Self { momentum: 0.0, ..plain }),
+            ("nesterov", Self { nesterov: true, eps: 0.1, ..decay }),
+            ("joint", Self { joint_norm: true, form: MomentumForm::Classic, ..decay }),
+            ("dampening and all", Self { dampening: 0.3, maximize: true, ..decay }),
         ]
     }
 }

@@ -2,19 +2,20 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::mem::offset_of;
-use wgpu_optim::control::{self, Request, State};
+use wgpu_optim::control::{Request, State};
 use wgpu_optim::kernel::{
-    Access, Around, ENTRY_POINT, Key, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT,
-    REDUCE_RUN, reduce_source, row_bytes, source,
+    Access, Around, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, GROUP_FACTOR, Key, MEASURE_ENTRY_POINT,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Walk, control_source, fold_source,
+    measure_source, ratio_source, reduce_source, row_vectors, set_vectors, source,
 };
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
 use wgpu_optim::{AdamW, Clip, LossScale, Options, Rule, Twin, for_each_rule};
 
-/// Every key that the optimizer can ask for, with one, a few and many groups.
+/// Every key that the optimizer can ask for, with one, a few and many rows.
 fn keys(slots: usize) -> Vec<Key> {
     let mut keys = Vec::new();
-    for groups in [1, 4, 100] {
+    for rows in [1, 4, 50, 100] {
         for space in [Space::Uniform, Space::Storage] {
             for writable_gradients in [false, true] {
                 for (access, whole) in
@@ -27,14 +28,13 @@ fn keys(slots: usize) -> Vec<Key> {
                             // A table of one tile is never in storage.
                             if !(single && space == Space::Storage) {
                                 keys.push(Key {
-                                    access,
-                                    whole,
+                                    walk: Walk { access, whole, space, uniform_bytes },
                                     single,
-                                    space,
                                     writable_gradients,
-                                    groups,
+                                    rows,
+                                    // As many rows as only the tensors of a layer-wise rule can be.
+                                    rows_space: if rows > 50 { Space::Storage } else { Space::Uniform },
                                     kept: Vec::clone(&kept),
-                                    uniform_bytes,
                                     around: Around::default(),
                                 });
                             }
@@ -77,13 +77,14 @@ macro_rules! offsets {
 fn check<R: Rule>() {
     for key in keys(slots::<R>().len()) {
         let module = validated(&source::<R>(&key));
+        if R::RATIO.is_some() {
+            check_phases::<R>(&key);
+        }
         assert_eq!(module.entry_points.len(), 1);
         assert_eq!(module.entry_points[0].name, ENTRY_POINT);
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
 
-        let globals = module.global_variables.iter();
-        let storage = globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
-        assert_eq!(storage.count() as u32, key.storage_bindings(), "{key:?}");
+        assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
 
         // A rule reads and writes every value once.
         for value in ["p"].iter().chain(slots::<R>()) {
@@ -95,12 +96,14 @@ fn check<R: Rule>() {
         let (row, span) = layout_of(&module, "Row");
         let names = scalar_names::<R>().iter().enumerate();
         assert_eq!(row, names.map(|(i, name)| (name.to_string(), 4 * i as u32)).collect::<Vec<_>>());
-        assert_eq!(span.next_multiple_of(16) as usize, row_bytes::<R>());
-        let rows = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("rows"));
-        let size = module.types[rows.unwrap().1.ty].inner.size(module.to_ctx());
-        assert_eq!(size as usize, key.groups as usize * row_bytes::<R>());
+        assert_eq!(span.div_ceil(16) as usize, row_vectors::<R>(&key.around));
+        if key.rows_space == Space::Uniform {
+            let rows = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("rows"));
+            let size = module.types[rows.unwrap().1.ty].inner.size(module.to_ctx());
+            assert_eq!(size as usize, 16 * set_vectors::<R>(key.rows as usize, &key.around));
+        }
 
-        let expected = if key.whole {
+        let expected = if key.walk.whole {
             (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
         } else {
             (offsets!(Tile: quad, state, quads, group, first, last), size_of::<Tile>() as u32)
@@ -112,10 +115,31 @@ fn check<R: Rule>() {
 
         let (table, span) = layout_of(&module, "Table");
         assert_eq!(table, owned(&[("header", 0), ("records", HEADER_BYTES)]));
-        if key.space == Space::Uniform {
-            assert!(span <= key.uniform_bytes, "{span} bytes of uniform");
+        if key.walk.space == Space::Uniform {
+            assert!(span <= key.walk.uniform_bytes, "{span} bytes of uniform");
         }
     }
+}
+
+/// The first phase of a layer-wise rule, and what follows it.
+fn check_phases<R: Rule>(key: &Key) {
+    let groups = Key { rows_space: Space::Uniform, ..key.clone() };
+    let measuring = groups.measuring();
+    let text = measure_source::<R>(&measuring);
+    let module = validated(&text);
+    assert_eq!(module.entry_points[0].name, MEASURE_ENTRY_POINT);
+    assert_eq!(storage_bindings(&module), measuring.storage_bindings());
+    // It writes partial results and nothing else.
+    let writes = text.lines().filter(|line| line.contains("_buffer[") && line.contains("] = "));
+    assert_eq!(writes.filter(|line| !line.contains("p_buffer[")).count(), 0, "{text}");
+    assert!(!text.contains("{ store_p"));
+    let module = validated(&ratio_source::<R>(&groups));
+    assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+}
+
+fn storage_bindings(module: &naga::Module) -> u32 {
+    let globals = module.global_variables.iter();
+    globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. })).count() as u32
 }
 
 macro_rules! check_all {
@@ -129,19 +153,19 @@ fn every_kernel_validates_and_matches_the_host() {
 
 /// Everything that can stand around a rule.
 fn arounds() -> Vec<Around> {
-    let bits = |n: u32| (0..4).map(move |i| n >> i & 1 == 1);
-    let around = |n| {
-        let [bounded, skips, zero, ema] = bits(n).collect::<Vec<_>>()[..] else { unreachable!() };
-        Around { head: bounded || skips || ema, bounded, skips, zero, ema }
+    let around = |n: u32| {
+        let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
+        let head = grouped || bounded || skips || ema || norms;
+        Around { head, grouped, bounded, skips, zero, ema, norms }
     };
-    (0..16).map(around).chain([Around { head: true, ..Around::default() }]).collect()
+    (0..64).map(around).chain([Around { head: true, ..Around::default() }]).collect()
 }
 
 #[test]
 fn every_option_validates_in_every_kernel() {
     for key in keys(slots::<AdamW>().len()) {
         // Slots are no matter here, and one of two hundred groups is as good as the other.
-        if key.kept.contains(&false) || key.groups > 4 {
+        if key.kept.contains(&false) || key.rows > 4 {
             continue;
         }
         for around in arounds() {
@@ -151,11 +175,11 @@ fn every_option_validates_in_every_kernel() {
             let key = Key { around, ..key.clone() };
             let text = source::<AdamW>(&key);
             let module = validated(&text);
-            let globals = module.global_variables.iter();
-            let storage = globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
-            assert_eq!(storage.count() as u32, key.storage_bindings(), "{key:?}");
+            assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
             // What is off is not there.
-            assert_eq!(text.contains("head.x"), around.head);
+            assert_eq!(text.contains("head.x"), around.head && !around.grouped);
+            assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), around.grouped);
+            assert_eq!(text.contains("partials[") || text.contains("workgroupBarrier"), around.norms);
             assert_eq!(text.contains("ema_buffer"), around.ema);
             assert_eq!(text.contains("clamp("), around.bounded);
             assert_eq!(text.contains("head.y"), around.skips);
@@ -163,13 +187,13 @@ fn every_option_validates_in_every_kernel() {
     }
 }
 
-/// A partial result, in both kernels.
+/// A partial result, in every kernel.
 const PARTIAL: [(&str, usize); 4] = [("large", 0), ("middle", 4), ("tiny", 8), ("flags", 12)];
 
 #[test]
 fn every_reduction_validates_and_finds_its_place() {
     for key in keys(0) {
-        let module = validated(&reduce_source(&key));
+        let module = validated(&reduce_source(&key.walk));
         assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();
@@ -178,30 +202,44 @@ fn every_reduction_validates_and_finds_its_place() {
         assert!(found(REDUCE_BINDING_G) && found(REDUCE_BINDING_PARTIALS));
         let (partial, span) = layout_of(&module, "Partial");
         assert_eq!((partial, span), (owned(&PARTIAL), 16));
-        assert!(reduce_source(&key).contains(&format!("const RUN = {REDUCE_RUN}u;")));
     }
 }
 
 #[test]
+fn every_fold_validates() {
+    for fold in [Fold::Groups, Fold::All] {
+        let module = validated(&fold_source(fold));
+        assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+        assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
+        if fold == Fold::All {
+            assert_eq!(layout_of(&module, "State"), state());
+        }
+    }
+}
+
+fn state() -> (Vec<(String, u32)>, u32) {
+    let fields = offsets!(
+        State: scale, good, taken, number, flags, norm, factor, used_scale, param_norm, update_norm
+    );
+    (fields, size_of::<State>() as u32)
+}
+
+#[test]
 fn the_control_kernel_validates_and_matches_the_host() {
-    let all = Options {
-        clip: Some(Clip::GlobalNorm(1.0)),
-        loss_scale: Some(LossScale::default()),
-        ..Options::default()
-    };
-    for options in [all, Options { report: true, ..Options::default() }] {
-        let module = validated(&control::source(&options, 7));
+    let clip =
+        |clip| Options { clip: Some(clip), loss_scale: Some(LossScale::default()), ..Options::default() };
+    let reported = Options { report: true, ..Options::default() };
+    for options in [clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), reported] {
+        let module = validated(&control_source::<AdamW>(&options, 7));
         let (request, span) = layout_of(&module, "Request");
         let mut fields = offsets!(
-            Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale, nan, partials
+            Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale, partials, unused
         );
         fields.push(("sets".into(), size_of::<Request>() as u32));
         assert_eq!(request, fields);
         assert!(span as usize >= size_of::<Request>());
-        let fields = offsets!(State: scale, good, taken, number, flags, norm, factor, used_scale);
-        assert_eq!(layout_of(&module, "State"), (fields, size_of::<State>() as u32));
-        let (partial, span) = layout_of(&module, "Partial");
-        assert_eq!((partial, span), (owned(&PARTIAL), 16));
+        assert_eq!(layout_of(&module, "State"), state());
+        assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
     }
 }
 

@@ -51,6 +51,7 @@ impl<'a, R: Rule> Run<'a, R> {
 }
 
 const SKIP: Options = Options {
+    norms: false,
     divide: false,
     clip: None,
     skip_nonfinite: true,

@@ -1,0 +1,9 @@
+// The squares of a group's gradients.
+
+@group(0) @binding(2) var<storage, read_write> folded: array<Partial>;
+
+fn finish(owner: u32, thread: u32) {
+    if thread == 0u {
+        folded[owner] = totals[0];
+    }
+}

@@ -1,0 +1,110 @@
+// Norms without overflow: squares of large, middle and tiny numbers are summed apart, and whether all are finite is read from their bits. No atomics: two runs are equal to
+// the last bit.
+
+// Sums of squares: of numbers from 2⁴⁰ on, each times 2⁻⁸⁰; of those between; of those below 2⁻⁴⁰, each times 2⁸⁰.
+struct Partial {
+    large: f32,
+    middle: f32,
+    tiny: f32,
+    // Bit 0: something is infinite. Bit 1: something is NaN.
+    flags: u32,
+}
+
+// The same while a thread adds.
+struct Squares {
+    large: vec4<f32>,
+    middle: vec4<f32>,
+    tiny: vec4<f32>,
+    // Magnitude's bits of the largest.
+    most: vec4<u32>,
+}
+
+// In the exponent's bits: a product with 2⁻⁸⁰ might be squared first, and then be zero.
+const LARGE = (127u + 40u) << 23u;
+const TINY = (127u - 40u) << 23u;
+const SHIFT = 80u << 23u;
+const NORMAL = 1u << 23u;
+const INFINITE = 0x7f800000u;
+
+// From bits: arithmetic may assume that nothing is infinite or NaN.
+fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
+    let x = bits & vec4<u32>(0x7fffffffu);
+    let zero = vec4<u32>(0u);
+    let is_large = x >= vec4<u32>(LARGE);
+    let is_tiny = x < vec4<u32>(TINY);
+    let a = bitcast<vec4<f32>>(select(zero, x - vec4<u32>(SHIFT), is_large));
+    let b = bitcast<vec4<f32>>(select(x, zero, is_large | is_tiny));
+    let c = bitcast<vec4<f32>>(select(zero, x + vec4<u32>(SHIFT), is_tiny & (x >= vec4<u32>(NORMAL))));
+    return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, x));
+}
+
+var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
+var<workgroup> flags: array<u32, WORKGROUP_SIZE>;
+
+fn of_thread(s: Squares) -> Partial {
+    let ones = vec4<f32>(1.0);
+    let infinite = any(s.most == vec4<u32>(INFINITE));
+    let nan = any(s.most > vec4<u32>(INFINITE));
+    let found = select(0u, 1u, infinite) | select(0u, 2u, nan);
+    return Partial(dot(s.large, ones), dot(s.middle, ones), dot(s.tiny, ones), found);
+}
+
+fn joined(a: Partial, b: Partial) -> Partial {
+    return Partial(a.large + b.large, a.middle + b.middle, a.tiny + b.tiny, a.flags | b.flags);
+}
+
+// What all threads of the workgroup have, together: thread 0 gets it.
+fn of_workgroup(thread: u32, own: Partial) -> Partial {
+    var sum = vec3<f32>(own.large, own.middle, own.tiny);
+    var flag = own.flags;
+    // Whoever reads the last result has done so.
+    workgroupBarrier();
+    sums[thread] = sum;
+    flags[thread] = flag;
+    workgroupBarrier();
+    // Two rounds of 16: software Vulkan pays for barriers.
+    if thread < 16u {
+        for (var k = 1u; k < 16u; k++) {
+            sum += sums[thread + 16u * k];
+            flag |= flags[thread + 16u * k];
+        }
+    }
+    workgroupBarrier();
+    if thread < 16u {
+        sums[thread] = sum;
+        flags[thread] = flag;
+    }
+    workgroupBarrier();
+    if thread == 0u {
+        for (var k = 1u; k < 16u; k++) {
+            sum += sums[k];
+            flag |= flags[k];
+        }
+    }
+    return Partial(sum.x, sum.y, sum.z, flag);
+}
+
+// The norm times `factor`.
+fn norm_of(sum: Partial, factor: f32) -> f32 {
+    if sum.flags != 0u {
+        return bitcast<f32>(INFINITE + ((sum.flags & 2u) << 21u));
+    }
+    // Roots first: their range is half of that of squares.
+    let large = sqrt(sum.large);
+    let middle = sqrt(sum.middle);
+    let tiny = sqrt(sum.tiny);
+    if sum.large > 0.0 {
+        return together(large, middle * 0x1p-80f) * factor * 0x1p80f;
+    }
+    if sum.middle > 0.0 {
+        return together(middle, tiny * 0x1p-80f) * factor;
+    }
+    return tiny * factor * 0x1p-80f;
+}
+
+// √(a² + b²), a > 0.
+fn together(a: f32, b: f32) -> f32 {
+    let most = max(a, b);
+    let ratio = min(a, b) / most;
+    return most * sqrt(1.0 + ratio * ratio);
+}

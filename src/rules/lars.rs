@@ -1,0 +1,175 @@
+use super::sgd::{self, MomentumForm, Sgd, SgdScalars, SgdState};
+use super::{Rule, Twin, non_negative, sign, weighted};
+use crate::error::Error;
+use crate::float::Float;
+
+/// LARS: SGD with momentum, whose gradients are made as long, in proportion, as the parameters of their tensor; for large batches.
+///
+/// ```text
+/// d = ±g                                                             (− if maximize)
+/// φ = trust_coefficient · ‖p‖ / (‖d‖ + weight_decay · ‖p‖ + eps) of each tensor, 1 where ‖p‖ or the divisor is 0
+/// d = φ · (d + weight_decay · p)
+/// ```
+///
+/// and from there as [`Sgd`] with `momentum`, `form`, `dampening` and `nesterov`, without a decay of its own. With `joint_norm` (optax) the divisor is
+/// `‖d + weight_decay · p‖ + eps`.
+///
+/// Defaults are those of `optax.lars`, whose momentum is the [classic](MomentumForm::Classic) one, as the paper's is; the heavy ball, the default here,
+/// is what apex's LARC does around PyTorch's SGD. Deviations: LARC leaves out a step's decay where ‖p‖ or ‖d‖ is 0, and bounds φ by 1 / lr unless told not to. The norms are taken
+/// on the device in a phase of its own, which reads parameters and gradients once more. State: 4 bytes a parameter with momentum (`momentum_buffer`), else
+/// none. Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
+///
+/// ```
+/// use wgpu_optim::{Lars, Rule};
+/// let lars = Lars { weight_decay: 5e-4, ..Lars::default() };
+/// assert!(lars.validate().is_ok());
+/// ```
+///
+/// Reference: You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017 (arXiv 1708.03888).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct Lars {
+    /// As in [`Sgd`]. Default 0.9.
+    pub momentum: f64,
+    /// As in [`Sgd`]. Default: the heavy ball.
+    pub form: MomentumForm,
+    /// As in [`Sgd`]. Default 0.
+    pub dampening: f64,
+    /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
+    pub weight_decay: f64,
+    /// As in [`Sgd`]. Default false.
+    pub nesterov: bool,
+    /// Length of the step at a learning rate of 1, beside that of the parameters, `[0, ∞)`. Default 0.001.
+    pub trust_coefficient: f64,
+    /// Added to the divisor, `[0, ∞)`. Default 0.
+    pub eps: f64,
+    /// Takes the norm of gradient and decay together. Default false.
+    pub joint_norm: bool,
+    /// Climbs instead of descending. Default false.
+    pub maximize: bool,
+}
+
+impl Default for Lars {
+    fn default() -> Self {
+        Self {
+            momentum: 0.9,
+            form: MomentumForm::HeavyBall,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+            trust_coefficient: 0.001,
+            eps: 0.0,
+            joint_norm: false,
+            maximize: false,
+        }
+    }
+}
+
+crate::fields! {
+    /// Step scalars of [`Lars`].
+    pub struct LarsScalars {
+        /// −1 to maximize, else 1.
+        sign,
+        /// L2 coefficient, where its share is in the norm that is taken.
+        decay_within,
+        /// L2 coefficient, where the norms are taken apart.
+        decay_beside,
+        /// Of the norms' ratio.
+        trust_coefficient,
+        /// Added to the divisor.
+        eps,
+        /// Weight of the old velocity; 0 when it is the first.
+        momentum,
+        /// Weight of the gradient in the velocity.
+        gain,
+        /// 1 where the velocity moves the parameter, 0 without momentum.
+        velocity,
+        /// The momentum of the look-ahead, 0 for none.
+        lookahead,
+        /// Weight of the gradient beside the look-ahead.
+        own,
+        /// What the step is multiplied by.
+        rate,
+        /// φ of the tensor.
+        ratio,
+    }
+}
+
+impl Lars {
+    /// What becomes of the scaled gradient.
+    fn sgd(&self) -> Sgd {
+        let Self { momentum, form, dampening, nesterov, .. } = *self;
+        Sgd { momentum, form, dampening, nesterov, ..Sgd::default() }
+    }
+}
+
+impl Rule for Lars {
+    const NAME: &'static str = "lars";
+    const DEFAULT_LR: f64 = 1e-3;
+    const WGSL: &'static str = include_str!("../../shaders/rules/lars.wgsl");
+    const RATIO: Option<&'static str> = Some("ratio");
+    type Scalars<T: Float> = LarsScalars<T>;
+    type State<T: Float> = SgdState<T>;
+
+    fn validate(&self) -> Result<(), Error> {
+        non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
+        non_negative(Self::NAME, "trust_coefficient", self.trust_coefficient)?;
+        non_negative(Self::NAME, "eps", self.eps)?;
+        sgd::validate_momentum(Self::NAME, &self.sgd())
+    }
+
+    fn keeps_slot(&self, slot: usize) -> bool {
+        self.sgd().keeps_slot(slot)
+    }
+
+    fn with_momentum(self, momentum: f64) -> Option<Self> {
+        Some(Self { momentum, ..self })
+    }
+
+    fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> LarsScalars<f64> {
+        let SgdScalars { momentum, gain, velocity, lookahead, own, rate, .. } =
+            self.sgd().scalars(lr, t, carry);
+        let (decay_within, decay_beside) =
+            if self.joint_norm { (self.weight_decay, 0.0) } else { (0.0, self.weight_decay) };
+        LarsScalars {
+            sign: sign(self.maximize),
+            decay_within,
+            decay_beside,
+            trust_coefficient: self.trust_coefficient,
+            eps: self.eps,
+            momentum,
+            gain,
+            velocity,
+            lookahead,
+            own,
+            rate,
+            ratio: 1.0,
+        }
+    }
+}
+
+impl Twin for Lars {
+    const MAX_ULPS: f64 = 4.0;
+
+    #[inline]
+    fn update<T: Float>(s: &LarsScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
+        let u = Self::direction(s, *p, g, state);
+        let d = s.ratio * (u + weighted(s.decay_beside, *p));
+        let LarsScalars { momentum, gain, velocity, lookahead, own, rate, .. } = *s;
+        let (sign, weight_decay) = (T::from_f64(1.0), T::ZERO);
+        let sgd = SgdScalars { sign, weight_decay, momentum, gain, velocity, lookahead, own, rate };
+        Sgd::update(&sgd, p, d, state);
+    }
+
+    #[inline]
+    fn direction<T: Float>(s: &LarsScalars<T>, p: T, g: T, _: &SgdState<T>) -> T {
+        s.sign * g + weighted(s.decay_within, p)
+    }
+
+    fn ratio<T: Float>(s: &LarsScalars<T>, p_norm: T, u_norm: T) -> T {
+        let divisor = u_norm + s.decay_beside * p_norm + s.eps;
+        let one = p_norm == T::ZERO || divisor == T::ZERO;
+        if one { T::from_f64(1.0) } else { s.trust_coefficient * p_norm / divisor }
+    }
+}
