@@ -5,6 +5,7 @@ mod common;
 mod identities;
 mod kernels;
 mod large;
+mod layers;
 mod layouts;
 mod options;
 mod own_rule;

@@ -29,12 +29,15 @@ macro_rules! in_every_case {
     ($($rule:ty),*) => { $(for (_, rule) in <$rule>::cases() { test(rule); })* };
 }
 
-/// Each NaN or infinity stays in its own element, in parameters and state.
+/// Each NaN or infinity stays in its own element, in parameters and state: of rules that are not layer-wise, whose norms it reaches.
 #[test]
 fn a_non_finite_gradient_stays_in_its_element() {
     const BAD: [(usize, f32); 4] =
         [(0, f32::NAN), (1, f32::INFINITY), (5, f32::NEG_INFINITY), (66, f32::INFINITY)];
     fn test<R: Twin>(rule: R) {
+        if R::RATIO.is_some() {
+            return;
+        }
         let mut random = Random::new(5);
         let params: Vec<f32> = random.values(67);
         let clean: Vec<_> = (0..3).map(|_| random.values(67)).collect();
