@@ -1,13 +1,12 @@
 //! Bytes per second of every rule, beside a plain copy of the same size on the same device.
 //!
-//! Throughput counts what an update must move: parameters read and written, gradients read, kept slots read and written. A sample is one
+//! Throughput counts what an update must move ([`Layout::bytes_moved`]). A sample is one
 //! submitted step, waited for.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use harness::{Copy, Gpu, wgpu};
 use std::hint::black_box;
 use std::time::Duration;
-use wgpu_optim::rules::slots;
 use wgpu_optim::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Clip, Group, Lamb, Lars, Layout, Lion, NAdam,
     Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Tensors, for_each_rule,
@@ -48,16 +47,11 @@ fn layout<R: Rule>(rule: R, count: u64, len: u64) -> Layout<R> {
     Layout::new(groups).expect("a good layout")
 }
 
-fn bytes<R: Rule>(layout: &Layout<R>) -> u64 {
-    let kept = (0..slots::<R>().len()).filter(|&slot| layout.keeps_slot(slot)).count() as u64;
-    layout.parameters() * 4 * (3 + 2 * kept)
-}
-
 fn step<R: Rule>(criterion: &mut Criterion, gpu: &Gpu, group: &str, rule: R, count: u64, len: u64) {
     let layout = layout(rule, count, len);
     let values = vec![0.01; layout.len() as usize];
     let (params, grads) = (gpu.upload(&values), gpu.upload(&values));
-    let moved = bytes(&layout);
+    let moved = layout.bytes_moved();
     let mut optimizer = Optimizer::new(&gpu.device, layout).expect("a capable device");
     let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).expect("good buffers");
     let mut group = criterion.benchmark_group(group);

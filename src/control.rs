@@ -73,7 +73,7 @@ pub struct Report {
     pub good_steps: u32,
     /// 2-norm of the parameters of all tensors before the step; with [`Options::norms`](crate::Options::norms).
     pub param_norm: Option<f32>,
-    /// 2-norm of what the step has added to them, 0 where it was skipped; with [`Options::norms`](crate::Options::norms).
+    /// 2-norm of what the step has added to them, 0 where it was skipped; a device may take it before the parameters are rounded. With [`Options::norms`](crate::Options::norms).
     pub update_norm: Option<f32>,
 }
 

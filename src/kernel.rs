@@ -143,6 +143,21 @@ pub fn set_vectors<R: Rule>(rows: usize, around: &Around) -> usize {
     usize::from(around.head) + rows * row_vectors::<R>(around)
 }
 
+/// Bytes that a step of `R` moves for a parameter of f32, options apart: parameters and kept slots are read and written, gradients are read. The first phase of a
+/// layer-wise rule reads parameters, gradients and the kept slots that the direction takes.
+#[must_use]
+pub fn bytes_moved<R: Rule>(kept: &[bool]) -> u64 {
+    let kept = || slots::<R>().iter().zip(kept).filter(|(_, kept)| **kept).map(|(slot, _)| slot);
+    let values = match (R::RATIO, R::WGSL.split_once("fn direction")) {
+        (Some(_), Some((_, text))) => {
+            let direction = text.split("\nfn ").next().unwrap_or_default();
+            2 + kept().filter(|slot| direction.contains(&format!("read_{slot}("))).count()
+        }
+        _ => 0,
+    };
+    4 * (values + 3 + 2 * kept().count()) as u64
+}
+
 /// The text of the kernel that applies `R` under `key`.
 #[must_use]
 pub fn source<R: Rule>(key: &Key) -> String {

@@ -1,6 +1,7 @@
 //! Which tensors there are, where they lie in the flat space, and which hyperparameters each group has.
 
 use crate::error::Error;
+use crate::kernel::bytes_moved;
 use crate::plan::QUAD;
 use crate::rules::{Fields, Rule, Step, scalar_names, slots};
 use crate::schedule::Schedule;
@@ -300,6 +301,14 @@ impl<R: Rule> Layout<R> {
     #[must_use]
     pub fn buffer_size(&self) -> u64 {
         self.len().next_multiple_of(4) * 4
+    }
+
+    /// Bytes of f32 that a step has to move on the GPU, [`Options`](crate::Options) apart: parameters and state are read and written, gradients are read; of layer-wise
+    /// rules what their norms are taken of is read twice.
+    #[must_use]
+    pub fn bytes_moved(&self) -> u64 {
+        let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| self.keeps_slot(slot)).collect();
+        self.parameters() * bytes_moved::<R>(&kept)
     }
 
     /// The scalars of step `t` for every group, after `recorded` steps of the host's: more than `t − 1` if some were skipped. `carries` has a number a group; on an error some may have advanced.

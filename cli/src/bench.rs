@@ -7,7 +7,6 @@ use harness::{Gpu, median};
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-use wgpu_optim::rules::slots;
 use wgpu_optim::{Group, Layout, Optimizer, Rule, Tensors, Twin, cpu};
 
 /// Samples of step and copy each, of which the medians are reported.
@@ -96,8 +95,7 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
         let Request { elements, tensors } = self.request;
         let preset = presets::bench(R::NAME);
         let layout = layout(preset.rule::<R>(), self.request)?;
-        let kept = (0..slots::<R>().len()).filter(|&slot| layout.keeps_slot(slot)).count() as u64;
-        let bytes_per_step = elements * ELEMENT * (2 + 1 + 2 * kept);
+        let bytes_per_step = layout.bytes_moved();
         let samples = match self.device {
             Device::Gpu(gpu) => self.on_gpu(gpu, layout)?,
             Device::Cpu => self.on_cpu(layout)?,

@@ -67,6 +67,11 @@ pub fn variants(rule: &str) -> Vec<Preset> {
             preset("decay", r#"{"weight_decay": 0.02}"#),
             preset("optax", r#"{"complement_beta2": true, "no_prox": true, "eps_root": 1e-8}"#),
         ],
+        "lamb" => vec![preset("decay", r#"{"weight_decay": 0.01, "maximize": true}"#)],
+        "lars" => vec![
+            preset("nesterov", r#"{"weight_decay": 1e-4, "nesterov": true, "eps": 1e-8}"#),
+            preset("optax", r#"{"weight_decay": 1e-4, "joint_norm": true, "form": "classic"}"#),
+        ],
         _ => Vec::new(),
     };
     [vec![DEFAULT], more].concat()

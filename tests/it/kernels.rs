@@ -5,8 +5,8 @@ use std::mem::offset_of;
 use wgpu_optim::control::{Request, State};
 use wgpu_optim::kernel::{
     Access, Around, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, GROUP_FACTOR, Key, MEASURE_ENTRY_POINT,
-    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Walk, control_source, fold_source,
-    measure_source, ratio_source, reduce_source, row_vectors, set_vectors, source,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Walk, bytes_moved, control_source,
+    fold_source, measure_source, ratio_source, reduce_source, row_vectors, set_vectors, source,
 };
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
@@ -276,9 +276,11 @@ macro_rules! files {
             assert!(row.ends_with(&budget), "{row}: not {budget}");
             // State and traffic of the defaults, and of what keeps most.
             let all = slots::<$rule>().len();
-            let kept = (0..all).filter(|&slot| <$rule>::default().keeps_slot(slot)).count();
+            let kept: Vec<_> = (0..all).map(|slot| <$rule>::default().keeps_slot(slot)).collect();
             let cells: Vec<_> = row.split(" | ").collect();
-            for (cell, bytes) in [(cells[2], [4 * kept, 4 * all]), (cells[3], [12 + 8 * kept, 12 + 8 * all])] {
+            let state = |kept: &[bool]| 4 * kept.iter().filter(|&&kept| kept).count() as u64;
+            for (cell, bytes) in [(cells[2], state as fn(&[bool]) -> u64), (cells[3], bytes_moved::<$rule>)] {
+                let bytes = [bytes(&kept), bytes(&vec![true; all])];
                 assert!(cell.starts_with(&format!("{} B", bytes[0])), "{row}: not {} B", bytes[0]);
                 assert!(cell.ends_with(&format!("{} B", bytes[1])), "{row}: not {} B", bytes[1]);
             }

@@ -5,8 +5,8 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Adagrad, AdamW, Bound, Clip, Ema, Error, Group, Layout, LossScale, NAdam, Optimizer, Options, Report,
-    Rule, Sgd, Step, Tensors, View, for_each_rule,
+    Adagrad, AdamW, Bound, Clip, Ema, Error, Group, Lamb, Lars, Layout, LossScale, NAdam, Optimizer, Options,
+    Report, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -75,7 +75,9 @@ fn skipped_steps_leave_no_trace<R: Rule>(gpu: &Gpu, name: &str, rule: R, seed: u
     let len = layout.len() as usize;
     let mut random = Random::new(seed);
     let params = random.values(len);
-    let options = Options { ema: Some(Ema { decay: 0.9, debias: true }), ..SKIP };
+    let clip = [None, Some(Clip::GlobalNorm(1.0)), Some(Clip::GroupNorm(1.0))][seed as usize % 3];
+    let ema = Some(Ema { decay: 0.9, debias: true });
+    let options = Options { ema, clip, norms: seed % 4 == 3, ..SKIP };
     let mut dirty = Run::new(gpu, layout.clone(), options, &params);
     let mut clean = Run::new(gpu, layout.clone(), options, &params);
     let mut skipped = 0;
@@ -236,6 +238,225 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
 
 fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
+}
+
+/// All values of some of a layout's tensors, in the flat space.
+fn gather<R: Rule>(layout: &Layout<R>, flat: &[f32], of: impl Fn(usize) -> bool) -> Vec<f32> {
+    let tensors = layout.tensors().iter().filter(|t| of(t.group));
+    tensors.flat_map(|t| flat[t.range()].iter().copied()).collect()
+}
+
+/// Each tensor in a place of its own, in pools of poison.
+struct Pooled {
+    params: wgpu::Buffer,
+    grads: wgpu::Buffer,
+    bound: Bound,
+}
+
+impl Pooled {
+    /// Parameter and gradient of a tensor lie at elements of different alignment.
+    fn new<R: Rule>(gpu: &Gpu, optimizer: &mut Optimizer<R>, params: &[f32]) -> Self {
+        let layout = optimizer.layout().clone();
+        let len = layout.len() + 8;
+        let pool = || gpu.upload(&vec![f32::NAN; len as usize]);
+        let (p, g) = (pool(), pool());
+        let views = layout.tensors().iter().map(|t| {
+            gpu.write(&p, (t.offset + 1) * 4, &params[t.range()]);
+            (t.name.as_str(), View::new(&p, (t.offset + 1) * 4), View::new(&g, (t.offset + 2) * 4))
+        });
+        let bound = optimizer.bind(&Tensors::each(views)).unwrap();
+        Self { params: p, grads: g, bound }
+    }
+
+    fn step<R: Rule>(&self, gpu: &Gpu, optimizer: &mut Optimizer<R>, grads: &[f32], lr: f64) -> Report {
+        for t in optimizer.layout().tensors() {
+            gpu.write(&self.grads, (t.offset + 2) * 4, &grads[t.range()]);
+        }
+        let mut encoder = gpu.encoder();
+        optimizer.step(&gpu.queue, &mut encoder, &self.bound, lr).unwrap();
+        gpu.run(encoder);
+        optimizer.take_report().unwrap()
+    }
+
+    fn params<R: Rule>(&self, gpu: &Gpu, layout: &Layout<R>) -> Vec<f32> {
+        gpu.read(&self.params, 4, layout.len() as usize)
+    }
+}
+
+/// A device of small bindings and one like any other.
+fn roomy_and_cramped() -> [Option<Gpu>; 2] {
+    let cramped = |limits: &mut wgpu::Limits| {
+        limits.max_storage_buffer_binding_size = 1 << 16;
+        limits.max_compute_workgroups_per_dimension = 40;
+        limits.max_uniform_buffer_binding_size = 1 << 10;
+    };
+    [harness::test_gpu(), harness::test_gpu_with(cramped)]
+}
+
+/// Three groups by turns, so that most vectors are shared, and a tensor beyond a small binding.
+fn by_turns<R: Rule>(rule: R) -> Layout<R> {
+    let mut groups = ["a", "b", "c"].map(|name| Group::new(name, rule));
+    let mut at = 0;
+    for i in 0..40 {
+        let len = if i == 20 { 40_000 } else { 1 + i * 7 % 50 };
+        let group = &mut groups[i as usize % 3];
+        *group = group.clone().tensor_at(format!("t{i}"), [len], at);
+        at += len + i % 2;
+    }
+    Layout::new(groups).unwrap()
+}
+
+/// `g · min(1, c / (‖g‖ + 10⁻⁶))` with each group's own norm, in every form of buffers.
+#[test]
+fn groups_are_clipped_each_by_its_own_norm() {
+    const BOUND: f64 = 2.0;
+    for gpu in roomy_and_cramped() {
+        let Some(gpu) = gpu else { return };
+        let layout = by_turns(Sgd::default());
+        let len = layout.len() as usize;
+        let mut grads = Random::new(31).values(len);
+        // The second group is within the bound.
+        for t in layout.tensors().iter().filter(|t| t.group == 1) {
+            grads[t.range()].iter_mut().for_each(|g| *g *= 1e-6);
+        }
+        let options =
+            Options { clip: Some(Clip::GroupNorm(BOUND)), divide: true, report: true, ..Options::default() };
+        let factor = |group| {
+            let norm = norm(&gather(&layout, &grads, |g| g == group)) / 2.0;
+            (BOUND / (norm + 1e-6)).min(1.0)
+        };
+        let factors = [0, 1, 2].map(factor);
+        assert!(factors[0] < 1.0 && factors[1] == 1.0 && factors[2] < 1.0);
+        let judge = |params: &[f32], report: &Report, form: &str| {
+            for tensor in layout.tensors() {
+                for i in tensor.range() {
+                    let want = -f64::from(grads[i]) * factors[tensor.group];
+                    approx::assert_relative_eq!(f64::from(params[i]), want, max_relative = 1e-6);
+                }
+            }
+            approx::assert_relative_eq!(
+                f64::from(report.norm),
+                norm(&gather(&layout, &grads, |_| true)) / 2.0,
+                max_relative = 1e-6
+            );
+            let least = factors.into_iter().fold(1.0, f64::min);
+            approx::assert_relative_eq!(f64::from(report.clip_factor), least, max_relative = 1e-6);
+            assert!(report.finite, "{form}");
+        };
+        let zeros = vec![0.0; len];
+        let mut flat = Run::new(&gpu, layout.clone(), options, &zeros);
+        let report = flat.step(&grads, Step::from(2.0).divided_by(2.0)).unwrap();
+        judge(&flat.snapshot().params, &report, "flat");
+        let halves: Vec<_> = grads.iter().map(|g| g / 2.0).collect();
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+        let pooled = Pooled::new(&gpu, &mut optimizer, &zeros);
+        let report = pooled.step(&gpu, &mut optimizer, &halves, 2.0);
+        judge(&pooled.params(&gpu, &layout), &report, "pooled");
+
+        // What is not finite concerns its own group alone, as where PyTorch clips the groups one by one.
+        let at = layout.tensor("t3").unwrap().offset as usize;
+        grads[at] = f32::NAN;
+        let before = flat.snapshot().params;
+        flat.step(&grads, Step::from(2.0).divided_by(2.0)).unwrap();
+        let after = flat.snapshot().params;
+        assert!(gather(&layout, &after, |g| g == 0).iter().all(|p| p.is_nan()));
+        let moved = |p: &[f32]| gather(&layout, p, |g| g != 0);
+        for (before, after) in moved(&before).iter().zip(moved(&after)) {
+            approx::assert_relative_eq!(2.0 * before, after, max_relative = 1e-6);
+        }
+    }
+}
+
+/// A layer-wise rule sees gradients that have been clipped by group: its ratio is of those.
+#[test]
+fn groups_are_clipped_before_a_layer_wise_rule() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = by_turns(Lars { momentum: 0.0, eps: 1.0, trust_coefficient: 1.0, ..Lars::default() });
+    let len = layout.len() as usize;
+    let (params, grads) = (Random::new(32).values(len), Random::new(33).values(len));
+    let options = Options { clip: Some(Clip::GroupNorm(2.0)), ..Options::default() };
+    let mut run = Run::new(&gpu, layout.clone(), options, &params);
+    run.step(&grads, 0.1);
+    let mut want: Vec<f64> = params.iter().map(|&p| p.into()).collect();
+    let mut clipped: Vec<f64> = grads.iter().map(|&g| g.into()).collect();
+    for tensor in layout.tensors() {
+        let norm = norm(&gather(&layout, &grads, |g| g == tensor.group));
+        clipped[tensor.range()].iter_mut().for_each(|g| *g *= 2.0 / (norm + 1e-6));
+    }
+    cpu::Reference::new(layout.clone()).unwrap().step(&mut want, &clipped, 0.1).unwrap();
+    let got = run.snapshot().params;
+    for tensor in layout.tensors() {
+        // What is subtracted may be most of the parameter.
+        let size = tensor.range().map(|i| want[i].abs()).fold(0.0, f64::max);
+        for i in tensor.range() {
+            approx::assert_relative_eq!(
+                f64::from(got[i]),
+                want[i],
+                max_relative = 1e-6,
+                epsilon = 1e-6 * size
+            );
+        }
+    }
+}
+
+/// ‖p‖ and ‖Δp‖ in every form of buffers; of a skipped step the second is 0.
+#[test]
+fn norms_of_parameters_and_updates() {
+    fn test<R: Cases>(gpu: &Gpu) {
+        let (name, rule) = R::cases()[0];
+        let layout = by_turns(rule);
+        let len = layout.len() as usize;
+        let mut random = Random::new(41);
+        let params = random.values(len);
+        let ema = Some(Ema { decay: 0.5, debias: false });
+        let options =
+            Options { norms: true, skip_nonfinite: true, zero_gradients: true, ema, ..Options::default() };
+        let judge = |report: &Report, before: &[f32], after: &[f32], form: &str| {
+            let context = format!("{} {name}, {form}", R::NAME);
+            let [before, after] = [before, after].map(|p| gather(&layout, p, |_| true));
+            let close = |got: Option<f32>, want: f64, more: f64| {
+                let got = f64::from(got.unwrap());
+                assert!((got - want).abs() <= 1e-6 * want + more, "{context}: {got:e}, f64 {want:e}");
+            };
+            let size = norm(&before);
+            close(report.param_norm, size, 0.0);
+            let moved = before.iter().zip(&after).map(|(b, a)| a - b).collect::<Vec<_>>();
+            // (p − s) − p is s to a compiler that likes: then each element lacks the rounding of its parameter, half an ulp.
+            close(report.update_norm, norm(&moved), f64::from(f32::EPSILON) / 2.0 * size);
+        };
+        let mut flat = Run::new(gpu, layout.clone(), options, &params);
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+        let pooled = Pooled::new(gpu, &mut optimizer, &params);
+        for t in 0..3 {
+            let mut grads = random.values(len);
+            let between = layout.tensors()[1].end() as usize;
+            assert!(layout.tensors().iter().all(|t| !t.range().contains(&between)));
+            grads[between] = f32::NAN;
+            if t == 1 {
+                grads[0] = f32::INFINITY;
+            }
+            let before = flat.snapshot().params;
+            let report = flat.step(&grads, lr(t)).unwrap();
+            judge(&report, &before, &flat.snapshot().params, "flat");
+            assert_eq!(report.update_norm == Some(0.0), t == 1, "{}", R::NAME);
+            let before = pooled.params(gpu, &layout);
+            let report = pooled.step(gpu, &mut optimizer, &grads, lr(t));
+            judge(&report, &before, &pooled.params(gpu, &layout), "pooled");
+        }
+    }
+    let [Some(roomy), Some(cramped)] = roomy_and_cramped() else { return };
+    macro_rules! all {
+        ($($rule:ty),*) => { $(test::<$rule>(&roomy);)* };
+    }
+    for_each_rule!(all);
+    test::<AdamW>(&cramped);
+    test::<Lamb>(&cramped);
+    // Without the option there are none.
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run =
+        Run::new(&gpu, single(Sgd::default(), 4), Options { report: true, ..Options::default() }, &[1.0; 4]);
+    let report = run.step(&[1.0; 4], 1.0).unwrap();
+    assert_eq!((report.param_norm, report.update_norm), (None, None));
 }
 
 /// 16 M elements over eight decades: 1e-6 of f64, and the same bits every time.
@@ -619,9 +840,20 @@ fn dispatches_are_few() {
         ema: all.ema,
         ..Options::default()
     };
-    for (options, dispatches) in [(Options::default(), 1), (cheap, 1), (SKIP, 3), (all, 3)] {
-        let run = Run::new(&gpu, layout.clone(), options, &vec![0.0; layout.len() as usize]);
+    let grouped = Options { clip: Some(Clip::GroupNorm(1.0)), ..all };
+    let everything = Options { norms: true, ..grouped };
+    for (options, dispatches) in
+        [(Options::default(), 1), (cheap, 1), (SKIP, 3), (all, 3), (grouped, 4), (everything, 5)]
+    {
+        let zeros = vec![0.0; layout.len() as usize];
+        let run = Run::new(&gpu, layout.clone(), options, &zeros);
         assert_eq!(run.bound.dispatches(), dispatches, "{options:?}");
+        // A layer-wise rule takes its measure, and one kernel is between.
+        let group = layout.tensors().iter().fold(Group::new("all", Lamb::default()), |group, t| {
+            group.tensor_at(&t.name, &t.shape, t.offset)
+        });
+        let run = Run::new(&gpu, Layout::new([group]).unwrap(), options, &zeros);
+        assert_eq!(run.bound.dispatches(), dispatches + 2, "{options:?}");
     }
 }
 
@@ -634,6 +866,7 @@ fn bad_options_and_divisors() {
     };
     for bad in [0.0, -1.0, 1e-300, f64::NAN, f64::INFINITY, 1e39] {
         refused(Options { clip: Some(Clip::GlobalNorm(bad)), ..SKIP }, "clip.global_norm");
+        refused(Options { clip: Some(Clip::GroupNorm(bad)), ..SKIP }, "clip.group_norm");
         refused(Options { clip: Some(Clip::Value(bad)), ..SKIP }, "clip.value");
     }
     let scale = LossScale::default();
