@@ -4,14 +4,14 @@
 fn measure(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;
     let record = table.records[min(number, table.header.records - 1u)];
-    let rounds = (record.quads + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
+    let rounds = rounds_of(record.quads);
+    let s = scalars(record, place(record, 0u));
+    prepare(s);
     var of_p = Squares();
     var of_u = Squares();
     for (var j = 0u; j < rounds; j++) {
-        let i = j * WORKGROUP_SIZE + thread;
+        let i = quad_of(thread, j, rounds);
         let at = place(record, min(i, record.quads - 1u));
-        let s = scalars(record, at);
-        prepare(s);
         let p = read_p(at);
         let u = direction(s, at, p);
         let outside = vec4<u32>(0u);

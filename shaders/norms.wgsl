@@ -38,8 +38,21 @@ fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
     return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, x));
 }
 
+// Rounds of a workgroup over a tile.
+fn rounds_of(quads: u32) -> u32 {
+    return (quads + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
+}
+
+// The quad of a thread in round `j` of a tile. Eight threads read 128 bytes side by side, a cache line, and the next ones in the next round: on a CPU, where they run
+// one group of threads after the other, that is a stream.
+fn quad_of(thread: u32, j: u32, rounds: u32) -> u32 {
+    return ((thread >> 3u) * rounds + j) * 8u + (thread & 7u);
+}
+
 var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
 var<workgroup> flags: array<u32, WORKGROUP_SIZE>;
+var<workgroup> few_sums: array<vec3<f32>, 16>;
+var<workgroup> few_flags: array<u32, 16>;
 
 fn of_thread(s: Squares) -> Partial {
     let ones = vec4<f32>(1.0);
@@ -57,28 +70,23 @@ fn joined(a: Partial, b: Partial) -> Partial {
 fn of_workgroup(thread: u32, own: Partial) -> Partial {
     var sum = vec3<f32>(own.large, own.middle, own.tiny);
     var flag = own.flags;
-    // Whoever reads the last result has done so.
-    workgroupBarrier();
     sums[thread] = sum;
     flags[thread] = flag;
     workgroupBarrier();
-    // Two rounds of 16: software Vulkan pays for barriers.
+    // Two rounds of 16, the second in memory of its own, so that nobody has to wait for whoever still reads: software Vulkan pays for barriers.
     if thread < 16u {
         for (var k = 1u; k < 16u; k++) {
             sum += sums[thread + 16u * k];
             flag |= flags[thread + 16u * k];
         }
-    }
-    workgroupBarrier();
-    if thread < 16u {
-        sums[thread] = sum;
-        flags[thread] = flag;
+        few_sums[thread] = sum;
+        few_flags[thread] = flag;
     }
     workgroupBarrier();
     if thread == 0u {
         for (var k = 1u; k < 16u; k++) {
-            sum += sums[k];
-            flag |= flags[k];
+            sum += few_sums[k];
+            flag |= few_flags[k];
         }
     }
     return Partial(sum.x, sum.y, sum.z, flag);

@@ -4,10 +4,10 @@
 fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = workgroup.y * table.header.stride + workgroup.x;
     let record = table.records[min(number, table.header.records - 1u)];
-    let rounds = (record.quads + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
+    let rounds = rounds_of(record.quads);
     var sum = Squares();
     for (var j = 0u; j < rounds; j++) {
-        let i = j * WORKGROUP_SIZE + thread;
+        let i = quad_of(thread, j, rounds);
         // No branch: software Vulkan would read uniform data a lane at a time in it.
         let at = place(record, min(i, record.quads - 1u));
         let raw = select(vec4<u32>(0u), keep(at, vec4<u32>(0u), load_g(at)), i < record.quads);

@@ -21,5 +21,4 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             update(s, at);
         }
     }
-    finish(number, thread);
 }

@@ -167,7 +167,11 @@ pub fn source<R: Rule>(key: &Key) -> String {
         (true, Access::Elements) => include_str!("../shaders/access/elements_zero.wgsl"),
     };
     let norms = if key.around.norms { NORMS } else { "" };
-    let driver = include_str!("../shaders/step.wgsl");
+    let driver = if key.around.norms {
+        include_str!("../shaders/measured_step.wgsl")
+    } else {
+        include_str!("../shaders/step.wgsl")
+    };
     // The rule comes first: module scope knows no order, and an error then names the rule's own line.
     let glue = glue::<R>(key, Phase::Update);
     [R::WGSL, HELPERS, &common(&key.walk), zero, norms, &glue, driver].join("\n")
@@ -349,7 +353,8 @@ fn glue<R: Rule>(key: &Key, phase: Phase) -> String {
         text.push('\n');
     };
     line(format!("const SINGLE = {};", key.single));
-    if key.walk.whole {
+    // In the first phase every tile is of one tensor.
+    if key.walk.whole || phase == Phase::Measure {
         line("alias Scalars = Row;".into());
         line("fn scalars(record: Record, at: At) -> Scalars { return row(record.group); }".into());
     } else {
@@ -484,10 +489,9 @@ var<private> of_u: Squares;
 fn moved(at: At, x: vec4<f32>) {
 of_p = squares(of_p, keep(at, vec4<u32>(0u), old_p));
 of_u = squares(of_u, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(x - decode_f32(old_p))));
-}
-fn finish(number: u32, thread: u32) { conclude(number, thread, of_p, of_u); }"
+}"
     } else {
-        "fn moved(at: At, x: vec4<f32>) {}\nfn finish(number: u32, thread: u32) {}"
+        "fn moved(at: At, x: vec4<f32>) {}"
     });
     text
 }

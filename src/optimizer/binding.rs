@@ -131,10 +131,15 @@ impl<R: Rule> Optimizer<R> {
         };
         let by_tensor = of(|piece| piece.tensor as u32);
         let pieces = if self.layers.is_some() { &by_tensor } else { &part.pieces };
-        let step = self.table(&window, plan::dispatch(pieces, base, by_element, limits))?;
+        let dispatch = if self.options.norms {
+            plan::reduction(pieces, base, by_element, Seams::Shared, limits)
+        } else {
+            plan::dispatch(pieces, base, by_element, limits)
+        };
+        let step = self.table(&window, dispatch)?;
         let key = Key {
             walk: step.walk,
-            single: step.dispatch.tiles.len() == 1,
+            single: step.dispatch.tiles.len() == 1 && !self.options.norms,
             writable_gradients: shares_buffer || self.options.zero_gradients,
             rows: self.layout.groups().len() as u32,
             rows_space: Space::Uniform,
