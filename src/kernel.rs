@@ -2,6 +2,7 @@
 //!
 //! A kernel is specialised by its [`Key`]; what a key switches off is not in the text.
 
+use crate::format::Format;
 use crate::options::{Clip, Options};
 use crate::plan::{HEADER_BYTES, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use crate::rules::{Rule, scalar_names, slots};
@@ -270,6 +271,23 @@ const DYNAMIC = {};",
 
 const HELPERS: &str = include_str!("../shaders/helpers.wgsl");
 const STATE: &str = include_str!("../shaders/state.wgsl");
+
+/// The text of a storage format, and of what it needs beside it.
+#[must_use]
+pub fn format_source(format: Format) -> &'static str {
+    match format {
+        Format::F32 => include_str!("../shaders/formats/f32.wgsl"),
+        Format::F16 => {
+            concat!(include_str!("../shaders/formats/half.wgsl"), include_str!("../shaders/formats/f16.wgsl"))
+        }
+        Format::Bf16 => {
+            concat!(
+                include_str!("../shaders/formats/half.wgsl"),
+                include_str!("../shaders/formats/bf16.wgsl")
+            )
+        }
+    }
+}
 
 /// What the kernels that walk a table of tiles have in common.
 fn common(walk: &Walk) -> String {

@@ -71,6 +71,7 @@ pub mod cpu;
 mod device;
 mod error;
 pub mod float;
+mod format;
 #[doc(hidden)] // For tests and tools; not part of the stable interface, and without checks of its own.
 pub mod kernel;
 #[cfg(feature = "gpu")]
@@ -96,6 +97,7 @@ pub use bind::{Tensors, View};
 #[cfg(feature = "gpu")]
 pub use control::Report;
 pub use error::Error;
+pub use format::Format;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};

@@ -1,0 +1,21 @@
+// bf16: the upper half of an f32.
+
+fn decode_bf16(raw: Half) -> vec4<f32> {
+    return bitcast<vec4<f32>>(unpacked(raw) << vec4<u32>(16u));
+}
+
+fn encode_bf16(x: vec4<f32>) -> Half {
+    return packed(codes_bf16(bitcast<vec4<u32>>(x)));
+}
+
+fn codes_bf16(bits: vec4<u32>) -> vec4<u32> {
+    let nan = (bits >> vec4<u32>(16u)) | vec4<u32>(0x40u);
+    return select(nearest(bits, vec4<u32>(16u)), nan, (bits & MAGNITUDE) > INFINITE_F32);
+}
+
+fn encode_bf16_stochastic(x: vec4<f32>, random: vec4<u32>) -> Half {
+    let bits = bitcast<vec4<u32>>(x);
+    let magnitude = bits & MAGNITUDE;
+    let code = sign_16(bits) | min(stochastic(magnitude, vec4<u32>(16u), random), vec4<u32>(0x7f7fu));
+    return packed(select(code, codes_bf16(bits), magnitude >= INFINITE_F32));
+}
