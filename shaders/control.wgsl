@@ -50,9 +50,9 @@ fn control(@builtin(local_invocation_index) thread: u32) {
         var x = request.sets[lag * SET + i];
         if i == 0u {
             x = vec4<f32>(decision, x.zw);
-        } else if GROUPED && i % ROW == 0u {
+        } else if GROUPED && i >= HEAD && (i - HEAD) % ROW == ROW - 1u {
             // The last of a group's vec4s.
-            x[FACTOR] = decision.x * clip_of(partials[i / ROW - 1u], decision.x);
+            x[FACTOR] = decision.x * clip_of(partials[(i - HEAD) / ROW], decision.x);
         }
         live[i] = x;
     }

@@ -10,8 +10,9 @@ fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation
         let i = quad_of(thread, j, rounds);
         // No branch: software Vulkan would read uniform data a lane at a time in it.
         let at = place(record, min(i, record.quads - 1u));
-        let raw = select(vec4<u32>(0u), keep(at, vec4<u32>(0u), load_g(at)), i < record.quads);
-        sum = squares(sum, bitcast<vec4<u32>>(decode_f32(raw)));
+        let outside = vec4<u32>(0u);
+        let bits = bitcast<vec4<u32>>(decode_g(load_g(at)));
+        sum = squares(sum, select(outside, keep(at, outside, bits), i < record.quads));
     }
     let all = of_workgroup(thread, of_thread(sum));
     if thread == 0u {

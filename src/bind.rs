@@ -2,6 +2,7 @@
 
 use crate::device::{ALIGNMENT, ELEMENT};
 use crate::error::Error;
+use crate::format::Format;
 use crate::kernel::Access;
 use crate::plan::{Dispatch, Piece, QUAD};
 
@@ -10,7 +11,7 @@ use crate::plan::{Dispatch, Piece, QUAD};
 pub struct View<'a> {
     /// The buffer, with usage `STORAGE`.
     pub buffer: &'a wgpu::Buffer,
-    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest.
+    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest, of 8 where elements have 2 bytes.
     pub offset: u64,
 }
 
@@ -28,7 +29,7 @@ impl<'a> From<&'a wgpu::Buffer> for View<'a> {
     }
 }
 
-/// The caller's parameters and gradients, f32.
+/// The caller's parameters and gradients, stored as [`Options`](crate::Options) says, f32 by default; elements of 2 bytes lie two to a word of 4.
 #[derive(Clone, Debug)]
 pub struct Tensors<'a>(pub(crate) Form<'a>);
 
@@ -68,7 +69,8 @@ impl<'a> Named<'a> {
         if !view.offset.is_multiple_of(ELEMENT) {
             return Err(Error::Misaligned { what, offset: view.offset, bound: ELEMENT });
         }
-        let end = view.offset.saturating_add(bytes);
+        // Words are written whole.
+        let end = view.offset.saturating_add(bytes.next_multiple_of(ELEMENT));
         if end > view.buffer.size() {
             return Err(Error::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
         }
@@ -84,12 +86,14 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// Where element `first` of the view lies; it may be up to three elements before the view.
-    pub(crate) fn at(&self, first: i64) -> Side<'a> {
+    /// Where element `first` of the view lies, of those that are stored as `format`; it may be up to three elements before the view.
+    pub(crate) fn at(&self, first: i64, format: Format) -> Side<'a> {
+        let element = format.bytes();
         Side {
             what: self.what.clone(),
             buffer: self.view.buffer,
-            base: self.view.offset as i64 + first * ELEMENT as i64,
+            base: self.view.offset as i64 + first * element as i64,
+            element,
         }
     }
 }
@@ -101,6 +105,15 @@ pub(crate) struct Side<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
     /// The byte where the part's `base` lies.
     pub(crate) base: i64,
+    /// Bytes of an element.
+    pub(crate) element: u64,
+}
+
+impl Side<'_> {
+    /// Bytes of a quad.
+    fn quad(&self) -> u64 {
+        QUAD * self.element
+    }
 }
 
 /// What one dispatch updates.
@@ -116,7 +129,7 @@ pub(crate) struct Part<'a> {
 
 impl Part<'_> {
     pub(crate) fn byte(&self, side: &Side<'_>, element: u64) -> i64 {
-        side.base + ((element - self.base) * ELEMENT) as i64
+        side.base + ((element - self.base) * side.element) as i64
     }
 
     pub(crate) fn start(&self) -> u64 {
@@ -130,8 +143,7 @@ impl Part<'_> {
     /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last, else
     /// element by element.
     pub(crate) fn split(&self) -> Vec<(Self, Access)> {
-        let vector = (QUAD * ELEMENT) as i64;
-        let aligned = |side: &Side<'_>| side.base % vector == 0 && side.base >= 0;
+        let aligned = |side: &Side<'_>| side.base % side.quad() as i64 == 0 && side.base >= 0;
         if !(aligned(&self.p) && aligned(&self.g)) {
             return vec![(self.clone(), Access::Elements)];
         }
@@ -182,16 +194,17 @@ impl Part<'_> {
     /// The bytes to bind, and what the shader adds to find a quad in them.
     pub(crate) fn window(&self, side: &Side<'_>, access: Access) -> Window {
         let (first, last, unit) = match access {
-            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), QUAD * ELEMENT),
+            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), side.quad()),
             Access::Elements => (self.start(), self.end(), ELEMENT),
         };
         // Both are inside the buffer: `Named::new` and `split` have seen to it.
         let start = self.byte(side, first) as u64 / ALIGNMENT * ALIGNMENT;
-        let end = self.byte(side, last) as u64;
+        let end = (self.byte(side, last) as u64).next_multiple_of(ELEMENT);
         Window {
             // The base may lie before the window; the shader's addition wraps back.
             base: ((side.base - start as i64) / unit as i64) as u32,
             last: ((end - start) / ELEMENT - 1) as u32,
+            quads: (end - start) / side.quad(),
             range: ByteRange {
                 what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),
                 buffer: side.buffer.clone(),
@@ -206,12 +219,7 @@ pub(crate) struct Window {
     pub(crate) range: ByteRange,
     pub(crate) base: u32,
     pub(crate) last: u32,
-}
-
-impl Window {
-    pub(crate) fn quads(&self) -> u64 {
-        (self.range.end - self.range.start) / (QUAD * ELEMENT)
-    }
+    pub(crate) quads: u64,
 }
 
 pub(crate) struct ByteRange {

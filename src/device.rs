@@ -31,8 +31,9 @@ pub(crate) fn limits<R: Rule>(
     let layerwise = R::RATIO.is_some();
     // Table, parameters, gradients, states, average, partial results, tensors' rows.
     let states = kept.iter().filter(|&&kept| kept).count() as u64;
-    let [ema, norms, rows] = [around.ema, around.norms, layerwise].map(u64::from);
-    let storage = 3 + states + ema + norms + rows;
+    let master = options.storage().master().is_some();
+    let [ema, master, norms, rows] = [around.ema, master, around.norms, layerwise].map(u64::from);
+    let storage = 3 + states + ema + master + norms + rows;
     at_least(
         "max_storage_buffers_per_shader_stage",
         device.max_storage_buffers_per_shader_stage.into(),

@@ -35,6 +35,26 @@ pub enum Error {
         /// What it has to be.
         bound: &'static str,
     },
+    /// A storage format that does not go there.
+    #[error("{field} are {format}, must be {bound}")]
+    Format {
+        /// The field's name.
+        field: &'static str,
+        /// What it was.
+        format: &'static str,
+        /// What it has to be.
+        bound: &'static str,
+    },
+    /// A tensor of 2-byte elements in a buffer of its own, of which words would be shared with what lies before it in the layout.
+    #[error(
+        "{what} start at element {offset} of the layout, must be an even one where elements have 2 bytes: see `Layout::aligned`"
+    )]
+    OddElement {
+        /// Which tensor.
+        what: String,
+        /// Where it starts in the flat space.
+        offset: u64,
+    },
     /// Too many steps that may have been skipped have been recorded since the device last reported how many were.
     #[error(
         "{steps} steps recorded without a report from the device, must be at most {bound}: submit, poll, and see `Optimizer::read_back`"

@@ -60,6 +60,19 @@ impl Format {
         }
     }
 
+    /// The distance between the numbers around `x` that this format has, for the magnitude of `x`.
+    #[must_use]
+    pub fn spacing(self, x: f64) -> f64 {
+        let (digits, least) = match self {
+            Self::F32 => (23, -149),
+            Self::F16 => (10, -24),
+            Self::Bf16 => (7, -133),
+        };
+        // The power of two at or below x; of zero and subnormal numbers less than any here.
+        let exponent = (x.abs().to_bits() >> 52) as i32 - 1_023;
+        f64::from((exponent - digits).max(least)).exp2()
+    }
+
     /// One of the two neighbours of `x`, the nearer with the higher probability, so that the mean is `x`; `random` is a uniform 32-bit number. Never beyond
     /// the largest finite number; infinities and NaN stay what they are, and f32 stays as it is.
     #[must_use]
@@ -127,6 +140,22 @@ fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
     (m + (random & ((1 << most) - 1))) >> most
 }
 
+/// 48 random bits of step `t`, in three parts that an f32 holds.
+#[cfg(feature = "gpu")]
+pub(crate) fn step_key(seed: u64, t: u64) -> [f32; 3] {
+    // SplitMix64 (Steele, Lea and Flood, 2014), twice: once to part seeds that lie side by side.
+    let bits = mixed(mixed(seed).wrapping_add(t));
+    [bits, bits >> 16, bits >> 32].map(|part| f32::from(part as u16))
+}
+
+#[cfg(feature = "gpu")]
+fn mixed(x: u64) -> u64 {
+    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +192,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn spacing_is_that_of_the_codes() {
+        for format in [Format::F16, Format::Bf16] {
+            let finite = (0..=u16::MAX).map(u32::from).filter(|&code| format.decode(code + 1).is_finite());
+            for code in finite.filter(|code| code & 0x8000 == 0) {
+                let [low, high] = [code, code + 1].map(|code| f64::from(format.decode(code)));
+                assert_eq!(format.spacing(low), high - low, "{format:?} {code:#x}");
+                assert_eq!(format.spacing(-low), high - low);
+            }
+        }
+        assert_eq!(Format::F32.spacing(1.5), f32::EPSILON.into());
     }
 
     /// Every exponent and sign, with all leading digits and the ones around every tie.

@@ -3,7 +3,7 @@
 //! A kernel is specialised by its [`Key`]; what a key switches off is not in the text.
 
 use crate::format::Format;
-use crate::options::{Clip, Options};
+use crate::options::{Clip, Master, Options};
 use crate::plan::{HEADER_BYTES, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use crate::rules::{Rule, scalar_names, slots};
 use std::fmt::Write as _;
@@ -49,6 +49,8 @@ pub enum Access {
 pub struct Around {
     /// Whether a vec4 stands before the scalars: factor of the gradients, skip, weight of the average, bound of the gradients.
     pub head: bool,
+    /// Whether another one follows it: the step's random key in three parts of 16 bits, and whether the step is the first. Never without the other.
+    pub key: bool,
     /// Whether every group's gradients have a factor of their own, behind the group's scalars.
     pub grouped: bool,
     /// Whether gradients are bounded by value.
@@ -61,6 +63,14 @@ pub struct Around {
     pub ema: bool,
     /// Whether the norms of parameters and update are taken.
     pub norms: bool,
+}
+
+impl Around {
+    /// vec4s before the scalars.
+    #[must_use]
+    pub fn head_vectors(&self) -> usize {
+        usize::from(self.head) + usize::from(self.key)
+    }
 }
 
 /// How a kernel walks a table of tiles.
@@ -100,15 +110,18 @@ pub struct Key {
     pub rows_space: Space,
     /// Which of the rule's slots are kept.
     pub kept: Vec<bool>,
+    /// How everything is stored.
+    pub storage: Storage,
     /// What stands around the rule.
     pub around: Around,
 }
 
 impl Key {
-    /// Bindings of state in bind group 0: kept slots and the average of the weights.
+    /// Bindings of state in bind group 0: kept slots, the average of the weights, what is kept of the weights beside the stored ones.
     #[must_use]
     pub fn states(&self) -> u32 {
-        self.kept.iter().filter(|&&kept| kept).count() as u32 + u32::from(self.around.ema)
+        let kept = self.kept.iter().filter(|&&kept| kept).count() as u32;
+        kept + u32::from(self.around.ema) + u32::from(self.storage.master().is_some())
     }
 
     /// Storage bindings of the kernel.
@@ -121,8 +134,8 @@ impl Key {
     /// What the first phase of a layer-wise rule is specialised for: it writes nothing but partial results.
     #[must_use]
     pub fn measuring(&self) -> Self {
-        let Around { head, grouped, bounded, .. } = self.around;
-        let around = Around { head, grouped, bounded, norms: true, ..Around::default() };
+        let Around { head, key, grouped, bounded, .. } = self.around;
+        let around = Around { head, key, grouped, bounded, norms: true, ..Around::default() };
         Self { around, single: false, ..self.clone() }
     }
 }
@@ -141,7 +154,7 @@ pub fn row_vectors<R: Rule>(around: &Around) -> usize {
 /// vec4s of a step's scalars of all groups, or tensors.
 #[must_use]
 pub fn set_vectors<R: Rule>(rows: usize, around: &Around) -> usize {
-    usize::from(around.head) + rows * row_vectors::<R>(around)
+    around.head_vectors() + rows * row_vectors::<R>(around)
 }
 
 /// Bytes that a step of `R` moves for a parameter of f32, options apart: parameters and kept slots are read and written, gradients are read. The first phase of a
@@ -162,11 +175,6 @@ pub fn bytes_moved<R: Rule>(kept: &[bool]) -> u64 {
 /// The text of the kernel that applies `R` under `key`.
 #[must_use]
 pub fn source<R: Rule>(key: &Key) -> String {
-    let zero = match (key.around.zero, key.walk.access) {
-        (false, _) => "",
-        (true, Access::Quads) => include_str!("../shaders/access/quads_zero.wgsl"),
-        (true, Access::Elements) => include_str!("../shaders/access/elements_zero.wgsl"),
-    };
     let norms = if key.around.norms { NORMS } else { "" };
     let driver = if key.around.norms {
         include_str!("../shaders/measured_step.wgsl")
@@ -175,26 +183,33 @@ pub fn source<R: Rule>(key: &Key) -> String {
     };
     // The rule comes first: module scope knows no order, and an error then names the rule's own line.
     let glue = glue::<R>(key, Phase::Update);
-    [R::WGSL, HELPERS, &common(&key.walk), zero, norms, &glue, driver].join("\n")
+    [R::WGSL, HELPERS, &common(&key.walk), &formats(&key.storage), norms, &glue, driver].join("\n")
 }
 
 /// The text of the first phase of a layer-wise rule under `key`, which is [measuring](Key::measuring).
 #[must_use]
 pub fn measure_source<R: Rule>(key: &Key) -> String {
     let driver = include_str!("../shaders/measure.wgsl");
-    [R::WGSL, HELPERS, &common(&key.walk), NORMS, &glue::<R>(key, Phase::Measure), driver].join("\n")
+    let glue = glue::<R>(key, Phase::Measure);
+    [R::WGSL, HELPERS, &common(&key.walk), &formats(&key.storage), NORMS, &glue, driver].join("\n")
 }
 
-/// The text of the kernel that reduces the gradients of what a kernel that walks so updates.
+/// The text of the kernel that reduces the gradients, stored as `grads`, of what a kernel that walks so updates.
 #[must_use]
-pub fn reduce_source(walk: &Walk) -> String {
-    // The access text names the parameters too, which a reduction does not bind: they are a private stand-in.
+pub fn reduce_source(walk: &Walk, grads: Format) -> String {
+    let storage = Storage { grads, ..Storage::default() };
     let buffers = format!(
-        "var<private> p_buffer: array<Stored, 1>;
-@group(0) @binding({REDUCE_BINDING_G}) var<storage, read> g_buffer: array<Stored>;
-@group(0) @binding({REDUCE_BINDING_PARTIALS}) var<storage, read_write> partials: array<Partial>;"
+        "@group(0) @binding({REDUCE_BINDING_G}) var<storage, read> g_buffer: array<{}>;
+@group(0) @binding({REDUCE_BINDING_PARTIALS}) var<storage, read_write> partials: array<Partial>;
+fn decode_g(raw: {}) -> vec4<f32> {{ return decode_{}(raw); }}
+{}",
+        stored(grads, walk.access),
+        grads.raw(),
+        grads.name(),
+        load("g", grads, walk.access)
     );
-    [&common(walk), buffers.as_str(), NORMS, include_str!("../shaders/reduce.wgsl")].join("\n")
+    let driver = include_str!("../shaders/reduce.wgsl");
+    [&common(walk), &formats(&storage), buffers.as_str(), NORMS, driver].join("\n")
 }
 
 /// What partial results are added up for.
@@ -228,7 +243,7 @@ const RATIO = {ratio}u;
 alias At = u32;
 alias Scalars = Row;
 ",
-        usize::from(key.around.head),
+        key.around.head_vectors(),
         row_vectors::<R>(&key.around),
     );
     // What the rule's other functions call.
@@ -252,6 +267,7 @@ pub fn control_source<R: Rule>(options: &Options, groups: usize) -> String {
     let constants = format!(
         "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
 const SET = {}u;
+const HEAD = {}u;
 const ROW = {}u;
 const FACTOR = {}u;
 const CLIPS = {};
@@ -259,6 +275,7 @@ const GROUPED = {};
 const SKIPS = {};
 const DYNAMIC = {};",
         set_vectors::<R>(groups, &around),
+        around.head_vectors(),
         row_vectors::<R>(&around),
         scalar_names::<R>().len() % 4,
         matches!(options.clip, Some(Clip::GlobalNorm(_))),
@@ -272,35 +289,80 @@ const DYNAMIC = {};",
 const HELPERS: &str = include_str!("../shaders/helpers.wgsl");
 const STATE: &str = include_str!("../shaders/state.wgsl");
 
+const HALF: &str = include_str!("../shaders/formats/half.wgsl");
+
 /// The text of a storage format, and of what it needs beside it.
 #[must_use]
-pub fn format_source(format: Format) -> &'static str {
+pub fn format_source(format: Format) -> String {
+    let beside = if format == Format::F32 { "" } else { HALF };
+    [beside, own_source(format)].concat()
+}
+
+fn own_source(format: Format) -> &'static str {
     match format {
         Format::F32 => include_str!("../shaders/formats/f32.wgsl"),
-        Format::F16 => {
-            concat!(include_str!("../shaders/formats/half.wgsl"), include_str!("../shaders/formats/f16.wgsl"))
+        Format::F16 => include_str!("../shaders/formats/f16.wgsl"),
+        Format::Bf16 => include_str!("../shaders/formats/bf16.wgsl"),
+    }
+}
+
+impl Format {
+    /// The type of a stored quad in shaders.
+    fn raw(self) -> &'static str {
+        if self == Self::F32 { "F32" } else { "Half" }
+    }
+
+    /// The function that keeps lanes of padding.
+    fn keep(self) -> &'static str {
+        if self == Self::F32 { "keep" } else { "keep_half" }
+    }
+}
+
+/// How parameters, gradients and state are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Storage {
+    /// The caller's parameters.
+    pub params: Format,
+    /// The caller's gradients.
+    pub grads: Format,
+    /// The rule's state.
+    pub states: Format,
+    /// What is kept of parameters beside those of 2 bytes.
+    pub master: Master,
+    /// Whether what has 2 bytes is rounded at random.
+    pub stochastic: bool,
+}
+
+impl Storage {
+    /// Name and bytes an element of what is kept of the parameters.
+    #[must_use]
+    pub fn master(&self) -> Option<(&'static str, u64)> {
+        match self.master {
+            _ if self.params == Format::F32 => None,
+            Master::F32 => Some(("master", 4)),
+            Master::Remainder => Some(("remainder", 2)),
+            Master::None => None,
         }
-        Format::Bf16 => {
-            concat!(
-                include_str!("../shaders/formats/half.wgsl"),
-                include_str!("../shaders/formats/bf16.wgsl")
-            )
+    }
+
+    /// The expression that encodes `x`, the `nth` value of an element.
+    fn encoded(&self, format: Format, nth: usize) -> String {
+        let name = format.name();
+        if self.stochastic && format != Format::F32 {
+            format!("encode_{name}_stochastic(x, random(at, {nth}u))")
+        } else {
+            format!("encode_{name}(x)")
         }
     }
 }
 
 /// What the kernels that walk a table of tiles have in common.
 fn common(walk: &Walk) -> String {
-    let access = match walk.access {
-        Access::Quads => include_str!("../shaders/access/quads.wgsl"),
-        Access::Elements => include_str!("../shaders/access/elements.wgsl"),
-    };
     let tiles = if walk.whole {
         include_str!("../shaders/tiles/whole.wgsl")
     } else {
         include_str!("../shaders/tiles/mixed.wgsl")
     };
-    let format = include_str!("../shaders/formats/f32.wgsl");
     let (space, count) = match walk.space {
         Space::Uniform => {
             ("uniform", format!(", {}", crate::plan::uniform_tiles(walk.uniform_bytes, walk.whole)))
@@ -313,7 +375,81 @@ struct Table {{ @size({HEADER_BYTES}) header: Header, records: array<Record{coun
 @group(0) @binding({BINDING_TABLE}) var<{space}> table: Table;
 "
     );
-    [format, access, tiles, include_str!("../shaders/header.wgsl"), &table].join("\n")
+    [tiles, include_str!("../shaders/header.wgsl"), &table].join("\n")
+}
+
+/// The formats that are stored, each once.
+fn formats(storage: &Storage) -> String {
+    let Storage { params, grads, states, stochastic, .. } = storage;
+    let used = |format| [params, grads, states].contains(&&format);
+    let half = if used(Format::F16) || used(Format::Bf16) { HALF } else { "" };
+    let named =
+        Format::ALL.into_iter().filter(|&format| format == Format::F32 || used(format)).map(own_source);
+    let random = if *stochastic { include_str!("../shaders/random.wgsl") } else { "" };
+    [half, random].into_iter().chain(named).collect::<Vec<_>>().join("\n")
+}
+
+/// How a buffer of quads is declared: whole ones, or words.
+fn stored(format: Format, access: Access) -> &'static str {
+    match access {
+        Access::Quads => format.raw(),
+        Access::Elements => "u32",
+    }
+}
+
+/// Loads a quad of the parameters (`"p"`) or the gradients (`"g"`).
+fn load(side: &str, format: Format, access: Access) -> String {
+    let raw = format.raw();
+    match (access, format.bytes()) {
+        (Access::Quads, _) => format!(
+            "fn load_{side}(at: At) -> {raw} {{ return {side}_buffer[at.quad + table.header.{side}]; }}"
+        ),
+        // A quad's words. Lanes of padding may lie outside of the buffer, before it (wrapped) or behind it: they read its last word.
+        (Access::Elements, 4) => format!(
+            "fn words_{side}(at: At) -> vec4<u32> {{
+return min(vec4<u32>(4u * at.quad + table.header.{side}) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(table.header.{side}_last));
+}}
+fn load_{side}(at: At) -> {raw} {{
+let i = words_{side}(at);
+return vec4<u32>({side}_buffer[i.x], {side}_buffer[i.y], {side}_buffer[i.z], {side}_buffer[i.w]);
+}}"
+        ),
+        (Access::Elements, _) => format!(
+            "fn words_{side}(at: At) -> vec2<u32> {{
+return min(vec2<u32>(2u * at.quad + table.header.{side}) + vec2<u32>(0u, 1u), vec2<u32>(table.header.{side}_last));
+}}
+fn load_{side}(at: At) -> {raw} {{
+let i = words_{side}(at);
+return vec2<u32>({side}_buffer[i.x], {side}_buffer[i.y]);
+}}"
+        ),
+    }
+}
+
+/// Stores a quad in which lanes of padding have what they had.
+fn store(side: &str, format: Format, access: Access) -> String {
+    let raw = format.raw();
+    match (access, format.bytes()) {
+        (Access::Quads, _) => format!(
+            "fn store_{side}(at: At, next: {raw}) {{ {side}_buffer[at.quad + table.header.{side}] = next; }}"
+        ),
+        (Access::Elements, 4) => format!(
+            "fn store_{side}(at: At, next: {raw}) {{
+let i = words_{side}(at);
+if at.lanes.x != NONE {{ {side}_buffer[i.x] = next.x; }}
+if at.lanes.y != NONE {{ {side}_buffer[i.y] = next.y; }}
+if at.lanes.z != NONE {{ {side}_buffer[i.z] = next.z; }}
+if at.lanes.w != NONE {{ {side}_buffer[i.w] = next.w; }}
+}}"
+        ),
+        (Access::Elements, _) => format!(
+            "fn store_{side}(at: At, next: {raw}) {{
+let i = words_{side}(at);
+if at.lanes.x != NONE || at.lanes.y != NONE {{ {side}_buffer[i.x] = next.x; }}
+if at.lanes.z != NONE || at.lanes.w != NONE {{ {side}_buffer[i.y] = next.y; }}
+}}"
+        ),
+    }
 }
 
 /// The rows of scalars.
@@ -333,7 +469,7 @@ fn rows<R: Rule>(key: &Key) -> String {
         ),
         Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;".into(),
     });
-    let head = usize::from(key.around.head);
+    let head = key.around.head_vectors();
     line("fn row(group: u32) -> Row {".into());
     // A vec4 at a time: fewer uniform loads than a field at a time. Few rows are all loaded from constant addresses and selected
     // from: on software Vulkan, where a computed address is a gather, that measured 10 % of a whole AdamW step.
@@ -387,39 +523,111 @@ fn glue<R: Rule>(key: &Key, phase: Phase) -> String {
         line(format!("return Scalars({parts});\n}}"));
     }
 
+    let Key { storage, walk: Walk { access, .. }, .. } = key;
+    let Storage { params, grads, states, .. } = *storage;
     let g_access = if key.writable_gradients { "read_write" } else { "read" };
-    line(format!("@group(0) @binding({BINDING_P}) var<storage, read_write> p_buffer: array<Stored>;"));
-    line(format!("@group(0) @binding({BINDING_G}) var<storage, {g_access}> g_buffer: array<Stored>;"));
+    for (binding, side, access_mode, format) in
+        [(BINDING_P, "p", "read_write", params), (BINDING_G, "g", g_access, grads)]
+    {
+        let stored = stored(format, *access);
+        line(format!(
+            "@group(0) @binding({binding}) var<storage, {access_mode}> {side}_buffer: array<{stored}>;"
+        ));
+        line(load(side, format, *access));
+    }
+    let raw = states.raw();
     for (binding, slot) in (BINDING_STATE..).zip(kept()) {
-        line(format!("@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<F32>;"));
+        line(format!("@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<{raw}>;"));
     }
 
     // What was read is remembered as it was stored, for the lanes that keep it.
-    line("var<private> old_p: F32;".into());
-    line("fn read_p(at: At) -> vec4<f32> { old_p = load_p(at); return decode_f32(old_p); }".into());
     let updates = phase == Phase::Update;
-    if updates {
-        line("fn write_p(at: At, x: vec4<f32>) { store_p(at, keep(at, old_p, encode_f32(x))); average(at, x); moved(at, x); }".into());
-    } else {
-        line("fn write_p(at: At, x: vec4<f32>) {}".into());
-    }
-    for (slot, kept) in slots.iter().zip(&key.kept) {
+    line(parameters(key, updates));
+    for (nth, (slot, kept)) in slots.iter().zip(&key.kept).enumerate() {
         if *kept {
-            line(format!("var<private> old_{slot}: F32;"));
+            line(format!("var<private> old_{slot}: {raw};"));
             line(format!(
-                "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; return decode_f32(old_{slot}); }}"
+                "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; return decode_{}(old_{slot}); }}",
+                states.name()
             ));
         } else {
             line(format!("fn read_{slot}(at: At) -> vec4<f32> {{ return vec4<f32>(); }}"));
         }
         let write = if *kept && updates {
-            format!("{slot}_buffer[at.state] = keep(at, old_{slot}, encode_f32(x));")
+            let (keep, next) = (states.keep(), storage.encoded(states, nth + 1));
+            format!("{slot}_buffer[at.state] = {keep}(at, old_{slot}, {next});")
         } else {
             String::new()
         };
         line(format!("fn write_{slot}(at: At, x: vec4<f32>) {{ {write} }}"));
     }
     line(around(key, phase));
+    text
+}
+
+/// How parameters are read and written.
+fn parameters(key: &Key, updates: bool) -> String {
+    let storage = &key.storage;
+    let params = storage.params;
+    let (name, raw, keep) = (params.name(), params.raw(), params.keep());
+    let mut text = format!("var<private> old_p: {raw};\nvar<private> value_p: vec4<f32>;\n");
+    // Behind slots and average.
+    let binding = BINDING_STATE + key.states() - 1;
+    let (read, write, value) = match storage.master() {
+        None => {
+            let value = if params == Format::F32 { "x".into() } else { format!("decode_{name}(next)") };
+            (format!("value_p = decode_{name}(old_p);"), String::new(), value)
+        }
+        Some((slot, 4)) => {
+            let _ = writeln!(
+                text,
+                "@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<F32>;
+var<private> old_{slot}: F32;"
+            );
+            let read = format!(
+                "old_{slot} = {slot}_buffer[at.state];
+value_p = select(decode_f32(old_{slot}), decode_{name}(old_p), key.w > 0.0);"
+            );
+            (read, format!("{slot}_buffer[at.state] = keep(at, old_{slot}, encode_f32(x));"), "x".into())
+        }
+        Some((slot, _)) => {
+            let _ = writeln!(
+                text,
+                "@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<Half>;
+var<private> old_{slot}: Half;"
+            );
+            let read = format!(
+                "old_{slot} = {slot}_buffer[at.state];
+value_p = bf16_with_remainder(old_p, old_{slot});"
+            );
+            let write = format!("{slot}_buffer[at.state] = keep_half(at, old_{slot}, remainder_of_bf16(x));");
+            (read, write, "x".into())
+        }
+    };
+    let _ =
+        writeln!(text, "fn read_p(at: At) -> vec4<f32> {{\nold_p = load_p(at);\n{read}\nreturn value_p;\n}}");
+    if !updates {
+        text.push_str("fn write_p(at: At, x: vec4<f32>) {}\n");
+        return text;
+    }
+    let next = match storage.master() {
+        Some((_, 2)) => "bf16_before_remainder(x)".into(),
+        Some(_) => format!("encode_{name}(x)"),
+        None => storage.encoded(params, 0),
+    };
+    text.push_str(&store("p", params, key.walk.access));
+    let _ = writeln!(
+        text,
+        "
+fn write_p(at: At, x: vec4<f32>) {{
+let next = {next};
+store_p(at, {keep}(at, old_p, next));
+{write}
+let value = {value};
+average(at, value);
+moved(at, value);
+}}"
+    );
     text
 }
 
@@ -435,9 +643,15 @@ fn around(key: &Key, phase: Phase) -> String {
     if around.head {
         line("var<private> head: vec4<f32>;\nvar<private> factor: vec4<f32>;");
     }
+    if around.key {
+        line("var<private> key: vec4<f32>;");
+    }
     line("fn prepare(s: Scalars) {");
     if around.head {
         line("head = rows[0];");
+        if around.key {
+            line("key = rows[1];");
+        }
         line(&if around.grouped {
             format!("factor = vec4<f32>(s.{GROUP_FACTOR});")
         } else {
@@ -445,14 +659,21 @@ fn around(key: &Key, phase: Phase) -> String {
         });
     }
     line("}");
-    if !around.zero {
-        line("fn zero_g(at: At, raw: vec4<u32>) {}");
+    let grads = key.storage.grads;
+    let (name, raw, keep) = (grads.name(), grads.raw(), grads.keep());
+    if around.zero {
+        line(&store("g", grads, key.walk.access));
+        line(&format!("fn zero_g(at: At, raw: {raw}) {{ store_g(at, {keep}(at, raw, {raw}())); }}"));
+    } else {
+        line(&format!("fn zero_g(at: At, raw: {raw}) {{}}"));
     }
-    line("fn read_g(at: At) -> vec4<f32> {\nlet raw = load_g(at);\nzero_g(at, raw);");
-    line(if around.head { "let x = decode_f32(raw) * factor;" } else { "let x = decode_f32(raw);" });
+    line(&format!(
+        "fn read_g(at: At) -> vec4<f32> {{\nlet raw = load_g(at);\nzero_g(at, raw);\nlet g = decode_{name}(raw);"
+    ));
+    line(if around.head { "let x = g * factor;" } else { "let x = g;" });
     line(if around.bounded {
         // A bound must not make a number of what is none.
-        "let nan = (raw & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+        "let nan = (bitcast<vec4<u32>>(g) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
 return select(clamp(x, vec4<f32>(-head.w), vec4<f32>(head.w)), x, nan);
 }"
     } else {
@@ -482,14 +703,17 @@ partials[place + 1u] = all_u;
             line("zero_g(at, load_g(at));");
         }
         if around.norms {
-            line("of_p = squares(of_p, keep(at, vec4<u32>(0u), load_p(at)));");
+            line(
+                "let p = read_p(at);\nof_p = squares(of_p, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(p)));",
+            );
         }
         line("}");
     } else {
         line("fn skipped() -> bool { return false; }\nfn rest(at: At) {}");
     }
     if around.ema {
-        let binding = partials - 1;
+        // Behind the slots.
+        let binding = BINDING_STATE + key.kept.iter().filter(|&&kept| kept).count() as u32;
         line(&format!("@group(0) @binding({binding}) var<storage, read_write> ema_buffer: array<F32>;"));
         line(
             "fn average(at: At, x: vec4<f32>) {
@@ -505,8 +729,8 @@ ema_buffer[at.state] = keep(at, old, encode_f32(e + head.z * (x - e)));
         "var<private> of_p: Squares;
 var<private> of_u: Squares;
 fn moved(at: At, x: vec4<f32>) {
-of_p = squares(of_p, keep(at, vec4<u32>(0u), old_p));
-of_u = squares(of_u, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(x - decode_f32(old_p))));
+of_p = squares(of_p, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(value_p)));
+of_u = squares(of_u, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(x - value_p)));
 }"
     } else {
         "fn moved(at: At, x: vec4<f32>) {}"

@@ -101,7 +101,7 @@ pub use format::Format;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
-pub use options::{Clip, Ema, LossScale, Options};
+pub use options::{Clip, Ema, LossScale, Master, Options, Rounding};
 pub use rules::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lamb, Lars, Lion, NAdam, RAdam, RmsProp, Rule,
     Sgd, Step, Twin,

@@ -5,11 +5,12 @@ mod binding;
 use crate::control::{Control, Report, Request, Staging};
 use crate::device::{ELEMENT, create_buffer, limits};
 use crate::error::Error;
+use crate::format::step_key;
 use crate::kernel::{Access, Key, Walk, row_vectors, set_vectors};
 use crate::lag::Lags;
 use crate::layers::Layers;
 use crate::layout::Layout;
-use crate::options::{Clip, Options};
+use crate::options::{Clip, Options, Rounding};
 use crate::pipeline::{Kernel, check_text};
 use crate::plan::{self, Chunk, Limits, QUAD, Space, Span};
 use crate::rows::{self, Lease, Rows};
@@ -89,8 +90,10 @@ pub struct StateRange<'a> {
     pub offset: u64,
     /// The first element of the tensor that lies here.
     pub start: u64,
-    /// How many of the tensor's elements lie here, f32.
+    /// How many of the tensor's elements lie here.
     pub len: u64,
+    /// Bytes of an element: 4 of an f32, 2 of what [`Options::states`] stores so, and of a remainder.
+    pub element_bytes: u64,
 }
 
 /// Applies rule `R` to the tensors of a layout, on the GPU.
@@ -117,8 +120,10 @@ pub struct Optimizer<R> {
     options: Options,
     limits: Limits,
     kept: Vec<bool>,
+    /// Name and bytes an element of all state, in the order of its buffers.
+    slots: Vec<(&'static str, u64)>,
     chunks: Vec<Chunk>,
-    /// One buffer a kept slot, and one for the average of the weights if there is one, for each chunk.
+    /// One buffer a slot for each chunk.
     state: Vec<Vec<wgpu::Buffer>>,
     kernels: HashMap<Key, Kernel>,
     measures: HashMap<Key, Kernel>,
@@ -166,6 +171,7 @@ impl<R: Rule> Optimizer<R> {
             rows: groups as u32,
             rows_space: Space::Uniform,
             kept: kept.clone(),
+            storage: options.storage(),
             around,
         };
         if !is_built_in::<R>() {
@@ -176,21 +182,21 @@ impl<R: Rule> Optimizer<R> {
             .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
             .collect();
         let bound = device.limits().max_buffer_size;
-        if let Some(tensor) = layout.tensors().iter().find(|t| t.len * ELEMENT > bound) {
-            let bytes = tensor.len * ELEMENT;
+        let element = options.params.bytes().max(options.grads.bytes());
+        if let Some(tensor) = layout.tensors().iter().find(|t| t.len * element > bound) {
+            let bytes = tensor.len * element;
             return Err(Error::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
         }
         let chunks = plan::chunks(&spans, limits.chunk_elements);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let slots = stored_slots::<R>(&kept, &options);
         let state = chunks
             .iter()
             .map(|chunk| {
-                let size = u64::from(chunk.state_quads) * QUAD * ELEMENT;
-                let kept = slots::<R>().iter().zip(&kept).filter(|(_, kept)| **kept);
-                let ema = around.ema.then_some(&EMA);
-                kept.map(|(slot, _)| slot)
-                    .chain(ema)
-                    .map(|slot| create_buffer(device, slot, size, usage))
+                let elements = u64::from(chunk.state_quads) * QUAD;
+                slots
+                    .iter()
+                    .map(|(slot, bytes)| create_buffer(device, slot, elements * bytes, usage))
                     .collect()
             })
             .collect::<Result<_, _>>()?;
@@ -216,6 +222,7 @@ impl<R: Rule> Optimizer<R> {
             options,
             limits,
             kept,
+            slots,
             chunks,
             state,
             kernels: HashMap::new(),
@@ -291,31 +298,32 @@ impl<R: Rule> Optimizer<R> {
         self.rows.device_bytes() + control + self.layers.as_ref().map_or(0, Layers::device_bytes)
     }
 
-    /// Where slot `slot` (by its PyTorch name, or `"ema"`) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
+    /// Where slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of `tensor` lies: one range, or several if the tensor crosses a chunk's end. Empty if
     /// no group's configuration keeps the slot.
     ///
     /// # Errors
     /// [`Error::Unknown`].
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
-        let index = match slots::<R>().iter().position(|name| *name == slot) {
-            Some(index) => index,
-            None if slot == EMA && self.options.ema.is_some() => self.kept.len(),
-            None => return Err(Error::Unknown { what: "slot", name: slot.into() }),
-        };
         let target = self.layout.tensor(tensor)?;
-        if self.kept.get(index) == Some(&false) {
-            return Ok(Vec::new());
-        }
-        let kept_before = self.kept[..index].iter().filter(|&&kept| kept).count();
+        let Some(index) = self.slots.iter().position(|(name, _)| *name == slot) else {
+            let known = slots::<R>().contains(&slot);
+            return if known {
+                Ok(Vec::new())
+            } else {
+                Err(Error::Unknown { what: "slot", name: slot.into() })
+            };
+        };
+        let bytes = self.slots[index].1;
         let mut ranges = Vec::new();
         for (chunk, buffers) in self.chunks.iter().zip(&self.state) {
             let at = chunk.pieces.partition_point(|p| p.end <= target.offset);
             if let Some(piece) = chunk.pieces.get(at).filter(|p| p.start < target.end()) {
                 ranges.push(StateRange {
-                    buffer: &buffers[kept_before],
-                    offset: (u64::from(piece.state) * QUAD + piece.start % QUAD) * ELEMENT,
+                    buffer: &buffers[index],
+                    offset: (u64::from(piece.state) * QUAD + piece.start % QUAD) * bytes,
                     start: piece.start - target.offset,
                     len: piece.end - piece.start,
+                    element_bytes: bytes,
                 });
             }
         }
@@ -409,11 +417,17 @@ impl<R: Rule> Optimizer<R> {
             let t = steps + 1 - skipped;
             let set = &mut scratch[first + i * set..][..set];
             let rows = if around.head {
-                let (head, rows) = set.split_at_mut(4);
+                let (head, rows) = set.split_at_mut(4 * around.head_vectors());
                 let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
                 let average = options.ema.map_or(0.0, |ema| ema.weight(t));
                 // Without a control kernel the first two are the host's: the factor, and that nothing is skipped.
-                head.copy_from_slice(&[unscale, 0.0, average as f32, bound as f32].map(f32::to_bits));
+                head[..4].copy_from_slice(&[unscale, 0.0, average as f32, bound as f32].map(f32::to_bits));
+                if let Some(key) = head.get_mut(4..) {
+                    let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
+                    let [a, b, c] = step_key(seed, t);
+                    let first = if t == 1 { 1.0 } else { 0.0 };
+                    key.iter_mut().zip([a, b, c, first]).for_each(|(to, x)| *to = x.to_bits());
+                }
                 rows
             } else {
                 set
@@ -490,6 +504,13 @@ fn dispatch(
         let [x, y] = dispatch.workgroups;
         pass.dispatch_workgroups(x, y, 1);
     }
+}
+
+/// Name and bytes an element of all state, in the order in which it is bound.
+fn stored_slots<R: Rule>(kept: &[bool], options: &Options) -> Vec<(&'static str, u64)> {
+    let slots = slots::<R>().iter().zip(kept).filter(|(_, kept)| **kept);
+    let slots = slots.map(|(slot, _)| (*slot, options.states.bytes()));
+    slots.chain(options.ema.map(|_| (EMA, ELEMENT))).chain(options.storage().master()).collect()
 }
 
 /// Bytes of a request with `sets` sets of scalars.

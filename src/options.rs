@@ -1,6 +1,8 @@
 //! What stands around the update: unscaling, clipping, skipping, loss scale, averages.
 
 use crate::error::Error;
+use crate::format::Format;
+use crate::kernel::{Around, Storage};
 
 /// What happens to gradients and weights around the update, all of it on the device and without waiting for it. Everything is off by default, and
 /// what is off is not in the kernels.
@@ -37,6 +39,48 @@ pub struct Options {
     pub report: bool,
     /// Reports the norms of parameters and updates too, which the update's pass then takes; implies `report`.
     pub norms: bool,
+    /// How the caller stores parameters.
+    pub params: Format,
+    /// How the caller stores gradients.
+    pub grads: Format,
+    /// How the rule's state is stored: f32 or bf16.
+    pub states: Format,
+    /// What is kept of parameters that have 2 bytes.
+    pub master: Master,
+    /// How what has 2 bytes is rounded: the rule's state, and parameters of which nothing more is kept.
+    pub rounding: Rounding,
+}
+
+/// What is kept of parameters that the caller stores in 2 bytes, so that small steps are not lost. For those of 4 it has no meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Master {
+    /// An f32, as state `"master"`: 4 bytes a parameter. It is taken from the caller's parameters at the first step, and what they are at later ones has no
+    /// meaning.
+    #[default]
+    F32,
+    /// Of bf16: the lower half of the f32 whose upper half, rounded, the parameter is; as state `"remainder"`: 2 bytes a parameter. A run is bit for bit that of f32 parameters,
+    /// whose NaN lose what their lower halves carry. A parameter that f32 holds and bf16 does not, beyond 3.39·10³⁸, is an infinity to the caller.
+    Remainder,
+    /// Nothing. Steps below half a unit of the parameter's last place are lost, unless they are [rounded at random](Rounding::Stochastic).
+    None,
+}
+
+/// How a number is rounded to one of fewer digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Rounding {
+    /// To the nearest, of two the even one.
+    #[default]
+    Nearest,
+    /// Up or down at random, with the number itself as the mean. The random numbers are a function of the seed, the count of steps taken, the element's place in the flat space and which of its
+    /// values it is: a run can be repeated, and buffers, chunks and skipped steps make no difference.
+    Stochastic {
+        /// Of the random numbers.
+        seed: u64,
+    },
 }
 
 /// How gradients are bounded.
@@ -156,6 +200,14 @@ impl Options {
             let interval = scale.growth_interval;
             check("loss_scale.growth_interval", interval.into(), interval > 0, "at least 1")?;
         }
+        let refuse =
+            |field, format: Format, bound| Err(Error::Format { field, format: format.name(), bound });
+        if self.states == Format::F16 {
+            return refuse("states", self.states, "f32 or bf16: squares of small gradients are no f16");
+        }
+        if self.master == Master::Remainder && self.params == Format::F16 {
+            return refuse("params", self.params, "bf16 for a remainder");
+        }
         self.ema
             .map_or(Ok(()), |ema| check("ema.decay", ema.decay, (0.0..1.0).contains(&ema.decay), "in [0, 1)"))
     }
@@ -174,16 +226,27 @@ impl Options {
         self.skips() || self.reports() || norm
     }
 
+    /// How everything is stored.
+    pub(crate) fn storage(&self) -> Storage {
+        let Self { params, grads, states, master, rounding, .. } = *self;
+        let storage = Storage { params, grads, states, master, stochastic: false };
+        let rounds = states != Format::F32 || params != Format::F32 && storage.master().is_none();
+        Storage { stochastic: rounds && rounding != Rounding::Nearest, ..storage }
+    }
+
     /// Whether every step is reported.
     pub(crate) fn reports(&self) -> bool {
         self.skips() || self.report || self.norms
     }
 
     /// What the step's kernel has around the rule.
-    pub(crate) fn around(&self) -> crate::kernel::Around {
+    pub(crate) fn around(&self) -> Around {
         let value = matches!(self.clip, Some(Clip::Value(_)));
-        crate::kernel::Around {
-            head: self.divide || value || self.ema.is_some() || self.looks_first(),
+        let storage = self.storage();
+        let key = storage.stochastic || storage.master() == Some(("master", 4));
+        Around {
+            head: self.divide || value || self.ema.is_some() || self.looks_first() || key,
+            key,
             grouped: matches!(self.clip, Some(Clip::GroupNorm(_))),
             bounded: value,
             skips: self.skips(),

@@ -2,6 +2,7 @@
 
 use crate::device::checked;
 use crate::error::Error;
+use crate::format::Format;
 use crate::kernel::{
     BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, Key,
     MEASURE_ENTRY_POINT, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Walk, control_source,
@@ -124,13 +125,13 @@ impl Kernel {
     }
 
     /// The reduction of gradients.
-    pub(crate) fn reduction(device: &wgpu::Device, walk: &Walk) -> Result<Self, Error> {
+    pub(crate) fn reduction(device: &wgpu::Device, walk: &Walk, grads: Format) -> Result<Self, Error> {
         let entries = [
             entry(BINDING_TABLE, table(walk.space)),
             entry(REDUCE_BINDING_G, READ),
             entry(REDUCE_BINDING_PARTIALS, WRITE),
         ];
-        Self::new(device, Text::of_ours(reduce_source(walk), REDUCE_ENTRY_POINT), &entries, None)
+        Self::new(device, Text::of_ours(reduce_source(walk, grads), REDUCE_ENTRY_POINT), &entries, None)
     }
 
     /// Partial results added up.

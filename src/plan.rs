@@ -184,8 +184,10 @@ pub struct Header {
     pub p_last: u32,
     /// Last element of the bound gradients.
     pub g_last: u32,
-    /// Where the partial results of the gradients' reduction begin.
+    /// Where the partial results begin.
     pub partials: u32,
+    /// Where quad 0 lies in the flat space, in quads.
+    pub flat: u32,
 }
 
 /// Bytes that the header takes in the shader's table: rounded up to the alignment of the tiles behind it.

@@ -19,3 +19,25 @@ fn encode_bf16_stochastic(x: vec4<f32>, random: vec4<u32>) -> Half {
     let code = sign_16(bits) | min(stochastic(magnitude, vec4<u32>(16u), random), vec4<u32>(0x7f7fu));
     return packed(select(code, codes_bf16(bits), magnitude >= INFINITE_F32));
 }
+
+// An f32 in two halves: the bf16 that is nearest, of two the larger in magnitude, and the lower half of its bits. They are the f32 again, bit for bit, but for what NaN
+// carries in its lower half.
+fn bits_to_split(x: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(x);
+    let nan = (bits & vec4<u32>(0xffff0000u)) | vec4<u32>(0x00400000u);
+    return select(bits, nan, (bits & MAGNITUDE) > INFINITE_F32);
+}
+
+fn bf16_before_remainder(x: vec4<f32>) -> Half {
+    return packed((bits_to_split(x) + vec4<u32>(0x8000u)) >> vec4<u32>(16u));
+}
+
+fn remainder_of_bf16(x: vec4<f32>) -> Half {
+    return packed(bits_to_split(x) & vec4<u32>(0xffffu));
+}
+
+fn bf16_with_remainder(raw: Half, remainder: Half) -> vec4<f32> {
+    let low = unpacked(remainder);
+    let high = unpacked(raw) - (low >> vec4<u32>(15u));
+    return bitcast<vec4<f32>>((high << vec4<u32>(16u)) | low);
+}

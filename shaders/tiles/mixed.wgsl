@@ -34,3 +34,10 @@ fn place(record: Record, i: u32) -> At {
 fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return select(old, next, at.lanes != vec4<u32>(NONE));
 }
+
+// The same of 2-byte lanes, two to a word.
+fn keep_half(at: At, old: vec2<u32>, next: vec2<u32>) -> vec2<u32> {
+    let own = select(vec4<u32>(0u), vec4<u32>(0xffffu), at.lanes != vec4<u32>(NONE));
+    let mask = own.xz | (own.yw << vec2<u32>(16u));
+    return (old & ~mask) | (next & mask);
+}

@@ -22,3 +22,7 @@ fn place(record: Record, i: u32) -> At {
 fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return next;
 }
+
+fn keep_half(at: At, old: vec2<u32>, next: vec2<u32>) -> vec2<u32> {
+    return next;
+}

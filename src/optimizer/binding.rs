@@ -5,6 +5,7 @@ use crate::bind::{self, ByteRange, Form, Named, Part, Tensors, View};
 use crate::control::Control;
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, create_filled};
 use crate::error::Error;
+use crate::format::Format;
 use crate::kernel::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Key, REDUCE_BINDING_G,
     REDUCE_BINDING_PARTIALS, Walk,
@@ -41,16 +42,17 @@ impl<R: Rule> Optimizer<R> {
     }
 
     fn flat_parts<'a>(&self, p: View<'a>, g: View<'a>) -> Result<Vec<Part<'a>>, Error> {
-        let bytes = self.layout.len() * ELEMENT;
-        let p = Named::new("parameters", p, bytes)?;
-        let g = Named::new("gradients", g, bytes)?;
-        self.refuse_overlaps(vec![p.range(bytes), g.range(bytes)])?;
+        let (params, grads) = (self.options.params, self.options.grads);
+        let [p_bytes, g_bytes] = [params, grads].map(|format| self.layout.len() * format.bytes());
+        let p = Named::new("parameters", p, p_bytes)?;
+        let g = Named::new("gradients", g, g_bytes)?;
+        self.refuse_overlaps(vec![p.range(p_bytes), g.range(g_bytes)])?;
         let parts = self.chunks.iter().enumerate().map(|(chunk, c)| Part {
             chunk,
             base: c.start,
             pieces: c.pieces.clone(),
-            p: p.at(c.start as i64),
-            g: g.at(c.start as i64),
+            p: p.at(c.start as i64, params),
+            g: g.at(c.start as i64, grads),
         });
         Ok(parts.collect())
     }
@@ -71,14 +73,24 @@ impl<R: Rule> Optimizer<R> {
             });
         }
         let tensors: Vec<&Tensor> = self.layout.by_offset().collect();
+        let (params, grads) = (self.options.params, self.options.grads);
         let mut named = Vec::new();
         let mut ranges = Vec::new();
         for tensor in &tensors {
             let (p, g) = views[&tensor.offset];
-            let bytes = tensor.len * ELEMENT;
-            let p = Named::new(&format!("parameters of tensor {:?}", tensor.name), p, bytes)?;
-            let g = Named::new(&format!("gradients of tensor {:?}", tensor.name), g, bytes)?;
-            ranges.extend([p.range(bytes), g.range(bytes)]);
+            let check = |side, view, format: Format| {
+                let (what, offset) = (format!("{side} of tensor {:?}", tensor.name), tensor.offset);
+                if format.bytes() < ELEMENT && !offset.is_multiple_of(2) {
+                    return Err(Error::OddElement { what, offset });
+                }
+                let bytes = tensor.len * format.bytes();
+                let named = Named::new(&what, view, bytes)?;
+                let range = named.range(bytes);
+                Ok((named, range))
+            };
+            let (p, p_range) = check("parameters", p, params)?;
+            let (g, g_range) = check("gradients", g, grads)?;
+            ranges.extend([p_range, g_range]);
             named.push((p, g));
         }
         self.refuse_overlaps(ranges)?;
@@ -88,7 +100,13 @@ impl<R: Rule> Optimizer<R> {
                 let (p, g) = &named[piece.tensor];
                 let base = piece.start / QUAD * QUAD;
                 let first = base as i64 - tensors[piece.tensor].offset as i64;
-                parts.push(Part { chunk, base, pieces: vec![*piece], p: p.at(first), g: g.at(first) });
+                parts.push(Part {
+                    chunk,
+                    base,
+                    pieces: vec![*piece],
+                    p: p.at(first, params),
+                    g: g.at(first, grads),
+                });
             }
         }
         Ok(parts)
@@ -144,6 +162,7 @@ impl<R: Rule> Optimizer<R> {
             rows: self.layout.groups().len() as u32,
             rows_space: Space::Uniform,
             kept: self.kept.clone(),
+            storage: self.options.storage(),
             around: self.options.around(),
         };
         let look = match &self.control {
@@ -167,7 +186,7 @@ impl<R: Rule> Optimizer<R> {
         if let Some(Table { walk, .. }) = look
             && !self.reductions.contains_key(&walk)
         {
-            self.reductions.insert(walk, Kernel::reduction(&self.device, &walk)?);
+            self.reductions.insert(walk, Kernel::reduction(&self.device, &walk, self.options.grads)?);
         }
         let measuring = measure.as_ref().map(|measure| Key { walk: measure.walk, ..key.measuring() });
         if let Some(key) = measuring.iter().find(|key| !self.measures.contains_key(key)) {
@@ -202,7 +221,7 @@ impl<R: Rule> Optimizer<R> {
         }
         if *access == Access::Quads {
             let state = self.chunks[part.chunk].state_quads.into();
-            for (base, quads) in [(p.base, p.quads()), (g.base, g.quads())] {
+            for (base, quads) in [(p.base, p.quads), (g.base, g.quads)] {
                 part.prove_bounds(&dispatch, base, quads, state)?;
             }
         }
@@ -215,6 +234,7 @@ impl<R: Rule> Optimizer<R> {
             p_last: p.last,
             g_last: g.last,
             partials: 0,
+            flat: (part.base / QUAD) as u32,
         };
         let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
         let walk = Walk { access: *access, whole, space, uniform_bytes };

@@ -1,9 +1,14 @@
 //! Storage formats on the GPU: the same bits as on the CPU.
 
-use crate::common::Random;
+use crate::common::{Cases, Random, assert_within_budget, lr, single};
 use harness::Gpu;
-use wgpu_optim::Format;
+use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::kernel::format_source;
+use wgpu_optim::rules::slots;
+use wgpu_optim::{
+    AdamW, Bound, Error, Format, Group, Layout, Master, Optimizer, Options, Rounding, Rule, Sgd, Step,
+    Tensors, View, for_each_rule,
+};
 
 /// Runs `body`, a function of `code: vec4<u32>` and `random: vec4<u32>` that returns as many words as `input` has, four at a time.
 fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
@@ -95,4 +100,371 @@ fn every_number_is_encoded_as_on_the_cpu() {
             assert_same(&got, want, &format!("{context}, at random"));
         }
     }
+}
+
+/// Numbers as a buffer stores them, two to a word where they have 2 bytes.
+fn packed(format: Format, values: &[f32]) -> Vec<u32> {
+    let codes: Vec<u32> = values.iter().map(|&x| format.encode(x)).collect();
+    match format {
+        Format::F32 => codes,
+        _ => codes.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 16).collect(),
+    }
+}
+
+/// The codes of `len` elements of `bytes` from byte `offset` of a buffer on.
+fn codes(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: usize, bytes: u64) -> Vec<u32> {
+    let first = offset / 4;
+    let words = (offset + len as u64 * bytes).div_ceil(4) - first;
+    let words = gpu.read_bits(buffer, first * 4, words as usize);
+    if bytes == 4 {
+        return words;
+    }
+    let halves = words.iter().flat_map(|word| [word & 0xffff, word >> 16]);
+    halves.skip((offset % 4 / 2) as usize).take(len).collect()
+}
+
+/// A run in one buffer of parameters and one of gradients, stored as the options say.
+struct Stored<'a, R> {
+    gpu: &'a Gpu,
+    optimizer: Optimizer<R>,
+    params: wgpu::Buffer,
+    grads: wgpu::Buffer,
+    bound: Bound,
+}
+
+impl<'a, R: Rule> Stored<'a, R> {
+    /// `each`: as tensors of their own, and not as flat buffers.
+    fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
+        let upload = |format, values: &[f32]| {
+            let mut words = packed(format, values);
+            words.resize(words.len().next_multiple_of(4), 0);
+            gpu.upload(bytemuck::cast_slice(&words))
+        };
+        let (p, g) = (upload(options.params, params), upload(options.grads, &vec![0.0; params.len()]));
+        let layout = optimizer.layout().clone();
+        let bound = if each {
+            let tensors = layout.tensors().iter().map(|t| {
+                let view = |buffer, format: Format| View::new(buffer, t.offset * format.bytes());
+                (t.name.as_str(), view(&p, options.params), view(&g, options.grads))
+            });
+            optimizer.bind(&Tensors::each(tensors)).unwrap()
+        } else {
+            optimizer.bind(&Tensors::flat(&p, &g)).unwrap()
+        };
+        Self { gpu, optimizer, params: p, grads: g, bound }
+    }
+
+    fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
+        let words = packed(self.optimizer.options().grads, grads);
+        self.gpu.write(&self.grads, 0, bytemuck::cast_slice(&words));
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
+        self.gpu.run(encoder);
+    }
+
+    /// The codes of the caller's parameters.
+    fn codes(&self) -> Vec<u32> {
+        let format = self.optimizer.options().params;
+        codes(self.gpu, &self.params, 0, self.optimizer.layout().len() as usize, format.bytes())
+    }
+
+    /// The codes of a slot, in the flat space.
+    fn slot(&self, slot: &str) -> Vec<u32> {
+        let layout = self.optimizer.layout();
+        let mut flat = vec![0; layout.len() as usize];
+        for tensor in layout.tensors() {
+            for range in self.optimizer.state(slot, &tensor.name).unwrap() {
+                let at = (tensor.offset + range.start) as usize;
+                let len = range.len as usize;
+                let found = codes(self.gpu, range.buffer, range.offset, len, range.element_bytes);
+                flat[at..at + len].copy_from_slice(&found);
+            }
+        }
+        flat
+    }
+
+    /// Decoded; parameters with all the digits that are kept of them.
+    fn snapshot(&self) -> Snapshot {
+        let Options { params, states, .. } = *self.optimizer.options();
+        let numbers = |format: Format, codes: Vec<u32>| codes.into_iter().map(|c| format.decode(c)).collect();
+        let layout = self.optimizer.layout();
+        let state = slots::<R>().iter().enumerate().map(|(slot, name)| {
+            if layout.keeps_slot(slot) { numbers(states, self.slot(name)) } else { Vec::new() }
+        });
+        let state = state.collect();
+        let params = if params != Format::F32 && self.has("master") {
+            numbers(Format::F32, self.slot("master"))
+        } else if self.has("remainder") {
+            let whole = self.codes().into_iter().zip(self.slot("remainder"));
+            whole.map(|(high, low)| f32::from_bits(high.wrapping_sub(low >> 15) << 16 | low)).collect()
+        } else {
+            numbers(params, self.codes())
+        };
+        Snapshot { params, state }
+    }
+
+    fn has(&self, slot: &str) -> bool {
+        self.optimizer.state(slot, &self.optimizer.layout().tensors()[0].name).is_ok()
+    }
+}
+
+/// Tensors of odd lengths in two groups, and gaps.
+fn odd<R: Rule>(rule: R) -> Layout<R> {
+    let first = Group::new("first", rule).tensor_at("a", [301], 0).tensor_at("c", [1_030], 310);
+    let second =
+        Group::new("second", rule).lr_factor(0.5).tensor_at("b", [7], 302).tensor_at("d", [5], 1_342);
+    Layout::new([first, second]).unwrap()
+}
+
+const SEED: Rounding = Rounding::Stochastic { seed: 7 };
+
+/// Ways to store: every format in every place, and every way to keep more of the parameters.
+fn ways() -> Vec<Options> {
+    use Format::{Bf16, F16, F32};
+    let ways = [
+        (F32, Bf16, F32, Master::F32, Rounding::Nearest),
+        (F32, F32, Bf16, Master::F32, Rounding::Nearest),
+        (F32, F16, Bf16, Master::F32, SEED),
+        (Bf16, Bf16, F32, Master::F32, Rounding::Nearest),
+        (F16, F16, F32, Master::F32, SEED),
+        (Bf16, F32, Bf16, Master::Remainder, SEED),
+        (Bf16, F16, F32, Master::Remainder, Rounding::Nearest),
+        (Bf16, Bf16, Bf16, Master::None, SEED),
+        (F16, Bf16, F32, Master::None, SEED),
+        (Bf16, F32, F32, Master::None, Rounding::Nearest),
+        (F16, F32, Bf16, Master::None, Rounding::Nearest),
+    ];
+    let options = |(params, grads, states, master, rounding)| Options {
+        params,
+        grads,
+        states,
+        master,
+        rounding,
+        ..Options::default()
+    };
+    ways.into_iter().map(options).collect()
+}
+
+/// Each step lies within the rule's budget and the rounding of what is stored, and what the caller gets is the nearest of what is kept.
+fn check<R: Cases>(gpu: &Gpu, options: Options, each: bool) {
+    let (name, rule) = R::cases()[0];
+    let layout = odd(rule);
+    let len = layout.len() as usize;
+    let Options { params, grads, states, master, rounding, .. } = options;
+    let context =
+        format!("{} {name}, {params:?} {grads:?} {states:?} {master:?} {rounding:?}, each: {each}", R::NAME);
+    let mut random = Random::new(61);
+    // Within the range of f16, and at places on both sides of its normal numbers.
+    let mut values = |format: Format| -> Vec<f32> {
+        (0..len).map(|_| format.decode(format.encode(random.value() * 0.1))).collect()
+    };
+    let start = values(params);
+    let mut run = Stored::new(gpu, layout.clone(), options, &start, each);
+    let kept = run.has("master") || run.has("remainder");
+    let mut checker =
+        Checker::new(layout.clone()).stored(if kept { Format::F32 } else { params }, states, rounding);
+    let mut before = run.snapshot();
+    // There is none before the first step.
+    before.params.clone_from(&start);
+    for t in 0..3 {
+        let g = values(grads);
+        run.step(&g, lr(t));
+        let after = run.snapshot();
+        let deviation = checker.step(&before, &g, lr(t), &after).unwrap();
+        assert_within_budget::<R>(&deviation, &format!("{context}, step {}", t + 1));
+        if kept {
+            let codes = run.codes();
+            for i in layout.tensors().iter().flat_map(|t| t.range()) {
+                let x = after.params[i];
+                let split = (x.to_bits() + 0x8000) >> 16;
+                let want = if master == Master::Remainder { split } else { params.encode(x) };
+                assert_eq!(codes[i], want, "{context}: parameter {i} of {x:e}");
+            }
+        }
+        before = after;
+    }
+    let moved = |tensor: &wgpu_optim::Tensor| tensor.range().any(|i| before.params[i] != start[i]);
+    assert!(layout.tensors().iter().any(moved), "{context}: nothing has moved");
+    // Gaps keep their bits.
+    let codes = run.codes();
+    for i in [301, 309, 1_340, 1_341] {
+        assert_eq!(codes[i], params.encode(start[i]), "{context}: element {i} is no tensor's");
+    }
+}
+
+macro_rules! in_every_way {
+    ($($rule:ty),*) => {
+        $({
+            let Some(gpu) = harness::test_gpu() else { return };
+            for (i, options) in ways().into_iter().enumerate() {
+                check::<$rule>(&gpu, options, i % 3 == 1);
+            }
+        })*
+    };
+}
+
+#[test]
+fn every_rule_in_every_format() {
+    for_each_rule!(in_every_way);
+}
+
+/// A bf16 and its remainder, and an f32 beside what is stored, are f32 parameters: bit for bit after a thousand steps.
+#[test]
+fn a_master_is_exact() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = odd(AdamW { weight_decay: 0.1, ..AdamW::default() });
+    let len = layout.len() as usize;
+    let start: Vec<f32> =
+        Random::new(71).values(len).iter().map(|&x| Format::Bf16.decode(Format::Bf16.encode(x))).collect();
+    let ends = [(Format::F32, Master::F32), (Format::Bf16, Master::Remainder), (Format::Bf16, Master::F32)]
+        .map(|(params, master)| {
+            let options = Options { params, master, ..Options::default() };
+            let mut run = Stored::new(&gpu, layout.clone(), options, &start, false);
+            let mut random = Random::new(72);
+            for t in 0..1_000 {
+                run.step(&random.values(len), 1e-3 / (1.0 + t as f64 / 100.0));
+            }
+            run.snapshot()
+        });
+    for end in &ends[1..] {
+        for i in layout.tensors().iter().flat_map(|t| t.range()) {
+            assert_eq!(ends[0].params[i].to_bits(), end.params[i].to_bits(), "element {i}");
+        }
+        assert_eq!(ends[0].state, end.state);
+    }
+}
+
+/// Random rounding is of the element and the step: neither chunks nor buffers, nor steps that were skipped, make a difference.
+#[test]
+fn stochastic_rounding_does_not_know_of_buffers() {
+    let limit = |l: &mut wgpu::Limits| l.max_storage_buffer_binding_size = 1 << 16;
+    let (Some(roomy), Some(cramped)) = (harness::test_gpu(), harness::test_gpu_with(limit)) else { return };
+    let layout = || {
+        let group = Group::new("g", AdamW::default());
+        Layout::aligned([group.tensor("a", [40_001]).tensor("b", [3]).tensor("c", [333])]).unwrap()
+    };
+    let len = layout().len() as usize;
+    let start = vec![1.0; len];
+    let options = Options {
+        params: Format::Bf16,
+        grads: Format::F16,
+        states: Format::Bf16,
+        master: Master::None,
+        rounding: SEED,
+        skip_nonfinite: true,
+        ..Options::default()
+    };
+    let run = |gpu: &Gpu, each: bool, options: Options, skipped: &[usize]| {
+        let mut run = Stored::new(gpu, layout(), options, &start, each);
+        let mut random = Random::new(81);
+        for t in 0..4 {
+            let mut grads = random.values(len);
+            grads.iter_mut().for_each(|g| *g *= 1e-2);
+            if skipped.contains(&t) {
+                let mut bad = grads.clone();
+                bad[40_004] = f32::NAN;
+                run.step(&bad, lr(t));
+            }
+            run.step(&grads, lr(t));
+        }
+        (run.codes(), run.slot("exp_avg"), run.slot("exp_avg_sq"))
+    };
+    let first = run(&roomy, false, options, &[]);
+    assert!(run(&roomy, true, options, &[]) == first, "buffers of single tensors");
+    assert!(run(&cramped, false, options, &[]) == first, "chunks");
+    assert!(run(&roomy, false, options, &[0, 2]) == first, "skipped steps");
+    let other = Options { rounding: Rounding::Stochastic { seed: 8 }, ..options };
+    assert!(run(&roomy, false, other, &[]) != first, "another seed");
+}
+
+/// 10⁵ draws a value: their mean is the value within three standard errors, and neighbours and steps know nothing of each other.
+#[test]
+fn stochastic_rounding_is_unbiased_and_independent() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    const DRAWS: usize = 100_000;
+    for params in [Format::Bf16, Format::F16] {
+        for value in [1.0 + 1.0 / 1_300.0, -3.1e-3, 0.7, 5e-6, 1e3] {
+            let options = Options { params, master: Master::None, rounding: SEED, ..Options::default() };
+            let low = params.decode(params.encode(value * (1.0 - 1e-9)));
+            // From a stored number by a gradient to the value: p − 1 · (p − value), exactly but for one rounding of f32.
+            let mut run =
+                Stored::new(&gpu, single(Sgd::default(), DRAWS as u64), options, &vec![low; DRAWS], false);
+            let mut ups = Vec::new();
+            let target = f64::from(low - (low - value));
+            for _ in 0..2 {
+                let words = packed(params, &vec![low; DRAWS]);
+                gpu.write(&run.params, 0, bytemuck::cast_slice(&words));
+                run.step(&vec![low - value; DRAWS], 1.0);
+                let got: Vec<f64> = run.snapshot().params.into_iter().map(f64::from).collect();
+                let spacing = params.spacing(target);
+                assert!(
+                    got.iter().all(|x| (x - target).abs() < spacing),
+                    "{params:?} {value:e}: no neighbour"
+                );
+                let mean = got.iter().sum::<f64>() / DRAWS as f64;
+                let variance = got.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / DRAWS as f64;
+                let error = (variance / DRAWS as f64).sqrt();
+                assert!(
+                    (mean - target).abs() <= 3.0 * error + 1e-9 * target.abs(),
+                    "{params:?}: mean {mean:e} of {target:e}, standard error {error:e}"
+                );
+                ups.push(got.iter().map(|x| *x > target).collect::<Vec<_>>());
+            }
+            let pairs = |pairs: &mut dyn Iterator<Item = (bool, bool)>| {
+                let mut table = [[0f64; 2]; 2];
+                pairs.for_each(|(a, b)| table[usize::from(a)][usize::from(b)] += 1.0);
+                table
+            };
+            let neighbours =
+                |apart: usize| pairs(&mut ups[0].iter().copied().zip(ups[0][apart..].iter().copied()));
+            let tables = [
+                ("next", neighbours(1)),
+                ("of the next vector", neighbours(4)),
+                ("of the next workgroup", neighbours(1_024)),
+                ("of the next step", pairs(&mut ups[0].iter().copied().zip(ups[1].iter().copied()))),
+            ];
+            for (what, table) in tables {
+                let chi_square = chi_square(table);
+                // One degree of freedom: 10.83 is exceeded once in a thousand, and there are forty of these.
+                assert!(
+                    chi_square < 15.0,
+                    "{params:?} {value:e}: the element {what} depends on it, {chi_square}"
+                );
+            }
+        }
+    }
+}
+
+/// Pearson's statistic of a table of two by two, of independence; 0 where there is nothing to compare.
+fn chi_square(table: [[f64; 2]; 2]) -> f64 {
+    let total: f64 = table.iter().flatten().sum();
+    let of = |row: usize, column: usize| {
+        let rows: f64 = table[row].iter().sum();
+        let expected = rows * (table[0][column] + table[1][column]) / total;
+        if expected == 0.0 { 0.0 } else { (table[row][column] - expected).powi(2) / expected }
+    };
+    of(0, 0) + of(0, 1) + of(1, 0) + of(1, 1)
+}
+
+#[test]
+fn formats_that_do_not_go_there() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let refused = |options: Options| {
+        Optimizer::with_options(&gpu.device, single(AdamW::default(), 8), options).unwrap_err()
+    };
+    let states = Options { states: Format::F16, ..Options::default() };
+    assert!(matches!(refused(states), Error::Format { field: "states", format: "f16", .. }));
+    let remainder = Options { params: Format::F16, master: Master::Remainder, ..Options::default() };
+    assert!(matches!(refused(remainder), Error::Format { field: "params", format: "f16", .. }));
+    // A tensor that shares a word with the one before it, in a buffer of its own.
+    let group = Group::new("g", AdamW::default()).tensor("a", [3]).tensor("b", [4]);
+    let options = Options { grads: Format::Bf16, ..Options::default() };
+    let mut optimizer = Optimizer::with_options(&gpu.device, Layout::new([group]).unwrap(), options).unwrap();
+    let buffer = || gpu.buffer(64);
+    let (pa, ga, pb, gb) = (buffer(), buffer(), buffer(), buffer());
+    let error = optimizer.bind(&Tensors::each([("a", &pa, &ga), ("b", &pb, &gb)])).unwrap_err();
+    assert_eq!(error, Error::OddElement { what: "gradients of tensor \"b\"".into(), offset: 3 });
+    // And in flat buffers it shares them with nobody else.
+    assert!(optimizer.bind(&Tensors::flat(&pa, &ga)).is_ok());
 }

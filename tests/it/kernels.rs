@@ -5,12 +5,13 @@ use std::mem::offset_of;
 use wgpu_optim::control::{Request, State};
 use wgpu_optim::kernel::{
     Access, Around, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, GROUP_FACTOR, Key, MEASURE_ENTRY_POINT,
-    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Walk, bytes_moved, control_source,
-    fold_source, measure_source, ratio_source, reduce_source, row_vectors, set_vectors, source,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, Storage, Walk, bytes_moved,
+    control_source, fold_source, measure_source, ratio_source, reduce_source, row_vectors, set_vectors,
+    source,
 };
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Clip, LossScale, Options, Rule, Twin, for_each_rule};
+use wgpu_optim::{AdamW, Clip, Format, LossScale, Options, Rule, Twin, for_each_rule};
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
 fn keys(slots: usize) -> Vec<Key> {
@@ -35,6 +36,7 @@ fn keys(slots: usize) -> Vec<Key> {
                                     // As many rows as only the tensors of a layer-wise rule can be.
                                     rows_space: if rows > 50 { Space::Storage } else { Space::Uniform },
                                     kept: Vec::clone(&kept),
+                                    storage: Storage::default(),
                                     around: Around::default(),
                                 });
                             }
@@ -110,7 +112,7 @@ fn check<R: Rule>() {
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials);
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, flat);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");
@@ -156,7 +158,7 @@ fn arounds() -> Vec<Around> {
     let around = |n: u32| {
         let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
         let head = grouped || bounded || skips || ema || norms;
-        Around { head, grouped, bounded, skips, zero, ema, norms }
+        Around { head, key: false, grouped, bounded, skips, zero, ema, norms }
     };
     (0..64).map(around).chain([Around { head: true, ..Around::default() }]).collect()
 }
@@ -193,7 +195,7 @@ const PARTIAL: [(&str, usize); 4] = [("large", 0), ("middle", 4), ("tiny", 8), (
 #[test]
 fn every_reduction_validates_and_finds_its_place() {
     for key in keys(0) {
-        let module = validated(&reduce_source(&key.walk));
+        let module = validated(&reduce_source(&key.walk, Format::F32));
         assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();

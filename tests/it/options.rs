@@ -5,8 +5,8 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Adagrad, AdamW, Bound, Clip, Ema, Error, Group, Lamb, Lars, Layout, LossScale, NAdam, Optimizer, Options,
-    Report, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
+    Adagrad, AdamW, Bound, Clip, Ema, Error, Format, Group, Lamb, Lars, Layout, LossScale, Master, NAdam,
+    Optimizer, Options, Report, Rounding, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -59,6 +59,11 @@ const SKIP: Options = Options {
     zero_gradients: false,
     ema: None,
     report: false,
+    params: Format::F32,
+    grads: Format::F32,
+    states: Format::F32,
+    master: Master::F32,
+    rounding: Rounding::Nearest,
 };
 
 /// Two groups by turns, tensors of odd sizes, and a gap.
