@@ -68,9 +68,16 @@ fn clip_of(sum: Partial, unscale: f32) -> f32 {
     return min(1.0, request.max_norm / (norm + 1e-6));
 }
 
+// Exact of a power of two whose reciprocal is a normal number, which a division need not be.
+fn reciprocal(x: f32) -> f32 {
+    let bits = bitcast<u32>(x);
+    let exact = (bits & 0x7fffffu) == 0u && bits < (254u << 23u);
+    return select(1.0 / x, bitcast<f32>((254u << 23u) - bits), exact);
+}
+
 fn decide(sum: Partial) {
     let scale = select(1.0, state.scale, DYNAMIC);
-    let unscale = request.unscale / scale;
+    let unscale = request.unscale * reciprocal(scale);
     lag = min(request.number - state.taken - request.first, request.count - 1u);
     var clip = 1.0;
     if CLIPS {

@@ -2,9 +2,9 @@
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn measure(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let number = workgroup.y * table.header.stride + workgroup.x;
-    let record = table.records[min(number, table.header.records - 1u)];
-    let rounds = rounds_of(record.quads);
+    let number = number_of(workgroup);
+    let record = record_of(number);
+    let rounds = rounds_of(number, record);
     let s = scalars(record, place(record, 0u));
     prepare(s);
     var of_p = Squares();

@@ -38,17 +38,6 @@ fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
     return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, x));
 }
 
-// Rounds of a workgroup over a tile.
-fn rounds_of(quads: u32) -> u32 {
-    return (quads + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
-}
-
-// The quad of a thread in round `j` of a tile. Eight threads read 128 bytes side by side, a cache line, and the next ones in the next round: on a CPU, where they run
-// one group of threads after the other, that is a stream.
-fn quad_of(thread: u32, j: u32, rounds: u32) -> u32 {
-    return ((thread >> 3u) * rounds + j) * 8u + (thread & 7u);
-}
-
 var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
 var<workgroup> flags: array<u32, WORKGROUP_SIZE>;
 var<workgroup> few_sums: array<vec3<f32>, 16>;
@@ -114,5 +103,6 @@ fn norm_of(sum: Partial, factor: f32) -> f32 {
 fn together(a: f32, b: f32) -> f32 {
     let most = max(a, b);
     let ratio = min(a, b) / most;
-    return most * sqrt(1.0 + ratio * ratio);
+    // Where b adds nothing, its arithmetic does not either.
+    return select(most * sqrt(1.0 + ratio * ratio), most, ratio < 0x1p-13f);
 }

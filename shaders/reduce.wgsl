@@ -2,9 +2,9 @@
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let number = workgroup.y * table.header.stride + workgroup.x;
-    let record = table.records[min(number, table.header.records - 1u)];
-    let rounds = rounds_of(record.quads);
+    let number = number_of(workgroup);
+    let record = record_of(number);
+    let rounds = rounds_of(number, record);
     var sum = Squares();
     for (var j = 0u; j < rounds; j++) {
         let i = quad_of(thread, j, rounds);

@@ -172,21 +172,22 @@ impl Part<'_> {
         (with(before), with(after.collect()))
     }
 
-    /// The kernel indexes without checks: refuses a table that reaches beyond what is bound. Element access clamps, and needs no proof.
+    /// The kernels index without checks: refuses a table that reaches beyond what is bound of the caller's buffers (`sides`) or of the state, in quads.
     pub(crate) fn prove_bounds(
         &self,
         dispatch: &Dispatch,
-        base: u32,
-        quads: u64,
+        sides: &[&Window],
         state: u64,
     ) -> Result<(), Error> {
         for tile in &dispatch.tiles {
-            let start = u64::from(tile.quad.wrapping_add(base));
             let count = u64::from(tile.quads);
-            if start + count > quads || u64::from(tile.state) + count > state {
+            let refuse = |first: u32, size| {
+                let (start, end) = (u64::from(first), u64::from(first) + count);
                 let what = self.p.what.clone();
-                return Err(Error::OutOfBounds { what, start, end: start + count, size: quads });
-            }
+                if end > size { Err(Error::OutOfBounds { what, start, end, size }) } else { Ok(()) }
+            };
+            refuse(tile.state, state)?;
+            sides.iter().try_for_each(|side| refuse(tile.quad.wrapping_add(side.base), side.quads))?;
         }
         Ok(())
     }

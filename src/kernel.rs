@@ -5,7 +5,7 @@
 use crate::format::Format;
 use crate::options::{Clip, Master, Options};
 use crate::plan::{HEADER_BYTES, Space, Tile, WORKGROUP_SIZE, WholeTile};
-use crate::rules::{Rule, scalar_names, slots};
+use crate::rules::{Rule, ratio_field, scalar_names, slots};
 use std::fmt::Write as _;
 
 /// Bind group 0: binding of the table of tiles. Then parameters, gradients, and from [`BINDING_STATE`] the kept slots in order.
@@ -177,7 +177,7 @@ pub fn bytes_moved<R: Rule>(kept: &[bool]) -> u64 {
 pub fn source<R: Rule>(key: &Key) -> String {
     let norms = if key.around.norms { NORMS } else { "" };
     let driver = if key.around.norms {
-        include_str!("../shaders/measured_step.wgsl")
+        concat!(include_str!("../shaders/rounds.wgsl"), include_str!("../shaders/measured_step.wgsl"))
     } else {
         include_str!("../shaders/step.wgsl")
     };
@@ -189,7 +189,7 @@ pub fn source<R: Rule>(key: &Key) -> String {
 /// The text of the first phase of a layer-wise rule under `key`, which is [measuring](Key::measuring).
 #[must_use]
 pub fn measure_source<R: Rule>(key: &Key) -> String {
-    let driver = include_str!("../shaders/measure.wgsl");
+    let driver = concat!(include_str!("../shaders/rounds.wgsl"), include_str!("../shaders/measure.wgsl"));
     let glue = glue::<R>(key, Phase::Measure);
     [R::WGSL, HELPERS, &common(&key.walk), &formats(&key.storage), NORMS, &glue, driver].join("\n")
 }
@@ -208,7 +208,7 @@ fn decode_g(raw: {}) -> vec4<f32> {{ return decode_{}(raw); }}
         grads.name(),
         load("g", grads, walk.access)
     );
-    let driver = include_str!("../shaders/reduce.wgsl");
+    let driver = concat!(include_str!("../shaders/rounds.wgsl"), include_str!("../shaders/reduce.wgsl"));
     [&common(walk), &formats(&storage), buffers.as_str(), NORMS, driver].join("\n")
 }
 
@@ -234,8 +234,8 @@ pub fn fold_source(fold: Fold) -> String {
 /// The text of the kernel between the phases of a layer-wise rule, for groups' rows as `key` has them.
 #[must_use]
 pub fn ratio_source<R: Rule>(key: &Key) -> String {
-    let names = row_names::<R>(&key.around);
-    let ratio = R::RATIO.and_then(|ratio| names.iter().position(|name| *name == ratio)).unwrap_or_default();
+    // `Layout::new` has seen to it that there is one.
+    let ratio = ratio_field::<R>().unwrap_or_default();
     let mut text = format!(
         "const HEAD = {}u;
 const ROW = {}u;

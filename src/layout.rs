@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::kernel::bytes_moved;
 use crate::plan::QUAD;
-use crate::rules::{Fields, Rule, Step, scalar_names, slots};
+use crate::rules::{Fields, Rule, Step, refuse_names, scalar_names, slots};
 use crate::schedule::Schedule;
 use std::collections::HashSet;
 
@@ -42,7 +42,7 @@ impl<R: Rule> Group<R> {
         Self { name: name.into(), rule, lr_factor: Schedule::Constant(1.0), tensors: Vec::new() }
     }
 
-    /// Multiplies every step's learning rate for this group: a number, or a [`Schedule`] of the steps that the optimizer has taken. Default 1.
+    /// Multiplies every step's learning rate for this group: a number, or a [`Schedule`] of the steps that have been recorded, skipped ones included. Default 1.
     ///
     /// Where steps are given 1.0, a group's schedule is its learning rate. A momentum of the schedule's takes precedence over the step's.
     ///
@@ -196,7 +196,7 @@ impl<R: Rule> Layout<R> {
     /// Places the groups' tensors and checks them.
     ///
     /// # Errors
-    /// Hyperparameters out of range, a learning-rate factor or a field of its schedule out of range, names declared twice, empty groups or
+    /// A rule whose names are reserved, hyperparameters out of range, a learning-rate factor or a field of its schedule out of range, names declared twice, empty groups or
     /// tensors, tensors that overlap, or sizes beyond 64-bit addresses.
     pub fn new(groups: impl IntoIterator<Item = Group<R>>) -> Result<Self, Error> {
         Self::with_alignment(groups, 1)
@@ -214,6 +214,7 @@ impl<R: Rule> Layout<R> {
     }
 
     fn with_alignment(groups: impl IntoIterator<Item = Group<R>>, alignment: u64) -> Result<Self, Error> {
+        refuse_names::<R>()?;
         let groups: Vec<_> = groups.into_iter().collect();
         let mut tensors = Vec::new();
         let (mut group_names, mut tensor_names) = (HashSet::new(), HashSet::new());

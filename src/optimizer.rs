@@ -25,6 +25,8 @@ const EMA: &str = "ema";
 const FIRST_SETS: usize = 8;
 /// The most of them: one more than steps that may be recorded between two reports.
 const MAX_SETS: usize = 1_024;
+/// Bytes that the sets of all steps in flight may take.
+const MAX_SET_BYTES: usize = 128 << 20;
 const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
 
 /// Tensors that have been checked against a layout and made ready to record: the result of [`Optimizer::bind`].
@@ -205,9 +207,12 @@ impl<R: Rule> Optimizer<R> {
         let scalars_layout = rows::layout(device, wgpu::BufferBindingType::Uniform, bytes);
         // Bytes of sets that a binding has room for.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
-        let room = binding as usize - size_of::<Request>();
+        let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
+        // As many steps may be in flight as have sets, and each has all of them.
+        let in_flight = (MAX_SET_BYTES / (set * 16)).isqrt();
+        let max_sets = MAX_SETS.min(in_flight).min(room / (set * 16)).max(1);
         let (rows, control) = if options.looks_first() {
-            let sets = if options.skips() { FIRST_SETS.min(room / (set * 16)).max(1) } else { 1 };
+            let sets = if options.skips() { FIRST_SETS.min(max_sets) } else { 1 };
             let bytes = request_bytes(set, sets);
             let least = request_bytes(set, 1);
             let requests = rows::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
@@ -234,7 +239,7 @@ impl<R: Rule> Optimizer<R> {
             rows,
             scratch: Vec::new(),
             lags: Lags::new(groups),
-            max_sets: MAX_SETS.min(room / (set * 16)).max(1),
+            max_sets,
             steps: 0,
             identity: Arc::new(()),
             layout,
@@ -266,7 +271,7 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss before the backward pass. `None` without
-    /// [`Options::loss_scale`]. It has 40 bytes and usages `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
+    /// [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
     #[must_use]
     pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
         let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
@@ -277,7 +282,7 @@ impl<R: Rule> Optimizer<R> {
     /// caller's to do, before 1 024 more steps have been recorded. Without reports by the options it does nothing.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device has no memory for 40 bytes.
+    /// [`Error::Device`] if the device has no memory for a report.
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
             control.read_back(encoder, staging, self.steps - 1);
@@ -330,7 +335,7 @@ impl<R: Rule> Optimizer<R> {
         Ok(ranges)
     }
 
-    /// Records one step: a single compute pass, and within it one dispatch for flat buffers that fit a binding.
+    /// Records one step: a single compute pass with as many [dispatches](Bound::dispatches) as the binding says.
     ///
     /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own once as many steps as are ever in
     /// flight at a time have been recorded (wgpu allocates while it records). `steps()` counts it.

@@ -33,7 +33,7 @@ pub struct Options {
     pub loss_scale: Option<LossScale>,
     /// Sets gradients to zero once they have been read, in skipped steps too.
     pub zero_gradients: bool,
-    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter.
+    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter. Before the first step that is taken it is 0.
     pub ema: Option<Ema>,
     /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them anyway.
     pub report: bool,
@@ -120,7 +120,8 @@ pub struct LossScale {
     pub growth_interval: u32,
     /// It does not fall below this. Default: the least normal f32.
     pub min: f64,
-    /// It does not grow beyond this. Default 2¹²⁶, the largest power of two whose reciprocal no device flushes to zero.
+    /// It does not grow beyond this. Default 2⁶⁴: its reciprocal times that of a divisor and times a clip factor is still a normal f32; what is not, as beyond 2¹²⁶ the
+    /// reciprocal alone, a device may take for zero.
     pub max: f64,
 }
 
@@ -132,7 +133,7 @@ impl Default for LossScale {
             backoff_factor: 0.5,
             growth_interval: 2_000,
             min: f32::MIN_POSITIVE.into(),
-            max: 126f64.exp2(),
+            max: 64f64.exp2(),
         }
     }
 }

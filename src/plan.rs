@@ -28,6 +28,8 @@ pub struct Limits {
     pub workgroups: u32,
     /// Bytes of a uniform binding.
     pub uniform_bytes: u32,
+    /// Storage bindings of a kernel.
+    pub storage_bindings: u32,
 }
 
 /// A part of one tensor inside one chunk.

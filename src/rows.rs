@@ -109,7 +109,7 @@ impl Rows {
     }
 
     fn per_page(&self) -> u32 {
-        (PAGE_BYTES / self.place_bytes).max(4) as u32
+        (PAGE_BYTES / self.place_bytes).max(1) as u32
     }
 
     fn grow(&mut self) -> Result<(), Error> {

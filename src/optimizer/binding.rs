@@ -200,6 +200,11 @@ impl<R: Rule> Optimizer<R> {
                 (Key { rows, rows_space: layers.space, ..key }, &layers.layout)
             }
         };
+        let (limit, value) = ("max_storage_buffers_per_shader_stage", self.limits.storage_bindings);
+        let most = measuring.iter().chain([&key]).map(Key::storage_bindings).max().unwrap_or(0);
+        if most > value {
+            return Err(Error::DeviceLimit { limit, value: value.into(), bound: most.into() });
+        }
         if !self.kernels.contains_key(&key) {
             let kernel = Kernel::step::<R>(&self.device, rows, &key)?;
             self.kernels.insert(key.clone(), kernel);
@@ -219,12 +224,10 @@ impl<R: Rule> Optimizer<R> {
                 bound: rows.into(),
             });
         }
-        if *access == Access::Quads {
-            let state = self.chunks[part.chunk].state_quads.into();
-            for (base, quads) in [(p.base, p.quads), (g.base, g.quads)] {
-                part.prove_bounds(&dispatch, base, quads, state)?;
-            }
-        }
+        let state = self.chunks[part.chunk].state_quads.into();
+        // Access by element stays inside of the caller's buffers by itself.
+        let sides = if *access == Access::Quads { &[p, g][..] } else { &[] };
+        part.prove_bounds(&dispatch, sides, state)?;
         let header = Header {
             records: dispatch.tiles.len() as u32,
             shift: dispatch.shift,

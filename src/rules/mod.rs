@@ -37,6 +37,7 @@ pub use sgd::{MomentumForm, Sgd, SgdScalars, SgdState};
 
 use crate::error::Error;
 use crate::float::Float;
+use crate::kernel::GROUP_FACTOR;
 #[cfg(feature = "gpu")]
 use core::any::TypeId;
 use core::fmt::Debug;
@@ -175,6 +176,9 @@ impl From<f64> for Step {
 /// cancellation; `weighted(vec4<f32>(s.w), x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite; `on(vec4<f32>(s.w))` is where `w > 0`, for `select`;
 /// `sign_of(x)` is a sign that passes on what is no number. In Rust they are [`toward`], [`weighted`], a comparison and [`Float::sign`]. Of `max` and `min` of what is no
 /// number WGSL promises nothing, and Rust drops it.
+///
+/// All that stands around the rule is in the same module, and grows with the options: names of your own functions and constants should begin with the rule's. Slots are not
+/// called `p`, `g`, `ema`, `master` or `remainder`, scalars not `gradient_factor`.
 pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The name used in files, on the command line and in errors; also the stem of the shader and source file.
     const NAME: &'static str;
@@ -187,7 +191,7 @@ pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The state of one element; fields have PyTorch's slot names and start at zero.
     type State<T: Float>: Fields<T>;
 
-    /// Of a layer-wise rule: the scalar that depends on each tensor's own norms and is computed on the device. Its shader text defines two functions more:
+    /// Of a layer-wise rule: the name of the scalar that depends on each tensor's own norms and is computed on the device. Its shader text defines two functions more:
     ///
     /// * `fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32>`, what the norm is taken of beside the parameters `p`. `update` calls it too, with what it
     ///   has read, so that all else that is written has to be read or written there; a first phase calls it alone and drops what it writes.
@@ -251,7 +255,7 @@ pub(crate) fn with_ratio<R: Twin, T: Float>(
     s: &R::Scalars<T>,
     elements: impl Iterator<Item = (T, T)> + Clone,
 ) -> R::Scalars<T> {
-    let Some(field) = R::RATIO.and_then(|name| scalar_names::<R>().iter().position(|n| *n == name)) else {
+    let Some(field) = ratio_field::<R>() else {
         return *s;
     };
     let p_norm = T::norm(elements.clone().map(|(p, _)| p));
@@ -292,6 +296,32 @@ pub fn slots<R: Rule>() -> &'static [&'static str] {
 pub fn scalar_names<R: Rule>() -> &'static [&'static str] {
     <R::Scalars<f32> as Fields<f32>>::NAMES
 }
+
+/// The field of a layer-wise rule's ratio among its scalars.
+pub(crate) fn ratio_field<R: Rule>() -> Option<usize> {
+    R::RATIO.and_then(|ratio| scalar_names::<R>().iter().position(|name| *name == ratio))
+}
+
+/// Refuses a rule whose names do not go together with each other or with what stands around it.
+pub(crate) fn refuse_names<R: Rule>() -> Result<(), Error> {
+    let conflict = |conflict| Err(Error::Conflict { rule: R::NAME, conflict });
+    if scalar_names::<R>().is_empty() {
+        return conflict("a rule has at least one scalar");
+    }
+    if R::RATIO.is_some() && ratio_field::<R>().is_none() {
+        return conflict("RATIO has to be the name of a scalar");
+    }
+    if slots::<R>().iter().any(|slot| RESERVED_SLOTS.contains(slot)) {
+        return conflict("no slot is called p, g, ema, master or remainder");
+    }
+    if scalar_names::<R>().contains(&GROUP_FACTOR) {
+        return conflict("no scalar is called gradient_factor");
+    }
+    Ok(())
+}
+
+/// Names of what a rule does not keep itself.
+const RESERVED_SLOTS: [&str; 5] = ["p", "g", "ema", "master", "remainder"];
 
 /// Whether `R` is in the list of [`for_each_rule!`](crate::for_each_rule).
 #[cfg(feature = "gpu")]

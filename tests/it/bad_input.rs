@@ -212,9 +212,9 @@ fn device_limits() {
         let gpu = harness::test_gpu_with(adjust)?;
         Some(Optimizer::new(&gpu.device, single(Adam::default(), 8)).unwrap_err())
     }
-    let Some(error) = refused(|l| l.max_storage_buffers_per_shader_stage = 4) else { return };
+    let Some(error) = refused(|l| l.max_storage_buffers_per_shader_stage = 3) else { return };
     let limit = "max_storage_buffers_per_shader_stage";
-    assert_eq!(error, Error::DeviceLimit { limit, value: 4, bound: 5 });
+    assert_eq!(error, Error::DeviceLimit { limit, value: 3, bound: 4 });
     let error = refused(|l| l.max_compute_invocations_per_workgroup = 128).unwrap();
     assert!(matches!(error, Error::DeviceLimit { value: 128, bound: 256, .. }), "{error}");
     let error = refused(|l| l.max_storage_buffer_binding_size = 1 << 10).unwrap();

@@ -5,8 +5,8 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Adagrad, AdamW, Bound, Clip, Ema, Error, Format, Group, Lamb, Lars, Layout, LossScale, Master, NAdam,
-    Optimizer, Options, Report, Rounding, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
+    Adagrad, AdamW, Adan, Bound, Clip, Ema, Error, Format, Group, Lamb, Lars, Layout, LossScale, Master,
+    NAdam, Optimizer, Options, Report, Rounding, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -372,6 +372,80 @@ fn groups_are_clipped_each_by_its_own_norm() {
     }
 }
 
+/// As many tiles as leave workgroups without one in the last row of a dispatch: what they would add is not added.
+#[test]
+fn workgroups_past_the_table_add_nothing() {
+    let [_, Some(gpu)] = roomy_and_cramped() else { return };
+    // Padding between the tensors keeps tiles apart: 41 of them in rows of at most 40 workgroups.
+    let group =
+        (0..41).fold(Group::new("g", Sgd::default()), |g, i| g.tensor_at(format!("t{i}"), [3], i * 8));
+    let layout = Layout::new([group]).unwrap();
+    let mut grads = vec![f32::NAN; layout.len() as usize];
+    for (i, tensor) in layout.tensors().iter().enumerate() {
+        grads[tensor.range()].fill(if i == 40 { 1_000.0 } else { 1.0 });
+    }
+    for norms in [false, true] {
+        let options = Options { report: true, norms, ..Options::default() };
+        let mut run = Run::new(&gpu, layout.clone(), options, &vec![0.0; grads.len()]);
+        let report = run.step(&grads, 1.0).unwrap();
+        let want = norm(&gather(&layout, &grads, |_| true));
+        approx::assert_relative_eq!(f64::from(report.norm), want, max_relative = 1e-6);
+        assert_eq!(gather(&layout, &run.snapshot().params, |_| true)[120..], [-1_000.0; 3]);
+        if let Some(moved) = report.update_norm {
+            approx::assert_relative_eq!(f64::from(moved), want, max_relative = 1e-6);
+        }
+    }
+}
+
+/// What steps in flight may take is bounded, however many groups there are: an error in time.
+#[test]
+fn sets_in_flight_are_bounded() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let groups =
+        (0..1_000).map(|i| Group::new(format!("g{i}"), AdamW::default()).tensor(format!("t{i}"), [1]));
+    let layout = Layout::new(groups).unwrap();
+    let mut run = Run::new(&gpu, layout, SKIP, &[0.0; 1_000]);
+    let mut encoder = gpu.encoder();
+    let mut record = || run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 1e-3);
+    let refused = (0..100).find_map(|_| record().err());
+    assert!(matches!(refused, Some(Error::Unreported { bound: 40..60, .. })), "{refused:?}");
+    assert!(run.optimizer.overhead_bytes() < 256 << 20);
+}
+
+/// The scale of the least gradients: its reciprocal is exact, and what it is multiplied by leaves a normal number.
+#[test]
+fn the_factor_of_gradients_is_exact_and_normal() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let initial = 64f64.exp2();
+    let scale = Some(LossScale { initial, ..LossScale::default() });
+    let options = Options { loss_scale: scale, divide: true, ..Options::default() };
+    let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+    run.step(&[3.0 * initial as f32; 4], Step::from(1.0).divided_by(2f64.powi(60)));
+    assert_eq!(run.snapshot().params, [-3.0 * 2f32.powi(-60); 4]);
+}
+
+/// The limits that every WebGPU device has: Adan's four states, an average and partial results are what 8 storage bindings hold.
+#[test]
+fn everything_at_once_with_the_least_limits() {
+    let Some(gpu) = harness::test_gpu_with(|limits| *limits = wgpu::Limits::default()) else { return };
+    let layout = by_turns(Adan::default());
+    let ema = Some(Ema { decay: 0.9, debias: false });
+    let options =
+        Options { norms: true, clip: Some(Clip::GroupNorm(1.0)), zero_gradients: true, ema, ..SKIP };
+    let len = layout.len() as usize;
+    let mut run = Run::new(&gpu, layout, options, &vec![1.0; len]);
+    assert!(run.step(&vec![1.0; len], 0.1).unwrap().update_norm > Some(0.0));
+    // A table that has to be in storage is one more.
+    let tensors =
+        (0..3_000).fold(Group::new("g", Adan::default()), |g, i| g.tensor_at(format!("t{i}"), [3], i * 8));
+    let mut optimizer =
+        Optimizer::with_options(&gpu.device, Layout::new([tensors]).unwrap(), options).unwrap();
+    let buffer = || gpu.buffer(3_000 * 8 * 4);
+    let error = optimizer.bind(&Tensors::flat(&buffer(), &buffer())).unwrap_err();
+    let limit = "max_storage_buffers_per_shader_stage";
+    assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
+}
+
 /// A layer-wise rule sees gradients that have been clipped by group: its ratio is of those.
 #[test]
 fn groups_are_clipped_before_a_layer_wise_rule() {
@@ -495,7 +569,7 @@ fn norms_beyond_the_range_of_squares() {
     let Some(gpu) = harness::test_gpu() else { return };
     for exponent in [0, 66, 100, 126] {
         let initial = f64::from(exponent).exp2();
-        let scale = Some(LossScale { initial, ..LossScale::default() });
+        let scale = Some(LossScale { initial, max: 126f64.exp2(), ..LossScale::default() });
         let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: scale, ..Options::default() };
         let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
         let report = run.step(&[initial as f32; 4], 1.0).unwrap();

@@ -2,7 +2,8 @@
 
 use crate::common::{Run, single};
 use wgpu_optim::float::Float;
-use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Step, fields};
+use wgpu_optim::rules::Fields;
+use wgpu_optim::{Ema, Error, Group, Layout, Optimizer, Options, Rule, Step, fields};
 
 fields! {
     /// Step scalars.
@@ -98,7 +99,7 @@ fields! {
     pub struct ManySlots { a, b, c, d, e, f }
 }
 
-/// Six slots, of which the device's limit of 8 storage buffers leaves room for five beside parameters, gradients and table.
+/// Six slots, beside which the device's limit of 8 storage buffers leaves room for parameters and gradients, and not for an average of the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Greedy;
 
@@ -119,9 +120,59 @@ impl Rule for Greedy {
 #[test]
 fn too_many_slots_for_the_device() {
     let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffers_per_shader_stage = 8) else { return };
-    let error = Optimizer::new(&gpu.device, single(Greedy, 8)).unwrap_err();
+    let options = Options { ema: Some(Ema { decay: 0.9, debias: false }), ..Options::default() };
+    let error = Optimizer::with_options(&gpu.device, single(Greedy, 8), options).unwrap_err();
     let limit = "max_storage_buffers_per_shader_stage";
     assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
+}
+
+/// A rule of given names.
+macro_rules! named {
+    ($name:ident, $scalars:ty, $state:ty, $ratio:expr) => {
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct $name;
+        impl Rule for $name {
+            const NAME: &'static str = "named";
+            const DEFAULT_LR: f64 = 1e-3;
+            const WGSL: &'static str = "";
+            const RATIO: Option<&'static str> = $ratio;
+            type Scalars<T: Float> = $scalars;
+            type State<T: Float> = $state;
+            fn validate(&self) -> Result<(), Error> {
+                Ok(())
+            }
+            fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> Self::Scalars<f64> {
+                Fields::from_fn(|_| lr)
+            }
+        }
+    };
+}
+
+fields! {
+    /// A scalar of the driver's name.
+    pub struct Factor { gradient_factor }
+}
+fields! {
+    /// A slot of the average's name.
+    pub struct Ema2 { ema }
+}
+named!(NoScalars, (), (), None);
+named!(NoRatio, SignumScalars<T>, (), Some("phi"));
+named!(ItsFactor, Factor<T>, (), None);
+named!(ItsAverage, SignumScalars<T>, Ema2<T>, None);
+
+/// What would not compile with some of the options, or mean something else, is refused with the layout.
+#[test]
+fn names_that_are_taken() {
+    fn refused<R: Rule>(rule: R, what: &str) {
+        let error = Layout::new([Group::new("g", rule).tensor("w", [4])]).unwrap_err();
+        let Error::Conflict { rule: "named", conflict } = error else { panic!("{error}") };
+        assert!(conflict.contains(what), "{conflict}");
+    }
+    refused(NoScalars, "at least one scalar");
+    refused(NoRatio, "RATIO");
+    refused(ItsFactor, "gradient_factor");
+    refused(ItsAverage, "ema");
 }
 
 /// Steps by the sign of the gradient: no state at all.
