@@ -12,23 +12,20 @@
 //!
 //! It fails if it recognises fewer than 95 % of the images that it has not trained on.
 
+mod digits;
+
+use digits::{CLASSES, HIDDEN, Random, dispatch, upload};
 use harness::Gpu;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
-use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
+use wgpu_optim::{AdamW, Layout, Optimizer, Tensors, schedule, wgpu};
 
-const DIGITS: &str = include_str!("digits/digits.txt");
 const SHADER: &str = include_str!("digits/mlp.wgsl");
 const KERNELS: [&str; 4] = ["hidden_layer", "output_layer", "hidden_gradients", "parameter_gradients"];
-/// Threads of a workgroup of the shader.
-const WORKGROUP: usize = 64;
 
-const PIXELS: usize = 64;
-const HIDDEN: usize = 32;
-const CLASSES: usize = 10;
 /// Images a step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of the order.
 const BATCH: usize = 64;
 const EPOCHS: usize = 40;
@@ -37,33 +34,14 @@ const PEAK_LR: f64 = 1e-2;
 const REQUIRED_ACCURACY: f64 = 0.95;
 
 fn main() -> ExitCode {
-    let gpu = match harness::open() {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(2);
-        }
-    };
-    match run(&gpu) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    digits::main("train_digits", run)
 }
 
-fn run(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let seed = arguments.next().unwrap_or_else(|| "0".into());
-    let seed = seed.parse().map_err(|_| format!("SEED is {seed:?}, must be a whole number"))?;
-    let picture = arguments.next().unwrap_or_else(|| "target/train_digits.svg".into());
-    println!("{} ({}), seed {seed}", gpu.info.name, gpu.info.backend);
-
+fn run(gpu: &Gpu, seed: u64, picture: &Path) -> Result<(), Box<dyn Error>> {
     let curve = train(gpu, seed)?;
-    draw(&curve, Path::new(&picture))?;
+    draw(&curve, picture)?;
     let last = curve.last().ok_or("no epochs")?;
-    println!("{}; loss curve in {picture}", last.summary());
+    println!("{}; loss curve in {}", last.summary(), picture.display());
     if last.accuracy < REQUIRED_ACCURACY {
         return Err(format!("{:.0} % are required", 100.0 * REQUIRED_ACCURACY).into());
     }
@@ -73,14 +51,14 @@ fn run(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
 /// Trains for [`EPOCHS`] and returns what each of them has come to.
 fn train(gpu: &Gpu, seed: u64) -> Result<Vec<Epoch>, Box<dyn Error>> {
     let mut random = Random(seed);
-    let (pixels, labels) = parse(DIGITS)?;
+    let (pixels, labels) = digits::images()?;
     // A fifth of the images, at random, is held out.
     let mut held_out: Vec<_> = (0..labels.len() as u32).collect();
     random.shuffle(&mut held_out);
     let mut training = held_out.split_off(labels.len() / 5);
 
-    let layout = layout()?;
-    let params = upload(gpu, &initial_parameters(&layout, &mut random));
+    let layout = digits::layout()?;
+    let params = upload(gpu, &digits::initial_parameters(&layout, &mut random));
     let grads = gpu.buffer(layout.buffer_size());
     let data = [upload(gpu, &pixels), upload(gpu, &labels), params.clone(), grads.clone()];
     let network = Network::new(gpu, &layout, data, labels.len());
@@ -124,41 +102,6 @@ fn train(gpu: &Gpu, seed: u64) -> Result<Vec<Epoch>, Box<dyn Error>> {
     Ok(curve)
 }
 
-/// Weights decay and biases do not. The names are those of the shader's offsets.
-fn layout() -> Result<Layout<AdamW>, wgpu_optim::Error> {
-    let [pixels, hidden, classes] = [PIXELS, HIDDEN, CLASSES].map(|n| n as u64);
-    let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
-    let no_decay = AdamW { weight_decay: 0.0, ..adamw };
-    Layout::new([
-        Group::new("decay", adamw).tensor("W1", [pixels, hidden]).tensor("W2", [hidden, classes]),
-        Group::new("no_decay", no_decay).tensor("B1", [hidden]).tensor("B2", [classes]),
-    ])
-}
-
-/// The flat parameters before training: weights uniform with variance 2 / rows (He et al., 2015), biases 0.
-fn initial_parameters(layout: &Layout<AdamW>, random: &mut Random) -> Vec<f32> {
-    let mut params = vec![0.0; (layout.buffer_size() / 4) as usize];
-    for tensor in layout.tensors() {
-        if let [rows, _] = tensor.shape[..] {
-            let bound = (6.0 / rows as f64).sqrt();
-            params[tensor.offset as usize..tensor.end() as usize]
-                .fill_with(|| (bound * (2.0 * random.uniform() - 1.0)) as f32);
-        }
-    }
-    params
-}
-
-/// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one a pixel, and a label.
-fn parse(text: &str) -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-    for line in text.lines() {
-        let (image, label) = line.split_once(' ').ok_or("an image without a label")?;
-        pixels.extend(image.chars().filter_map(|c| c.to_digit(17)).map(|ink| ink as f32 / 16.0));
-        labels.push(label.parse()?);
-    }
-    if pixels.len() == PIXELS * labels.len() { Ok((pixels, labels)) } else { Err("pixels missing".into()) }
-}
-
 /// The network's kernels and the buffers they work in.
 struct Network {
     bindings: wgpu::BindGroupLayout,
@@ -186,7 +129,7 @@ impl Network {
         let [pixels, labels, params, grads] = data;
         let bindings = bindings(&gpu.device);
         Self {
-            kernels: kernels(&gpu.device, &bindings, layout),
+            kernels: digits::kernels(&gpu.device, SHADER, KERNELS, &bindings, layout),
             bindings,
             buffers: [pixels, labels, params, grads, hidden, output, outcomes.clone()],
             outcomes,
@@ -222,12 +165,6 @@ impl Network {
     }
 }
 
-/// Records at least `threads` threads.
-fn dispatch(pass: &mut wgpu::ComputePass<'_>, kernel: &wgpu::ComputePipeline, threads: usize) {
-    pass.set_pipeline(kernel);
-    pass.dispatch_workgroups(threads.div_ceil(WORKGROUP) as u32, 1, 1);
-}
-
 /// The shader's bindings.
 fn bindings(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     let entries: [_; 8] = std::array::from_fn(|binding| wgpu::BindGroupLayoutEntry {
@@ -241,41 +178,6 @@ fn bindings(device: &wgpu::Device) -> wgpu::BindGroupLayout {
         count: None,
     });
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
-}
-
-/// Compiles the shader's kernels. They learn from the layout where each tensor lies.
-fn kernels(
-    device: &wgpu::Device,
-    bindings: &wgpu::BindGroupLayout,
-    layout: &Layout<AdamW>,
-) -> [wgpu::ComputePipeline; 4] {
-    let source = wgpu::ShaderSource::Wgsl(SHADER.into());
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("mlp"), source });
-    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        bind_group_layouts: &[Some(bindings)],
-        ..Default::default()
-    });
-    let mut constants: Vec<_> = layout.tensors().iter().map(|t| (t.name.as_str(), t.offset as f64)).collect();
-    let sizes = [("WORKGROUP", WORKGROUP), ("PIXELS", PIXELS), ("HIDDEN", HIDDEN), ("CLASSES", CLASSES)];
-    constants.extend(sizes.map(|(name, size)| (name, size as f64)));
-    let constants = &constants[..];
-    KERNELS.map(|name| {
-        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(name),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(name),
-            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
-            cache: None,
-        })
-    })
-}
-
-/// A storage buffer of exactly `data`.
-fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T]) -> wgpu::Buffer {
-    let buffer = gpu.buffer(size_of_val(data) as u64);
-    gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(data));
-    buffer
 }
 
 /// Means of an epoch. Training images are looked at in the course of it, held-out ones at its end.
@@ -305,9 +207,6 @@ impl Epoch {
 
 /// Draws the losses of all epochs as an SVG.
 fn draw(curve: &[Epoch], path: &Path) -> Result<(), Box<dyn Error>> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
     let root = SVGBackend::new(path, (640, 400)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -335,29 +234,4 @@ fn draw(curve: &[Epoch], path: &Path) -> Result<(), Box<dyn Error>> {
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
     root.present()?;
     Ok(())
-}
-
-/// The SplitMix64 generator (Steele, Lea and Flood, 2014): the same seed gives the same run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In [0, 1).
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Fisher and Yates's shuffle.
-    fn shuffle(&mut self, items: &mut [u32]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, (self.uniform() * (i + 1) as f64) as usize);
-        }
-    }
 }

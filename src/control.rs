@@ -120,7 +120,8 @@ impl Control {
         let scale = options.loss_scale.unwrap_or_default();
         let first = if options.loss_scale.is_some() { scale.initial as f32 } else { 1.0 };
         let state = State { scale: first, number: NO_STEP, ..State::default() };
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC;
+        let copied = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | copied;
         let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
         let request = Request {
             max_norm: match options.clip {

@@ -271,11 +271,33 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss before the backward pass. `None` without
-    /// [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM` and `COPY_SRC`; only this optimizer writes it.
+    /// [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM`, `COPY_SRC` and `COPY_DST`; only this optimizer writes it.
     #[must_use]
     pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
         let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
         Some(&control.state)
+    }
+
+    /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`]. It holds from the next submission on.
+    ///
+    /// # Errors
+    /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to [`max`](crate::LossScale::max), for `good_steps` not below
+    /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing changes then.
+    pub fn set_loss_scale(&mut self, queue: &wgpu::Queue, scale: f64, good_steps: u32) -> Result<(), Error> {
+        let refuse = |field, value, bound| Err(Error::Options { field, value, bound });
+        let (Some(state), Some(options)) = (self.loss_scale(), self.options.loss_scale) else {
+            return refuse("loss_scale", scale, "unset without Options::loss_scale");
+        };
+        if !(options.min..=options.max).contains(&scale) {
+            return refuse("loss_scale", scale, "from min to max");
+        }
+        if good_steps >= options.growth_interval {
+            return refuse("good_steps", good_steps.into(), "below growth_interval");
+        }
+        // What `State` starts with.
+        let bits = [(scale as f32).to_bits(), good_steps];
+        queue.write_buffer(state, 0, bytemuck::cast_slice(&bits));
+        Ok(())
     }
 
     /// Has the report of the last step sent to the host. [`step`](Self::step) does so itself; after [`step_in_pass`](Self::step_in_pass) it is the
