@@ -54,6 +54,7 @@ pub struct State {
 
 /// What became of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// The step, counted from 0 as it was recorded.
     pub step: u64,
@@ -62,7 +63,7 @@ pub struct Report {
     /// Steps not taken so far, this one included: those skipped, and those recorded into commands that were never submitted.
     pub skipped: u64,
     /// 2-norm of the gradients of all tensors, divided by divisor and loss scale and not yet clipped.
-    pub norm: f32,
+    pub grad_norm: f32,
     /// What the gradients were multiplied by to bound their norm; of groups that are bounded each by itself, the least.
     pub clip_factor: f32,
     /// The dynamic loss scale that the gradients had; 1 without one.
@@ -251,7 +252,7 @@ impl Inbox {
             step,
             finite: state.flags == 0,
             skipped,
-            norm: state.norm,
+            grad_norm: state.norm,
             clip_factor: state.factor,
             loss_scale: state.used_scale,
             next_loss_scale: state.scale,

@@ -157,19 +157,25 @@ pub fn set_vectors<R: Rule>(rows: usize, around: &Around) -> usize {
     around.head_vectors() + rows * row_vectors::<R>(around)
 }
 
-/// Bytes that a step of `R` moves for a parameter of f32, options apart: parameters and kept slots are read and written, gradients are read. The first phase of a
-/// layer-wise rule reads parameters, gradients and the kept slots that the direction takes.
+/// Bytes that a step of `R` moves for a parameter: what is written is read too, but for zeroed gradients. The first phase of a layer-wise rule reads parameters, gradients and the
+/// kept slots that the direction takes.
 #[must_use]
-pub fn bytes_moved<R: Rule>(kept: &[bool]) -> u64 {
+pub fn bytes_moved<R: Rule>(kept: &[bool], options: &Options) -> u64 {
     let kept = || slots::<R>().iter().zip(kept).filter(|(_, kept)| **kept).map(|(slot, _)| slot);
-    let values = match (R::RATIO, R::WGSL.split_once("fn direction")) {
-        (Some(_), Some((_, text))) => {
-            let direction = text.split("\nfn ").next().unwrap_or_default();
-            2 + kept().filter(|slot| direction.contains(&format!("read_{slot}("))).count()
-        }
-        _ => 0,
-    };
-    4 * (values + 3 + 2 * kept().count()) as u64
+    let [params, grads, states] = [options.params, options.grads, options.states].map(Format::bytes);
+    let params = params + options.storage().master().map_or(0, |(_, bytes)| bytes);
+    let ema = if options.ema.is_some() { Format::F32.bytes() } else { 0 };
+    let mut read = params + grads + states * kept().count() as u64 + ema;
+    let written = read - grads + if options.zero_gradients { grads } else { 0 };
+    if options.looks_first() {
+        read += grads;
+    }
+    if let (Some(_), Some((_, text))) = (R::RATIO, R::WGSL.split_once("fn direction")) {
+        let direction = text.split("\nfn ").next().unwrap_or_default();
+        let slots = kept().filter(|slot| direction.contains(&format!("read_{slot}(")));
+        read += params + grads + states * slots.count() as u64;
+    }
+    read + written
 }
 
 /// The text of the kernel that applies `R` under `key`.

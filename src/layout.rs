@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::kernel::bytes_moved;
+use crate::options::Options;
 use crate::plan::QUAD;
 use crate::rules::{Fields, Rule, Step, refuse_names, scalar_names, slots};
 use crate::schedule::Schedule;
@@ -304,12 +305,12 @@ impl<R: Rule> Layout<R> {
         self.len().next_multiple_of(4) * 4
     }
 
-    /// Bytes of f32 that a step has to move on the GPU, [`Options`](crate::Options) apart: parameters and state are read and written, gradients are read; of layer-wise
+    /// Bytes that a step has to move on the GPU: parameters and state are read and written, gradients are read, twice where their norm is; of layer-wise
     /// rules what their norms are taken of is read twice.
     #[must_use]
-    pub fn bytes_moved(&self) -> u64 {
+    pub fn bytes_moved(&self, options: &Options) -> u64 {
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| self.keeps_slot(slot)).collect();
-        self.parameters() * bytes_moved::<R>(&kept)
+        self.parameters() * bytes_moved::<R>(&kept, options)
     }
 
     /// The scalars of step `t` for every group, after `recorded` steps of the host's: more than `t − 1` if some were skipped. `carries` has a number a group; on an error some may have advanced.

@@ -22,22 +22,23 @@ use crate::kernel::{Around, Storage};
 pub struct Options {
     /// Divides gradients by each step's [`divisor`](crate::Step::divisor), which without this has to be 1.
     pub divide: bool,
-    /// Bounds the gradients.
+    /// Bounds the gradients. A norm takes a pass of its own over them, which a loss scale, skipping and reports share: 4 bytes read a parameter, two dispatches; one more for norms of groups.
     pub clip: Option<Clip>,
     /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average keep every bit, and the rule's count of
     /// steps stands still. Learning rates follow the count of recorded steps, skipped ones included. Commands have to be submitted in the order in
     /// which steps were recorded into them. A momentum that changes from step to step, of a rule that carries something of it (NAdam, or SGD where it is 0 at
-    /// times), asks for reports in time: see [`Error::UncertainMomentum`].
+    /// times), asks for reports in time: see [`Error::UncertainMomentum`]. Each step in flight has scalars for as many counts of skipped steps as there are steps in flight: see
+    /// [`Error::Unreported`].
     pub skip_nonfinite: bool,
     /// A loss scale that finds its own size. It implies `skip_nonfinite`.
     pub loss_scale: Option<LossScale>,
-    /// Sets gradients to zero once they have been read, in skipped steps too.
+    /// Sets gradients to zero once they have been read, in skipped steps too: 4 bytes written a parameter.
     pub zero_gradients: bool,
-    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter. Before the first step that is taken it is 0.
+    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter, read and written. Before the first step that is taken it is 0.
     pub ema: Option<Ema>,
     /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them anyway.
     pub report: bool,
-    /// Reports the norms of parameters and updates too, which the update's pass then takes; implies `report`.
+    /// Reports the norms of parameters and updates too, which the update's pass then takes, with a dispatch behind it; implies `report`.
     pub norms: bool,
     /// How the caller stores parameters.
     pub params: Format,

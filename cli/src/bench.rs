@@ -7,7 +7,7 @@ use harness::{Gpu, median};
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-use wgpu_optim::{Group, Layout, Optimizer, Rule, Tensors, Twin, cpu};
+use wgpu_optim::{Group, Layout, Optimizer, Options, Rule, Tensors, Twin, cpu};
 
 /// Samples of step and copy each, of which the medians are reported.
 pub const SAMPLES: usize = 11;
@@ -95,7 +95,7 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
         let Request { elements, tensors } = self.request;
         let preset = presets::bench(R::NAME);
         let layout = layout(preset.rule::<R>(), self.request)?;
-        let bytes_per_step = layout.bytes_moved();
+        let bytes_per_step = layout.bytes_moved(&Options::default());
         let samples = match self.device {
             Device::Gpu(gpu) => self.on_gpu(gpu, layout)?,
             Device::Cpu => self.on_cpu(layout)?,

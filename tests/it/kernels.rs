@@ -11,7 +11,7 @@ use wgpu_optim::kernel::{
 };
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Clip, Format, LossScale, Options, Rule, Twin, for_each_rule};
+use wgpu_optim::{AdamW, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Twin, for_each_rule};
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
 fn keys(slots: usize) -> Vec<Key> {
@@ -281,13 +281,40 @@ macro_rules! files {
             let kept: Vec<_> = (0..all).map(|slot| <$rule>::default().keeps_slot(slot)).collect();
             let cells: Vec<_> = row.split(" | ").collect();
             let state = |kept: &[bool]| 4 * kept.iter().filter(|&&kept| kept).count() as u64;
-            for (cell, bytes) in [(cells[2], state as fn(&[bool]) -> u64), (cells[3], bytes_moved::<$rule>)] {
+            let moved = |kept: &[bool]| bytes_moved::<$rule>(kept, &Options::default());
+            for (cell, bytes) in [(cells[2], state as fn(&[bool]) -> u64), (cells[3], moved)] {
                 let bytes = [bytes(&kept), bytes(&vec![true; all])];
                 assert!(cell.starts_with(&format!("{} B", bytes[0])), "{row}: not {} B", bytes[0]);
                 assert!(cell.ends_with(&format!("{} B", bytes[1])), "{row}: not {} B", bytes[1]);
             }
         })*
     };
+}
+
+/// What a step moves for a parameter, with options and formats.
+#[test]
+fn bytes_a_parameter() {
+    let none = Options::default();
+    let clip = Some(Clip::GlobalNorm(1.0));
+    let pipeline = Options { divide: true, skip_nonfinite: true, clip, zero_gradients: true, ..none };
+    let ema = Some(Ema { decay: 0.9, debias: false });
+    let (bf16, remainder) = (Format::Bf16, Master::Remainder);
+    let half = Options { params: bf16, grads: bf16, ..none };
+    let adamw = |options| bytes_moved::<AdamW>(&[true, true, false], &options);
+    for (bytes, options) in [
+        (28, none),
+        // Gradients are read once more and written.
+        (28 + 4 + 4, pipeline),
+        (28 + 8, Options { ema, ..none }),
+        (28 + 4, Options { norms: true, ..none }),
+        (28 - 16 + 8, Options { states: bf16, ..none }),
+        (4 + 2 + 16 + 8, half),
+        (4 + 2 + 16 + 4, Options { master: remainder, ..half }),
+        (4 + 2 + 8, Options { master: Master::None, states: bf16, ..half }),
+    ] {
+        assert_eq!(adamw(options), bytes, "{options:?}");
+    }
+    assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline), 36 + 16);
 }
 
 /// A rule is complete with its shader, its source, its documentation, a golden run and its row in the README. That it has a benchmark and cases to check,

@@ -6,7 +6,7 @@ use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
     Adagrad, AdamW, Adan, Bound, Clip, Ema, Error, Format, Group, Lamb, Lars, Layout, LossScale, Master,
-    NAdam, Optimizer, Options, Report, Rounding, Rule, Sgd, Step, Tensors, View, cpu, for_each_rule,
+    NAdam, Optimizer, Options, Report, Rounding, Rule, Sgd, Step, Tensor, Tensors, View, cpu, for_each_rule,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -80,15 +80,17 @@ fn skipped_steps_leave_no_trace<R: Rule>(gpu: &Gpu, name: &str, rule: R, seed: u
     let len = layout.len() as usize;
     let mut random = Random::new(seed);
     let params = random.values(len);
-    let clip = [None, Some(Clip::GlobalNorm(1.0)), Some(Clip::GroupNorm(1.0))][seed as usize % 3];
+    let clips = [None, Some(Clip::GlobalNorm(1.0)), Some(Clip::GroupNorm(1.0)), Some(Clip::Value(1.0))];
+    let clip = clips[seed as usize % 4];
     let ema = Some(Ema { decay: 0.9, debias: true });
-    let options = Options { ema, clip, norms: seed % 4 == 3, ..SKIP };
+    let options = Options { ema, clip, norms: seed % 3 == 2, zero_gradients: seed % 2 == 1, ..SKIP };
     let mut dirty = Run::new(gpu, layout.clone(), options, &params);
     let mut clean = Run::new(gpu, layout.clone(), options, &params);
     let mut skipped = 0;
     for t in 0..12 {
         let mut grads = random.values(len);
-        let bad = t == 0 || random.below(3) == 0;
+        // Of every other run the first step too.
+        let bad = if t == 0 { seed.is_multiple_of(2) } else { random.below(3) == 0 };
         if bad {
             let tensor = &layout.tensors()[random.below(4) as usize];
             let at = tensor.offset + random.below(tensor.len);
@@ -113,6 +115,48 @@ fn skipped_steps_leave_no_trace<R: Rule>(gpu: &Gpu, name: &str, rule: R, seed: u
     }
     let last = std::iter::from_fn(|| dirty.optimizer.take_report()).last().unwrap();
     assert_eq!((last.step, last.skipped), (11, skipped), "{context}");
+}
+
+/// The same in buffers of single tensors and in chunks, and with a loss scale of which nothing is left where it is halved.
+#[test]
+fn skipped_steps_leave_no_trace_in_any_form_of_buffers() {
+    fn test<R: Cases>(gpu: &Gpu) {
+        let layout = by_turns(R::cases()[0].1);
+        let len = layout.len() as usize;
+        let params = Random::new(51).values(len);
+        let scale = LossScale { initial: 4.0, backoff_factor: 1.0, ..LossScale::default() };
+        let ema = Some(Ema { decay: 0.9, debias: false });
+        let clip = Some(Clip::GlobalNorm(1.0));
+        let options = Options { ema, clip, loss_scale: Some(scale), zero_gradients: true, ..SKIP };
+        let run = |dirty: bool| {
+            let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+            let pooled = Pooled::new(gpu, &mut optimizer, &params);
+            let mut random = Random::new(52);
+            for t in 0..5 {
+                let mut grads = random.values(len);
+                let tensor = &layout.tensors()[random.below(40) as usize];
+                let at = (tensor.offset + random.below(tensor.len)) as usize;
+                let what = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][t % 3];
+                let good = std::mem::replace(&mut grads[at], what);
+                if dirty {
+                    assert!(!pooled.step(gpu, &mut optimizer, &grads, lr(t)).finite);
+                }
+                grads[at] = good;
+                assert!(pooled.step(gpu, &mut optimizer, &grads, lr(t)).finite);
+            }
+            let state = snapshot(gpu, &optimizer, &gpu.buffer(len as u64 * 4), 0).state;
+            let zeroed = |t: &Tensor| gpu.read(&pooled.grads, (t.offset + 2) * 4, t.len as usize);
+            assert!(layout.tensors().iter().flat_map(zeroed).all(|g| g == 0.0));
+            Snapshot { params: gather(&layout, &pooled.params(gpu, &layout), |_| true), state }
+        };
+        assert_same_bits(&run(true), &run(false), R::NAME);
+    }
+    let [Some(roomy), Some(cramped)] = roomy_and_cramped() else { return };
+    test::<AdamW>(&roomy);
+    test::<Lamb>(&roomy);
+    test::<AdamW>(&cramped);
+    test::<Lamb>(&cramped);
+    test::<Lars>(&cramped);
 }
 
 macro_rules! fuzz {
@@ -207,7 +251,7 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
     let mut norms = Vec::new();
     for (t, grads) in grads.iter().enumerate() {
         let report = flat.step(grads, lr(t)).unwrap();
-        norms.push(report.norm);
+        norms.push(report.grad_norm);
         assert_eq!(report.finite, t != 1);
         for (tensor, (_, _, g)) in layout.tensors().iter().zip(&buffers) {
             gpu.write(g, 8, &grads[tensor.range()]);
@@ -220,7 +264,7 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
         if t != 1 {
             let exact = norm(grads);
             approx::assert_relative_eq!(f64::from(norms[t]), exact, max_relative = 1e-6);
-            approx::assert_relative_eq!(f64::from(report.norm), exact, max_relative = 1e-6);
+            approx::assert_relative_eq!(f64::from(report.grad_norm), exact, max_relative = 1e-6);
             assert!(report.clip_factor < 1.0);
         }
     }
@@ -340,7 +384,7 @@ fn groups_are_clipped_each_by_its_own_norm() {
                 }
             }
             approx::assert_relative_eq!(
-                f64::from(report.norm),
+                f64::from(report.grad_norm),
                 norm(&gather(&layout, &grads, |_| true)) / 2.0,
                 max_relative = 1e-6
             );
@@ -389,7 +433,7 @@ fn workgroups_past_the_table_add_nothing() {
         let mut run = Run::new(&gpu, layout.clone(), options, &vec![0.0; grads.len()]);
         let report = run.step(&grads, 1.0).unwrap();
         let want = norm(&gather(&layout, &grads, |_| true));
-        approx::assert_relative_eq!(f64::from(report.norm), want, max_relative = 1e-6);
+        approx::assert_relative_eq!(f64::from(report.grad_norm), want, max_relative = 1e-6);
         assert_eq!(gather(&layout, &run.snapshot().params, |_| true)[120..], [-1_000.0; 3]);
         if let Some(moved) = report.update_norm {
             approx::assert_relative_eq!(f64::from(moved), want, max_relative = 1e-6);
@@ -555,11 +599,11 @@ fn the_norm_is_accurate_and_the_same_every_time() {
         let options = Options { report: true, ..Options::default() };
         let mut run = Run::new(&gpu, single(Sgd::default(), len), options, &vec![0.0; len as usize]);
         let reports = [(); 3].map(|()| run.step(&grads, 0.0).unwrap());
-        let (got, exact) = (f64::from(reports[0].norm), norm(&grads));
+        let (got, exact) = (f64::from(reports[0].grad_norm), norm(&grads));
         let off = (got - exact).abs() / exact;
         println!("norm {got:e}, f64 {exact:e}: {off:.1e} relative");
         assert!(off <= 1e-6, "norm {got:e}, f64 {exact:e}: {off:e} relative");
-        assert!(reports.iter().all(|report| report.norm.to_bits() == reports[0].norm.to_bits()));
+        assert!(reports.iter().all(|report| report.grad_norm.to_bits() == reports[0].grad_norm.to_bits()));
     }
 }
 
@@ -573,7 +617,7 @@ fn norms_beyond_the_range_of_squares() {
         let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: scale, ..Options::default() };
         let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
         let report = run.step(&[initial as f32; 4], 1.0).unwrap();
-        assert_eq!((report.norm, report.finite), (2.0, true), "scale 2^{exponent}");
+        assert_eq!((report.grad_norm, report.finite), (2.0, true), "scale 2^{exponent}");
         approx::assert_relative_eq!(run.snapshot().params[3], -0.5, max_relative = 1e-5);
     }
     for (grads, want) in [
@@ -589,7 +633,7 @@ fn norms_beyond_the_range_of_squares() {
             Options { report: true, ..Options::default() },
             &[0.0; 4],
         );
-        approx::assert_relative_eq!(run.step(&grads, 0.0).unwrap().norm, want, max_relative = 1e-6);
+        approx::assert_relative_eq!(run.step(&grads, 0.0).unwrap().grad_norm, want, max_relative = 1e-6);
     }
 }
 
@@ -720,7 +764,7 @@ fn gradients_are_divided_and_then_clipped() {
     let options = Options { clip: Some(Clip::GlobalNorm(2.5)), report: true, ..options };
     let (params, report) = step(options, &[12.0, 16.0, 0.0, 0.0], 4.0);
     let report = report.unwrap();
-    assert_eq!((report.norm, report.finite, report.skipped), (5.0, true, 0));
+    assert_eq!((report.grad_norm, report.finite, report.skipped), (5.0, true, 0));
     approx::assert_relative_eq!(report.clip_factor, 0.5, max_relative = 1e-6);
     approx::assert_relative_eq!(params[0], -1.5, max_relative = 1e-6);
     // Within the bound nothing changes.
