@@ -133,14 +133,6 @@ impl Tile {
         u64::from(self.quad) + u64::from(self.quads)
     }
 
-    /// Makes `group` the group of all of its lanes.
-    pub fn regroup(&mut self, group: u32) {
-        self.group = group;
-        for lane in self.first.iter_mut().chain(&mut self.last).filter(|lane| **lane != NONE) {
-            *lane = group as u16;
-        }
-    }
-
     /// The groups of the lanes of quad `i` of the tile.
     #[must_use]
     pub fn lanes(&self, i: u32) -> [u16; 4] {

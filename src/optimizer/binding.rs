@@ -254,9 +254,9 @@ impl<R: Rule> Optimizer<R> {
             }
             if let Some((measure, _)) = &mut plan.measure {
                 of_tensors.number(measure);
-                // The tiles' own groups from here on: their scalars are what the first phase reads.
+                // The tiles' own groups from here on: their scalars are what the first phase reads. Of lanes it asks only whether they are a tensor's.
                 for tile in &mut measure.dispatch.tiles {
-                    tile.regroup(group_of[tile.group as usize]);
+                    tile.group = group_of[tile.group as usize];
                 }
             }
             if self.options.norms {

@@ -317,6 +317,31 @@ fn bytes_a_parameter() {
     assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline), 36 + 16);
 }
 
+/// The README's table of formats says what the code does.
+#[test]
+fn bytes_of_the_readme() {
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("| bytes of state | bytes moved |\n").unwrap();
+    let format = |name: &str| Format::ALL.into_iter().find(|format| format.name() == name).unwrap();
+    let mut rows = 0;
+    for line in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let master = match cells[3] {
+            "" | "f32" => Master::F32,
+            "remainder" => Master::Remainder,
+            _ => Master::None,
+        };
+        let [params, grads, states] = [cells[0], cells[1], cells[2]].map(format);
+        let options = Options { params, grads, states, master, ..Options::default() };
+        let moved = bytes_moved::<AdamW>(&[true, true, false], &options);
+        // What is written and is not the caller's.
+        let state = (moved - 2 * params.bytes() - grads.bytes()) / 2;
+        assert_eq!(cells[4..], [format!("{state} B"), format!("{moved} B")], "{line}");
+        rows += 1;
+    }
+    assert_eq!(rows, 7);
+}
+
 /// A rule is complete with its shader, its source, its documentation, a golden run and its row in the README. That it has a benchmark and cases to check,
 /// the compiler sees to; that `optim verify` knows it and that every option of it has a golden run, the program's tests.
 #[test]
