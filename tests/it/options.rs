@@ -538,6 +538,33 @@ fn norms_of_parameters_and_updates() {
     assert_eq!((report.param_norm, report.update_norm), (None, None));
 }
 
+/// More partial results than a workgroup adds at once, of dispatches whose last row reaches past the table: what is there updates nothing, and adds to no norm.
+#[test]
+fn norms_of_hundreds_of_workgroups_in_rows() {
+    fn test<R: Rule>(gpu: &Gpu, rule: R, options: Options, want: f32) {
+        // 273 tiles, the last one of a single vector, in 17 rows of 17.
+        let len = 272 * 16_384 + 4;
+        let with_an_end = |value| {
+            let mut values = vec![0.0; len];
+            values[len - 4..].fill(value);
+            values
+        };
+        let mut run = Run::new(gpu, single(rule, len as u64), options, &with_an_end(3.0));
+        let report = run.step(&with_an_end(1e3), 1.0).unwrap();
+        let norms = (report.norm, report.param_norm, report.update_norm);
+        assert_eq!(norms, (2e3, Some(6.0), Some(2.0 * (3.0 - want))), "{} {options:?}", R::NAME);
+        assert!(run.snapshot().params == with_an_end(want), "{} {options:?}", R::NAME);
+    }
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 17) else { return };
+    for clip in [None, Some(Clip::GroupNorm(1e9))] {
+        let options = Options { clip, norms: true, ..Options::default() };
+        test(&gpu, Sgd::default(), options, 3.0 - 1e3);
+        // φ = 6 / (2 000 + 2 000).
+        let lars = Lars { momentum: 0.0, trust_coefficient: 1.0, eps: 2e3, ..Lars::default() };
+        test(&gpu, lars, options, 1.5);
+    }
+}
+
 /// 16 M elements over eight decades: 1e-6 of f64, and the same bits every time.
 #[test]
 fn the_norm_is_accurate_and_the_same_every_time() {
