@@ -5,8 +5,8 @@ use harness::Gpu;
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Error, Group, Layout, Lion, NAdam, Optimizer,
-    RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Ema, Error, Group, Lamb, Layout, Lion, NAdam,
+    Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, cpu,
 };
 
 fn bad_field<R: Rule>(rule: R, field: &str) {
@@ -215,6 +215,13 @@ fn device_limits() {
     let Some(error) = refused(|l| l.max_storage_buffers_per_shader_stage = 3) else { return };
     let limit = "max_storage_buffers_per_shader_stage";
     assert_eq!(error, Error::DeviceLimit { limit, value: 3, bound: 4 });
+    // Norms bind one more, and so does an average.
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffers_per_shader_stage = 5) else { return };
+    let options = |ema| Options { ema, norms: true, ..Options::default() };
+    assert!(Optimizer::with_options(&gpu.device, single(Lamb::default(), 8), options(None)).is_ok());
+    let ema = Some(Ema { decay: 0.5, debias: false });
+    let error = Optimizer::with_options(&gpu.device, single(Lamb::default(), 8), options(ema)).unwrap_err();
+    assert_eq!(error, Error::DeviceLimit { limit, value: 5, bound: 6 });
     let error = refused(|l| l.max_compute_invocations_per_workgroup = 128).unwrap();
     assert!(matches!(error, Error::DeviceLimit { value: 128, bound: 256, .. }), "{error}");
     let error = refused(|l| l.max_storage_buffer_binding_size = 1 << 10).unwrap();

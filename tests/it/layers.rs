@@ -1,10 +1,13 @@
 //! Layer-wise rules: what depends on the norms of each tensor.
 
 use crate::common::{Cases, Random, Run, assert_same_bits, assert_within_budget, check_gpu, lr, single};
+use harness::Gpu;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::{LambScalars, MomentsState};
-use wgpu_optim::{AdamW, Error, Group, Lamb, Lars, Layout, Optimizer, Rule, Sgd, Tensors, Twin, cpu, fields};
+use wgpu_optim::{
+    AdamW, Error, Group, Lamb, Lars, Layout, Optimizer, Rule, Sgd, Step, Tensors, Twin, cpu, fields,
+};
 
 /// LAMB whose ratio is 1 whatever the decay: a rule of somebody's own with a familiar text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,7 +79,7 @@ fn lamb_with_ratio_1_is_adamw() {
     }
 }
 
-/// With φ = 1 from a trust coefficient of ‖g‖ / ‖p‖, LARS is SGD.
+/// With φ = 1 from a trust coefficient of ‖g‖ / ‖p‖, LARS is SGD, whose momentum a schedule may drive.
 #[test]
 fn lars_with_ratio_1_is_sgd() {
     let (params, grads) = ([3.0, 0.0, -4.0], [0.0, 12.0, 5.0]);
@@ -86,8 +89,9 @@ fn lars_with_ratio_1_is_sgd() {
     let mut ends = [params; 2];
     let mut first = cpu::Reference::new(single(sgd, 3)).unwrap();
     let mut second = cpu::Reference::new(single(lars, 3)).unwrap();
-    first.step(&mut ends[0], &grads, 0.1).unwrap();
-    second.step(&mut ends[1], &grads, 0.1).unwrap();
+    let step = Step::from(0.1).with_momentum(0.8);
+    first.step(&mut ends[0], &grads, step).unwrap();
+    second.step(&mut ends[1], &grads, step).unwrap();
     approx::assert_relative_eq!(ends[0][..], ends[1][..], max_relative = 1e-15);
 }
 
@@ -175,15 +179,26 @@ fn norms_beyond_the_range_of_squares() {
         let mut run = Run::new(&gpu, single(lars, 4), &[p; 4]);
         run.step(&[g; 4], 1.0);
         approx::assert_relative_eq!(run.snapshot().params[3], 0.5 * p, max_relative = 1e-6);
+        let mut params = [p; 4];
+        cpu::Optimizer::<Lars>::new(single(lars, 4)).unwrap().step(&mut params, &[g; 4], 1.0).unwrap();
+        approx::assert_relative_eq!(params[3], 0.5 * p, max_relative = 1e-6);
     }
 }
 
 #[test]
 fn more_tensors_than_can_be_told_apart() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let group = (0..65_536).fold(Group::new("g", Lars::default()), |g, i| g.tensor(format!("t{i}"), [1]));
-    let error = Optimizer::new(&gpu.device, Layout::new([group]).unwrap()).unwrap_err();
-    assert_eq!(error, Error::TooManyTensors { rule: "lars", tensors: 65_536, bound: 65_535 });
+    let refused = |gpu: &Gpu, tensors| {
+        let group = Group::new("g", Lars::default());
+        let group = (0..tensors).fold(group, |group, i| group.tensor(format!("t{i}"), [1]));
+        Optimizer::new(&gpu.device, Layout::new([group]).unwrap()).err()
+    };
+    let too_many = |tensors, bound| Some(Error::TooManyTensors { rule: "lars", tensors, bound });
+    assert_eq!(refused(&gpu, 65_536), too_many(65_536, 65_535));
+    // Nor more than there are workgroups between the phases.
+    let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 40) else { return };
+    assert_eq!(refused(&gpu, 41), too_many(41, 40));
+    assert_eq!(refused(&gpu, 40), None);
 }
 
 fields! {

@@ -3,7 +3,9 @@
 use crate::common::{Random, Run, assert_same_bits, lr, single};
 use harness::{Gpu, snapshot};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::{AdamW, Bound, Error, Group, Layout, Optimizer, Sgd, Tensors};
+use wgpu_optim::{
+    AdamW, Bound, Clip, Error, Group, Lamb, Lars, Layout, Optimizer, Options, Rule, Sgd, Tensors,
+};
 
 const LEN: usize = 3_000;
 /// More than the first page of scalars has places for: 128, with two groups.
@@ -136,6 +138,47 @@ fn memory_is_as_promised() {
     }
     let plain = Optimizer::new(&gpu.device, single(Sgd::default(), 1_000)).unwrap();
     assert_eq!(plain.state_bytes(), 0, "SGD without momentum has no state");
+}
+
+/// What is said to be held is what the device has allocated.
+#[test]
+fn memory_is_what_is_allocated() {
+    fn test<R: Rule>(rule: R, options: Options) {
+        // On a device of its own: another's memory may be free a little later.
+        let Some(gpu) = harness::test_gpu() else { return };
+        let groups = (0..250).map(|i| {
+            let group = Group::new(format!("g{i}"), rule);
+            group.tensor(format!("a{i}"), [400 + i % 9]).tensor(format!("b{i}"), [300])
+        });
+        let layout = Layout::new(groups).unwrap();
+        let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
+        let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
+        let said = optimizer.state_bytes() + optimizer.overhead_bytes() + tensors.device_bytes();
+        // Some backends keep no books.
+        let Some(report) = gpu.device.generate_allocator_report() else { return };
+        let ours = report.allocations.iter().filter(|a| a.name.contains("wgpu-optim"));
+        let sizes: Vec<_> = ours.map(|a| a.size).collect();
+        // Each is rounded up to what it is aligned to.
+        let held: u64 = sizes.iter().sum();
+        let slack = 256 * sizes.len() as u64;
+        assert!((said..said + slack).contains(&held), "{} {options:?}: {said} of {sizes:?}", R::NAME);
+    }
+    let options = Options { clip: Some(Clip::GroupNorm(1.0)), norms: true, ..Options::default() };
+    test(AdamW::default(), Options::default());
+    test(AdamW::default(), options);
+    test(Lamb::default(), options);
+}
+
+/// Gaps are not moved, nor slots that no group keeps; a layer-wise rule reads more than once.
+#[test]
+fn bytes_moved_are_those_of_the_parameters() {
+    fn moved<R: Rule>(rule: R) -> u64 {
+        Layout::new([Group::new("g", rule).tensor_at("w", [10], 6)]).unwrap().bytes_moved()
+    }
+    assert_eq!((moved(Sgd::default()), moved(AdamW::default())), (10 * 12, 10 * 28));
+    let lars = Lars::default();
+    assert_eq!((moved(lars), moved(Lars { momentum: 0.0, ..lars })), (10 * 28, 10 * 20));
 }
 
 /// Gaps in the flat space cost no state.
