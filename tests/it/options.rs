@@ -624,7 +624,7 @@ fn norms_of_hundreds_of_workgroups_in_rows() {
         };
         let mut run = Run::new(gpu, single(rule, len as u64), options, &with_an_end(3.0));
         let report = run.step(&with_an_end(1e3), 1.0).unwrap();
-        let norms = (report.norm, report.param_norm, report.update_norm);
+        let norms = (report.grad_norm, report.param_norm, report.update_norm);
         assert_eq!(norms, (2e3, Some(6.0), Some(2.0 * (3.0 - want))), "{} {options:?}", R::NAME);
         assert!(run.snapshot().params == with_an_end(want), "{} {options:?}", R::NAME);
     }

@@ -2,8 +2,8 @@
 
 use crate::common::Random;
 use wgpu_optim::plan::{
-    CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Space, Span, WORKGROUP_SIZE, chunks, dispatch,
-    uniform_tiles,
+    CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Seams, Space, Span, WORKGROUP_SIZE, chunks,
+    dispatch, reduction, uniform_tiles,
 };
 
 const LIMITS: Limits =
@@ -203,5 +203,46 @@ fn few_workgroups_are_idle() {
             taken <= needed * 105 / 100 + tensors,
             "{tensors} × {len}: {taken} workgroups, {needed} needed"
         );
+    }
+}
+
+/// A reduction visits every element once: at seams that are shared in one tile, at others in a tile of its own group alone.
+#[test]
+fn reductions_visit_every_element_once() {
+    let mut random = Random::new(17);
+    for round in 0..40 {
+        let mut spans = Vec::new();
+        let mut at = 0;
+        for _ in 0..1 + random.below(60) {
+            let start = at + random.below(6) * random.below(2);
+            at = start + 1 + random.below(if round % 4 == 0 { 70_000 } else { 30 });
+            spans.push(Span { group: random.below(3) as u32, start, end: at });
+        }
+        let limits = Limits { workgroups: 7, ..LIMITS };
+        let whole = chunks(&spans, 1 << 25);
+        for (seams, by_element) in [(Seams::Shared, false), (Seams::Apart, false), (Seams::Apart, true)] {
+            let plan = reduction(&whole[0].pieces, whole[0].start, by_element, seams, &limits);
+            let [x, y] = plan.workgroups;
+            assert!(u64::from(x) * u64::from(y) >= plan.tiles.len() as u64 && x <= 7);
+            let mut visits = vec![0u8; at.next_multiple_of(QUAD) as usize];
+            let mut quads = std::collections::HashSet::new();
+            for tile in &plan.tiles {
+                for i in 0..tile.quads {
+                    let quad = u64::from(tile.quad + i);
+                    assert!(seams == Seams::Apart || quads.insert(quad), "quad {quad} is in two tiles");
+                    for (lane, group) in tile.lanes(i).into_iter().enumerate().filter(|(_, g)| *g != NONE) {
+                        assert!(seams == Seams::Shared || u32::from(group) == tile.group);
+                        let element = quad * QUAD + lane as u64;
+                        let span = spans.iter().find(|s| (s.start..s.end).contains(&element)).unwrap();
+                        assert_eq!(u32::from(group), span.group, "element {element}");
+                        visits[element as usize] += 1;
+                    }
+                }
+            }
+            let owned = |element: u64| spans.iter().any(|s| (s.start..s.end).contains(&element));
+            for (element, &visits) in (0..).zip(&visits) {
+                assert_eq!(visits, u8::from(owned(element)), "element {element}, {seams:?}");
+            }
+        }
     }
 }

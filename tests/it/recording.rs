@@ -174,7 +174,7 @@ fn memory_is_what_is_allocated() {
 #[test]
 fn bytes_moved_are_those_of_the_parameters() {
     fn moved<R: Rule>(rule: R) -> u64 {
-        Layout::new([Group::new("g", rule).tensor_at("w", [10], 6)]).unwrap().bytes_moved()
+        Layout::new([Group::new("g", rule).tensor_at("w", [10], 6)]).unwrap().bytes_moved(&Options::default())
     }
     assert_eq!((moved(Sgd::default()), moved(AdamW::default())), (10 * 12, 10 * 28));
     let lars = Lars::default();
