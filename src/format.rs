@@ -197,8 +197,7 @@ mod tests {
     #[test]
     fn spacing_is_that_of_the_codes() {
         for format in [Format::F16, Format::Bf16] {
-            let finite = (0..=u16::MAX).map(u32::from).filter(|&code| format.decode(code + 1).is_finite());
-            for code in finite.filter(|code| code & 0x8000 == 0) {
+            for code in (0..0x7fff).filter(|&code| format.decode(code + 1).is_finite()) {
                 let [low, high] = [code, code + 1].map(|code| f64::from(format.decode(code)));
                 assert_eq!(format.spacing(low), high - low, "{format:?} {code:#x}");
                 assert_eq!(format.spacing(-low), high - low);

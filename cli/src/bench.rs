@@ -7,7 +7,7 @@ use harness::{Gpu, median};
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-use wgpu_optim::{Group, Layout, Optimizer, Options, Rule, Tensors, Twin, cpu};
+use wgpu_optim::{Format, Group, Layout, Optimizer, Options, Rule, Tensors, Twin, cpu};
 
 /// Samples of step and copy each, of which the medians are reported.
 pub const SAMPLES: usize = 11;
@@ -27,6 +27,8 @@ pub struct Request {
     pub elements: u64,
     /// Tensors that they are split into.
     pub tensors: u64,
+    /// How everything is stored, on the GPU.
+    pub storage: Options,
 }
 
 /// Medians of one rule.
@@ -38,7 +40,7 @@ pub struct Measurement {
     #[serde(skip)]
     pub variant: &'static str,
     /// How parameters, gradients and state are stored.
-    pub format: &'static str,
+    pub format: String,
     /// Where it ran.
     #[serde(flatten)]
     pub label: Label,
@@ -88,14 +90,21 @@ struct Samples {
 /// Something to time, so many times in a row.
 type Work<'a> = dyn FnMut(u32) -> Result<(), wgpu_optim::Error> + 'a;
 
+/// Names of the formats of parameters, gradients and state; one if they are the same.
+#[must_use]
+pub fn stored(storage: &Options) -> String {
+    let names = [storage.params, storage.grads, storage.states].map(Format::name);
+    if names == [names[0]; 3] { names[0].into() } else { names.join(", ") }
+}
+
 impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
     type Output = Result<Measurement, Error>;
 
     fn visit<R: BuiltIn>(mut self) -> Self::Output {
-        let Request { elements, tensors } = self.request;
+        let Request { elements, tensors, storage } = self.request;
         let preset = presets::bench(R::NAME);
         let layout = layout(preset.rule::<R>(), self.request)?;
-        let bytes_per_step = layout.bytes_moved(&Options::default());
+        let bytes_per_step = layout.bytes_moved(&storage);
         let samples = match self.device {
             Device::Gpu(gpu) => self.on_gpu(gpu, layout)?,
             Device::Cpu => self.on_cpu(layout)?,
@@ -104,7 +113,7 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
         Ok(Measurement {
             rule: R::NAME,
             variant: preset.name,
-            format: "f32",
+            format: stored(&storage),
             label: self.device.label(),
             elements,
             tensors,
@@ -120,21 +129,22 @@ impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
 
 impl<F: FnMut()> Bench<'_, F> {
     fn on_gpu<R: Rule>(&mut self, gpu: &Gpu, layout: Layout<R>) -> Result<Samples, Error> {
+        let storage = self.request.storage;
         let padded = self.request.elements.next_multiple_of(COPY_MULTIPLE);
         fits(gpu, padded)?;
         let (params, grads, copy) = guarded(gpu, || {
-            let params = gpu.upload(&pattern(padded));
-            let grads = gpu.upload(&pattern(padded));
-            let target = gpu.buffer(padded * ELEMENT);
-            let copy = harness::Copy::new(gpu, &grads, &target, padded);
+            let [params, grads] =
+                [storage.params, storage.grads].map(|format| gpu.upload_as(format, &pattern(padded)));
+            let (source, target) = (gpu.upload(&pattern(padded)), gpu.buffer(padded * ELEMENT));
+            let copy = harness::Copy::new(gpu, &source, &target, padded);
             (params, grads, copy)
         })?;
         let rule = *layout.groups()[0].rule();
         let request = Request { tensors: 1, ..self.request };
         let views = Tensors::flat(&params, &grads);
         let (mut record, mut unread) = (Vec::new(), Vec::new());
-        let mut step = stepper(gpu, layout, &views, &mut record)?;
-        let mut one_tensor = stepper(gpu, self::layout(rule, request)?, &views, &mut unread)?;
+        let mut step = stepper(gpu, layout, storage, &views, &mut record)?;
+        let mut one_tensor = stepper(gpu, self::layout(rule, request)?, storage, &views, &mut unread)?;
         let mut copy = |repeats: u32| {
             let mut encoder = gpu.encoder();
             (0..repeats).for_each(|_| copy.record(&mut encoder));
@@ -206,10 +216,11 @@ impl<F: FnMut()> Bench<'_, F> {
 fn stepper<'a, R: Rule>(
     gpu: &'a Gpu,
     layout: Layout<R>,
+    storage: Options,
     views: &Tensors<'_>,
     record: &'a mut Vec<f64>,
 ) -> Result<impl FnMut(u32) -> Result<(), wgpu_optim::Error> + use<'a, R>, Error> {
-    let mut optimizer = Optimizer::new(&gpu.device, layout)?;
+    let mut optimizer = Optimizer::with_options(&gpu.device, layout, storage)?;
     let bound = optimizer.bind(views)?;
     Ok(move |repeats: u32| {
         let mut encoder = gpu.encoder();
@@ -225,7 +236,7 @@ fn stepper<'a, R: Rule>(
 
 /// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
 fn layout<R: Rule>(rule: R, request: Request) -> Result<Layout<R>, wgpu_optim::Error> {
-    let Request { elements, tensors } = request;
+    let Request { elements, tensors, .. } = request;
     let (mut even, mut odd) = (Group::new("even", rule), Group::new("odd", rule).lr_factor(0.5));
     let mut offset = 0;
     for i in 0..tensors {

@@ -74,11 +74,7 @@ pub(crate) struct Device<'a, R> {
 }
 
 impl<'a, R: Twin> Device<'a, R> {
-    pub(crate) fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Result<Self, Error> {
-        Self::with_options(gpu, layout, params, Options::default())
-    }
-
-    pub(crate) fn with_options(
+    pub(crate) fn new(
         gpu: &'a Gpu,
         layout: Layout<R>,
         params: &[f32],
@@ -86,7 +82,7 @@ impl<'a, R: Twin> Device<'a, R> {
     ) -> Result<Self, Error> {
         let bytes = layout.buffer_size();
         fits(gpu, bytes / 4)?;
-        let (params, grads) = guarded(gpu, || (gpu.upload(params), gpu.buffer(bytes)))?;
+        let (params, grads) = guarded(gpu, || (gpu.upload_as(options.params, params), gpu.buffer(bytes)))?;
         let mut optimizer = Optimizer::with_options(&gpu.device, layout, options)?;
         let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
         Ok(Self { gpu, optimizer, params, grads, bound })
@@ -102,7 +98,7 @@ impl<R: Twin> Engine<R, f32> for Device<'_, R> {
         let mut encoder = self.gpu.encoder();
         self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step)?;
         // Writes take effect in order with submissions, so earlier steps keep their own gradients.
-        self.gpu.write(&self.grads, 0, grads);
+        self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         self.gpu.queue.submit([encoder.finish()]);
         if self.optimizer.steps().is_multiple_of(IN_FLIGHT) {
             self.gpu.wait();
@@ -116,6 +112,6 @@ impl<R: Twin> Engine<R, f32> for Device<'_, R> {
     }
 
     fn params(&mut self) -> Vec<f32> {
-        self.gpu.read(&self.params, 0, self.optimizer.layout().len() as usize)
+        self.values().params
     }
 }

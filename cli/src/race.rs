@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use serde::Serialize;
 use std::io;
 use wgpu_optim::float::Float;
-use wgpu_optim::{Group, Layout, Step, Twin};
+use wgpu_optim::{Group, Layout, Options, Step, Twin};
 
 /// Where every rule starts.
 const START: [f64; 2] = [-1.0, 1.0];
@@ -95,7 +95,9 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
         let steps = self.request.steps;
         let reference = path(engine::Host::<R, f64>::new(layout.clone(), &start)?, lr, steps, || ())?;
         let points = match self.device {
-            Device::Gpu(gpu) => path(engine::Device::new(gpu, layout, &start)?, lr, steps, self.tick)?,
+            Device::Gpu(gpu) => {
+                path(engine::Device::new(gpu, layout, &start, Options::default())?, lr, steps, self.tick)?
+            }
             Device::Cpu => path(engine::Host::<R, f32>::new(layout, &start)?, lr, steps, &mut self.tick)?,
         };
         let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);

@@ -60,7 +60,7 @@ impl<F: FnMut()> RuleVisitor for Run<'_, F> {
             On::Gpu(gpu) => {
                 // The device divides, clips and skips by itself.
                 let options = options(trajectory);
-                let engine = engine::Device::with_options(gpu, layout, &trajectory.params, options);
+                let engine = engine::Device::new(gpu, layout, &trajectory.params, options);
                 let raw = |t: usize| {
                     let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
                     Some((trajectory.grads[t].clone(), step(trajectory, t).divided_by(scale)))

@@ -8,7 +8,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
-use wgpu_optim::{Group, Layout, Step, Twin};
+use wgpu_optim::{Format, Group, Layout, Master, Options, Step, Twin};
 
 /// Elements between two tensors that belong to none: not a multiple of a vector's width, and the device must not touch them.
 const GAP: u64 = 5;
@@ -24,6 +24,8 @@ pub struct Request {
     pub steps: u64,
     /// Of the random numbers.
     pub seed: u64,
+    /// How everything is stored, on the GPU.
+    pub storage: Options,
 }
 
 /// The worst element of a check.
@@ -85,9 +87,12 @@ impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
         if let Device::Gpu(gpu) = self.device {
             fits(gpu, layout.len())?;
         }
-        let params = values(&mut rng, layout.len());
+        let params = values(&mut rng, layout.len(), self.request.storage.params);
         let worst = match self.device {
-            Device::Gpu(gpu) => self.check(engine::Device::new(gpu, layout, &params)?, &params, &mut rng),
+            Device::Gpu(gpu) => {
+                let engine = engine::Device::new(gpu, layout, &params, self.request.storage)?;
+                self.check(engine, &params, &mut rng)
+            }
             Device::Cpu => self.check(engine::Host::<R, f32>::new(layout, &params)?, &params, &mut rng),
         }?;
         Ok(Row {
@@ -115,11 +120,15 @@ impl<F: FnMut()> Verify<'_, F> {
         params: &[f32],
         rng: &mut Xoshiro256PlusPlus,
     ) -> Result<Deviation, Error> {
-        let mut checker = Checker::new(engine.layout().clone());
-        let mut before = Snapshot::from(engine.values());
+        let Options { params: format, grads, states, master, rounding, .. } = self.request.storage;
+        // Where more is kept of the parameters, that is what is judged.
+        let format = if master == Master::None { format } else { Format::F32 };
+        let mut checker = Checker::new(engine.layout().clone()).stored(format, states, rounding);
+        // Nothing more is kept before the first step.
+        let mut before = Snapshot { params: params.to_vec(), ..Snapshot::from(engine.values()) };
         let mut worst: Option<Deviation> = None;
         for _ in 0..self.request.steps {
-            let grads = values(rng, params.len() as u64);
+            let grads = values(rng, params.len() as u64, grads);
             let step = Step::from(R::DEFAULT_LR * 10f64.powf(rng.random_range(-1.0..1.0)));
             engine.step(&grads, step)?;
             let after = Snapshot::from(engine.values());
@@ -179,14 +188,14 @@ fn layout<R: BuiltIn>(elements: u64, preset: Preset) -> Result<Layout<R>, wgpu_o
     Layout::new(groups.into_iter().filter(|(_, tensors)| *tensors > 0).map(|(group, _)| group))
 }
 
-/// Values of either sign with magnitudes 10^U(−6, 3), some of them zero.
-fn values(rng: &mut Xoshiro256PlusPlus, len: u64) -> Vec<f32> {
+/// Values of either sign with magnitudes 10^U(−6, 3), some of them zero, as `format` has them.
+fn values(rng: &mut Xoshiro256PlusPlus, len: u64, format: Format) -> Vec<f32> {
     let value = |_| {
         if rng.random_bool(ZEROS) {
             return 0.0;
         }
         let sign = if rng.random_bool(0.5) { 1.0 } else { -1.0 };
-        sign * 10f32.powf(rng.random_range(-6.0..3.0))
+        format.decode(format.encode(sign * 10f32.powf(rng.random_range(-6.0..3.0))))
     };
     (0..len).map(value).collect()
 }

@@ -338,3 +338,31 @@ fn a_race_with_a_bad_learning_rate() {
     assert_eq!(line["end"], serde_json::json!([null, null]));
     assert_eq!((&line["diverged"], &line["pass"]), (&Value::Bool(true), &Value::Null));
 }
+
+/// Formats are the GPU's; what is not theirs is refused.
+#[test]
+fn formats() {
+    let output = optim(&["verify", "--device", "cpu", "--states", "bf16"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("for a GPU"), "{}", errors(&output));
+    let output = optim(&["verify", "--states", "f16"]);
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+    let output = optim(&["verify", "--params", "f16", "--master", "remainder"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("bf16 for a remainder"), "{}", errors(&output));
+    if harness::test_gpu().is_none() {
+        return;
+    }
+    let storage =
+        ["--params", "bf16", "--grads", "f16", "--states", "bf16", "--master", "none", "--stochastic"];
+    let arguments =
+        ["verify", "--device", "gpu", "--json", "--rule", "adamw", "--elements", "5001", "--seed", "3"];
+    let output = optim(&[&arguments[..], &storage].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(lines(&output).iter().all(|line| line["pass"] == true));
+    let arguments = ["bench", "--device", "gpu", "--json", "--rule", "adamw", "--elements", "1001"];
+    let output = optim(&[&arguments[..], &storage].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let line = &lines(&output)[0];
+    assert_eq!((&line["format"], &line["bytes_per_step"]), (&"bf16, f16, bf16".into(), &(1001 * 14).into()));
+}

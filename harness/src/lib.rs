@@ -8,7 +8,7 @@ use std::time::Duration;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Optimizer, Rule};
+use wgpu_optim::{Format, Optimizer, Rule};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -152,6 +152,19 @@ impl Gpu {
         buffer
     }
 
+    /// A buffer of numbers as they are stored, filled up with zeros to whole vectors.
+    #[must_use]
+    pub fn upload_as(&self, format: Format, values: &[f32]) -> wgpu::Buffer {
+        let mut words = packed(format, values);
+        words.resize(words.len().next_multiple_of(4), 0);
+        self.upload(bytemuck::cast_slice(&words))
+    }
+
+    /// Writes numbers as they are stored to the start of a buffer.
+    pub fn write_as(&self, format: Format, buffer: &wgpu::Buffer, values: &[f32]) {
+        self.write(buffer, 0, bytemuck::cast_slice(&packed(format, values)));
+    }
+
     /// Writes `data` at byte `offset`.
     pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, data: &[f32]) {
         // In parts, so that wgpu's staging never doubles a large buffer.
@@ -228,11 +241,71 @@ impl Gpu {
     }
 }
 
-/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer.
+/// Numbers as a buffer stores them, two to a word where they have 2 bytes.
+#[must_use]
+pub fn packed(format: Format, values: &[f32]) -> Vec<u32> {
+    let code = |x: &f32| format.encode(*x);
+    match format.bytes() {
+        4 => values.iter().map(code).collect(),
+        _ => values.chunks(2).map(|pair| code(&pair[0]) | pair.get(1).map_or(0, code) << 16).collect(),
+    }
+}
+
+/// The codes of elements of `bytes` in words.
+fn codes(words: &[u32], bytes: u64) -> Vec<u32> {
+    if bytes == 4 {
+        return words.to_vec();
+    }
+    words.iter().flat_map(|word| [word & 0xffff, word >> 16]).collect()
+}
+
+/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept, `None` if there is no such slot.
 ///
 /// # Panics
 /// If the device is lost.
 #[expect(clippy::mutable_key_type, reason = "wgpu's buffers hash by identity")]
+#[must_use]
+pub fn slot<R: Rule>(gpu: &Gpu, optimizer: &Optimizer<R>, slot: &str) -> Option<Vec<u32>> {
+    let layout = optimizer.layout();
+    // Tensors share state buffers; each is read once.
+    let mut buffers = HashMap::new();
+    let mut flat = Vec::new();
+    for tensor in layout.tensors() {
+        for range in optimizer.state(slot, &tensor.name).ok()? {
+            flat.resize(layout.len() as usize, 0);
+            let values: &Vec<u32> = buffers.entry(range.buffer.clone()).or_insert_with_key(|buffer| {
+                codes(&gpu.read_bits(buffer, 0, (buffer.size() / 4) as usize), range.element_bytes)
+            });
+            let to = (tensor.offset + range.start) as usize;
+            let (from, len) = ((range.offset / range.element_bytes) as usize, range.len as usize);
+            flat[to..to + len].copy_from_slice(&values[from..from + len]);
+        }
+    }
+    Some(flat)
+}
+
+/// The codes of the caller's parameters, flat from byte `offset` of their buffer on, a multiple of 4.
+///
+/// # Panics
+/// If the device is lost.
+#[must_use]
+pub fn param_codes<R: Rule>(
+    gpu: &Gpu,
+    optimizer: &Optimizer<R>,
+    params: &wgpu::Buffer,
+    offset: u64,
+) -> Vec<u32> {
+    let (len, bytes) = (optimizer.layout().len(), optimizer.options().params.bytes());
+    let words = gpu.read_bits(params, offset, (len * bytes).div_ceil(4) as usize);
+    let mut codes = codes(&words, bytes);
+    codes.truncate(len as usize);
+    codes
+}
+
+/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters with all the digits that are kept of them.
+///
+/// # Panics
+/// If the device is lost.
 #[must_use]
 pub fn snapshot<R: Rule>(
     gpu: &Gpu,
@@ -240,26 +313,24 @@ pub fn snapshot<R: Rule>(
     params: &wgpu::Buffer,
     offset: u64,
 ) -> Snapshot {
-    let layout = optimizer.layout();
-    let len = layout.len() as usize;
-    // Tensors share state buffers; each is read once.
-    let mut buffers = HashMap::new();
-    let state = slots::<R>().iter().map(|slot| {
-        let mut flat = Vec::new();
-        for tensor in layout.tensors() {
-            let ranges = optimizer.state(slot, &tensor.name).expect("the layout's own names");
-            for range in ranges {
-                flat.resize(len, 0.0);
-                let values: &Vec<f32> =
-                    buffers.entry(range.buffer.clone()).or_insert_with_key(|buffer| gpu.download(buffer));
-                let (to, from) = ((tensor.offset + range.start) as usize, range.offset as usize / 4);
-                let len = range.len as usize;
-                flat[to..to + len].copy_from_slice(&values[from..from + len]);
-            }
+    let options = optimizer.options();
+    let numbers = |format: Format, codes: Vec<u32>| codes.into_iter().map(|c| format.decode(c)).collect();
+    let state = slots::<R>()
+        .iter()
+        .map(|name| numbers(options.states, slot(gpu, optimizer, name).expect("the rule's own names")));
+    let state = state.collect();
+    let stored = param_codes(gpu, optimizer, params, offset);
+    let mut params: Vec<f32> = numbers(options.params, stored.clone());
+    let (master, remainder) = (slot(gpu, optimizer, "master"), slot(gpu, optimizer, "remainder"));
+    // What lies between tensors has nothing beside it.
+    for i in optimizer.layout().tensors().iter().flat_map(|tensor| tensor.range()) {
+        if let Some(master) = &master {
+            params[i] = f32::from_bits(master[i]);
+        } else if let Some(remainder) = &remainder {
+            params[i] = f32::from_bits(stored[i].wrapping_sub(remainder[i] >> 15) << 16 | remainder[i]);
         }
-        flat
-    });
-    Snapshot { state: state.collect(), params: gpu.read(params, offset, len) }
+    }
+    Snapshot { params, state }
 }
 
 /// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.

@@ -4,7 +4,6 @@ use crate::common::{Cases, Random, assert_within_budget, lr, single};
 use harness::Gpu;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::kernel::format_source;
-use wgpu_optim::rules::slots;
 use wgpu_optim::{
     AdamW, Bound, Error, Format, Group, Layout, Master, Optimizer, Options, Rounding, Rule, Sgd, Step,
     Tensors, View, for_each_rule,
@@ -102,27 +101,6 @@ fn every_number_is_encoded_as_on_the_cpu() {
     }
 }
 
-/// Numbers as a buffer stores them, two to a word where they have 2 bytes.
-fn packed(format: Format, values: &[f32]) -> Vec<u32> {
-    let codes: Vec<u32> = values.iter().map(|&x| format.encode(x)).collect();
-    match format {
-        Format::F32 => codes,
-        _ => codes.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 16).collect(),
-    }
-}
-
-/// The codes of `len` elements of `bytes` from byte `offset` of a buffer on.
-fn codes(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: usize, bytes: u64) -> Vec<u32> {
-    let first = offset / 4;
-    let words = (offset + len as u64 * bytes).div_ceil(4) - first;
-    let words = gpu.read_bits(buffer, first * 4, words as usize);
-    if bytes == 4 {
-        return words;
-    }
-    let halves = words.iter().flat_map(|word| [word & 0xffff, word >> 16]);
-    halves.skip((offset % 4 / 2) as usize).take(len).collect()
-}
-
 /// A run in one buffer of parameters and one of gradients, stored as the options say.
 struct Stored<'a, R> {
     gpu: &'a Gpu,
@@ -136,12 +114,8 @@ impl<'a, R: Rule> Stored<'a, R> {
     /// `each`: as tensors of their own, and not as flat buffers.
     fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
         let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        let upload = |format, values: &[f32]| {
-            let mut words = packed(format, values);
-            words.resize(words.len().next_multiple_of(4), 0);
-            gpu.upload(bytemuck::cast_slice(&words))
-        };
-        let (p, g) = (upload(options.params, params), upload(options.grads, &vec![0.0; params.len()]));
+        let p = gpu.upload_as(options.params, params);
+        let g = gpu.upload_as(options.grads, &vec![0.0; params.len()]);
         let layout = optimizer.layout().clone();
         let bound = if each {
             let tensors = layout.tensors().iter().map(|t| {
@@ -156,56 +130,26 @@ impl<'a, R: Rule> Stored<'a, R> {
     }
 
     fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
-        let words = packed(self.optimizer.options().grads, grads);
-        self.gpu.write(&self.grads, 0, bytemuck::cast_slice(&words));
+        self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         let mut encoder = self.gpu.encoder();
         self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
         self.gpu.run(encoder);
     }
 
-    /// The codes of the caller's parameters.
     fn codes(&self) -> Vec<u32> {
-        let format = self.optimizer.options().params;
-        codes(self.gpu, &self.params, 0, self.optimizer.layout().len() as usize, format.bytes())
+        harness::param_codes(self.gpu, &self.optimizer, &self.params, 0)
     }
 
-    /// The codes of a slot, in the flat space.
     fn slot(&self, slot: &str) -> Vec<u32> {
-        let layout = self.optimizer.layout();
-        let mut flat = vec![0; layout.len() as usize];
-        for tensor in layout.tensors() {
-            for range in self.optimizer.state(slot, &tensor.name).unwrap() {
-                let at = (tensor.offset + range.start) as usize;
-                let len = range.len as usize;
-                let found = codes(self.gpu, range.buffer, range.offset, len, range.element_bytes);
-                flat[at..at + len].copy_from_slice(&found);
-            }
-        }
-        flat
+        harness::slot(self.gpu, &self.optimizer, slot).unwrap()
     }
 
-    /// Decoded; parameters with all the digits that are kept of them.
     fn snapshot(&self) -> Snapshot {
-        let Options { params, states, .. } = *self.optimizer.options();
-        let numbers = |format: Format, codes: Vec<u32>| codes.into_iter().map(|c| format.decode(c)).collect();
-        let layout = self.optimizer.layout();
-        let state = slots::<R>().iter().enumerate().map(|(slot, name)| {
-            if layout.keeps_slot(slot) { numbers(states, self.slot(name)) } else { Vec::new() }
-        });
-        let state = state.collect();
-        let params = if params != Format::F32 && self.has("master") {
-            numbers(Format::F32, self.slot("master"))
-        } else if self.has("remainder") {
-            let whole = self.codes().into_iter().zip(self.slot("remainder"));
-            whole.map(|(high, low)| f32::from_bits(high.wrapping_sub(low >> 15) << 16 | low)).collect()
-        } else {
-            numbers(params, self.codes())
-        };
-        Snapshot { params, state }
+        harness::snapshot(self.gpu, &self.optimizer, &self.params, 0)
     }
 
     fn has(&self, slot: &str) -> bool {
-        self.optimizer.state(slot, &self.optimizer.layout().tensors()[0].name).is_ok()
+        harness::slot(self.gpu, &self.optimizer, slot).is_some()
     }
 }
 
@@ -393,8 +337,7 @@ fn stochastic_rounding_is_unbiased_and_independent() {
             let mut ups = Vec::new();
             let target = f64::from(low - (low - value));
             for _ in 0..2 {
-                let words = packed(params, &vec![low; DRAWS]);
-                gpu.write(&run.params, 0, bytemuck::cast_slice(&words));
+                gpu.write_as(params, &run.params, &vec![low; DRAWS]);
                 run.step(&vec![low - value; DRAWS], 1.0);
                 let got: Vec<f64> = run.snapshot().params.into_iter().map(f64::from).collect();
                 let spacing = params.spacing(target);

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand, value_parser};
 use optim::device::Choice;
 use optim::rules;
 use std::path::PathBuf;
+use wgpu_optim::{Format, Master, Options, Rounding};
 
 /// As many as one sensible machine holds; more would only end in an allocation that is killed.
 const MAX_ELEMENTS: u64 = 1 << 30;
@@ -55,6 +56,47 @@ pub(crate) enum Command {
     Schedules(Schedules),
 }
 
+/// How the GPU stores what it works on.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Storage {
+    /// Parameters
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats())]
+    pub(crate) params: String,
+    /// Gradients
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats())]
+    pub(crate) grads: String,
+    /// State
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = PossibleValuesParser::new(["f32", "bf16"]))]
+    pub(crate) states: String,
+    /// What is kept of parameters of 2 bytes
+    #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = PossibleValuesParser::new(["f32", "remainder", "none"]))]
+    pub(crate) master: String,
+    /// Round what has 2 bytes at random
+    #[arg(long)]
+    pub(crate) stochastic: bool,
+}
+
+fn formats() -> PossibleValuesParser {
+    PossibleValuesParser::new(Format::ALL.map(Format::name))
+}
+
+impl Storage {
+    pub(crate) fn options(&self) -> anyhow::Result<Options> {
+        let format =
+            |name: &str| Format::ALL.into_iter().find(|format| format.name() == name).unwrap_or_default();
+        let master = match self.master.as_str() {
+            "remainder" => Master::Remainder,
+            "none" => Master::None,
+            _ => Master::F32,
+        };
+        let rounding = if self.stochastic { Rounding::Stochastic { seed: 0 } } else { Rounding::Nearest };
+        let [params, grads, states] = [&self.params, &self.grads, &self.states].map(|name| format(name));
+        let options = Options { params, grads, states, master, rounding, ..Options::default() };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Rules to check [default: all]
@@ -69,6 +111,8 @@ pub(crate) struct Verify {
     /// Of the random numbers [default: from the clock]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +145,8 @@ pub(crate) struct Bench {
     /// Tensors that they are split into, in two groups if there are several
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1_000_000))]
     pub(crate) tensors: u64,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use optim::{devices, race, rules, schedules, verify};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
-use wgpu_optim::Schedule;
+use wgpu_optim::{Options, Schedule};
 
 pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
     match command {
@@ -65,14 +65,18 @@ pub(super) fn fresh_seed() -> u64 {
 }
 
 fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
+    let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
-    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) {
+    refuse_formats_on_the_cpu(&devices[0], &storage)?;
+    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && storage == Options::default()
+    {
         devices.push(Device::Cpu);
     }
     let request = verify::Request {
         elements: arguments.elements,
         steps: arguments.steps,
         seed: arguments.seed.unwrap_or_else(fresh_seed),
+        storage,
     };
     let mut rows = Vec::new();
     for rule in named(arguments.rules) {
@@ -108,7 +112,7 @@ fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
         let header =
             ["rule", "variant", "device", "", "worst ulp", "budget", "where", "got", "f64 reference"];
         text(&table(&header, 4, cells.collect()))?;
-        let verify::Request { elements, steps, seed } = request;
+        let verify::Request { elements, steps, seed, .. } = request;
         text(&format!("{elements} parameters, {steps} steps, --seed {seed}"))?;
     }
     Ok(passed)
@@ -190,13 +194,21 @@ fn replay_all(files: &[PathBuf], common: Common) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
+fn refuse_formats_on_the_cpu(device: &Device, storage: &Options) -> anyhow::Result<()> {
+    let plain = matches!(device, Device::Gpu(_)) || *storage == Options::default();
+    ensure!(plain, "formats other than f32 are for a GPU: the CPU has f32");
+    Ok(())
+}
+
 fn measure(arguments: Bench, common: Common) -> anyhow::Result<bool> {
-    let Bench { rules, elements, tensors } = arguments;
+    let Bench { rules, elements, tensors, storage } = arguments;
+    let storage = storage.options()?;
     ensure!(tensors <= elements, "--tensors = {tensors}, must be at most --elements = {elements}");
     let device = output::open(common.device)?;
+    refuse_formats_on_the_cpu(&device, &storage)?;
     let mut rows = Vec::new();
     for rule in named(rules) {
-        let measured = bench_one(&rule, &device, bench::Request { elements, tensors })?;
+        let measured = bench_one(&rule, &device, bench::Request { elements, tensors, storage })?;
         if common.json {
             json(&measured)?;
         }
@@ -228,7 +240,8 @@ fn measure(arguments: Bench, common: Common) -> anyhow::Result<bool> {
         text(&table(&header, 2, cells.collect()))?;
         let samples = bench::SAMPLES;
         text(&format!(
-            "{elements} parameters in {tensors} tensors, f32, on {}; medians of {samples}",
+            "{elements} parameters in {tensors} tensors, {}, on {}; medians of {samples}",
+            bench::stored(&storage),
             device.label()
         ))?;
     }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use optim::presets::variants;
 use optim::trajectory::Trajectory;
 use optim::{bench, bundled, verify};
+use wgpu_optim::Options;
 
 const RULE: &str = "adamw";
 const ELEMENTS: u64 = 1 << 20;
@@ -32,7 +33,8 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
     }
 
     let bar = progress(STEPS, format!("verify {RULE}"));
-    let request = verify::Request { elements: ELEMENTS, steps: STEPS, seed: fresh_seed() };
+    let request =
+        verify::Request { elements: ELEMENTS, steps: STEPS, seed: fresh_seed(), storage: Options::default() };
     let preset = variants(RULE).first().copied().context("no preset")?;
     let found = verify::verify(RULE, preset, &device, request, || bar.inc(1));
     bar.finish_and_clear();
@@ -47,7 +49,11 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
     );
     rows.push(vec![format!("verify {RULE}, {ELEMENTS} parameters"), verdict(found.pass).into(), detail]);
 
-    let measured = bench_one(RULE, &device, bench::Request { elements: ELEMENTS, tensors: 1 })?;
+    let measured = bench_one(
+        RULE,
+        &device,
+        bench::Request { elements: ELEMENTS, tensors: 1, storage: Options::default() },
+    )?;
     if common.json {
         json(&measured)?;
         return Ok(passed);
