@@ -8,7 +8,7 @@ use crate::rules::{Rule, Sgd};
 
 /// Adds the gradients of micro-batches into an accumulator that is laid out as the parameters are.
 ///
-/// It starts with zeros, as a new buffer does. The accumulator then takes the gradients' place in [`Optimizer::bind`](Optimizer::bind), with
+/// Both are f32. It starts with zeros, as a new buffer does. The accumulator then takes the gradients' place in [`Optimizer::bind`](Optimizer::bind), with
 /// [`Options::divide`](crate::Options::divide) and a [`divisor`](crate::Step::divisor) of the number of micro-batches for their mean, and
 /// [`zero_gradients`](crate::Options::zero_gradients) to begin anew. `a + g` is rounded once an addition.
 ///

@@ -29,7 +29,8 @@ impl<'a> From<&'a wgpu::Buffer> for View<'a> {
     }
 }
 
-/// The caller's parameters and gradients, stored as [`Options`](crate::Options) says, f32 by default; elements of 2 bytes lie two to a word of 4.
+/// The caller's parameters and gradients, stored as [`Options`](crate::Options) says, f32 by default; elements of 2 bytes lie two to a word of 4, and
+/// buffers end with whole words.
 #[derive(Clone, Debug)]
 pub struct Tensors<'a>(pub(crate) Form<'a>);
 

@@ -14,7 +14,7 @@ pub const BINDING_TABLE: u32 = 0;
 pub const BINDING_P: u32 = 1;
 /// Bind group 0: binding of the gradients.
 pub const BINDING_G: u32 = 2;
-/// Bind group 0: binding of the first kept state slot. Behind the last of them: the average of the weights, then partial results of norms.
+/// Bind group 0: binding of the first kept state slot. Behind the last of them: the parameters' master, the average of the weights, partial results of norms.
 pub const BINDING_STATE: u32 = 3;
 /// Bind group 0 of the reduction, behind the table: binding of the gradients, then of the partial results.
 pub const REDUCE_BINDING_G: u32 = 1;
@@ -49,7 +49,7 @@ pub enum Access {
 pub struct Around {
     /// Whether a vec4 stands before the scalars: factor of the gradients, skip, weight of the average, bound of the gradients.
     pub head: bool,
-    /// Whether another one follows it: the step's random key in three parts of 16 bits, and whether the step is the first. Never without the other.
+    /// Whether another one follows it: the step's random key in three parts of 16 bits. Never without the other.
     pub key: bool,
     /// Whether every group's gradients have a factor of their own, behind the group's scalars.
     pub grouped: bool,
@@ -117,11 +117,14 @@ pub struct Key {
 }
 
 impl Key {
-    /// Bindings of state in bind group 0: kept slots, the average of the weights, what is kept of the weights beside the stored ones.
+    /// Bindings of state in bind group 0: kept slots, what is kept of the weights beside the stored ones, and the average of the weights.
     #[must_use]
     pub fn states(&self) -> u32 {
-        let kept = self.kept.iter().filter(|&&kept| kept).count() as u32;
-        kept + u32::from(self.around.ema) + u32::from(self.storage.master().is_some())
+        self.kept_slots() + u32::from(self.storage.master().is_some()) + u32::from(self.around.ema)
+    }
+
+    fn kept_slots(&self) -> u32 {
+        self.kept.iter().filter(|&&kept| kept).count() as u32
     }
 
     /// Storage bindings of the kernel.
@@ -577,14 +580,14 @@ fn parameters(key: &Key, updates: bool) -> String {
     let params = storage.params;
     let (name, raw, keep) = (params.name(), params.raw(), params.keep());
     let mut text = format!("var<private> old_p: {raw};\nvar<private> value_p: vec4<f32>;\n");
-    // Behind slots and average.
-    let binding = BINDING_STATE + key.states() - 1;
+    let binding = BINDING_STATE + key.kept_slots();
     let (read, write, value) = match storage.master() {
         None => {
             let value = if params == Format::F32 { "x".into() } else { format!("decode_{name}(next)") };
             (format!("value_p = decode_{name}(old_p);"), String::new(), value)
         }
         Some((slot, 4)) => {
+            // State starts at zero: the stored parameter is the master until there is one, and a master of zero is stored as zero.
             let _ = writeln!(
                 text,
                 "@group(0) @binding({binding}) var<storage, read_write> {slot}_buffer: array<F32>;
@@ -592,7 +595,7 @@ var<private> old_{slot}: F32;"
             );
             let read = format!(
                 "old_{slot} = {slot}_buffer[at.state];
-value_p = select(decode_f32(old_{slot}), decode_{name}(old_p), key.w > 0.0);"
+value_p = select(decode_f32(old_{slot}), decode_{name}(old_p), old_{slot} == F32());"
             );
             (read, format!("{slot}_buffer[at.state] = keep(at, old_{slot}, encode_f32(x));"), "x".into())
         }
@@ -718,8 +721,7 @@ partials[place + 1u] = all_u;
         line("fn skipped() -> bool { return false; }\nfn rest(at: At) {}");
     }
     if around.ema {
-        // Behind the slots.
-        let binding = BINDING_STATE + key.kept.iter().filter(|&&kept| kept).count() as u32;
+        let binding = partials - 1;
         line(&format!("@group(0) @binding({binding}) var<storage, read_write> ema_buffer: array<F32>;"));
         line(
             "fn average(at: At, x: vec4<f32>) {

@@ -88,7 +88,7 @@ impl Bound {
 pub struct StateRange<'a> {
     /// The buffer, with usages `STORAGE`, `COPY_SRC` and `COPY_DST`.
     pub buffer: &'a wgpu::Buffer,
-    /// Where the part starts, in bytes.
+    /// Where the part starts, in bytes: of elements of 2 bytes possibly inside of a word, whose other half is another tensor's.
     pub offset: u64,
     /// The first element of the tensor that lies here.
     pub start: u64,
@@ -451,9 +451,7 @@ impl<R: Rule> Optimizer<R> {
                 head[..4].copy_from_slice(&[unscale, 0.0, average as f32, bound as f32].map(f32::to_bits));
                 if let Some(key) = head.get_mut(4..) {
                     let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
-                    let [a, b, c] = step_key(seed, t);
-                    let first = if t == 1 { 1.0 } else { 0.0 };
-                    key.iter_mut().zip([a, b, c, first]).for_each(|(to, x)| *to = x.to_bits());
+                    key.iter_mut().zip(step_key(seed, t)).for_each(|(to, x)| *to = x.to_bits());
                 }
                 rows
             } else {
@@ -537,7 +535,7 @@ fn dispatch(
 fn stored_slots<R: Rule>(kept: &[bool], options: &Options) -> Vec<(&'static str, u64)> {
     let slots = slots::<R>().iter().zip(kept).filter(|(_, kept)| **kept);
     let slots = slots.map(|(slot, _)| (*slot, options.states.bytes()));
-    slots.chain(options.ema.map(|_| (EMA, ELEMENT))).chain(options.storage().master()).collect()
+    slots.chain(options.storage().master()).chain(options.ema.map(|_| (EMA, ELEMENT))).collect()
 }
 
 /// Bytes of a request with `sets` sets of scalars.

@@ -22,7 +22,7 @@ use crate::kernel::{Around, Storage};
 pub struct Options {
     /// Divides gradients by each step's [`divisor`](crate::Step::divisor), which without this has to be 1.
     pub divide: bool,
-    /// Bounds the gradients. A norm takes a pass of its own over them, which a loss scale, skipping and reports share: 4 bytes read a parameter, two dispatches; one more for norms of groups.
+    /// Bounds the gradients. A norm takes a pass of its own over them, which a loss scale, skipping and reports share: a gradient's bytes read a parameter, two dispatches; one more for norms of groups.
     pub clip: Option<Clip>,
     /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average keep every bit, and the rule's count of
     /// steps stands still. Learning rates follow the count of recorded steps, skipped ones included. Commands have to be submitted in the order in
@@ -32,7 +32,7 @@ pub struct Options {
     pub skip_nonfinite: bool,
     /// A loss scale that finds its own size. It implies `skip_nonfinite`.
     pub loss_scale: Option<LossScale>,
-    /// Sets gradients to zero once they have been read, in skipped steps too: 4 bytes written a parameter.
+    /// Sets gradients to zero once they have been read, in skipped steps too: a gradient's bytes written a parameter.
     pub zero_gradients: bool,
     /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter, read and written. Before the first step that is taken it is 0.
     pub ema: Option<Ema>,
@@ -44,7 +44,8 @@ pub struct Options {
     pub params: Format,
     /// How the caller stores gradients.
     pub grads: Format,
-    /// How the rule's state is stored: f32 or bf16.
+    /// How the rule's state is stored: f32 or bf16. In bf16 a running mean with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
+    /// nearest: round at random.
     pub states: Format,
     /// What is kept of parameters that have 2 bytes.
     pub master: Master,
@@ -56,13 +57,15 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Master {
-    /// An f32, as state `"master"`: 4 bytes a parameter. It is taken from the caller's parameters at the first step, and what they are at later ones has no
-    /// meaning.
+    /// An f32, as state `"master"`: 4 bytes a parameter. It is taken from the caller's parameters at the first step, and what the caller writes to them later has no
+    /// meaning, but where the master is 0.
     #[default]
     F32,
     /// Of bf16: the lower half of the f32 whose upper half, rounded, the parameter is; as state `"remainder"`: 2 bytes a parameter. A run is bit for bit that of f32 parameters,
-    /// whose NaN lose what their lower halves carry. A parameter that f32 holds and bf16 does not, beyond 3.39·10³⁸, is an infinity to the caller.
+    /// whose NaN lose what their lower halves carry, on a device that compiles both kernels to the same arithmetic. What the caller writes to a parameter later takes the old remainder with it: at most half a unit of
+    /// its last place, and nothing of a zero. A parameter that f32 holds and bf16 does not, beyond 3.39·10³⁸, is an infinity to the caller.
     Remainder,
     /// Nothing. Steps below half a unit of the parameter's last place are lost, unless they are [rounded at random](Rounding::Stochastic).
     None,
@@ -71,12 +74,13 @@ pub enum Master {
 /// How a number is rounded to one of fewer digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
+#[non_exhaustive]
 pub enum Rounding {
     /// To the nearest, of two the even one.
     #[default]
     Nearest,
-    /// Up or down at random, with the number itself as the mean. The random numbers are a function of the seed, the count of steps taken, the element's place in the flat space and which of its
+    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the element's place in the flat space and which of its
     /// values it is: a run can be repeated, and buffers, chunks and skipped steps make no difference.
     Stochastic {
         /// Of the random numbers.
@@ -245,7 +249,7 @@ impl Options {
     pub(crate) fn around(&self) -> Around {
         let value = matches!(self.clip, Some(Clip::Value(_)));
         let storage = self.storage();
-        let key = storage.stochastic || storage.master() == Some(("master", 4));
+        let key = storage.stochastic;
         Around {
             head: self.divide || value || self.ema.is_some() || self.looks_first() || key,
             key,

@@ -26,7 +26,8 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// # Errors
     /// Missing, unknown or repeated tensors; buffers without usage `STORAGE`; offsets that are no multiples of 4; ranges beyond a buffer's end;
-    /// ranges that overlap, or lie in one 256-byte block of one buffer where parameters and gradients share it; what the device refuses.
+    /// ranges that overlap, or lie in one 256-byte block of one buffer where parameters and gradients share it; [`Error::OddElement`]; more storage bindings than the device has;
+    /// what it refuses.
     pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, Error> {
         let parts = match &tensors.0 {
             Form::Flat(p, g) => self.flat_parts(*p, *g)?,

@@ -5,7 +5,7 @@ use harness::Gpu;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::kernel::format_source;
 use wgpu_optim::{
-    AdamW, Bound, Error, Format, Group, Layout, Master, Optimizer, Options, Rounding, Rule, Sgd, Step,
+    AdamW, Bound, Error, Format, Group, Lamb, Layout, Master, Optimizer, Options, Rounding, Rule, Sgd, Step,
     Tensors, View, for_each_rule,
 };
 
@@ -235,6 +235,150 @@ fn check<R: Cases>(gpu: &Gpu, options: Options, each: bool) {
     for i in [301, 309, 1_340, 1_341] {
         assert_eq!(codes[i], params.encode(start[i]), "{context}: element {i} is no tensor's");
     }
+}
+
+/// Views that are no multiples of a vector, buffers that end inside one, and all that stands around the rule: the same bits as where everything is aligned and nothing is
+/// near.
+#[test]
+fn words_one_by_one_and_everything_around() {
+    fn test<R: Cases>(gpu: &Gpu, storage: Options) {
+        let layout = || {
+            let group = |name: &str, names: [&str; 2], lens: [u64; 2]| {
+                let group = Group::new(name, R::cases()[0].1);
+                group.tensor(names[0], [lens[0]]).tensor(names[1], [lens[1]])
+            };
+            Layout::new([group("g", ["a", "b"], [302, 2]), group("h", ["c", "d"], [32, 5])]).unwrap()
+        };
+        let len = layout().len() as usize;
+        let options = Options {
+            divide: true,
+            clip: Some(wgpu_optim::Clip::Value(0.5)),
+            skip_nonfinite: true,
+            zero_gradients: true,
+            ema: Some(wgpu_optim::Ema { decay: 0.5, debias: false }),
+            norms: R::RATIO.is_some(),
+            ..storage
+        };
+        let format = options.params;
+        let mut random = Random::new(91);
+        let start: Vec<f32> = (0..len).map(|_| format.decode(format.encode(random.value() * 0.1))).collect();
+        let grads: Vec<Vec<f32>> = (0..4).map(|_| random.values(len)).collect();
+        // Bytes before the parameters and the gradients, and whether tensors are bound one by one.
+        let run = |before: [u64; 2], each: bool| {
+            let mut optimizer = Optimizer::with_options(&gpu.device, layout(), options).unwrap();
+            let side = |format: Format, before: u64| {
+                let bytes = (len as u64 * format.bytes()).next_multiple_of(4);
+                gpu.upload(&vec![f32::from_bits(0x4dcd_abcd); ((before + bytes) / 4) as usize])
+            };
+            let (p, g) = (side(options.params, before[0]), side(options.grads, before[1]));
+            let write = |buffer: &wgpu::Buffer, format: Format, before: u64, values: &[f32]| {
+                gpu.write(buffer, before, bytemuck::cast_slice(&harness::packed(format, values)));
+            };
+            write(&p, options.params, before[0], &start);
+            let tensors = layout();
+            let bound = if each {
+                let views = tensors.tensors().iter().map(|t| {
+                    let at = |format: Format, before| before + t.offset * format.bytes();
+                    let (p, g) = (
+                        View::new(&p, at(options.params, before[0])),
+                        View::new(&g, at(options.grads, before[1])),
+                    );
+                    (t.name.as_str(), p, g)
+                });
+                optimizer.bind(&Tensors::each(views)).unwrap()
+            } else {
+                optimizer.bind(&Tensors::flat(View::new(&p, before[0]), View::new(&g, before[1]))).unwrap()
+            };
+            for (t, grads) in grads.iter().enumerate() {
+                let mut bad = grads.clone();
+                bad[303] = f32::INFINITY;
+                // The first step too is tried with what is not finite, and commands are dropped.
+                for grads in [&bad, grads] {
+                    let mut encoder = gpu.encoder();
+                    optimizer
+                        .step(&gpu.queue, &mut encoder, &bound, Step::from(lr(t)).divided_by(2.0))
+                        .unwrap();
+                    drop(encoder);
+                    write(&g, options.grads, before[1], grads);
+                    let mut encoder = gpu.encoder();
+                    optimizer
+                        .step(&gpu.queue, &mut encoder, &bound, Step::from(lr(t)).divided_by(2.0))
+                        .unwrap();
+                    gpu.run(encoder);
+                    let zeroed =
+                        gpu.read_bits(&g, before[1], (len as u64 * options.grads.bytes() / 4) as usize);
+                    assert!(zeroed.iter().all(|&word| word == 0));
+                }
+            }
+            for (buffer, before) in [(&p, before[0]), (&g, before[1])] {
+                let outside = gpu.read_bits(buffer, 0, (before / 4) as usize);
+                assert!(outside.iter().all(|&word| word == 0x4dcd_abcd), "what lies before is not ours");
+            }
+            let ema = harness::slot(gpu, &optimizer, "ema").unwrap();
+            (
+                harness::snapshot(gpu, &optimizer, &p, before[0]),
+                harness::param_codes(gpu, &optimizer, &p, before[0]),
+                ema,
+            )
+        };
+        let first = run([256, 256], false);
+        assert!(first.0.params.iter().all(|p| p.is_finite()));
+        assert!(first.0.params.iter().zip(&start).any(|(a, b)| a != b));
+        for (before, each) in [([4, 256], false), ([12, 8], false), ([0, 0], true), ([4, 20], true)] {
+            assert!(run(before, each) == first, "{} {storage:?} {before:?} {each}", R::NAME);
+        }
+    }
+    let Some(gpu) = harness::test_gpu() else { return };
+    for options in ways() {
+        test::<AdamW>(&gpu, options);
+        test::<Lamb>(&gpu, options);
+    }
+}
+
+/// Of a layer-wise rule the first phase reads what is kept of the parameters, and not the average that is bound beside it.
+#[test]
+fn layer_wise_rules_measure_the_master() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = || odd(Lamb { weight_decay: 0.1, ..Lamb::default() });
+    let len = layout().len() as usize;
+    let format = Format::Bf16;
+    let start: Vec<f32> =
+        Random::new(73).values(len).iter().map(|&x| format.decode(format.encode(x))).collect();
+    let ends = [(Format::F32, Master::F32), (format, Master::F32), (format, Master::Remainder)].map(
+        |(params, master)| {
+            let ema = Some(wgpu_optim::Ema { decay: 0.9, debias: false });
+            let mut run = Stored::new(
+                &gpu,
+                layout(),
+                Options { params, master, ema, ..Options::default() },
+                &start,
+                false,
+            );
+            let mut random = Random::new(74);
+            (0..20).for_each(|t| run.step(&random.values(len), lr(t)));
+            (
+                layout()
+                    .tensors()
+                    .iter()
+                    .flat_map(|t| run.snapshot().params[t.range()].to_vec())
+                    .collect::<Vec<_>>(),
+                run.slot("ema"),
+            )
+        },
+    );
+    assert!(ends[1] == ends[0] && ends[2] == ends[0]);
+}
+
+/// Zeros that the caller writes are zeros, whatever remains of what was there.
+#[test]
+fn a_remainder_of_zero_is_none() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let options = Options { params: Format::Bf16, master: Master::Remainder, ..Options::default() };
+    let mut run = Stored::new(&gpu, single(Sgd::default(), 4_096), options, &vec![1.0; 4_096], false);
+    run.step(&Random::new(75).values(4_096), 1e-3);
+    gpu.write_as(Format::Bf16, &run.params, &vec![0.0; 4_096]);
+    run.step(&vec![-1.0; 4_096], 1.0);
+    assert!(run.snapshot().params.iter().all(|p| (p - 1.0).abs() < 1e-30));
 }
 
 macro_rules! in_every_way {

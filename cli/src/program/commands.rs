@@ -68,7 +68,7 @@ fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
     let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
     refuse_formats_on_the_cpu(&devices[0], &storage)?;
-    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && storage == Options::default()
+    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && bench::stored(&storage) == "f32"
     {
         devices.push(Device::Cpu);
     }
@@ -195,7 +195,7 @@ fn replay_all(files: &[PathBuf], common: Common) -> anyhow::Result<bool> {
 }
 
 fn refuse_formats_on_the_cpu(device: &Device, storage: &Options) -> anyhow::Result<()> {
-    let plain = matches!(device, Device::Gpu(_)) || *storage == Options::default();
+    let plain = matches!(device, Device::Gpu(_)) || bench::stored(storage) == "f32";
     ensure!(plain, "formats other than f32 are for a GPU: the CPU has f32");
     Ok(())
 }
