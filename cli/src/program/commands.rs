@@ -68,7 +68,9 @@ fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
     let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
     refuse_formats_on_the_cpu(&devices[0], &storage)?;
-    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && bench::stored(&storage) == "f32"
+    if common.device == Choice::Auto
+        && matches!(devices[0], Device::Gpu(_))
+        && bench::stored(&storage) == "f32"
     {
         devices.push(Device::Cpu);
     }
