@@ -2,13 +2,15 @@
 
 use crate::Tensors;
 use crate::error::Error;
+use crate::format::Format;
 use crate::layout::{Group, Layout};
 use crate::optimizer::{Bound, Optimizer};
+use crate::options::{Master, Options};
 use crate::rules::{Rule, Sgd};
 
 /// Adds the gradients of micro-batches into an accumulator that is laid out as the parameters are.
 ///
-/// Both are f32. It starts with zeros, as a new buffer does. The accumulator then takes the gradients' place in [`Optimizer::bind`](Optimizer::bind), with
+/// It starts with zeros, as a new buffer does. The accumulator then takes the gradients' place in [`Optimizer::bind`](Optimizer::bind), with
 /// [`Options::divide`](crate::Options::divide) and a [`divisor`](crate::Step::divisor) of the number of micro-batches for their mean, and
 /// [`zero_gradients`](crate::Options::zero_gradients) to begin anew. `a + g` is rounded once an addition.
 ///
@@ -39,12 +41,26 @@ impl Accumulator {
     /// # Errors
     /// As [`Optimizer::new`].
     pub fn new<R: Rule>(device: &wgpu::Device, layout: &Layout<R>) -> Result<Self, Error> {
+        Self::stored(device, layout, Format::F32, Format::F32)
+    }
+
+    /// [`new`](Self::new) for sums and gradients that are stored so. Sums of 2 bytes lose what is below half a unit of their last place at every addition.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn stored<R: Rule>(
+        device: &wgpu::Device,
+        layout: &Layout<R>,
+        sums: Format,
+        grads: Format,
+    ) -> Result<Self, Error> {
         // a + g is an ascent with a learning rate of 1: exactly, for the products with 1 are.
         let ascent = Sgd { maximize: true, ..Sgd::default() };
         let group = layout.tensors().iter().fold(Group::new("all", ascent), |group, tensor| {
             group.tensor_at(&tensor.name, &tensor.shape, tensor.offset)
         });
-        Optimizer::new(device, Layout::new([group])?).map(Self)
+        let options = Options { params: sums, grads, master: Master::None, ..Options::default() };
+        Optimizer::with_options(device, Layout::new([group])?, options).map(Self)
     }
 
     /// Checks and prepares the accumulator's tensors, in the place of parameters, and the micro-batches' gradients.

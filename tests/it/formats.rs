@@ -2,6 +2,7 @@
 
 use crate::common::{Cases, Random, assert_within_budget, lr, single};
 use harness::Gpu;
+use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::kernel::format_source;
 use wgpu_optim::{
@@ -367,6 +368,31 @@ fn layer_wise_rules_measure_the_master() {
         },
     );
     assert!(ends[1] == ends[0] && ends[2] == ends[0]);
+}
+
+/// Micro-batches in bf16 add up in f32, exactly where the sum has the digits.
+#[test]
+fn micro_batches_of_two_bytes_add_up() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = odd(AdamW::default());
+    let len = layout.len() as usize;
+    for (sums, grads) in [(Format::F32, Format::Bf16), (Format::Bf16, Format::F16)] {
+        let mut accumulator = Accumulator::stored(&gpu.device, &layout, sums, grads).unwrap();
+        let (sum, micro) = (gpu.upload_as(sums, &vec![0.0; len]), gpu.upload_as(grads, &vec![0.0; len]));
+        let bound = accumulator.bind(&Tensors::flat(&sum, &micro)).unwrap();
+        // Whole numbers, whose sums have no more digits than bf16.
+        for scale in [1.0, 2.0, 4.0] {
+            gpu.write_as(grads, &micro, &(0..len).map(|i| scale * (i % 32) as f32).collect::<Vec<_>>());
+            let mut encoder = gpu.encoder();
+            accumulator.add(&gpu.queue, &mut encoder, &bound).unwrap();
+            gpu.run(encoder);
+        }
+        let words = gpu.read_bits(&sum, 0, (sum.size() / 4) as usize);
+        let want: Vec<f32> = (0..len).map(|i| 7.0 * (i % 32) as f32).collect();
+        let owned = |i: usize| layout.tensors().iter().any(|t| t.range().contains(&i));
+        let want: Vec<f32> = want.iter().enumerate().map(|(i, &x)| if owned(i) { x } else { 0.0 }).collect();
+        assert!(words.starts_with(&harness::packed(sums, &want)), "{sums:?} {grads:?}");
+    }
 }
 
 /// Zeros that the caller writes are zeros, whatever remains of what was there.
