@@ -38,8 +38,10 @@ fn remainder_of_bf16(x: vec4<f32>) -> Half {
 
 fn bf16_with_remainder(raw: Half, remainder: Half) -> vec4<f32> {
     let code = unpacked(raw);
-    // We leave none to a zero; the caller may have written it.
-    let low = select(unpacked(remainder), vec4<u32>(0u), (code & vec4<u32>(0x7fffu)) == vec4<u32>(0u) & (unpacked(remainder) >= vec4<u32>(0x8000u)));
+    // A zero with such a remainder is the caller's, and not what we have written.
+    let is_zero = (code & vec4<u32>(0x7fffu)) == vec4<u32>(0u);
+    let rest = unpacked(remainder);
+    let low = select(rest, vec4<u32>(0u), is_zero & (rest >= vec4<u32>(0x8000u)));
     let high = code - (low >> vec4<u32>(15u));
     return bitcast<vec4<f32>>((high << vec4<u32>(16u)) | low);
 }
