@@ -17,4 +17,6 @@ struct Header {
     partials: u32,
     // Where quad 0 lies in the flat space, in quads.
     flat: u32,
+    // Where the scales of state in blocks begin, in words.
+    scales: u32,
 }

@@ -310,7 +310,7 @@ impl<R: Rule> Layout<R> {
     #[must_use]
     pub fn bytes_moved(&self, options: &Options) -> u64 {
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| self.keeps_slot(slot)).collect();
-        self.parameters() * bytes_moved::<R>(&kept, options)
+        self.tensors.iter().map(|tensor| bytes_moved::<R>(&kept, options, tensor.len)).sum()
     }
 
     /// The scalars of step `t` for every group, after `recorded` steps of the host's: more than `t − 1` if some were skipped. `carries` has a number a group; on an error some may have advanced.

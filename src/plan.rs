@@ -1,11 +1,14 @@
 //! How a layout becomes dispatches: chunks that fit a binding, and tables of tiles. Pure arithmetic, no GPU.
 
+use crate::q8;
 use bytemuck::{Pod, Zeroable};
 
 /// Threads in a workgroup; each updates one quad.
 pub const WORKGROUP_SIZE: u32 = 256;
 /// Elements in a quad, one `vec4`.
 pub const QUAD: u64 = 4;
+/// Quads of a block of state that has a scale of its own: as many threads side by side.
+pub const BLOCK_QUADS: u32 = q8::BLOCK as u32 / QUAD as u32;
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device may ask for.
 pub const CHUNK_ALIGNMENT: u64 = 64;
 /// The lane of a quad that belongs to no tensor.
@@ -60,9 +63,19 @@ pub struct Chunk {
     pub pieces: Vec<Piece>,
 }
 
-/// A range of one tensor, as [`chunks`] takes it.
+impl Chunk {
+    /// One that begins where `start` can be bound.
+    fn empty(start: u64) -> Self {
+        let first = start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT;
+        Self { start: first, end: start, state_quads: 0, pieces: Vec::new() }
+    }
+}
+
+/// A tensor, as [`chunks`] takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// Its index in the order of the flat space.
+    pub tensor: usize,
     /// The tensor's group.
     pub group: u32,
     /// First element in the flat space.
@@ -71,34 +84,62 @@ pub struct Span {
     pub end: u64,
 }
 
-/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`.
+/// Sorts `tensors` (disjoint, in order) into as few families as there can be, of each of which no two tensors share a quad.
 #[must_use]
-pub fn chunks(tensors: &[Span], chunk_elements: u64) -> Vec<Chunk> {
+pub fn families(tensors: &[Span]) -> Vec<Vec<Span>> {
+    let mut families: Vec<Vec<Span>> = Vec::new();
+    for span in tensors {
+        let apart = |family: &&mut Vec<Span>| {
+            family.last().is_none_or(|last| (last.end - 1) / QUAD < span.start / QUAD)
+        };
+        match families.iter_mut().find(apart) {
+            Some(family) => family.push(*span),
+            None => families.push(vec![*span]),
+        }
+    }
+    families
+}
+
+/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`. Their state is in blocks of `block` quads, counted from each tensor's first: of more
+/// than one only where no tensors share a quad.
+#[must_use]
+pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
-    for (tensor, span) in tensors.iter().enumerate() {
+    for span in tensors {
+        let tensor = span.tensor;
         let mut start = span.start;
         while start < span.end {
             let fits = chunks.last().is_some_and(|c| start < c.start + chunk_elements);
             if !fits {
-                chunks.push(Chunk {
-                    start: start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
-                    end: start,
-                    state_quads: 0,
-                    pieces: Vec::new(),
-                });
+                chunks.push(Chunk::empty(start));
             }
             let Some(chunk) = chunks.last_mut() else { break };
-            let end = span.end.min(chunk.start + chunk_elements);
+            let mut end = span.end.min(chunk.start + chunk_elements);
+            if end < span.end {
+                end = whole_blocks(span.start, end, block);
+                if end <= start {
+                    // No block of it has room here.
+                    chunks.push(Chunk::empty(start));
+                    continue;
+                }
+            }
             // A quad that the previous piece ends in is shared with it.
             let shared = chunk.state_quads > 0 && (chunk.end - 1) / QUAD == start / QUAD;
             let state = chunk.state_quads - u32::from(shared);
-            chunk.state_quads = state + (end.div_ceil(QUAD) - start / QUAD) as u32;
+            let quads = (end.div_ceil(QUAD) - start / QUAD) as u32;
+            chunk.state_quads = state + quads.next_multiple_of(block);
             chunk.end = end;
             chunk.pieces.push(Piece { tensor, group: span.group, start, end, state });
             start = end;
         }
     }
     chunks
+}
+
+/// The end of the last whole block up to `end`, of those that begin with the quad of `start`.
+pub(crate) fn whole_blocks(start: u64, end: u64, block: u32) -> u64 {
+    let first = start / QUAD * QUAD;
+    first + (end - first) / (u64::from(block) * QUAD) * (u64::from(block) * QUAD)
 }
 
 /// A run of quads: those between the first and the last belong to one group.
@@ -182,6 +223,8 @@ pub struct Header {
     pub partials: u32,
     /// Where quad 0 lies in the flat space, in quads.
     pub flat: u32,
+    /// Where the scales of state in blocks begin, in words.
+    pub scales: u32,
 }
 
 /// Bytes that the header takes in the shader's table: rounded up to the alignment of the tiles behind it.
@@ -229,10 +272,11 @@ pub fn uniform_tiles(uniform_bytes: u32, whole: bool) -> u32 {
 
 /// Plans the dispatch that updates `pieces`; quads are counted from element `base`, a multiple of [`QUAD`].
 ///
-/// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles.
+/// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles. `block`: quads of a block of state, of which a tile has whole ones but
+/// for a tensor's last.
 #[must_use]
-pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base, Seams::Shared);
+pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, block: u32, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, Seams::Shared, block);
     let whole = !by_element && runs.iter().all(Tile::is_whole);
     let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
     if let [run] = runs[..] {
@@ -264,8 +308,15 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
 
 /// Plans a reduction over `pieces`, a workgroup a tile, whose threads go round it as often as it takes. Where seams are kept apart every tile is of one group alone.
 #[must_use]
-pub fn reduction(pieces: &[Piece], base: u64, by_element: bool, seams: Seams, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base, seams);
+pub fn reduction(
+    pieces: &[Piece],
+    base: u64,
+    by_element: bool,
+    seams: Seams,
+    block: u32,
+    limits: &Limits,
+) -> Dispatch {
+    let runs = runs(pieces, base, seams, block);
     let whole = !by_element && runs.iter().all(Tile::is_whole);
     let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
     let per_tile = |rounds: u32| u64::from(WORKGROUP_SIZE) * u64::from(rounds);
@@ -309,8 +360,9 @@ fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     [total.div_ceil(rows) as u32, rows as u32]
 }
 
-/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all.
-fn runs(pieces: &[Piece], base: u64, seams: Seams) -> Vec<Tile> {
+/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all. A run
+/// goes on behind whole blocks only.
+fn runs(pieces: &[Piece], base: u64, seams: Seams, block: u32) -> Vec<Tile> {
     let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, end) = (piece.start - base, piece.end - base);
@@ -350,6 +402,7 @@ fn runs(pieces: &[Piece], base: u64, seams: Seams) -> Vec<Tile> {
             // Without a seam, one run.
             Some(run)
                 if run.end() == first
+                    && run.quads % block == 0
                     && run.group == tile.group
                     && run.last == run.inner()
                     && tile.lanes(0) == run.inner() =>

@@ -1,6 +1,6 @@
 //! Binding: the caller's buffers, checked against the layout and made ready to record.
 
-use super::{Bound, BoundDispatch, Look, Optimizer};
+use super::{Bound, BoundDispatch, Look, Optimizer, State, block_quads};
 use crate::bind::{self, ByteRange, Form, Named, Part, Tensors, View};
 use crate::control::Control;
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, create_filled};
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::format::Format;
 use crate::kernel::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Key, REDUCE_BINDING_G,
-    REDUCE_BINDING_PARTIALS, Walk,
+    REDUCE_BINDING_PARTIALS, Storage, Walk,
 };
 use crate::layout::Tensor;
 use crate::pipeline::Kernel;
@@ -35,7 +35,7 @@ impl<R: Rule> Optimizer<R> {
         };
         let mut planned = Vec::new();
         for part in &parts {
-            for (part, access) in part.split() {
+            for (part, access) in part.split(block_quads(self.state[part.chunk].format)) {
                 planned.push(self.plan(&part, access)?);
             }
         }
@@ -48,12 +48,12 @@ impl<R: Rule> Optimizer<R> {
         let p = Named::new("parameters", p, p_bytes)?;
         let g = Named::new("gradients", g, g_bytes)?;
         self.refuse_overlaps(vec![p.range(p_bytes), g.range(g_bytes)])?;
-        let parts = self.chunks.iter().enumerate().map(|(chunk, c)| Part {
-            chunk,
-            base: c.start,
-            pieces: c.pieces.clone(),
-            p: p.at(c.start as i64, params),
-            g: g.at(c.start as i64, grads),
+        let parts = self.state.iter().enumerate().map(|(i, State { chunk, .. })| Part {
+            chunk: i,
+            base: chunk.start,
+            pieces: chunk.pieces.clone(),
+            p: p.at(chunk.start as i64, params),
+            g: g.at(chunk.start as i64, grads),
         });
         Ok(parts.collect())
     }
@@ -96,8 +96,8 @@ impl<R: Rule> Optimizer<R> {
         }
         self.refuse_overlaps(ranges)?;
         let mut parts = Vec::new();
-        for (chunk, c) in self.chunks.iter().enumerate() {
-            for piece in &c.pieces {
+        for (chunk, state) in self.state.iter().enumerate() {
+            for piece in &state.chunk.pieces {
                 let (p, g) = &named[piece.tensor];
                 let base = piece.start / QUAD * QUAD;
                 let first = base as i64 - tensors[piece.tensor].offset as i64;
@@ -115,7 +115,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// Refuses ranges of one buffer that share bytes, with each other or with our state.
     fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
-        ranges.extend(self.state.iter().flatten().map(|buffer| ByteRange {
+        ranges.extend(self.buffers().map(|buffer| ByteRange {
             what: "optimizer state".into(),
             buffer: buffer.clone(),
             start: 0,
@@ -150,10 +150,12 @@ impl<R: Rule> Optimizer<R> {
         };
         let by_tensor = of(|piece| piece.tensor as u32);
         let pieces = if self.layers.is_some() { &by_tensor } else { &part.pieces };
+        let State { format: states, .. } = self.state[part.chunk];
+        let block = block_quads(states);
         let dispatch = if self.options.norms {
-            plan::reduction(pieces, base, by_element, Seams::Shared, limits)
+            plan::reduction(pieces, base, by_element, Seams::Shared, block, limits)
         } else {
-            plan::dispatch(pieces, base, by_element, limits)
+            plan::dispatch(pieces, base, by_element, block, limits)
         };
         let step = self.table(&window, dispatch)?;
         let key = Key {
@@ -163,16 +165,16 @@ impl<R: Rule> Optimizer<R> {
             rows: self.layout.groups().len() as u32,
             rows_space: Space::Uniform,
             kept: self.kept.clone(),
-            storage: self.options.storage(),
+            storage: Storage { states, ..self.options.storage() },
             around: self.options.around(),
         };
         let look = match &self.control {
             None => None,
             Some(control) => {
                 let reduction = if control.by_group.is_some() {
-                    plan::reduction(&part.pieces, base, by_element, Seams::Apart, limits)
+                    plan::reduction(&part.pieces, base, by_element, Seams::Apart, 1, limits)
                 } else {
-                    plan::reduction(&of(|_| 0), base, by_element, Seams::Shared, limits)
+                    plan::reduction(&of(|_| 0), base, by_element, Seams::Shared, 1, limits)
                 };
                 Some(self.table(&window, reduction)?)
             }
@@ -180,7 +182,7 @@ impl<R: Rule> Optimizer<R> {
         let measure = match &self.layers {
             None => None,
             Some(_) => {
-                let reduction = plan::reduction(&by_tensor, base, by_element, Seams::Apart, limits);
+                let reduction = plan::reduction(&by_tensor, base, by_element, Seams::Apart, 1, limits);
                 Some(self.table(&window, reduction)?)
             }
         };
@@ -225,10 +227,10 @@ impl<R: Rule> Optimizer<R> {
                 bound: rows.into(),
             });
         }
-        let state = self.chunks[part.chunk].state_quads.into();
+        let state = self.state[part.chunk].chunk.state_quads;
         // Access by element stays inside of the caller's buffers by itself.
         let sides = if *access == Access::Quads { &[p, g][..] } else { &[] };
-        part.prove_bounds(&dispatch, sides, state)?;
+        part.prove_bounds(&dispatch, sides, state.into())?;
         let header = Header {
             records: dispatch.tiles.len() as u32,
             shift: dispatch.shift,
@@ -239,6 +241,8 @@ impl<R: Rule> Optimizer<R> {
             g_last: g.last,
             partials: 0,
             flat: (part.base / QUAD) as u32,
+            // A word of four codes a quad comes before them.
+            scales: state,
         };
         let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
         let walk = Walk { access: *access, whole, space, uniform_bytes };
@@ -307,7 +311,7 @@ impl<R: Rule> Optimizer<R> {
             };
             // In the order of `Planned::tables`.
             let mut step = vec![table(), range_entry(BINDING_P, &plan.p), range_entry(BINDING_G, &plan.g)];
-            for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
+            for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk].buffers) {
                 step.push(whole_entry(binding, buffer));
             }
             let mut first_phase = step.clone();

@@ -166,7 +166,7 @@ const SEED: Rounding = Rounding::Stochastic { seed: 7 };
 
 /// Ways to store: every format in every place, and every way to keep more of the parameters.
 fn ways() -> Vec<Options> {
-    use Format::{Bf16, F16, F32};
+    use Format::{Bf16, F16, F32, Q8};
     let ways = [
         (F32, Bf16, F32, Master::F32, Rounding::Nearest),
         (F32, F32, Bf16, Master::F32, Rounding::Nearest),
@@ -179,6 +179,11 @@ fn ways() -> Vec<Options> {
         (F16, Bf16, F32, Master::None, SEED),
         (Bf16, F32, F32, Master::None, Rounding::Nearest),
         (F16, F32, Bf16, Master::None, Rounding::Nearest),
+        (F32, F32, Q8, Master::F32, Rounding::Nearest),
+        (F32, Bf16, Q8, Master::F32, SEED),
+        (Bf16, F16, Q8, Master::Remainder, Rounding::Nearest),
+        (Bf16, Bf16, Q8, Master::None, SEED),
+        (F16, F32, Q8, Master::F32, Rounding::Nearest),
     ];
     let options = |(params, grads, states, master, rounding)| Options {
         params,

@@ -112,7 +112,7 @@ fn check<R: Rule>() {
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, flat);
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, flat, scales);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");
@@ -281,7 +281,7 @@ macro_rules! files {
             let kept: Vec<_> = (0..all).map(|slot| <$rule>::default().keeps_slot(slot)).collect();
             let cells: Vec<_> = row.split(" | ").collect();
             let state = |kept: &[bool]| 4 * kept.iter().filter(|&&kept| kept).count() as u64;
-            let moved = |kept: &[bool]| bytes_moved::<$rule>(kept, &Options::default());
+            let moved = |kept: &[bool]| bytes_moved::<$rule>(kept, &Options::default(), 1);
             for (cell, bytes) in [(cells[2], state as fn(&[bool]) -> u64), (cells[3], moved)] {
                 let bytes = [bytes(&kept), bytes(&vec![true; all])];
                 assert!(cell.starts_with(&format!("{} B", bytes[0])), "{row}: not {} B", bytes[0]);
@@ -300,7 +300,7 @@ fn bytes_a_parameter() {
     let ema = Some(Ema { decay: 0.9, debias: false });
     let (bf16, remainder) = (Format::Bf16, Master::Remainder);
     let half = Options { params: bf16, grads: bf16, ..none };
-    let adamw = |options| bytes_moved::<AdamW>(&[true, true, false], &options);
+    let adamw = |options| bytes_moved::<AdamW>(&[true, true, false], &options, 1);
     for (bytes, options) in [
         (28, none),
         // Gradients are read once more and written.
@@ -314,7 +314,7 @@ fn bytes_a_parameter() {
     ] {
         assert_eq!(adamw(options), bytes, "{options:?}");
     }
-    assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline), 36 + 16);
+    assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline, 1), 36 + 16);
 }
 
 /// The README's table of formats says what the code does.
@@ -333,7 +333,7 @@ fn bytes_of_the_readme() {
         };
         let [params, grads, states] = [cells[0], cells[1], cells[2]].map(format);
         let options = Options { params, grads, states, master, ..Options::default() };
-        let moved = bytes_moved::<AdamW>(&[true, true, false], &options);
+        let moved = bytes_moved::<AdamW>(&[true, true, false], &options, 1);
         // What is written and is not the caller's.
         let state = (moved - 2 * params.bytes() - grads.bytes()) / 2;
         assert_eq!(cells[4..], [format!("{state} B"), format!("{moved} B")], "{line}");
