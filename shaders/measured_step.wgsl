@@ -17,7 +17,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 update(s, at);
             }
         }
-        settle(at, i < record.quads && !skipped(), thread, j);
+        settle(at, i < record.quads && !skipped(), thread);
     }
     conclude(number, thread, of_p, of_u);
 }

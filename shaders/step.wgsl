@@ -21,5 +21,5 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             update(s, at);
         }
     }
-    settle(at, i < record.quads && !skipped(), thread, 0u);
+    settle(at, i < record.quads && !skipped(), thread);
 }

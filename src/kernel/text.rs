@@ -319,39 +319,43 @@ fn settle<R: Rule>(key: &Key) -> String {
     let kept: Vec<_> = kept.map(|(nth, (slot, _))| (nth + 1, slot)).collect();
     let (storage, states) = (&key.storage, key.storage.states);
     if states.block().is_none() || kept.is_empty() {
-        return "fn settle(at: At, own: bool, thread: u32, round: u32) {}".into();
+        return "fn settle(at: At, own: bool, thread: u32) {}".into();
     }
-    // Where threads go round, a round's peaks are not overwritten by the next one's: one barrier is enough.
-    let rounds = if key.around.norms { 2 } else { 1 };
-    let (slots, keep) = (kept.len() as u32, states.keep());
-    let all = slots * rounds * WORKGROUP_SIZE;
+    // One thread adds up a block, and all read what it has found: on software Vulkan a load from a computed address is a load for each thread, and costs more than a barrier.
+    let (slots, blocks) = (kept.len() as u32, WORKGROUP_SIZE / BLOCK_QUADS);
     let mut text = format!(
-        "var<workgroup> peaks: array<u32, {all}>;
-fn peak_of_block(i: u32) -> u32 {{
-let first = i / {BLOCK_QUADS}u * {BLOCK_QUADS}u;
-var all = peaks[first];
-for (var k = 1u; k < {BLOCK_QUADS}u; k++) {{ all = joined_peaks(all, peaks[first + k]); }}
-return all;
-}}
-fn settle(at: At, own: bool, thread: u32, round: u32) {{
-let i = {slots}u * {WORKGROUP_SIZE}u * (round % {rounds}u) + thread;
-let outside = vec4<u32>(0u);
-"
+        "var<workgroup> peaks: array<u32, {}>;
+var<workgroup> scales: array<u32, {}>;
+fn settle(at: At, own: bool, thread: u32) {{
+",
+        slots * WORKGROUP_SIZE,
+        slots * blocks
     );
-    for (place, (_, slot)) in kept.iter().enumerate() {
-        let place = place as u32 * WORKGROUP_SIZE;
-        let _ = writeln!(
-            text,
-            "peaks[i + {place}u] = select(0u, peak(keep(at, outside, bitcast<vec4<u32>>(next_{slot}))), own);"
-        );
+    let outside = "vec4<u32>(0u)";
+    for (place, (_, slot)) in (0..).zip(&kept) {
+        let first = place * WORKGROUP_SIZE;
+        let bits = format!("keep(at, {outside}, bitcast<vec4<u32>>(next_{slot}))");
+        let _ = writeln!(text, "peaks[{first}u + thread] = select(0u, peak({bits}), own);");
     }
-    text.push_str("workgroupBarrier();\nif !own { return; }\n");
-    for (place, (nth, slot)) in kept.iter().enumerate() {
-        let place = place as u32 * WORKGROUP_SIZE;
+    let _ = writeln!(
+        text,
+        "workgroupBarrier();
+for (var i = thread; i < {}u; i += WORKGROUP_SIZE) {{
+var all = peaks[{BLOCK_QUADS}u * i];
+for (var k = 1u; k < {BLOCK_QUADS}u; k++) {{ all = joined_peaks(all, peaks[{BLOCK_QUADS}u * i + k]); }}
+scales[i] = scale_q8(all);
+}}
+workgroupBarrier();
+if !own {{ return; }}",
+        slots * blocks
+    );
+    let keep = states.keep();
+    for (place, (nth, slot)) in (0..).zip(&kept) {
+        let first = place * blocks;
         let next = storage.encoded(states, &format!("next_{slot}, scale_{slot}"), *nth);
         let _ = writeln!(
             text,
-            "let scale_{slot} = scale_q8(peak_of_block(i + {place}u));
+            "let scale_{slot} = scales[{first}u + thread / {BLOCK_QUADS}u];
 {slot}_buffer[at.state] = {keep}(at, old_{slot}, {next});
 if at.state % {BLOCK_QUADS}u == 0u {{ {slot}_buffer[scale_at(at)] = scale_{slot}; }}"
         );

@@ -11,7 +11,7 @@ use wgpu_optim::{
 };
 
 /// Runs `body`, a function of `code: vec4<u32>` and `random: vec4<u32>` that returns as many words as `input` has, four at a time.
-fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
+pub fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
     let text = format!(
         "{}
 @group(0) @binding(0) var<storage, read> input: array<vec4<u32>>;
@@ -103,9 +103,9 @@ fn every_number_is_encoded_as_on_the_cpu() {
 }
 
 /// A run in one buffer of parameters and one of gradients, stored as the options say.
-struct Stored<'a, R> {
+pub struct Stored<'a, R> {
     gpu: &'a Gpu,
-    optimizer: Optimizer<R>,
+    pub optimizer: Optimizer<R>,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
     bound: Bound,
@@ -113,7 +113,7 @@ struct Stored<'a, R> {
 
 impl<'a, R: Rule> Stored<'a, R> {
     /// `each`: as tensors of their own, and not as flat buffers.
-    fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
+    pub fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
         let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
         let p = gpu.upload_as(options.params, params);
         let g = gpu.upload_as(options.grads, &vec![0.0; params.len()]);
@@ -130,22 +130,22 @@ impl<'a, R: Rule> Stored<'a, R> {
         Self { gpu, optimizer, params: p, grads: g, bound }
     }
 
-    fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
+    pub fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
         self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         let mut encoder = self.gpu.encoder();
         self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
         self.gpu.run(encoder);
     }
 
-    fn codes(&self) -> Vec<u32> {
+    pub fn codes(&self) -> Vec<u32> {
         harness::param_codes(self.gpu, &self.optimizer, &self.params, 0)
     }
 
-    fn slot(&self, slot: &str) -> Vec<u32> {
+    pub fn slot(&self, slot: &str) -> Vec<u32> {
         harness::slot(self.gpu, &self.optimizer, slot).unwrap()
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Snapshot {
         harness::snapshot(self.gpu, &self.optimizer, &self.params, 0)
     }
 
