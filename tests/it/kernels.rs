@@ -1,6 +1,7 @@
 //! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::fmt::Write as _;
 use std::mem::offset_of;
 use wgpu_optim::control::{Request, State};
 use wgpu_optim::kernel::{
@@ -11,7 +12,9 @@ use wgpu_optim::kernel::{
 };
 use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Twin, for_each_rule};
+use wgpu_optim::{
+    AdamW, Adan, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Twin, for_each_rule,
+};
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
 fn keys(slots: usize) -> Vec<Key> {
@@ -333,13 +336,67 @@ fn bytes_of_the_readme() {
         };
         let [params, grads, states] = [cells[0], cells[1], cells[2]].map(format);
         let options = Options { params, grads, states, master, ..Options::default() };
-        let moved = bytes_moved::<AdamW>(&[true, true, false], &options, 1);
-        // What is written and is not the caller's.
-        let state = (moved - 2 * params.bytes() - grads.bytes()) / 2;
+        let (state, moved) = bytes_of::<AdamW>(&[true, true, false], &options);
         assert_eq!(cells[4..], [format!("{state} B"), format!("{moved} B")], "{line}");
         rows += 1;
     }
-    assert_eq!(rows, 7);
+    assert_eq!(rows, 9);
+}
+
+/// Bytes a parameter of state and of what a step moves.
+fn bytes_of<R: Rule>(kept: &[bool], options: &Options) -> (f64, f64) {
+    // Of many, so that blocks are whole.
+    const MANY: u64 = 1 << 20;
+    let moved = bytes_moved::<R>(kept, options, MANY) as f64 / MANY as f64;
+    // What is written and is not the caller's.
+    let state = (moved - (2 * options.params.bytes() + options.grads.bytes()) as f64) / 2.0;
+    (state, moved)
+}
+
+/// The table of all formats is what the code computes. `WGPU_OPTIM_WRITE=1 cargo test --test it formats_of_the_documentation` writes it.
+#[test]
+fn formats_of_the_documentation() {
+    let mut text = String::from(
+        "# Bytes of every combination of formats
+
+Bytes a parameter: of state, with what is kept of the parameters, and after the slash of what a step reads and writes. For rules that keep one slot (SGD with momentum, Lion, AdaGrad), two (Adam and most of its
+family), three (with AMSGrad) and four (Adan). Averages of the weights (8 bytes moved, 4 of state), looking at the gradients first and zeroing them (a gradient's bytes each), and the first phase of LAMB and LARS come on top:
+`Layout::bytes_moved` counts them. The table is computed by the code that it describes.
+
+| parameters | kept of them | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+",
+    );
+    let masters = [("f32", Master::F32), ("remainder", Master::Remainder), ("none", Master::None)];
+    for params in Format::TENSORS {
+        for (master_name, master) in masters {
+            for grads in Format::TENSORS {
+                for states in Format::STATES {
+                    let options = Options { params, grads, states, master, ..Options::default() };
+                    if options.validate().is_err() || (params == Format::F32 && master != Master::F32) {
+                        continue;
+                    }
+                    let kept = if params == Format::F32 { "" } else { master_name };
+                    let names = [params, grads, states].map(Format::name);
+                    let _ = write!(text, "| {} | {kept} | {} | {} |", names[0], names[1], names[2]);
+                    for slots in 1..=4 {
+                        let (state, moved) = bytes_of::<Adan>(&[1, 2, 3, 4].map(|n| n <= slots), &options);
+                        let _ = write!(text, " {state} / {moved} |");
+                    }
+                    text.push('\n');
+                }
+            }
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md");
+    if std::env::var_os("WGPU_OPTIM_WRITE").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap();
+    for (line, (found, want)) in found.lines().zip(text.lines()).enumerate() {
+        assert_eq!(found, want, "docs/formats.md, line {}", line + 1);
+    }
+    assert_eq!(found.lines().count(), text.lines().count());
 }
 
 /// A rule is complete with its shader, its source, its documentation, a golden run and its row in the README. That it has a benchmark and cases to check,
