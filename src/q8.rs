@@ -52,7 +52,7 @@ pub fn scale(block: &[f32]) -> u32 {
         return 0;
     }
     // The largest f32 is not rounded up to an infinity.
-    let rounded = (peak + 0x80 & !0xff).min(INFINITE - 0x100);
+    let rounded = ((peak + 0x80) & !0xff).min(INFINITE - 0x100);
     let negative = block.iter().any(|x| x.to_bits() > UNSIGNED);
     if negative { rounded } else { rounded | UNSIGNED }
 }

@@ -126,6 +126,50 @@ fn check<R: Rule>() {
     }
 }
 
+/// Every format in every place, with all that stands around the rule and without.
+fn check_formats<R: Rule>() {
+    let around = Around {
+        head: true,
+        key: true,
+        skips: true,
+        zero: true,
+        ema: true,
+        norms: true,
+        ..Around::default()
+    };
+    let key = keys(0).into_iter().find(|key| key.walk.access == Access::Quads && !key.walk.whole).unwrap();
+    let kept = vec![true; slots::<R>().len()];
+    for (params, grads, states, master) in every_format() {
+        for (stochastic, around, access) in
+            [(true, around, Access::Elements), (false, Around::default(), Access::Quads)]
+        {
+            let storage = Storage { params, grads, states, master, stochastic };
+            let (walk, kept) = (Walk { access, ..key.walk }, kept.clone());
+            let key = Key { walk, storage, kept, around, writable_gradients: true, ..key.clone() };
+            let module = validated(&source::<R>(&key));
+            assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+        }
+    }
+}
+
+/// What can be stored together.
+fn every_format() -> Vec<(Format, Format, Format, Master)> {
+    let mut all = Vec::new();
+    for params in Format::TENSORS {
+        for master in [Master::F32, Master::Remainder, Master::None] {
+            for grads in Format::TENSORS {
+                for states in Format::STATES {
+                    let options = Options { params, grads, states, master, ..Options::default() };
+                    if options.validate().is_ok() && (params != Format::F32 || master == Master::F32) {
+                        all.push((params, grads, states, master));
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
 /// The first phase of a layer-wise rule, and what follows it.
 fn check_phases<R: Rule>(key: &Key) {
     let groups = Key { rows_space: Space::Uniform, ..key.clone() };
@@ -154,6 +198,14 @@ macro_rules! check_all {
 #[test]
 fn every_kernel_validates_and_matches_the_host() {
     for_each_rule!(check_all);
+}
+
+/// Of a rule with few slots, one with many and a layer-wise one: no rule knows a format.
+#[test]
+fn every_format_validates_in_every_place() {
+    check_formats::<Sgd>();
+    check_formats::<Adan>();
+    check_formats::<Lamb>();
 }
 
 /// Everything that can stand around a rule.
@@ -367,26 +419,21 @@ family), three (with AMSGrad) and four (Adan). Averages of the weights (8 bytes 
 | --- | --- | --- | --- | --- | --- | --- | --- |
 ",
     );
-    let masters = [("f32", Master::F32), ("remainder", Master::Remainder), ("none", Master::None)];
-    for params in Format::TENSORS {
-        for (master_name, master) in masters {
-            for grads in Format::TENSORS {
-                for states in Format::STATES {
-                    let options = Options { params, grads, states, master, ..Options::default() };
-                    if options.validate().is_err() || (params == Format::F32 && master != Master::F32) {
-                        continue;
-                    }
-                    let kept = if params == Format::F32 { "" } else { master_name };
-                    let names = [params, grads, states].map(Format::name);
-                    let _ = write!(text, "| {} | {kept} | {} | {} |", names[0], names[1], names[2]);
-                    for slots in 1..=4 {
-                        let (state, moved) = bytes_of::<Adan>(&[1, 2, 3, 4].map(|n| n <= slots), &options);
-                        let _ = write!(text, " {state} / {moved} |");
-                    }
-                    text.push('\n');
-                }
-            }
+    for (params, grads, states, master) in every_format() {
+        let options = Options { params, grads, states, master, ..Options::default() };
+        let kept = match master {
+            _ if params == Format::F32 => "",
+            Master::F32 => "f32",
+            Master::Remainder => "remainder",
+            _ => "none",
+        };
+        let names = [params, grads, states].map(Format::name);
+        let _ = write!(text, "| {} | {kept} | {} | {} |", names[0], names[1], names[2]);
+        for slots in 1..=4 {
+            let (state, moved) = bytes_of::<Adan>(&[1, 2, 3, 4].map(|n| n <= slots), &options);
+            let _ = write!(text, " {state} / {moved} |");
         }
+        text.push('\n');
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md");
     if std::env::var_os("WGPU_OPTIM_WRITE").is_some() {
