@@ -164,6 +164,18 @@ fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
     (m + (random & ((1 << most) - 1))) >> most
 }
 
+/// What stands for a tensor's name in random numbers.
+#[cfg(feature = "gpu")]
+pub(crate) fn tensor_key(name: &str) -> u32 {
+    // Words of eight bytes and the length, mixed one after another.
+    let words = name.as_bytes().chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(mixed(name.len() as u64), |hash, word| mixed(hash ^ word)) as u32
+}
+
 /// 48 random bits of step `t`, in three parts that an f32 holds.
 #[cfg(feature = "gpu")]
 pub(crate) fn step_key(seed: u64, t: u64) -> [f32; 3] {

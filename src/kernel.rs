@@ -8,7 +8,7 @@ pub use text::{Storage, format_source};
 
 use crate::format::Format;
 use crate::options::{Clip, Options};
-use crate::plan::{HEADER_BYTES, Space, Tile, WORKGROUP_SIZE, WholeTile};
+use crate::plan::{HEADER_BYTES, Space, WORKGROUP_SIZE, tile_bytes};
 use crate::rules::{Rule, ratio_field, scalar_names, slots};
 use std::fmt::Write as _;
 use text::{Phase, common, formats, glue, load, rows, stored};
@@ -89,14 +89,15 @@ pub struct Walk {
     pub space: Space,
     /// Bytes of a uniform binding on the device.
     pub uniform_bytes: u32,
+    /// Whether every tile is of one tensor, and says of which: for random numbers.
+    pub by_tensor: bool,
 }
 
 impl Walk {
     /// Bytes of a table with `tiles` tiles.
     #[must_use]
     pub fn table_bytes(&self, tiles: usize) -> u64 {
-        let tile = if self.whole { size_of::<WholeTile>() } else { size_of::<Tile>() };
-        (HEADER_BYTES + tiles * tile) as u64
+        (HEADER_BYTES + tiles * tile_bytes(self.whole, self.by_tensor)) as u64
     }
 }
 
@@ -144,7 +145,8 @@ impl Key {
     pub fn measuring(&self) -> Self {
         let Around { head, key, grouped, bounded, .. } = self.around;
         let around = Around { head, key, grouped, bounded, norms: true, ..Around::default() };
-        Self { around, single: false, ..self.clone() }
+        let storage = Storage { stochastic: false, ..self.storage };
+        Self { around, storage, single: false, ..self.clone() }
     }
 }
 

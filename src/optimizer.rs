@@ -192,7 +192,13 @@ impl<R: Rule> Optimizer<R> {
         let groups = layout.groups().len();
         let uniform_bytes = limits.uniform_bytes;
         let key = Key {
-            walk: Walk { access: Access::Quads, whole: true, space: Space::Uniform, uniform_bytes },
+            walk: Walk {
+                access: Access::Quads,
+                whole: true,
+                space: Space::Uniform,
+                uniform_bytes,
+                by_tensor: options.storage().stochastic,
+            },
             single: false,
             writable_gradients: options.zero_gradients,
             rows: groups as u32,
@@ -585,7 +591,8 @@ fn chunks<R: Rule>(layout: &Layout<R>, options: &Options, limits: &Limits) -> Ve
     let mut chunks = Vec::new();
     for (format, spans) in by_format {
         let block = block_quads(format);
-        let families = if block > 1 { plan::families(&spans) } else { vec![spans] };
+        let apart = block > 1 || options.storage().stochastic;
+        let families = if apart { plan::families(&spans) } else { vec![spans] };
         let families = families.iter().flat_map(|spans| plan::chunks(spans, limits.chunk_elements, block));
         chunks.extend(families.map(|chunk| (format, chunk)));
     }

@@ -82,8 +82,9 @@ pub enum Rounding {
     /// To the nearest, of two the even one.
     #[default]
     Nearest,
-    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the element's place in the flat space and which of its
-    /// values it is: a run can be repeated, and buffers, chunks and skipped steps make no difference.
+    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the tensor's name, the element's index in it and which of its
+    /// values it is: a run can be repeated, and buffers, chunks, offsets, groups and skipped steps make no difference (but for where blocks of [8 bits](crate::q8) begin). Tensors that share a vector of four with others
+    /// take dispatches of their own, four at most.
     Stochastic {
         /// Of the random numbers.
         seed: u64,

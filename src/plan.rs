@@ -48,6 +48,8 @@ pub struct Piece {
     pub end: u64,
     /// The quad of the chunk's state that holds the first element.
     pub state: u32,
+    /// The lane of the tensor's first element.
+    pub lane: u32,
 }
 
 /// A range of the flat space whose buffers are bound at once, with state buffers of its own.
@@ -129,7 +131,8 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
             let quads = (end.div_ceil(QUAD) - start / QUAD) as u32;
             chunk.state_quads = state + quads.next_multiple_of(block);
             chunk.end = end;
-            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state });
+            let lane = (span.start % QUAD) as u32;
+            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state, lane });
             start = end;
         }
     }
@@ -143,8 +146,7 @@ pub(crate) fn whole_blocks(start: u64, end: u64, block: u32) -> u64 {
 }
 
 /// A run of quads: those between the first and the last belong to one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// First quad, counted from the chunk's start.
     pub quad: u32,
@@ -157,6 +159,26 @@ pub struct Tile {
     /// The group of each lane of the first quad, [`NONE`] where it is not a tensor's.
     pub first: [u16; 4],
     /// The same of the last quad; of a lone quad, both.
+    pub last: [u16; 4],
+    /// The tensor of the first lane that is one's: of all, where tiles are [`by_tensor`](Tiling::by_tensor).
+    pub tensor: usize,
+}
+
+/// A tile in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SharedTile {
+    /// First quad, counted from the chunk's start.
+    pub quad: u32,
+    /// First quad of the state.
+    pub state: u32,
+    /// How many quads.
+    pub quads: u32,
+    /// The group of all lanes between the first and the last quad.
+    pub group: u32,
+    /// The groups of the lanes of the first quad.
+    pub first: [u16; 4],
+    /// The same of the last quad.
     pub last: [u16; 4],
 }
 
@@ -221,8 +243,6 @@ pub struct Header {
     pub g_last: u32,
     /// Where the partial results begin.
     pub partials: u32,
-    /// Where quad 0 lies in the flat space, in quads.
-    pub flat: u32,
     /// Where the scales of state in blocks begin, in words.
     pub scales: u32,
 }
@@ -237,6 +257,25 @@ pub enum Space {
     Uniform,
     /// A read-only storage buffer.
     Storage,
+}
+
+/// What tiles have to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// The kernel loads element by element, for which there are no tables of whole tiles.
+    pub by_element: bool,
+    /// Quads of a block of state, of which a tile has whole ones but for a tensor's last.
+    pub block: u32,
+    /// Every tile is of one tensor, and says of which. Only where no tensors share a quad.
+    pub by_tensor: bool,
+}
+
+impl Tiling {
+    /// For kernels that may go on from tensor to tensor.
+    #[must_use]
+    pub fn plain(by_element: bool) -> Self {
+        Self { by_element, block: 1, by_tensor: false }
+    }
 }
 
 /// What becomes of a quad that several groups have lanes of.
@@ -263,21 +302,27 @@ pub struct Dispatch {
     pub workgroups: [u32; 2],
 }
 
+/// Bytes of a tile in a table, and of what says which tensor's it is.
+#[must_use]
+pub fn tile_bytes(whole: bool, by_tensor: bool) -> usize {
+    let tile = if whole { size_of::<WholeTile>() } else { size_of::<SharedTile>() };
+    tile + if by_tensor { TENSOR_BYTES } else { 0 }
+}
+
+/// Bytes that say which tensor's a tile is.
+pub const TENSOR_BYTES: usize = 16;
+
 /// Tiles that fit a uniform table.
 #[must_use]
-pub fn uniform_tiles(uniform_bytes: u32, whole: bool) -> u32 {
-    let tile = if whole { size_of::<WholeTile>() } else { size_of::<Tile>() };
-    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / tile as u32
+pub fn uniform_tiles(uniform_bytes: u32, whole: bool, by_tensor: bool) -> u32 {
+    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / tile_bytes(whole, by_tensor) as u32
 }
 
 /// Plans the dispatch that updates `pieces`; quads are counted from element `base`, a multiple of [`QUAD`].
-///
-/// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles. `block`: quads of a block of state, of which a tile has whole ones but
-/// for a tensor's last.
 #[must_use]
-pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, block: u32, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base, Seams::Shared, block);
-    let whole = !by_element && runs.iter().all(Tile::is_whole);
+pub fn dispatch(pieces: &[Piece], base: u64, tiling: Tiling, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, Seams::Shared, tiling);
+    let whole = whole(pieces, &runs, tiling);
     let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
     if let [run] = runs[..] {
         // One tile of any length: its workgroups need no table to find it.
@@ -285,7 +330,7 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, block: u32, limit
         let (tiles, space) = (runs, Space::Uniform);
         return Dispatch { tiles, shift: 31, whole, space, workgroups: rows(total, limits) };
     }
-    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole, tiling.by_tensor));
     // Longer tiles make a shorter table, and leave more workgroups idle at the ends of tensors.
     let (shift, space, _) = (0..=20)
         .filter_map(|shift| {
@@ -308,17 +353,10 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, block: u32, limit
 
 /// Plans a reduction over `pieces`, a workgroup a tile, whose threads go round it as often as it takes. Where seams are kept apart every tile is of one group alone.
 #[must_use]
-pub fn reduction(
-    pieces: &[Piece],
-    base: u64,
-    by_element: bool,
-    seams: Seams,
-    block: u32,
-    limits: &Limits,
-) -> Dispatch {
-    let runs = runs(pieces, base, seams, block);
-    let whole = !by_element && runs.iter().all(Tile::is_whole);
-    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+pub fn reduction(pieces: &[Piece], base: u64, tiling: Tiling, seams: Seams, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, seams, tiling);
+    let whole = whole(pieces, &runs, tiling);
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole, tiling.by_tensor));
     let per_tile = |rounds: u32| u64::from(WORKGROUP_SIZE) * u64::from(rounds);
     let fit = REDUCTION_ROUNDS.into_iter().find(|&rounds| count(&runs, per_tile(rounds)) <= uniform);
     let (rounds, space) =
@@ -326,6 +364,12 @@ pub fn reduction(
     let tiles = cut(&runs, per_tile(rounds));
     let workgroups = rows(tiles.len() as u64, limits);
     Dispatch { tiles, shift: 0, whole, space, workgroups }
+}
+
+/// Whether all quads are whole, and where tensors have numbers of their own those of their elements too.
+fn whole(pieces: &[Piece], runs: &[Tile], tiling: Tiling) -> bool {
+    let aligned = !tiling.by_tensor || pieces.iter().all(|piece| piece.lane == 0);
+    !tiling.by_element && aligned && runs.iter().all(Tile::is_whole)
 }
 
 /// Tiles of at most `quads` that `runs` make.
@@ -362,7 +406,7 @@ fn rows(total: u64, limits: &Limits) -> [u32; 2] {
 
 /// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all. A run
 /// goes on behind whole blocks only.
-fn runs(pieces: &[Piece], base: u64, seams: Seams, block: u32) -> Vec<Tile> {
+fn runs(pieces: &[Piece], base: u64, seams: Seams, tiling: Tiling) -> Vec<Tile> {
     let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, end) = (piece.start - base, piece.end - base);
@@ -397,12 +441,14 @@ fn runs(pieces: &[Piece], base: u64, seams: Seams, block: u32) -> Vec<Tile> {
             group: piece.group,
             first: lanes(first),
             last: lanes(last),
+            tensor: piece.tensor,
         };
         match runs.last_mut() {
             // Without a seam, one run.
             Some(run)
                 if run.end() == first
-                    && run.quads % block == 0
+                    && run.quads % tiling.block == 0
+                    && (run.tensor == tile.tensor || !tiling.by_tensor)
                     && run.group == tile.group
                     && run.last == run.inner()
                     && tile.lanes(0) == run.inner() =>

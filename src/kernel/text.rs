@@ -6,7 +6,7 @@ use super::{
 };
 use crate::format::Format;
 use crate::options::Master;
-use crate::plan::{BLOCK_QUADS, HEADER_BYTES, Space, WORKGROUP_SIZE};
+use crate::plan::{BLOCK_QUADS, HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_tiles};
 use crate::rules::{Rule, slots};
 use std::fmt::Write as _;
 
@@ -82,7 +82,7 @@ impl Storage {
     fn encoded(&self, format: Format, x: &str, nth: usize) -> String {
         let name = format.name();
         if self.stochastic && format != Format::F32 {
-            format!("encode_{name}_stochastic({x}, random(at, {nth}u))")
+            format!("encode_{name}_stochastic({x}, random({nth}u))")
         } else {
             format!("encode_{name}({x})")
         }
@@ -98,15 +98,21 @@ pub(super) fn common(walk: &Walk) -> String {
     };
     let (space, count) = match walk.space {
         Space::Uniform => {
-            ("uniform", format!(", {}", crate::plan::uniform_tiles(walk.uniform_bytes, walk.whole)))
+            ("uniform", format!(", {}", uniform_tiles(walk.uniform_bytes, walk.whole, walk.by_tensor)))
         }
         Space::Storage => ("storage, read", String::new()),
     };
+    // Where random numbers are drawn, a tile says which tensor's it is and where in it.
+    let (entry, access) = if walk.by_tensor { ("Entry", ".record") } else { ("Record", "") };
     let table = format!(
         "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
-struct Table {{ @size({HEADER_BYTES}) header: Header, records: array<Record{count}> }}
+const WHOLE = {};
+struct Entry {{ record: Record, @size({TENSOR_BYTES}) element: vec2<u32> }}
+struct Table {{ @size({HEADER_BYTES}) header: Header, records: array<{entry}{count}> }}
 @group(0) @binding({BINDING_TABLE}) var<{space}> table: Table;
-"
+fn record_at(i: u32) -> Record {{ return table.records[i]{access}; }}
+",
+        walk.whole
     );
     [tiles, include_str!("../../shaders/header.wgsl"), &table].join("\n")
 }
@@ -118,7 +124,11 @@ pub(super) fn formats(storage: &Storage) -> String {
     let half = if [params, grads, states].iter().any(|format| format.bytes() == 2) { HALF } else { "" };
     let named =
         Format::ALL.into_iter().filter(|&format| format == Format::F32 || used(format)).map(own_source);
-    let random = if *stochastic { include_str!("../../shaders/random.wgsl") } else { "" };
+    let random = if *stochastic {
+        include_str!("../../shaders/random.wgsl")
+    } else {
+        "fn locate(tile: u32, i: u32) {}"
+    };
     [half, random].into_iter().chain(named).collect::<Vec<_>>().join("\n")
 }
 

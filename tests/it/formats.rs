@@ -497,6 +497,59 @@ fn stochastic_rounding_does_not_know_of_buffers() {
     assert!(run(&roomy, false, other, &[]) != first, "another seed");
 }
 
+/// And neither does the layout: a tensor's numbers are drawn by its name and the place in it, wherever it lies, whatever is before it and whichever group it is in.
+#[test]
+fn stochastic_rounding_does_not_know_of_layouts() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let lens = [("a", 2_001), ("b", 3), ("c", 333), ("d", 1), ("e", 2), ("f", 70_000)];
+    let adamw = AdamW::default();
+    let of = |names: &str, group: &str| {
+        let tensors = names.chars().map(|name| lens[name as usize - 'a' as usize]);
+        tensors.fold(Group::new(group, adamw), |group, (name, len)| group.tensor(name, [len]))
+    };
+    let layouts = [
+        Layout::new([of("abcdef", "g")]),
+        Layout::aligned([of("abcdef", "g")]),
+        Layout::new([of("fd", "g"), of("ecba", "h")]),
+        // Each at another lane of its vector.
+        Layout::new([Group::new("g", adamw)
+            .tensor_at("d", [1], 2)
+            .tensor_at("a", [2_001], 3)
+            .tensor_at("f", [70_000], 2_105)
+            .tensor_at("e", [2], 72_106)
+            .tensor_at("c", [333], 72_109)
+            .tensor_at("b", [3], 72_443)]),
+    ];
+    let options = Options {
+        params: Format::Bf16,
+        states: Format::Bf16,
+        master: Master::None,
+        rounding: SEED,
+        ..Options::default()
+    };
+    let ends = layouts.map(|layout| {
+        let layout = layout.unwrap();
+        let len = layout.len() as usize;
+        let mut run = Stored::new(&gpu, layout.clone(), options, &vec![1.0; len], false);
+        for t in 0..3 {
+            let mut grads = vec![0.0; len];
+            for (name, len) in lens {
+                let values = Random::new(40 + t + 10 * len).values(len as usize);
+                grads[layout.tensor(name).unwrap().range()].copy_from_slice(&values);
+            }
+            run.step(&grads, 1e-3);
+        }
+        let all = [run.codes(), run.slot("exp_avg"), run.slot("exp_avg_sq")];
+        lens.map(|(name, _)| all.each_ref().map(|all| all[layout.tensor(name).unwrap().range()].to_vec()))
+    });
+    for (nth, end) in ends.iter().enumerate().skip(1) {
+        for (tensor, (got, want)) in lens.iter().zip(end.iter().zip(&ends[0])) {
+            assert!(got == want, "layout {nth}, tensor {}", tensor.0);
+        }
+    }
+    assert_ne!(ends[0][0][0][..300], ends[0][5][0][..300], "two tensors draw the same");
+}
+
 /// 10⁵ draws a value: their mean is the value within three standard errors, and neighbours and steps know nothing of each other.
 #[test]
 fn stochastic_rounding_is_unbiased_and_independent() {

@@ -10,10 +10,10 @@ use wgpu_optim::kernel::{
     control_source, fold_source, measure_source, ratio_source, reduce_source, row_vectors, set_vectors,
     source,
 };
-use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
+use wgpu_optim::plan::{HEADER_BYTES, Header, SharedTile, Space, WORKGROUP_SIZE, WholeTile, tile_bytes};
 use wgpu_optim::rules::{scalar_names, slots};
 use wgpu_optim::{
-    AdamW, Adan, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Twin, for_each_rule,
+    AdamW, Adan, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Sgd, Twin, for_each_rule,
 };
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
@@ -32,7 +32,7 @@ fn keys(slots: usize) -> Vec<Key> {
                             // A table of one tile is never in storage.
                             if !(single && space == Space::Storage) {
                                 keys.push(Key {
-                                    walk: Walk { access, whole, space, uniform_bytes },
+                                    walk: Walk { access, whole, space, uniform_bytes, by_tensor: false },
                                     single,
                                     writable_gradients,
                                     rows,
@@ -111,11 +111,11 @@ fn check<R: Rule>() {
         let expected = if key.walk.whole {
             (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
         } else {
-            (offsets!(Tile: quad, state, quads, group, first, last), size_of::<Tile>() as u32)
+            (offsets!(SharedTile: quad, state, quads, group, first, last), size_of::<SharedTile>() as u32)
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, flat, scales);
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, scales);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");
@@ -144,10 +144,14 @@ fn check_formats<R: Rule>() {
             [(true, around, Access::Elements), (false, Around::default(), Access::Quads)]
         {
             let storage = Storage { params, grads, states, master, stochastic };
-            let (walk, kept) = (Walk { access, ..key.walk }, kept.clone());
+            let (walk, kept) = (Walk { access, by_tensor: stochastic, ..key.walk }, kept.clone());
             let key = Key { walk, storage, kept, around, writable_gradients: true, ..key.clone() };
             let module = validated(&source::<R>(&key));
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+            let (entry, span) = layout_of(&module, "Entry");
+            assert_eq!(entry, owned(&[("record", 0), ("element", size_of::<SharedTile>())]));
+            assert_eq!(span as usize, tile_bytes(false, true));
+            assert!(layout_of(&module, "Table").1 <= walk.uniform_bytes);
         }
     }
 }

@@ -3,8 +3,8 @@
 use crate::common::Random;
 use std::collections::HashMap;
 use wgpu_optim::plan::{
-    BLOCK_QUADS, CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Seams, Space, Span, WORKGROUP_SIZE,
-    chunks, dispatch, families, reduction, uniform_tiles,
+    BLOCK_QUADS, CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Seams, Space, Span, Tiling,
+    WORKGROUP_SIZE, chunks, dispatch, families, reduction, uniform_tiles,
 };
 
 const LIMITS: Limits =
@@ -65,7 +65,7 @@ fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64, block: u32) {
 }
 
 /// The workgroups reach every tile, and the tiles are the pieces' quads in order.
-fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, block: u32, limits: &Limits) {
+fn check_dispatch(chunk: &Chunk, plan: &Dispatch, tiling: Tiling, limits: &Limits) {
     let [x, y] = plan.workgroups.map(u64::from);
     assert!(x <= limits.workgroups.into());
     let single = plan.tiles.len() == 1;
@@ -77,16 +77,18 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, block: u32, 
     assert!(x * y >= needed, "{x}×{y} workgroups for {needed}");
     assert!(x * y < needed + x, "a whole row too many");
     if plan.space == Space::Uniform {
-        assert!(plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole) as usize);
+        assert!(
+            plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole, tiling.by_tensor) as usize
+        );
     }
-    assert!(!(plan.whole && by_element));
+    assert!(!(plan.whole && tiling.by_element));
     let mut covered = 0;
     let mut previous: Option<u64> = None;
     for tile in &plan.tiles {
         assert!(tile.quads > 0 && (single || tile.quads <= WORKGROUP_SIZE << plan.shift));
         assert!(previous.is_none_or(|p| u64::from(tile.quad) >= p), "quads in order, none twice");
         // The threads of a block lie side by side.
-        assert!(tile.state.is_multiple_of(block));
+        assert!(tile.state.is_multiple_of(tiling.block));
         previous = Some(u64::from(tile.quad) + u64::from(tile.quads));
         // The first and last quads, and one between: their lanes are the pieces', and so is their state.
         let ends = [0, tile.quads / 2, tile.quads - 1];
@@ -98,6 +100,7 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, block: u32, 
                 let owner = chunk.pieces.get(at).filter(|p| p.start <= element);
                 assert_eq!(u32::from(group), owner.map_or(NONE.into(), |p| p.group), "element {element}");
                 if let Some(p) = owner {
+                    assert!(!tiling.by_tensor || p.tensor == tile.tensor, "a tile of two tensors");
                     assert_eq!(state, u64::from(p.state) + element / QUAD - p.start / QUAD);
                 }
             }
@@ -125,26 +128,28 @@ fn check_all(spans: &[Span]) {
         if spans.last().is_some_and(|s| s.end / limits.chunk_elements > 100_000) {
             continue;
         }
-        check_spans(spans, 1, &limits);
+        check_spans(spans, 1, false, &limits);
         let families = families(spans);
         assert_eq!(families.iter().map(Vec::len).sum::<usize>(), spans.len());
         for family in families {
             let apart = |pair: &[Span]| (pair[0].end - 1) / QUAD < pair[1].start / QUAD;
             assert!(family.windows(2).all(apart), "two tensors share a quad");
-            check_spans(&family, BLOCK_QUADS, &limits);
+            check_spans(&family, BLOCK_QUADS, false, &limits);
+            check_spans(&family, 1, true, &limits);
         }
     }
 }
 
-fn check_spans(spans: &[Span], block: u32, limits: &Limits) {
+fn check_spans(spans: &[Span], block: u32, by_tensor: bool, limits: &Limits) {
     let chunks = chunks(spans, limits.chunk_elements, block);
     check_chunks(spans, &chunks, limits.chunk_elements, block);
     for chunk in chunks.iter().take(100).chain(chunks.last()) {
         for by_element in [false, true] {
-            let plan = dispatch(&chunk.pieces, chunk.start, by_element, block, limits);
+            let tiling = Tiling { by_element, block, by_tensor };
+            let plan = dispatch(&chunk.pieces, chunk.start, tiling, limits);
             // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
             if u64::from(plan.workgroups[1]) <= limits.workgroups.into() {
-                check_dispatch(chunk, &plan, by_element, block, limits);
+                check_dispatch(chunk, &plan, tiling, limits);
             } else {
                 assert_eq!(limits.workgroups, 7);
             }
@@ -193,7 +198,7 @@ fn two_pow_33_elements_in_many_tensors() {
 fn tables_stay_small() {
     for (tensors, len) in [(1, 1u64 << 25), (512, 4_096), (1_000, 33), (148, 65_536), (10_000, 3_001)] {
         for chunk in chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1) {
-            let plan = dispatch(&chunk.pieces, chunk.start, false, 1, &LIMITS);
+            let plan = dispatch(&chunk.pieces, chunk.start, Tiling::plain(false), &LIMITS);
             let bytes = plan.tiles.len() * if plan.whole { 16 } else { 32 };
             assert!(bytes <= 960 << 10, "{tensors} × {len}: {bytes} bytes");
         }
@@ -214,7 +219,7 @@ fn few_workgroups_are_idle() {
     ] {
         let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1);
         assert_eq!(chunks.len(), 1);
-        let plan = dispatch(&chunks[0].pieces, 0, false, 1, &LIMITS);
+        let plan = dispatch(&chunks[0].pieces, 0, Tiling::plain(false), &LIMITS);
         let needed = (tensors * len).div_ceil(QUAD * u64::from(WORKGROUP_SIZE));
         let taken = u64::from(plan.workgroups[0]) * u64::from(plan.workgroups[1]);
         // Each tensor's last workgroup may be idle in part.
@@ -240,7 +245,7 @@ fn reductions_visit_every_element_once() {
         let limits = Limits { workgroups: 7, ..LIMITS };
         let whole = chunks(&spans, 1 << 25, 1);
         for (seams, by_element) in [(Seams::Shared, false), (Seams::Apart, false), (Seams::Apart, true)] {
-            let plan = reduction(&whole[0].pieces, whole[0].start, by_element, seams, 1, &limits);
+            let plan = reduction(&whole[0].pieces, whole[0].start, Tiling::plain(by_element), seams, &limits);
             let [x, y] = plan.workgroups;
             assert!(u64::from(x) * u64::from(y) >= plan.tiles.len() as u64 && x <= 7);
             let mut visits = vec![0u8; at.next_multiple_of(QUAD) as usize];
