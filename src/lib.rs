@@ -88,6 +88,7 @@ mod pipeline;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
 pub mod recipes;
+mod report;
 #[cfg(feature = "gpu")]
 mod rows;
 pub mod rules;
@@ -95,14 +96,13 @@ pub mod schedule;
 
 #[cfg(feature = "gpu")]
 pub use bind::{Tensors, View};
-#[cfg(feature = "gpu")]
-pub use control::Report;
 pub use error::Error;
 pub use format::Format;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
 pub use options::{Clip, Ema, LossScale, Master, Options, Rounding};
+pub use report::Report;
 pub use rules::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lamb, Lars, Lion, NAdam, RAdam, RmsProp, Rule,
     Sgd, Step, Twin,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Optimizer, Rule};
+use wgpu_optim::{Format, Optimizer, Rule, Twin, cpu};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -331,6 +331,33 @@ pub fn snapshot<R: Rule>(
         }
     }
     Snapshot { params, state }
+}
+
+/// Parameters and state of an optimizer on the CPU, in the flat space as [`snapshot`] has them; both stored as f32.
+///
+/// # Panics
+/// If they are stored otherwise.
+#[must_use]
+pub fn cpu_snapshot<R: Twin>(optimizer: &cpu::Optimizer<R>, params: &[f32]) -> Snapshot {
+    let state = slots::<R>().iter().map(|slot| cpu_slot(optimizer, slot)).collect();
+    Snapshot { params: params.to_vec(), state }
+}
+
+/// A slot in the flat space, empty where it is not kept.
+///
+/// # Panics
+/// If there is no such slot, or it is not stored as f32.
+#[must_use]
+pub fn cpu_slot<R: Twin>(optimizer: &cpu::Optimizer<R>, slot: &str) -> Vec<f32> {
+    let layout = optimizer.layout();
+    let mut flat = Vec::new();
+    for tensor in layout.tensors() {
+        if let Some(part) = optimizer.state(slot, &tensor.name).expect("a slot of the optimizer's") {
+            flat.resize(layout.len() as usize, 0.0);
+            flat[tensor.range()].copy_from_slice(part.as_f32().expect("state in f32"));
+        }
+    }
+    flat
 }
 
 /// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.

@@ -1,0 +1,450 @@
+//! The engine in f32: state in host memory, and a step in two passes over memory at most, of a layer-wise rule three.
+
+use super::blocks::{Block, Plan};
+use super::kernel::{self, MAX_SLOTS, Part, Pass, Row, Sums};
+use super::tensors::{Cells, Checked, State, StateMut, Tensors};
+use super::threads;
+use crate::error::Error;
+use crate::format::{Format, step_key};
+use crate::layout::Layout;
+use crate::options::{Clip, Options, Rounding};
+use crate::report::Report;
+use crate::rules::{Fields, Step, Twin, ratio_field, slots};
+
+/// Added to a norm before it divides a bound, as PyTorch's `clip_grad_norm_` does.
+const NORM_EPS: f64 = 1e-6;
+
+/// Applies rule `R` to the tensors of a layout in host memory.
+///
+/// The same options, names of state and errors as on the GPU, and nothing is late: a step that is skipped is known to be so when the call returns.
+///
+/// ```
+/// use wgpu_optim::{AdamW, Clip, Group, Layout, Options, cpu};
+/// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [3]).tensor("b", [1])])?;
+/// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
+/// let mut optimizer = cpu::Optimizer::with_options(layout, options)?;
+/// let (mut params, mut grads) = ([1.0, 2.0, 3.0, 4.0], [10.0, 0.0, -10.0, 0.1]);
+/// optimizer.step(cpu::Tensors::flat(&mut params, &mut grads), 1e-3)?;
+/// assert_eq!(grads, [0.0; 4]);
+///
+/// // The same with slices of single tensors.
+/// let (w, b) = params.split_at_mut(3);
+/// let (dw, db) = grads.split_at_mut(3);
+/// optimizer.step(cpu::Tensors::each([("w", w, dw), ("b", b, db)]), 1e-3)?;
+/// assert_eq!(optimizer.state("exp_avg", "b")?.unwrap().as_f32().unwrap().len(), 1);
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Optimizer<R: Twin> {
+    layout: Layout<R>,
+    options: Options,
+    plan: Plan,
+    /// One a slot of the rule.
+    state: Vec<Numbers>,
+    master: Numbers,
+    ema: Numbers,
+    carries: Vec<f64>,
+    steps: u64,
+    skipped: u64,
+    loss_scale: f32,
+    good_steps: u32,
+    vectorised: bool,
+    /// What a step works with, so that it allocates nothing: next carries, scalars of the groups, rows, sums of the runs and of the groups.
+    next: Vec<f64>,
+    scalars: Vec<R::Scalars<f32>>,
+    rows: Vec<Row<R::Scalars<f32>>>,
+    sums: Vec<Sums>,
+    group_sums: Vec<f64>,
+}
+
+/// Numbers of all elements, as they are stored.
+#[derive(Clone, Debug)]
+enum Numbers {
+    None,
+    F32(Vec<f32>),
+    U16(Vec<u16>),
+}
+
+impl Numbers {
+    fn zeros(len: usize, bytes: u64) -> Result<Self, Error> {
+        fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>, Error> {
+            let mut zeros = Vec::new();
+            let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
+            zeros.try_reserve_exact(len).map_err(|_| Error::Memory { bytes })?;
+            zeros.resize(len, T::default());
+            Ok(zeros)
+        }
+        if bytes == 4 { zeros(len).map(Self::F32) } else { zeros(len).map(Self::U16) }
+    }
+
+    fn cells(&mut self) -> Cells<'_> {
+        match self {
+            Self::None => Cells::None,
+            Self::F32(x) => Cells::Write4(x),
+            Self::U16(x) => Cells::Write2(x),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::F32(x) => 4 * x.len() as u64,
+            Self::U16(x) => 2 * x.len() as u64,
+        }
+    }
+}
+
+/// What has been decided about a step.
+struct Decision {
+    skip: bool,
+    report: Report,
+}
+
+impl<R: Twin> Optimizer<R> {
+    /// Zeroed state for `layout`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not enough memory for it, [`Error::TooManySlots`] for a rule of one's own.
+    pub fn new(layout: Layout<R>) -> Result<Self, Error> {
+        Self::with_options(layout, Options::default())
+    }
+
+    /// [`new`](Self::new) with what stands around the update.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
+    pub fn with_options(layout: Layout<R>, options: Options) -> Result<Self, Error> {
+        options.validate()?;
+        let count = slots::<R>().len();
+        if count > MAX_SLOTS {
+            return Err(Error::TooManySlots { rule: R::NAME, slots: count, bound: MAX_SLOTS });
+        }
+        let elements = layout.parameters();
+        let len = usize::try_from(elements)
+            .map_err(|_| Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) })?;
+        let numbers = |bytes: Option<u64>| bytes.map_or(Ok(Numbers::None), |bytes| Numbers::zeros(len, bytes));
+        let kept = |slot| layout.keeps_slot(slot).then_some(options.states.bytes());
+        let state = (0..count).map(|slot| numbers(kept(slot))).collect::<Result<_, _>>()?;
+        let master = numbers(options.storage().master().map(|(_, bytes)| bytes))?;
+        let ema = numbers(options.ema.map(|_| Format::F32.bytes()))?;
+        let plan = Plan::new(&layout)?;
+        let groups = layout.groups().len();
+        Ok(Self {
+            state,
+            master,
+            ema,
+            carries: vec![0.0; groups],
+            steps: 0,
+            skipped: 0,
+            loss_scale: options.loss_scale.map_or(1.0, |scale| scale.initial as f32),
+            good_steps: 0,
+            vectorised: true,
+            next: vec![0.0; groups],
+            scalars: Vec::with_capacity(groups),
+            rows: Vec::with_capacity(plan.groups.len()),
+            sums: vec![[0.0; 2]; plan.runs.len()],
+            group_sums: vec![0.0; groups],
+            plan,
+            options,
+            layout,
+        })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout<R> {
+        &self.layout
+    }
+
+    /// What stands around the update.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Steps so far, skipped ones included.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The dynamic loss scale, by which the engine multiplies its loss before the backward pass. `None` without [`Options::loss_scale`].
+    #[must_use]
+    pub fn loss_scale(&self) -> Option<f32> {
+        self.options.loss_scale.map(|_| self.loss_scale)
+    }
+
+    /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`].
+    ///
+    /// # Errors
+    /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to [`max`](crate::LossScale::max), for `good_steps` not below
+    /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing changes then.
+    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), Error> {
+        self.options.check_loss_scale(scale, good_steps)?;
+        (self.loss_scale, self.good_steps) = (scale as f32, good_steps);
+        Ok(())
+    }
+
+    /// Bytes of host memory held as optimizer state.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.state.iter().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
+    }
+
+    /// Slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of `tensor`; `None` if no group's configuration keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<State<'_>>, Error> {
+        let place = self.place(slot)?;
+        let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
+        let range = span.start..span.end();
+        let numbers = match place {
+            Place::Slot(nth) => &self.state[nth],
+            Place::Master => &self.master,
+            Place::Ema => &self.ema,
+        };
+        Ok(match numbers {
+            Numbers::None => None,
+            Numbers::F32(x) => Some(State::F32(&x[range])),
+            Numbers::U16(x) => Some(State::U16(&x[range])),
+        })
+    }
+
+    /// The same, to be written.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
+        let place = self.place(slot)?;
+        let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
+        let range = span.start..span.end();
+        let numbers = match place {
+            Place::Slot(nth) => &mut self.state[nth],
+            Place::Master => &mut self.master,
+            Place::Ema => &mut self.ema,
+        };
+        Ok(match numbers {
+            Numbers::None => None,
+            Numbers::F32(x) => Some(StateMut::F32(&mut x[range])),
+            Numbers::U16(x) => Some(StateMut::U16(&mut x[range])),
+        })
+    }
+
+    fn place(&self, slot: &str) -> Result<Place, Error> {
+        if let Some(nth) = slots::<R>().iter().position(|name| *name == slot) {
+            return Ok(Place::Slot(nth));
+        }
+        match self.options.storage().master() {
+            Some((name, _)) if name == slot => Ok(Place::Master),
+            _ if slot == EMA && self.options.ema.is_some() => Ok(Place::Ema),
+            _ => Err(Error::Unknown { what: "slot", name: slot.into() }),
+        }
+    }
+
+    /// Turns the choice of instructions off, for tests: results are the same.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_dispatch(self) -> Self {
+        Self { vectorised: false, ..self }
+    }
+
+    /// Takes one step, or skips it as the options say; the report is there if they ask for one.
+    ///
+    /// `step` is a learning rate, or a [`Step`]. Once warm it allocates nothing for flat slices. `steps()` counts it.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`], [`Error::Length`], [`Error::Unknown`] or [`Error::Duplicate`] for tensors that are not the layout's, [`Error::Format`] for slices of another type,
+    /// [`Error::ReadOnly`] for gradients that cannot be set to zero, [`Error::Step`], [`Error::Options`] for the divisor, [`Error::ScalarOverflow`];
+    /// nothing changes then.
+    pub fn step(&mut self, tensors: Tensors<'_>, step: impl Into<Step>) -> Result<Option<Report>, Error> {
+        let mut tensors = tensors.checked(&self.layout, &self.plan, &self.options)?;
+        let step = step.into();
+        let unscale = step.unscale(self.options.divide)? / f64::from(self.loss_scale);
+        let (taken, scalars) = (self.steps - self.skipped, &mut self.scalars);
+        self.next.copy_from_slice(&self.carries);
+        scalars.clear();
+        self.layout.scalars(step, self.steps, taken + 1, &mut self.next, |_, exact| {
+            scalars.push(R::Scalars::<f32>::from_fn(|i| exact.get(i) as f32));
+        })?;
+        let report = if self.plan.blocks.len() == 1 {
+            self.run(&mut tensors, unscale)
+        } else {
+            threads::within(|| self.run(&mut tensors, unscale))
+        };
+        self.steps += 1;
+        Ok(self.options.reports().then_some(report))
+    }
+
+    fn run(&mut self, tensors: &mut Checked<'_>, unscale: f64) -> Report {
+        if self.options.looks_first() {
+            let grads = self.options.grads;
+            let (plan, part) = self.parts(tensors);
+            sweep(plan, part, &|block, part| kernel::look(plan, grads, block, part));
+        }
+        let Decision { skip, mut report } = self.decide(unscale);
+        if R::RATIO.is_some() && !skip {
+            self.sweep(tensors, false, &|pass, block, part| kernel::measure::<R>(pass, block, part));
+            self.set_ratios();
+        }
+        if !skip {
+            let update = if self.vectorised { kernel::update::<R> } else { kernel::update_plainly::<R> };
+            self.sweep(tensors, true, &|pass, block, part| update(pass, block, part));
+            self.carries.copy_from_slice(&self.next);
+        } else if self.options.zero_gradients || self.options.norms {
+            self.sweep(tensors, true, &|pass, block, part| kernel::rest(pass, block, part));
+        }
+        if self.options.norms {
+            let norm = |which: usize| self.sums.iter().map(|sums| sums[which]).sum::<f64>().sqrt() as f32;
+            (report.param_norm, report.update_norm) = (Some(norm(0)), Some(norm(1)));
+        }
+        report
+    }
+
+    /// Between the gradients and the update: clip factors, skip, loss scale, rows.
+    fn decide(&mut self, unscale: f64) -> Decision {
+        let looked = self.options.looks_first();
+        let mut total = 0.0;
+        self.group_sums.fill(0.0);
+        if looked {
+            for (run, [sum, _]) in self.plan.runs.iter().zip(&self.sums) {
+                total += sum;
+                self.group_sums[self.plan.groups[run.row]] += sum;
+            }
+        }
+        // A sum is finite where all it is of are.
+        let finite = f64::is_finite(total);
+        let norm = |sum: f64| sum.sqrt() * unscale;
+        let bounded = |sum: f64, bound: f64| {
+            let factor = bound / (norm(sum) + NORM_EPS);
+            // What is no number makes all of them that, as in PyTorch.
+            if factor < 1.0 || factor.is_nan() { factor } else { 1.0 }
+        };
+        let clip = self.options.clip;
+        let factor = |sum: f64| match clip {
+            Some(Clip::GlobalNorm(bound)) => bounded(total, bound),
+            Some(Clip::GroupNorm(bound)) => bounded(sum, bound),
+            _ => 1.0,
+        };
+        let (plan, scalars, sums) = (&self.plan, &self.scalars, &self.group_sums);
+        self.rows.clear();
+        self.rows.extend(plan.groups.iter().map(|&group| Row {
+            scalars: scalars[group],
+            factor: (unscale * factor(sums[group])) as f32,
+        }));
+        let clip_factor = sums.iter().map(|&sum| factor(sum)).fold(1.0, |a, b| if b < a || b.is_nan() { b } else { a });
+        let skip = self.options.skips() && !finite;
+        self.skipped += u64::from(skip);
+        let used = self.loss_scale;
+        if let Some(scale) = &self.options.loss_scale {
+            if finite {
+                self.good_steps += 1;
+                if self.good_steps == scale.growth_interval {
+                    self.loss_scale = (used * scale.growth_factor as f32).min(scale.max as f32);
+                    self.good_steps = 0;
+                }
+            } else {
+                self.loss_scale = (used * scale.backoff_factor as f32).max(scale.min as f32);
+                self.good_steps = 0;
+            }
+        }
+        let report = Report {
+            step: self.steps,
+            finite,
+            skipped: self.skipped,
+            grad_norm: norm(total) as f32,
+            clip_factor: clip_factor as f32,
+            loss_scale: used,
+            next_loss_scale: self.loss_scale,
+            good_steps: self.good_steps,
+            param_norm: None,
+            update_norm: None,
+        };
+        Decision { skip, report }
+    }
+
+    /// The rows' ratios, from the sums of the runs, of which each row has one or several.
+    fn set_ratios(&mut self) {
+        let Some(field) = ratio_field::<R>() else { return };
+        let mut runs = self.plan.runs.iter().zip(&self.sums).peekable();
+        for (nth, row) in self.rows.iter_mut().enumerate() {
+            let mut sums = [0.0; 2];
+            while let Some((_, of_run)) = runs.next_if(|(run, _)| run.row == nth) {
+                sums[0] += of_run[0];
+                sums[1] += of_run[1];
+            }
+            let [p_norm, u_norm] = sums.map(|sum| sum.sqrt() as f32);
+            let s = row.scalars;
+            let ratio = R::ratio(&s, p_norm, u_norm);
+            row.scalars = R::Scalars::<f32>::from_fn(|i| if i == field { ratio } else { s.get(i) });
+        }
+    }
+
+    /// All memory, and what divides it.
+    fn parts<'m, 'a>(&'m mut self, tensors: &'m mut Checked<'a>) -> (&'m Plan, Part<'m, 'a>) {
+        let mut state: [Cells<'m>; MAX_SLOTS] = Default::default();
+        state.iter_mut().zip(&mut self.state).for_each(|(cells, numbers)| *cells = numbers.cells());
+        let part = Part {
+            start: 0,
+            run: 0,
+            memory: tensors.memory(),
+            state,
+            master: self.master.cells(),
+            ema: self.ema.cells(),
+            sums: &mut self.sums,
+        };
+        (&self.plan, part)
+    }
+
+    /// A pass over all blocks; `last` is the one that ends the step.
+    fn sweep(
+        &mut self,
+        tensors: &mut Checked<'_>,
+        last: bool,
+        leaf: &(impl Fn(&Pass<'_, R::Scalars<f32>>, &Block, &mut Part<'_, '_>) + Sync),
+    ) {
+        let options = self.options;
+        let storage = options.storage();
+        let t = self.steps + 1 - self.skipped;
+        let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
+        let rows = core::mem::take(&mut self.rows);
+        let (plan, part) = self.parts(tensors);
+        let pass = Pass {
+            plan,
+            storage,
+            rows: &rows,
+            bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
+            zero: last && options.zero_gradients,
+            average: options.ema.map(|ema| ema.weight(t) as f32),
+            norms: last && options.norms,
+            key: storage.stochastic.then(|| step_key(seed, t)),
+        };
+        sweep(plan, part, &|block, part| leaf(&pass, block, part));
+        self.rows = rows;
+    }
+}
+
+enum Place {
+    Slot(usize),
+    Master,
+    Ema,
+}
+
+/// The slot of the weights' average.
+const EMA: &str = "ema";
+
+/// Hands every block to `leaf`, those of one half to other threads if there are any.
+fn sweep(plan: &Plan, part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync)) {
+    fn halve(plan: &Plan, blocks: &[Block], mut part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync)) {
+        match blocks {
+            [] => {}
+            [block] => leaf(block, &mut part),
+            _ => {
+                let (first, second) = blocks.split_at(blocks.len() / 2);
+                let (part, rest) = part.split(plan, &second[0]);
+                threads::join(|| halve(plan, first, part, leaf), || halve(plan, second, rest, leaf));
+            }
+        }
+    }
+    halve(plan, &plan.blocks, part, leaf);
+}
