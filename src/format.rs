@@ -159,8 +159,8 @@ pub(crate) fn joined_bf16(code: u16, rest: u16) -> f32 {
 pub(crate) fn random(key: [f32; 3], at: u64, nth: u32) -> u32 {
     let [x, y, z] = key.map(|part| part as u32);
     // The element's vector of four, which share a hash of four numbers.
-    let mut v = [(at / 4) as u32, x | y << 16, z, nth]
-        .map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    let mut v =
+        [(at / 4) as u32, x | y << 16, z, nth].map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
     let rounds = |v: &mut [u32; 4]| {
         v[0] = v[0].wrapping_add(v[1].wrapping_mul(v[3]));
         v[1] = v[1].wrapping_add(v[2].wrapping_mul(v[0]));

@@ -122,7 +122,8 @@ impl<R: Twin> Optimizer<R> {
         let elements = layout.parameters();
         let len = usize::try_from(elements)
             .map_err(|_| Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) })?;
-        let numbers = |bytes: Option<u64>| bytes.map_or(Ok(Numbers::None), |bytes| Numbers::zeros(len, bytes));
+        let numbers =
+            |bytes: Option<u64>| bytes.map_or(Ok(Numbers::None), |bytes| Numbers::zeros(len, bytes));
         let kept = |slot| layout.keeps_slot(slot).then_some(options.states.bytes());
         let state = (0..count).map(|slot| numbers(kept(slot))).collect::<Result<_, _>>()?;
         let master = numbers(options.storage().master().map(|(_, bytes)| bytes))?;
@@ -328,11 +329,14 @@ impl<R: Twin> Optimizer<R> {
         };
         let (plan, scalars, sums) = (&self.plan, &self.scalars, &self.group_sums);
         self.rows.clear();
-        self.rows.extend(plan.groups.iter().map(|&group| Row {
-            scalars: scalars[group],
-            factor: (unscale * factor(sums[group])) as f32,
-        }));
-        let clip_factor = sums.iter().map(|&sum| factor(sum)).fold(1.0, |a, b| if b < a || b.is_nan() { b } else { a });
+        self.rows.extend(
+            plan.groups.iter().map(|&group| Row {
+                scalars: scalars[group],
+                factor: (unscale * factor(sums[group])) as f32,
+            }),
+        );
+        let clip_factor =
+            sums.iter().map(|&sum| factor(sum)).fold(1.0, |a, b| if b < a || b.is_nan() { b } else { a });
         let skip = self.options.skips() && !finite;
         self.skipped += u64::from(skip);
         let used = self.loss_scale;
@@ -435,7 +439,12 @@ const EMA: &str = "ema";
 
 /// Hands every block to `leaf`, those of one half to other threads if there are any.
 fn sweep(plan: &Plan, part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync)) {
-    fn halve(plan: &Plan, blocks: &[Block], mut part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync)) {
+    fn halve(
+        plan: &Plan,
+        blocks: &[Block],
+        mut part: Part<'_, '_>,
+        leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+    ) {
         match blocks {
             [] => {}
             [block] => leaf(block, &mut part),

@@ -98,8 +98,7 @@ impl<R: Twin> Reference<R> {
         self.steps += 1;
         for tensor in self.layout.tensors() {
             let s = &rows[tensor.group];
-            let state =
-                |i| R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
+            let state = |i| R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
             let direction = |i| (params[i], R::direction(s, params[i], grads[i], &state(i)));
             let s = &with_ratio::<R, f64>(s, tensor.range().map(direction));
             for i in tensor.range() {

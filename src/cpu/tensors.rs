@@ -194,7 +194,11 @@ impl<'a> Tensors<'a> {
                         let (found, expected) = (cells.len(), plan.spans[at].len);
                         if found != expected {
                             let what = format!("{what} of tensor {name:?}");
-                            return Err(Error::Length { what, found: found as u64, expected: expected as u64 });
+                            return Err(Error::Length {
+                                what,
+                                found: found as u64,
+                                expected: expected as u64,
+                            });
                         }
                     }
                     if pairs[at].p.len() > 0 {
@@ -254,7 +258,9 @@ impl<'m, 'a> Memory<'m, 'a> {
     pub(super) fn of(&mut self, plan: &Plan, span: usize) -> (Pair<'_>, usize) {
         let at = &plan.spans[span];
         match self {
-            Self::Flat { first, pair } => (pair.reborrow(), at.start.wrapping_sub(at.flat).wrapping_add(*first)),
+            Self::Flat { first, pair } => {
+                (pair.reborrow(), at.start.wrapping_sub(at.flat).wrapping_add(*first))
+            }
             Self::Each { start, span: first, head, body, tail } => {
                 let nth = span - *first;
                 let in_body = nth - usize::from(head.is_some()).min(nth);
@@ -283,7 +289,8 @@ impl<'m, 'a> Memory<'m, 'a> {
             Self::Each { start, span, mut head, body, mut tail } => {
                 let nth = block.span - span;
                 let heads = usize::from(head.is_some());
-                let behind = |head, body, tail| Self::Each { start: block.start, span: block.span, head, body, tail };
+                let behind =
+                    |head, body, tail| Self::Each { start: block.start, span: block.span, head, body, tail };
                 let front = |head, body, tail| Self::Each { start, span, head, body, tail };
                 if nth < heads {
                     let (a, b) = head.take().unwrap_or_default().split_at(block.start - start);
@@ -322,6 +329,12 @@ impl<'a> State<'a> {
     #[must_use]
     pub fn as_f32(self) -> Option<&'a [f32]> {
         if let Self::F32(numbers) = self { Some(numbers) } else { None }
+    }
+}
+
+impl<'a> From<&'a [f32]> for State<'a> {
+    fn from(numbers: &'a [f32]) -> Self {
+        Self::F32(numbers)
     }
 }
 

@@ -145,8 +145,7 @@ impl Step {
         if value == 1.0 || divides && value > 0.0 && (unscale as f32).is_normal() {
             return Ok(unscale);
         }
-        let bound =
-            if divides { "above 0, with a reciprocal in f32" } else { "1 without Options::divide" };
+        let bound = if divides { "above 0, with a reciprocal in f32" } else { "1 without Options::divide" };
         Err(Error::Options { field, value, bound })
     }
 

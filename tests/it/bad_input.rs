@@ -81,10 +81,13 @@ fn hyperparameters() {
 #[test]
 fn momentum_of_a_rule_without() {
     let mut optimizer = cpu::Optimizer::<Adagrad>::new(single(Adagrad::default(), 1)).unwrap();
-    let error = optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).with_momentum(0.9)).unwrap_err();
+    let error = optimizer
+        .step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).with_momentum(0.9))
+        .unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
     // Nor is there anything that divides.
-    let error = optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).divided_by(2.0)).unwrap_err();
+    let error =
+        optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).divided_by(2.0)).unwrap_err();
     assert!(matches!(error, Error::Options { field: "divisor", value: 2.0, .. }), "{error}");
     assert_eq!(optimizer.steps(), 0);
 }

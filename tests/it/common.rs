@@ -307,10 +307,10 @@ pub fn check_cpu<R: Twin>(layout: &Layout<R>, seed: u64, steps: usize, context: 
     let mut checker = Checker::new(layout.clone());
     let mut worst = 0f64;
     for t in 0..steps {
-        let before = cpu_snapshot(&optimizer, &params);
+        let before = cpu_snapshot(&optimizer, cpu::State::F32(&params));
         let grads = random.values(len);
         optimizer.step(cpu::Tensors::flat(&mut params, &grads), lr(t)).unwrap();
-        let after = cpu_snapshot(&optimizer, &params);
+        let after = cpu_snapshot(&optimizer, cpu::State::F32(&params));
         let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
         assert_within_budget::<R>(&deviation, &format!("{context} on the CPU, step {}", t + 1));
         worst = worst.max(deviation.ulps);

@@ -27,7 +27,7 @@ fn runs<R: Twin>(rule: R, step: impl Fn(usize) -> Step) -> Vec<Snapshot> {
     for (t, grads) in grads.iter().enumerate() {
         optimizer.step(cpu::Tensors::flat(&mut params, grads), step(t)).unwrap();
     }
-    ends.push(harness::cpu_snapshot(&optimizer, &params));
+    ends.push(harness::cpu_snapshot(&optimizer, cpu::State::F32(&params)));
     ends
 }
 

@@ -181,8 +181,8 @@ fn norms_beyond_the_range_of_squares() {
         run.step(&[g; 4], 1.0);
         approx::assert_relative_eq!(run.snapshot().params[3], 0.5 * p, max_relative = 1e-6);
         let mut params = [p; 4];
-        let tensors = cpu::Tensors::flat(&mut params, &[g; 4]);
-        cpu::Optimizer::<Lars>::new(single(lars, 4)).unwrap().step(tensors, 1.0).unwrap();
+        let mut optimizer = cpu::Optimizer::<Lars>::new(single(lars, 4)).unwrap();
+        optimizer.step(cpu::Tensors::flat(&mut params, &[g; 4]), 1.0).unwrap();
         approx::assert_relative_eq!(params[3], 0.5 * p, max_relative = 1e-6);
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod common;
+mod cpu;
 mod formats;
 mod identities;
 mod kernels;

@@ -644,7 +644,7 @@ fn run<R: Twin>(gpu: Option<&Gpu>, layout: Layout<R>, step: impl Fn(u64) -> Step
     (0..6).for_each(|t| {
         optimizer.step(cpu::Tensors::flat(&mut params, &grads), step(t)).unwrap();
     });
-    harness::cpu_snapshot(&optimizer, &params)
+    harness::cpu_snapshot(&optimizer, cpu::State::F32(&params))
 }
 
 /// Two groups with factors of their own in steps of `outer`, against the same without, in steps worked out here for one and the other.

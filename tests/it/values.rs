@@ -15,7 +15,7 @@ fn both<R: Twin>(rule: R, params: &[f32], grads: &[Vec<f32>], mut judge: impl Fn
     for (t, grads) in grads.iter().enumerate() {
         optimizer.step(cpu::Tensors::flat(&mut p, grads), lr(t)).unwrap();
     }
-    judge("CPU", &harness::cpu_snapshot(&optimizer, &p));
+    judge("CPU", &harness::cpu_snapshot(&optimizer, cpu::State::F32(&p)));
     if let Some(gpu) = harness::test_gpu() {
         let mut run = Run::new(&gpu, layout, params);
         for (t, grads) in grads.iter().enumerate() {
@@ -219,7 +219,7 @@ fn a_resting_velocity_takes_no_harm() {
     for ((momentum, grads), expected) in steps.into_iter().zip(expected) {
         let step = Step::from(0.5).with_momentum(momentum);
         host.step(cpu::Tensors::flat(&mut params, &grads), step).unwrap();
-        assert_eq!(harness::cpu_snapshot(&host, &params).state[0], expected);
+        assert_eq!(harness::cpu_snapshot(&host, cpu::State::F32(&params)).state[0], expected);
         if let Some(run) = &mut run {
             run.step(&grads, step);
             assert_eq!(run.snapshot().state[0], expected);
