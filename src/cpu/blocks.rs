@@ -8,9 +8,9 @@ use crate::rules::Rule;
 use core::ops::Range;
 
 /// Elements that are brought into the cache nearest to the processor and updated at a time.
-pub(super) const STRIP: usize = 128;
+pub(super) const STRIP: usize = 256;
 /// Elements of a block, which one thread updates: enough that handing it over does not count, few enough that all threads have work to the end.
-pub(super) const BLOCK: usize = 128 * STRIP;
+pub(super) const BLOCK: usize = 64 * STRIP;
 
 /// A tensor.
 #[derive(Clone, Debug)]

@@ -281,19 +281,21 @@ impl<R: Twin> Optimizer<R> {
         if self.options.looks_first() {
             let grads = self.options.grads;
             let (plan, part) = self.parts(tensors);
-            sweep(plan, part, &|block, part| kernel::look(plan, grads, block, part));
+            sweep(plan, part, false, &|block, part| kernel::look(plan, grads, block, part));
         }
         let Decision { skip, mut report } = self.decide(unscale);
+        let mut again = self.options.looks_first();
         if R::RATIO.is_some() && !skip {
-            self.sweep(tensors, false, &|pass, block, part| kernel::measure::<R>(pass, block, part));
+            self.sweep(tensors, false, again, &|pass, block, part| kernel::measure::<R>(pass, block, part));
             self.set_ratios();
+            again = !again;
         }
         if !skip {
             let update = if self.vectorised { kernel::update::<R> } else { kernel::update_plainly::<R> };
-            self.sweep(tensors, true, &|pass, block, part| update(pass, block, part));
+            self.sweep(tensors, true, again, &|pass, block, part| update(pass, block, part));
             self.carries.copy_from_slice(&self.next);
         } else if self.options.zero_gradients || self.options.norms {
-            self.sweep(tensors, true, &|pass, block, part| kernel::rest(pass, block, part));
+            self.sweep(tensors, true, again, &|pass, block, part| kernel::rest(pass, block, part));
         }
         if self.options.norms {
             let norm = |which: usize| self.sums.iter().map(|sums| sums[which]).sum::<f64>().sqrt() as f32;
@@ -400,11 +402,12 @@ impl<R: Twin> Optimizer<R> {
         (&self.plan, part)
     }
 
-    /// A pass over all blocks; `last` is the one that ends the step.
+    /// A pass over all blocks, maybe backwards; `last` is the one that ends the step.
     fn sweep(
         &mut self,
         tensors: &mut Checked<'_>,
         last: bool,
+        backwards: bool,
         leaf: &(impl Fn(&Pass<'_, R::Scalars<f32>>, &Block, &mut Part<'_, '_>) + Sync),
     ) {
         let options = self.options;
@@ -423,7 +426,7 @@ impl<R: Twin> Optimizer<R> {
             norms: last && options.norms,
             key: storage.stochastic.then(|| step_key(seed, t)),
         };
-        sweep(plan, part, &|block, part| leaf(&pass, block, part));
+        sweep(plan, part, backwards, &|block, part| leaf(&pass, block, part));
         self.rows = rows;
     }
 }
@@ -437,13 +440,20 @@ enum Place {
 /// The slot of the weights' average.
 const EMA: &str = "ema";
 
-/// Hands every block to `leaf`, those of one half to other threads if there are any.
-fn sweep(plan: &Plan, part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync)) {
+/// Hands every block to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
+/// last is in the cache still.
+fn sweep(
+    plan: &Plan,
+    part: Part<'_, '_>,
+    backwards: bool,
+    leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+) {
     fn halve(
         plan: &Plan,
         blocks: &[Block],
         mut part: Part<'_, '_>,
         leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+        backwards: bool,
     ) {
         match blocks {
             [] => {}
@@ -451,9 +461,11 @@ fn sweep(plan: &Plan, part: Part<'_, '_>, leaf: &(impl Fn(&Block, &mut Part<'_, 
             _ => {
                 let (first, second) = blocks.split_at(blocks.len() / 2);
                 let (part, rest) = part.split(plan, &second[0]);
-                threads::join(|| halve(plan, first, part, leaf), || halve(plan, second, rest, leaf));
+                let first = || halve(plan, first, part, leaf, backwards);
+                let second = || halve(plan, second, rest, leaf, backwards);
+                if backwards { threads::join(second, first) } else { threads::join(first, second) }
             }
         }
     }
-    halve(plan, &plan.blocks, part, leaf);
+    halve(plan, &plan.blocks, part, leaf, backwards);
 }
