@@ -7,10 +7,10 @@ use crate::layout::{Layout, Tensor};
 use crate::rules::Rule;
 use core::ops::Range;
 
-/// Elements that are brought into the cache nearest to the processor and updated at a time.
-pub(super) const STRIP: usize = 256;
+/// Elements that are updated at a time: few, so that memory is read ahead while they are worked on.
+pub(super) const TILE: usize = 128;
 /// Elements of a block, which one thread updates: enough that handing it over does not count, few enough that all threads have work to the end.
-pub(super) const BLOCK: usize = 64 * STRIP;
+pub(super) const BLOCK: usize = 16384 / TILE * TILE;
 
 /// A tensor.
 #[derive(Clone, Debug)]
@@ -29,10 +29,13 @@ impl Span {
     }
 }
 
-/// Elements of a block that have the same scalars.
+/// The part of a tensor in a block.
 #[derive(Clone, Debug)]
-pub(super) struct Run {
+pub(super) struct Segment {
+    pub(super) span: usize,
+    /// Of its scalars.
     pub(super) row: usize,
+    pub(super) start: usize,
     pub(super) end: usize,
 }
 
@@ -40,10 +43,7 @@ pub(super) struct Run {
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     pub(super) start: usize,
-    pub(super) end: usize,
-    /// The tensor of the first element.
-    pub(super) span: usize,
-    pub(super) runs: Range<usize>,
+    pub(super) segments: Range<usize>,
 }
 
 /// All of them.
@@ -51,7 +51,7 @@ pub(super) struct Block {
 pub(super) struct Plan {
     /// In the order of the flat space.
     pub(super) spans: Vec<Span>,
-    pub(super) runs: Vec<Run>,
+    pub(super) segments: Vec<Segment>,
     pub(super) blocks: Vec<Block>,
     /// The group of each row.
     pub(super) groups: Vec<usize>,
@@ -60,47 +60,39 @@ pub(super) struct Plan {
 impl Plan {
     /// Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
     pub(super) fn new<R: Rule>(layout: &Layout<R>) -> Result<Self, Error> {
-        let (mut spans, mut ends): (Vec<Span>, Vec<Run>) = (Vec::new(), Vec::new());
+        let (mut spans, mut rows) = (Vec::new(), Vec::new());
         let mut groups = if R::RATIO.is_some() { Vec::new() } else { (0..layout.groups().len()).collect() };
         let mut start = 0;
         for tensor in layout.by_offset() {
             let len = tensor.len as usize;
             spans.push(Span { start, len, flat: tensor.offset as usize });
             start += len;
-            let row = if R::RATIO.is_some() { groups.len() } else { tensor.group };
             if R::RATIO.is_some() {
+                rows.push(groups.len());
                 groups.push(tensor.group);
-            }
-            match ends.last_mut().filter(|last| last.row == row) {
-                Some(last) => last.end = start,
-                None => ends.push(Run { row, end: start }),
+            } else {
+                rows.push(tensor.group);
             }
         }
-        let (mut runs, mut blocks) = (Vec::new(), Vec::new());
+        let (mut segments, mut blocks) = (Vec::new(), Vec::new());
         let count = start.div_ceil(BLOCK);
-        let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Run>()) as u64);
+        let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Segment>()) as u64);
         blocks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
-        runs.try_reserve(count + ends.len()).map_err(|_| Error::Memory { bytes })?;
-        let (mut span, mut nth) = (0, 0);
+        segments.try_reserve(count + spans.len()).map_err(|_| Error::Memory { bytes })?;
+        let mut span = 0;
         for from in (0..start).step_by(BLOCK) {
-            let end = start.min(from + BLOCK);
-            while spans[span].end() <= from {
-                span += 1;
-            }
-            let first = runs.len();
+            let (to, first) = (start.min(from + BLOCK), segments.len());
             loop {
-                let run = &ends[nth];
-                runs.push(Run { row: run.row, end: run.end.min(end) });
-                if run.end <= end {
-                    nth += 1;
-                }
-                if run.end >= end {
+                let (start, end) = (spans[span].start.max(from), spans[span].end().min(to));
+                segments.push(Segment { span, row: rows[span], start, end });
+                span += usize::from(end == spans[span].end());
+                if end == to {
                     break;
                 }
             }
-            blocks.push(Block { start: from, end, span, runs: first..runs.len() });
+            blocks.push(Block { start: from, segments: first..segments.len() });
         }
-        Ok(Self { spans, runs, blocks, groups })
+        Ok(Self { spans, segments, blocks, groups })
     }
 
     /// The place of one of the layout's tensors in [`spans`](Self::spans).

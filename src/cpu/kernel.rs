@@ -1,14 +1,13 @@
-//! What is done to a block: everything that stands around a rule's update, and the update, strip by strip.
+//! What is done to a block: everything that stands around a rule's update, and the update, tile by tile.
 //!
-//! A strip is copied out of the caller's memory and the state, worked on, and copied back: the copies stay in the nearest cache, so that memory is passed over once. In
-//! return the loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them; storage formats and
-//! tensors that end anywhere are the copies' affair.
+//! A tile is copied out of the caller's memory and the state, worked on, and copied back, all of it in the nearest cache; memory is passed over once. So
+//! the loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them, and storage formats and tensors that end anywhere are the copies'
+//! affair. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
 
-use super::blocks::{Block, Plan, Run, STRIP};
-use super::tensors::{Cells, Memory};
+use super::blocks::{Block, Plan, Segment, TILE};
+use super::tensors::{Cells, Memory, Pair};
 use crate::format::{Format, joined_bf16, random, split_bf16};
 use crate::kernel::Storage;
-use crate::options::Master;
 use crate::rules::{Fields, Twin, slots};
 use core::ops::Range;
 use multiversion::multiversion;
@@ -18,7 +17,7 @@ pub(super) const MAX_SLOTS: usize = 8;
 /// Sums that are added up beside each other, so that none waits for the one before.
 const LANES: usize = 32;
 
-type Strip = [f32; STRIP];
+type Tile = [f32; TILE];
 
 /// A row of scalars.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +27,7 @@ pub(super) struct Row<S> {
     pub(super) factor: f32,
 }
 
-/// Sums of squares of a run: of parameters and of what they are moved by, or the first of gradients alone. Squares of f32 are exact in f64, and none of them overflows or is
+/// Sums of squares of a segment: of parameters and of what they are moved by, or the first of gradients alone. Squares of f32 are exact in f64, and none of them overflows or is
 /// lost.
 pub(super) type Sums = [f64; 2];
 
@@ -50,8 +49,8 @@ pub(super) struct Pass<'a, S> {
 /// The memory of one block, or of several that follow each other.
 pub(super) struct Part<'m, 'a> {
     pub(super) start: usize,
-    /// The first of [`sums`](Self::sums).
-    pub(super) run: usize,
+    /// The segment of the first of [`sums`](Self::sums).
+    pub(super) segment: usize,
     pub(super) memory: Memory<'m, 'a>,
     pub(super) state: [Cells<'m>; MAX_SLOTS],
     pub(super) master: Cells<'m>,
@@ -75,10 +74,10 @@ impl<'m, 'a> Part<'m, 'a> {
         let (memory, memory_behind) = self.memory.split(plan, block);
         let (master, master_behind) = self.master.split_at(at);
         let (ema, ema_behind) = self.ema.split_at(at);
-        let (sums, sums_behind) = self.sums.split_at_mut(block.runs.start - self.run);
+        let (sums, sums_behind) = self.sums.split_at_mut(block.segments.start - self.segment);
         let behind = Self {
             start: block.start,
-            run: block.runs.start,
+            segment: block.segments.start,
             memory: memory_behind,
             state: behind,
             master: master_behind,
@@ -89,40 +88,83 @@ impl<'m, 'a> Part<'m, 'a> {
     }
 }
 
+/// What random numbers depend on: the step, the first element's place in the flat space, and which of its values is rounded.
+type Draw = Option<([f32; 3], u64, u32)>;
+
+/// Part of a tile, or 2 bytes an element.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
+    let codes = match cells {
+        Cells::None => return to.fill(0.0),
+        Cells::Read4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Read2(x) => &x[range],
+        Cells::Write2(x) => &x[range],
+    };
+    // A loop for each, so that the format is not asked for every element.
+    if format == Format::F16 {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::F16.decode(code.into()));
+    } else {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::Bf16.decode(code.into()));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Draw) {
+    let codes = match cells {
+        Cells::Write4(x) => return x[range].copy_from_slice(from),
+        Cells::Write2(x) => &mut x[range],
+        Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
+    };
+    let pairs = codes.iter_mut().zip(from);
+    match (format, draw) {
+        (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
+        (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
+        (_, Some((key, flat, nth))) => pairs.zip(flat..).for_each(|((to, &x), at)| {
+            *to = format.encode_stochastic(x, random(key, at, nth)) as u16;
+        }),
+    }
+}
+
 impl Cells<'_> {
-    /// Decodes what starts at `at`.
+    /// Decodes `range` to the start of a tile; of no cells zeros.
     #[inline(always)]
-    fn load(&self, at: usize, to: &mut [f32], format: Format) {
-        let end = at + to.len();
-        match self {
-            Self::None => to.fill(0.0),
-            Self::Read4(x) => copy(&x[at..end], to),
-            Self::Write4(x) => copy(&x[at..end], to),
-            Self::Read2(x) => decode(&x[at..end], to, format),
-            Self::Write2(x) => decode(&x[at..end], to, format),
+    fn load(&self, range: Range<usize>, to: &mut Tile, format: Format) {
+        let whole = match self {
+            Self::Read4(x) => x.get(range.clone()),
+            Self::Write4(x) => x.get(range.clone()),
+            Self::None | Self::Read2(_) | Self::Write2(_) => None,
+        };
+        // A whole tile is copied without a call.
+        match whole.and_then(|x| x.first_chunk::<TILE>()) {
+            Some(x) => *to = *x,
+            None => load_other(self, range.clone(), &mut to[..range.len()], format),
         }
     }
 
-    /// Encodes from `at` on.
+    /// Encodes the start of a tile.
     #[inline(always)]
-    fn store(&mut self, at: usize, from: &[f32], format: Format, random: impl Fn(usize) -> Option<u32>) {
-        let end = at + from.len();
-        match self {
-            Self::Write4(x) => copy(from, &mut x[at..end]),
-            Self::Write2(x) => encode(from, &mut x[at..end], format, random),
-            Self::None | Self::Read4(_) | Self::Read2(_) => {}
+    fn store(&mut self, range: Range<usize>, from: &Tile, format: Format, draw: Draw) {
+        if let Self::Write4(x) = self
+            && let Some(x) = x.get_mut(range.clone()).and_then(|x| x.first_chunk_mut::<TILE>())
+        {
+            *x = *from;
+        } else {
+            store_other(self, range.clone(), &from[..range.len()], format, draw);
         }
     }
 
     /// Codes of 2 bytes.
-    #[inline(always)]
-    fn codes(&self, at: usize, to: &mut [u16]) {
-        let end = at + to.len();
+    fn codes(&self, range: Range<usize>) -> &[u16] {
         match self {
-            Self::Read2(x) => to.copy_from_slice(&x[at..end]),
-            Self::Write2(x) => to.copy_from_slice(&x[at..end]),
-            _ => to.fill(0),
+            Self::Read2(x) => &x[range],
+            Self::Write2(x) => &x[range],
+            Self::None | Self::Read4(_) | Self::Write4(_) => &[],
         }
+    }
+
+    fn codes_mut(&mut self, range: Range<usize>) -> &mut [u16] {
+        if let Self::Write2(x) = self { &mut x[range] } else { &mut [] }
     }
 
     #[inline(always)]
@@ -135,292 +177,166 @@ impl Cells<'_> {
     }
 }
 
-/// A whole strip is copied without a call.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    match (<&Strip>::try_from(from), <&mut Strip>::try_from(&mut *to)) {
-        (Ok(from), Ok(to)) => *to = *from,
-        _ => to.copy_from_slice(from),
-    }
-}
-
-#[inline(always)]
-fn decode(from: &[u16], to: &mut [f32], format: Format) {
-    // A loop for each, so that the format is not asked for every element.
-    if format == Format::F16 {
-        for (to, &code) in to.iter_mut().zip(from) {
-            *to = Format::F16.decode(code.into());
-        }
-    } else {
-        for (to, &code) in to.iter_mut().zip(from) {
-            *to = Format::Bf16.decode(code.into());
-        }
-    }
-}
-
-#[inline(always)]
-fn encode(from: &[f32], to: &mut [u16], format: Format, random: impl Fn(usize) -> Option<u32>) {
-    for (i, (to, &x)) in to.iter_mut().zip(from).enumerate() {
-        let code = match (format, random(i)) {
-            (Format::F16, None) => Format::F16.encode(x),
-            (Format::F16, Some(random)) => Format::F16.encode_stochastic(x, random),
-            (_, None) => Format::Bf16.encode(x),
-            (_, Some(random)) => Format::Bf16.encode_stochastic(x, random),
-        };
-        *to = code as u16;
-    }
-}
-
 /// Squares, beside each other.
 struct Squares([f64; LANES]);
 
 impl Squares {
-    #[inline(always)]
     fn new() -> Self {
         Self([0.0; LANES])
     }
 
-    #[inline(always)]
-    fn add(&mut self, x: &Strip) {
-        let (chunks, _) = x.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (sum, &x) in self.0.iter_mut().zip(chunk) {
-                let x = f64::from(x);
-                *sum += x * x;
-            }
-        }
-    }
-
-    /// The elements of `range` alone.
-    #[inline(always)]
-    fn add_range(&mut self, x: &Strip, range: &Range<usize>) {
-        if range.len() == STRIP {
-            self.add(x);
-        } else {
-            // Zeros add nothing, and every element keeps its lane.
-            let mut alone = [0.0; STRIP];
-            alone[range.clone()].copy_from_slice(&x[range.clone()]);
-            self.add(&alone);
-        }
-    }
-
-    #[inline(always)]
     fn sum(&self) -> f64 {
         self.0.iter().sum()
     }
-}
 
-/// Where a pass over a block is.
-struct Cursor<'p> {
-    plan: &'p Plan,
-    block: &'p Block,
-    start: usize,
-    end: usize,
-    /// The tensor of the first element.
-    span: usize,
-    /// The run of the first element.
-    run: usize,
-}
-
-impl<'p> Cursor<'p> {
     #[inline(always)]
-    fn new(plan: &'p Plan, block: &'p Block) -> Self {
-        let end = block.end.min(block.start + STRIP);
-        Self { plan, block, start: block.start, end, span: block.span, run: block.runs.start }
+    fn add(&mut self, x: &[f32]) {
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (sum, &x) in self.0.iter_mut().zip(chunk) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+        for (sum, &x) in self.0.iter_mut().zip(rest) {
+            *sum += f64::from(x) * f64::from(x);
+        }
     }
+}
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn add_squares(squares: &mut Squares, x: &[f32]) {
+    squares.add(x);
+}
+
+/// The average of the weights.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn average(ema: &mut [f32], p: &[f32], weight: f32) {
+    for (e, p) in ema.iter_mut().zip(p) {
+        *e += weight * (p - *e);
+    }
+}
+
+/// Where a tile lies.
+struct Place {
+    /// In the state that a part has.
+    state: Range<usize>,
+    /// In the caller's slices.
+    own: Range<usize>,
+    /// In the flat space.
+    flat: u64,
+}
+
+impl Place {
     fn len(&self) -> usize {
-        self.end - self.start
-    }
-
-    /// The next strip, if there is one.
-    #[inline(always)]
-    fn advance(&mut self) -> bool {
-        self.start = self.end;
-        self.end = self.block.end.min(self.start + STRIP);
-        if self.start == self.end {
-            return false;
-        }
-        while self.plan.spans[self.span].end() <= self.start {
-            self.span += 1;
-        }
-        while self.plan.runs[self.run].end <= self.start {
-            self.run += 1;
-        }
-        true
-    }
-
-    /// The tensors in the strip, and which of its elements are theirs.
-    #[inline(always)]
-    fn spans(&self) -> Spans<'p> {
-        Spans { plan: self.plan, span: self.span, from: self.start, end: self.end }
-    }
-
-    /// The runs in the strip, their places in it, and whether they end there.
-    #[inline(always)]
-    fn runs(&self) -> Runs<'p> {
-        Runs { plan: self.plan, run: self.run, start: self.start, from: self.start, end: self.end }
+        self.own.len()
     }
 }
 
-// Iterators and no closures: a closure is not always compiled into its caller, and then not for its instructions either.
-struct Spans<'p> {
-    plan: &'p Plan,
-    span: usize,
-    from: usize,
-    end: usize,
+/// A segment's memory: the caller's, and where its first tile lies.
+#[inline(always)]
+fn of_segment<'s>(
+    plan: &Plan,
+    segment: &Segment,
+    memory: &'s mut Memory<'_, '_>,
+    part_start: usize,
+) -> (Pair<'s>, Place) {
+    let (pair, first) = memory.of(plan, segment.span);
+    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(TILE));
+    let (own, state) = (segment.start.wrapping_sub(first), segment.start - part_start);
+    let flat = (span.flat + segment.start - span.start) as u64;
+    (pair, Place { state: state..state + len, own: own..own + len, flat })
 }
 
-impl Iterator for Spans<'_> {
-    type Item = (usize, Range<usize>);
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.from == self.end {
-            return None;
-        }
-        let to = self.plan.spans[self.span].end().min(self.end);
-        let item = (self.span, self.from..to);
-        (self.span, self.from) = (self.span + 1, to);
-        Some(item)
-    }
+/// The next tile of a segment with `left` more elements.
+#[inline(always)]
+fn next(place: &mut Place, left: usize) {
+    let len = place.len();
+    place.state = place.state.end..place.state.end + left.min(TILE);
+    place.own = place.own.end..place.own.end + left.min(TILE);
+    place.flat += len as u64;
 }
 
-struct Runs<'p> {
-    plan: &'p Plan,
-    run: usize,
-    start: usize,
-    from: usize,
-    end: usize,
-}
-
-impl<'p> Iterator for Runs<'p> {
-    type Item = (usize, &'p Run, Range<usize>, bool);
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.from == self.end {
-            return None;
-        }
-        let run = &self.plan.runs[self.run];
-        let to = run.end.min(self.end);
-        let item = (self.run, run, self.from - self.start..to - self.start, run.end <= self.end);
-        (self.run, self.from) = (self.run + 1, to);
-        Some(item)
-    }
-}
-
-/// A strip on its way from memory and back.
+/// A tile on its way from memory and back.
 struct Values {
-    p: Strip,
-    g: Strip,
-    state: [Strip; MAX_SLOTS],
-    /// Stored codes of the parameters, where those and a remainder are one number.
-    codes: [u16; STRIP],
+    p: Tile,
+    g: Tile,
+    state: [Tile; MAX_SLOTS],
 }
 
 impl Values {
     #[inline(always)]
     fn new() -> Self {
-        let zero = [0.0; STRIP];
-        Self { p: zero, g: zero, state: [zero; MAX_SLOTS], codes: [0; STRIP] }
+        Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS] }
     }
 
     #[inline(always)]
-    fn load<S>(&mut self, pass: &Pass<'_, S>, cursor: &Cursor<'_>, part: &mut Part<'_, '_>, slots: usize) {
-        let Storage { params, grads, states, .. } = pass.storage;
-        let len = cursor.len();
-        let master = pass.storage.master();
-        for (span, range) in cursor.spans() {
-            let (pair, first) = part.memory.of(pass.plan, span);
-            let at = range.start.wrapping_sub(first);
-            let to = range.start - cursor.start..range.end - cursor.start;
-            pair.p.load(at, &mut self.p[to.clone()], params);
-            pair.g.load(at, &mut self.g[to.clone()], grads);
-            if pass.storage.master == Master::Remainder && master.is_some() {
-                pair.p.codes(at, &mut self.codes[to]);
-            }
+    fn load(
+        &mut self,
+        storage: &Storage,
+        place: &Place,
+        pair: &Pair<'_>,
+        state: &[Cells<'_>],
+        master: &Cells<'_>,
+    ) {
+        pair.p.load(place.own.clone(), &mut self.p, storage.params);
+        pair.g.load(place.own.clone(), &mut self.g, storage.grads);
+        for (to, cells) in self.state.iter_mut().zip(state) {
+            cells.load(place.state.clone(), to, storage.states);
         }
-        let at = cursor.start - part.start;
-        for (to, cells) in self.state.iter_mut().zip(&part.state).take(slots) {
-            cells.load(at, &mut to[..len], states);
-        }
-        match master {
-            None => {}
-            Some((_, 4)) => {
-                let mut master = [0.0; STRIP];
-                part.master.load(at, &mut master[..len], Format::F32);
-                // The stored parameter is the master until there is one.
-                for (p, master) in self.p.iter_mut().zip(master) {
-                    *p = if master.to_bits() == 0 { *p } else { master };
-                }
-            }
-            Some(_) => {
-                let mut rest = [0; STRIP];
-                part.master.codes(at, &mut rest[..len]);
-                for i in 0..STRIP {
-                    self.p[i] = joined_bf16(self.codes[i], rest[i]);
-                }
-            }
+        if !matches!(master, Cells::None) {
+            load_master(&mut self.p, place, &pair.p, master);
         }
     }
 
-    /// Parameters and state back to memory, of which [`p`](Self::p) then has what the caller reads there.
+    /// Parameters and state back to memory; [`p`](Self::p) then is what the caller reads, or its master.
     #[inline(always)]
-    fn store<S>(&mut self, pass: &Pass<'_, S>, cursor: &Cursor<'_>, part: &mut Part<'_, '_>, slots: usize) {
-        let Storage { params, states, .. } = pass.storage;
-        let (at, len) = (cursor.start - part.start, cursor.len());
-        let master = pass.storage.master();
-        if let Some((_, bytes)) = master {
-            match &mut part.master {
-                Cells::Write4(x) => copy(&self.p[..len], &mut x[at..at + len]),
-                Cells::Write2(x) => {
-                    for (x, p) in x[at..at + len].iter_mut().zip(&self.p) {
-                        *x = split_bf16(*p)[1];
-                    }
-                }
-                _ => {}
+    fn store(
+        &mut self,
+        storage: &Storage,
+        place: &Place,
+        pair: &mut Pair<'_>,
+        state: &mut [Cells<'_>],
+        master: &mut Cells<'_>,
+        key: Option<[f32; 3]>,
+    ) {
+        let draw = |nth: u32| key.map(|key| (key, place.flat, nth));
+        if matches!(master, Cells::None) {
+            pair.p.store(place.own.clone(), &self.p, storage.params, draw(0));
+            if storage.params != Format::F32 {
+                pair.p.load(place.own.clone(), &mut self.p, storage.params);
             }
-            if bytes == 2 {
-                self.codes = self.p.map(|p| split_bf16(p)[0]);
-            }
+        } else {
+            store_master(&self.p, place, &mut pair.p, master, storage.params);
         }
-        let key = pass.key;
-        let remainder = master.is_some_and(|(_, bytes)| bytes == 2);
-        let p = &mut self.p;
-        let (codes, state) = (&self.codes, &self.state);
-        for (span, range) in cursor.spans() {
-            let flat = pass.plan.spans[span].flat + (range.start - pass.plan.spans[span].start);
-            let at = range.start - part.start;
-            let (mut pair, first) = part.memory.of(pass.plan, span);
-            let own = range.start.wrapping_sub(first);
-            let from = range.start - cursor.start..range.end - cursor.start;
-            let drawn = |nth: u32| move |i: usize| key.map(|key| random(key, (flat + i) as u64, nth));
-            if remainder {
-                if let Cells::Write2(x) = &mut pair.p {
-                    x[own..own + from.len()].copy_from_slice(&codes[from.clone()]);
-                }
-            } else if master.is_some() {
-                pair.p.store(own, &p[from.clone()], params, |_| None);
-            } else {
-                pair.p.store(own, &p[from.clone()], params, drawn(0));
-                if params != Format::F32 {
-                    pair.p.load(own, &mut p[from.clone()], params);
-                }
-            }
-            for (nth, (values, cells)) in (1..).zip(state.iter().zip(&mut part.state)).take(slots) {
-                cells.store(at, &values[from.clone()], states, drawn(nth));
-            }
-            if pass.zero {
-                pair.g.zero(own..own + from.len());
-            }
+        for (nth, (from, cells)) in (1..).zip(self.state.iter().zip(state)) {
+            cells.store(place.state.clone(), from, storage.states, draw(nth));
         }
     }
+}
 
-    /// The elements' state.
-    #[inline(always)]
-    fn state<R: Twin>(&self, i: usize) -> R::State<f32> {
-        R::State::<f32>::from_fn(|slot| self.state[slot][i])
+/// Parameters by what is kept beside the stored ones, which `p` has.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'_>) {
+    if let Cells::Write4(master) = master {
+        // The stored parameter is the master until there is one.
+        for (p, &master) in p.iter_mut().zip(&master[place.state.clone()]) {
+            *p = if master.to_bits() == 0 { *p } else { master };
+        }
+    } else {
+        let codes = stored.codes(place.own.clone()).iter().zip(master.codes(place.state.clone()));
+        p.iter_mut().zip(codes).for_each(|(p, (&code, &rest))| *p = joined_bf16(code, rest));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn store_master(p: &Tile, place: &Place, stored: &mut Cells<'_>, master: &mut Cells<'_>, params: Format) {
+    if let Cells::Write4(master) = master {
+        master[place.state.clone()].copy_from_slice(&p[..place.len()]);
+        store_other(stored, place.own.clone(), &p[..place.len()], params, None);
+    } else {
+        let codes = stored.codes_mut(place.own.clone()).iter_mut();
+        let rests = master.codes_mut(place.state.clone()).iter_mut();
+        codes.zip(rests).zip(p).for_each(|((code, rest), &p)| [*code, *rest] = split_bf16(p));
     }
 }
 
@@ -435,53 +351,52 @@ fn prepared(g: f32, factor: f32, bound: f32) -> f32 {
 /// The first pass where gradients are looked at: their squares.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
-    let mut cursor = Cursor::new(plan, block);
-    let mut g = [0.0; STRIP];
-    let mut squares = Squares::new();
-    loop {
-        for (span, range) in cursor.spans() {
-            let (pair, first) = part.memory.of(plan, span);
-            let to = range.start - cursor.start..range.end - cursor.start;
-            pair.g.load(range.start.wrapping_sub(first), &mut g[to], grads);
-        }
-        for (nth, _, range, ends) in cursor.runs() {
-            squares.add_range(&g, &range);
-            if ends {
-                part.sums[nth - block.runs.start][0] = squares.sum();
-                squares = Squares::new();
+    let mut g = [0.0; TILE];
+    for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let mut squares = Squares::new();
+        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start);
+        let own = place.own.start..place.own.start + (segment.end - segment.start);
+        match &pair.g {
+            Cells::Read4(x) => squares.add(&x[own]),
+            Cells::Write4(x) => squares.add(&x[own]),
+            other => {
+                let mut left = own.len();
+                while left > 0 {
+                    other.load(place.own.clone(), &mut g, grads);
+                    squares.add(&g[..place.len()]);
+                    left -= place.len();
+                    next(&mut place, left);
+                }
             }
         }
-        if !cursor.advance() {
-            break;
-        }
+        *sums = [squares.sum(), 0.0];
     }
 }
 
 /// The first phase of a layer-wise rule: squares of parameters and direction.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, part: &mut Part<'_, '_>) {
-    let mut cursor = Cursor::new(pass.plan, block);
+    let slots = slots::<R>().len();
     let mut values = Values::new();
-    let mut u = [0.0; STRIP];
-    let mut squares = [Squares::new(), Squares::new()];
-    loop {
-        values.load(pass, &cursor, part, slots::<R>().len());
-        for (nth, run, range, ends) in cursor.runs() {
-            let Row { scalars, factor } = pass.rows[run.row];
-            for i in range.start..range.end.min(STRIP) {
+    let mut u = [0.0; TILE];
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let Row { scalars, factor } = pass.rows[segment.row];
+        let mut squares = [Squares::new(), Squares::new()];
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
+            for i in 0..TILE {
                 let g = prepared(values.g[i], factor, pass.bound);
-                u[i] = R::direction(&scalars, values.p[i], g, &values.state::<R>(i));
+                let state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
+                u[i] = R::direction(&scalars, values.p[i], g, &state);
             }
-            squares[0].add_range(&values.p, &range);
-            squares[1].add_range(&u, &range);
-            if ends {
-                part.sums[nth - block.runs.start] = [squares[0].sum(), squares[1].sum()];
-                squares = [Squares::new(), Squares::new()];
-            }
+            add_squares(&mut squares[0], &values.p[..place.len()]);
+            add_squares(&mut squares[1], &u[..place.len()]);
+            left -= place.len();
+            next(&mut place, left);
         }
-        if !cursor.advance() {
-            break;
-        }
+        *sums = [squares[0].sum(), squares[1].sum()];
     }
 }
 
@@ -499,78 +414,67 @@ pub(super) fn update_plainly<R: Twin>(
     part: &mut Part<'_, '_>,
 ) {
     let slots = slots::<R>().len();
-    let mut cursor = Cursor::new(pass.plan, block);
     let mut values = Values::new();
-    let mut before = values.p;
-    let mut squares = [Squares::new(), Squares::new()];
-    loop {
-        values.load(pass, &cursor, part, slots);
-        if pass.norms {
-            before = values.p;
-        }
-        for (_, run, range, _) in cursor.runs() {
-            let Row { scalars, factor } = pass.rows[run.row];
-            for i in range.start..range.end.min(STRIP) {
-                let mut state = values.state::<R>(i);
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let Row { scalars, factor } = pass.rows[segment.row];
+        let mut squares = [Squares::new(), Squares::new()];
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
+            let before = values.p;
+            // Of the last tile, what lies behind the segment's end is worked on too and dropped.
+            for i in 0..TILE {
+                let mut state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
                 let g = prepared(values.g[i], factor, pass.bound);
                 R::update(&scalars, &mut values.p[i], g, &mut state);
                 for slot in 0..slots {
                     values.state[slot][i] = state.get(slot);
                 }
             }
-        }
-        values.store(pass, &cursor, part, slots);
-        if let Some(weight) = pass.average {
-            let (at, len) = (cursor.start - part.start, cursor.len());
-            let mut ema = [0.0; STRIP];
-            part.ema.load(at, &mut ema[..len], Format::F32);
-            for (e, p) in ema.iter_mut().zip(&values.p) {
-                *e += weight * (p - *e);
+            let state = &mut part.state[..slots];
+            values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
+            if pass.zero {
+                pair.g.zero(place.own.clone());
             }
-            part.ema.store(at, &ema[..len], Format::F32, |_| None);
+            if let (Some(weight), Cells::Write4(ema)) = (pass.average, &mut part.ema) {
+                average(&mut ema[place.state.clone()], &values.p, weight);
+            }
+            if pass.norms {
+                let mut moved = values.p;
+                moved.iter_mut().zip(&before).for_each(|(p, before)| *p -= before);
+                add_squares(&mut squares[0], &before[..place.len()]);
+                add_squares(&mut squares[1], &moved[..place.len()]);
+            }
+            left -= place.len();
+            next(&mut place, left);
         }
         if pass.norms {
-            let mut moved = values.p;
-            moved.iter_mut().zip(&before).for_each(|(p, before)| *p -= before);
-            for (nth, _, range, ends) in cursor.runs() {
-                squares[0].add_range(&before, &range);
-                squares[1].add_range(&moved, &range);
-                if ends {
-                    part.sums[nth - block.runs.start] = [squares[0].sum(), squares[1].sum()];
-                    squares = [Squares::new(), Squares::new()];
-                }
-            }
-        }
-        if !cursor.advance() {
-            break;
+            *sums = [squares[0].sum(), squares[1].sum()];
         }
     }
 }
 
 /// What is left to do of a skipped step.
 pub(super) fn rest<S>(pass: &Pass<'_, S>, block: &Block, part: &mut Part<'_, '_>) {
-    let mut cursor = Cursor::new(pass.plan, block);
     let mut values = Values::new();
-    let mut squares = Squares::new();
-    loop {
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let mut squares = Squares::new();
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            if pass.norms {
+                values.load(&pass.storage, &place, &pair, &[], &part.master);
+                add_squares(&mut squares, &values.p[..place.len()]);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
+            }
+            left -= place.len();
+            next(&mut place, left);
+        }
         if pass.norms {
-            values.load(pass, &cursor, part, 0);
-            for (nth, _, range, ends) in cursor.runs() {
-                squares.add_range(&values.p, &range);
-                if ends {
-                    part.sums[nth - block.runs.start] = [squares.sum(), 0.0];
-                    squares = Squares::new();
-                }
-            }
-        }
-        if pass.zero {
-            for (span, range) in cursor.spans() {
-                let (mut pair, first) = part.memory.of(pass.plan, span);
-                pair.g.zero(range.start.wrapping_sub(first)..range.end.wrapping_sub(first));
-            }
-        }
-        if !cursor.advance() {
-            break;
+            *sums = [squares.sum(), 0.0];
         }
     }
 }

@@ -49,7 +49,7 @@ pub struct Optimizer<R: Twin> {
     loss_scale: f32,
     good_steps: u32,
     vectorised: bool,
-    /// What a step works with, so that it allocates nothing: next carries, scalars of the groups, rows, sums of the runs and of the groups.
+    /// What a step works with, so that it allocates nothing: next carries, scalars of the groups, rows, sums of the segments and of the groups.
     next: Vec<f64>,
     scalars: Vec<R::Scalars<f32>>,
     rows: Vec<Row<R::Scalars<f32>>>,
@@ -143,7 +143,7 @@ impl<R: Twin> Optimizer<R> {
             next: vec![0.0; groups],
             scalars: Vec::with_capacity(groups),
             rows: Vec::with_capacity(plan.groups.len()),
-            sums: vec![[0.0; 2]; plan.runs.len()],
+            sums: vec![[0.0; 2]; plan.segments.len()],
             group_sums: vec![0.0; groups],
             plan,
             options,
@@ -310,9 +310,9 @@ impl<R: Twin> Optimizer<R> {
         let mut total = 0.0;
         self.group_sums.fill(0.0);
         if looked {
-            for (run, [sum, _]) in self.plan.runs.iter().zip(&self.sums) {
+            for (segment, [sum, _]) in self.plan.segments.iter().zip(&self.sums) {
                 total += sum;
-                self.group_sums[self.plan.groups[run.row]] += sum;
+                self.group_sums[self.plan.groups[segment.row]] += sum;
             }
         }
         // A sum is finite where all it is of are.
@@ -369,15 +369,15 @@ impl<R: Twin> Optimizer<R> {
         Decision { skip, report }
     }
 
-    /// The rows' ratios, from the sums of the runs, of which each row has one or several.
+    /// The rows' ratios, from the sums of the segments, of which each row has one or several.
     fn set_ratios(&mut self) {
         let Some(field) = ratio_field::<R>() else { return };
-        let mut runs = self.plan.runs.iter().zip(&self.sums).peekable();
+        let mut segments = self.plan.segments.iter().zip(&self.sums).peekable();
         for (nth, row) in self.rows.iter_mut().enumerate() {
             let mut sums = [0.0; 2];
-            while let Some((_, of_run)) = runs.next_if(|(run, _)| run.row == nth) {
-                sums[0] += of_run[0];
-                sums[1] += of_run[1];
+            while let Some((_, part)) = segments.next_if(|(segment, _)| segment.row == nth) {
+                sums[0] += part[0];
+                sums[1] += part[1];
             }
             let [p_norm, u_norm] = sums.map(|sum| sum.sqrt() as f32);
             let s = row.scalars;
@@ -392,7 +392,7 @@ impl<R: Twin> Optimizer<R> {
         state.iter_mut().zip(&mut self.state).for_each(|(cells, numbers)| *cells = numbers.cells());
         let part = Part {
             start: 0,
-            run: 0,
+            segment: 0,
             memory: tensors.memory(),
             state,
             master: self.master.cells(),

@@ -277,7 +277,8 @@ impl<'m, 'a> Memory<'m, 'a> {
 
     /// The memory before and from `block` on.
     pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
-        let at = &plan.spans[block.span];
+        let first_span = plan.segments[block.segments.start].span;
+        let at = &plan.spans[first_span];
         // Elements of the tensor that come before the block.
         let before = block.start - at.start;
         match self {
@@ -287,10 +288,10 @@ impl<'m, 'a> Memory<'m, 'a> {
                 (Self::Flat { first, pair }, Self::Flat { first: next, pair: rest })
             }
             Self::Each { start, span, mut head, body, mut tail } => {
-                let nth = block.span - span;
+                let nth = first_span - span;
                 let heads = usize::from(head.is_some());
                 let behind =
-                    |head, body, tail| Self::Each { start: block.start, span: block.span, head, body, tail };
+                    |head, body, tail| Self::Each { start: block.start, span: first_span, head, body, tail };
                 let front = |head, body, tail| Self::Each { start, span, head, body, tail };
                 if nth < heads {
                     let (a, b) = head.take().unwrap_or_default().split_at(block.start - start);
