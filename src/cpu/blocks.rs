@@ -10,7 +10,7 @@ use core::ops::Range;
 /// Elements that are updated at a time: few, so that memory is read ahead while they are worked on.
 pub(super) const TILE: usize = 128;
 /// Elements of a block, which one thread updates: enough that handing it over does not count, few enough that all threads have work to the end.
-pub(super) const BLOCK: usize = 16384 / TILE * TILE;
+pub(super) const BLOCK: usize = 128 * TILE;
 
 /// A tensor.
 #[derive(Clone, Debug)]

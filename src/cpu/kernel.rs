@@ -1,8 +1,7 @@
 //! What is done to a block: everything that stands around a rule's update, and the update, tile by tile.
 //!
-//! A tile is copied out of the caller's memory and the state, worked on, and copied back, all of it in the nearest cache; memory is passed over once. So
-//! the loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them, and storage formats and tensors that end anywhere are the copies'
-//! affair. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
+//! A whole tile of f32 is worked on where it lies; what is stored otherwise, or ends inside of a tile, in copies in the nearest cache: storage formats and tensors that end anywhere are the copies'
+//! affair. Loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
 
 use super::blocks::{Block, Plan, Segment, TILE};
 use super::tensors::{Cells, Memory, Pair};
@@ -14,8 +13,9 @@ use multiversion::multiversion;
 
 /// The most slots that a rule may have.
 pub(super) const MAX_SLOTS: usize = 8;
-/// Sums that are added up beside each other, so that none waits for the one before.
-const LANES: usize = 32;
+
+/// Elements in registers at a time: one of the widest there are, or several.
+const CHUNK: usize = 16;
 
 type Tile = [f32; TILE];
 
@@ -42,6 +42,8 @@ pub(super) struct Pass<'a, S> {
     /// Weight of the parameters in their average.
     pub(super) average: Option<f32>,
     pub(super) norms: bool,
+    /// Whether everything is stored as it is worked on.
+    pub(super) in_place: bool,
     /// Of random numbers, if any are needed.
     pub(super) key: Option<[f32; 3]>,
 }
@@ -129,14 +131,9 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
 impl Cells<'_> {
     /// Decodes `range` to the start of a tile; of no cells zeros.
     #[inline(always)]
-    fn load(&self, range: Range<usize>, to: &mut Tile, format: Format) {
-        let whole = match self {
-            Self::Read4(x) => x.get(range.clone()),
-            Self::Write4(x) => x.get(range.clone()),
-            Self::None | Self::Read2(_) | Self::Write2(_) => None,
-        };
+    fn load(&self, range: &Range<usize>, to: &mut Tile, format: Format) {
         // A whole tile is copied without a call.
-        match whole.and_then(|x| x.first_chunk::<TILE>()) {
+        match self.tile(range) {
             Some(x) => *to = *x,
             None => load_other(self, range.clone(), &mut to[..range.len()], format),
         }
@@ -144,14 +141,26 @@ impl Cells<'_> {
 
     /// Encodes the start of a tile.
     #[inline(always)]
-    fn store(&mut self, range: Range<usize>, from: &Tile, format: Format, draw: Draw) {
-        if let Self::Write4(x) = self
-            && let Some(x) = x.get_mut(range.clone()).and_then(|x| x.first_chunk_mut::<TILE>())
-        {
-            *x = *from;
-        } else {
-            store_other(self, range.clone(), &from[..range.len()], format, draw);
+    fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Draw) {
+        match self.tile_mut(range) {
+            Some(x) => *x = *from,
+            None => store_other(self, range.clone(), &from[..range.len()], format, draw),
         }
+    }
+
+    /// A whole tile of f32, where it lies.
+    #[inline(always)]
+    fn tile(&self, range: &Range<usize>) -> Option<&Tile> {
+        match self {
+            Self::Read4(x) => x.get(range.clone())?.first_chunk(),
+            Self::Write4(x) => x.get(range.clone())?.first_chunk(),
+            Self::None | Self::Read2(_) | Self::Write2(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn tile_mut(&mut self, range: &Range<usize>) -> Option<&mut Tile> {
+        if let Self::Write4(x) = self { x.get_mut(range.clone())?.first_chunk_mut() } else { None }
     }
 
     /// Codes of 2 bytes.
@@ -177,24 +186,31 @@ impl Cells<'_> {
     }
 }
 
-/// Squares, beside each other.
-struct Squares([f64; LANES]);
+/// Squares, beside each other: so many that the loops over them are vectorised.
+struct Squares([f64; TILE]);
 
 impl Squares {
     fn new() -> Self {
-        Self([0.0; LANES])
+        Self([0.0; TILE])
     }
 
-    fn sum(&self) -> f64 {
-        self.0.iter().sum()
+    /// In pairs.
+    fn sum(mut self) -> f64 {
+        let mut half = TILE / 2;
+        while half > 0 {
+            let (low, high) = self.0.split_at_mut(half);
+            low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+            half /= 2;
+        }
+        self.0[0]
     }
 
     #[inline(always)]
     fn add(&mut self, x: &[f32]) {
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (sum, &x) in self.0.iter_mut().zip(chunk) {
-                *sum += f64::from(x) * f64::from(x);
+        let (tiles, rest) = x.as_chunks::<TILE>();
+        for x in tiles {
+            for i in 0..TILE {
+                self.0[i] += f64::from(x[i]) * f64::from(x[i]);
             }
         }
         for (sum, &x) in self.0.iter_mut().zip(rest) {
@@ -278,10 +294,10 @@ impl Values {
         state: &[Cells<'_>],
         master: &Cells<'_>,
     ) {
-        pair.p.load(place.own.clone(), &mut self.p, storage.params);
-        pair.g.load(place.own.clone(), &mut self.g, storage.grads);
+        pair.p.load(&place.own, &mut self.p, storage.params);
+        pair.g.load(&place.own, &mut self.g, storage.grads);
         for (to, cells) in self.state.iter_mut().zip(state) {
-            cells.load(place.state.clone(), to, storage.states);
+            cells.load(&place.state, to, storage.states);
         }
         if !matches!(master, Cells::None) {
             load_master(&mut self.p, place, &pair.p, master);
@@ -301,15 +317,15 @@ impl Values {
     ) {
         let draw = |nth: u32| key.map(|key| (key, place.flat, nth));
         if matches!(master, Cells::None) {
-            pair.p.store(place.own.clone(), &self.p, storage.params, draw(0));
+            pair.p.store(&place.own, &self.p, storage.params, draw(0));
             if storage.params != Format::F32 {
-                pair.p.load(place.own.clone(), &mut self.p, storage.params);
+                pair.p.load(&place.own, &mut self.p, storage.params);
             }
         } else {
             store_master(&self.p, place, &mut pair.p, master, storage.params);
         }
         for (nth, (from, cells)) in (1..).zip(self.state.iter().zip(state)) {
-            cells.store(place.state.clone(), from, storage.states, draw(nth));
+            cells.store(&place.state, from, storage.states, draw(nth));
         }
     }
 }
@@ -362,7 +378,7 @@ pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_
             other => {
                 let mut left = own.len();
                 while left > 0 {
-                    other.load(place.own.clone(), &mut g, grads);
+                    other.load(&place.own, &mut g, grads);
                     squares.add(&g[..place.len()]);
                     left -= place.len();
                     next(&mut place, left);
@@ -396,7 +412,39 @@ pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, 
             left -= place.len();
             next(&mut place, left);
         }
-        *sums = [squares[0].sum(), squares[1].sum()];
+        *sums = squares.map(Squares::sum);
+    }
+}
+
+/// The update of a tile, chunk by chunk: copies that stay in registers, which a compiler knows to be apart.
+#[inline(always)]
+fn update_tile<R: Twin>(
+    scalars: &R::Scalars<f32>,
+    factor: f32,
+    bound: f32,
+    p: &mut Tile,
+    g: &Tile,
+    state: &mut [&mut Tile],
+) {
+    let slots = slots::<R>().len();
+    let (all_p, all_g) = (p.as_chunks_mut::<CHUNK>().0, g.as_chunks::<CHUNK>().0);
+    for nth in 0..TILE / CHUNK {
+        let (mut p, g) = (all_p[nth], all_g[nth]);
+        let mut own = [[0.0; CHUNK]; MAX_SLOTS];
+        for slot in 0..slots {
+            own[slot] = state[slot].as_chunks::<CHUNK>().0[nth];
+        }
+        for i in 0..CHUNK {
+            let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
+            R::update(scalars, &mut p[i], prepared(g[i], factor, bound), &mut state);
+            for slot in 0..slots {
+                own[slot][i] = state.get(slot);
+            }
+        }
+        all_p[nth] = p;
+        for slot in 0..slots {
+            state[slot].as_chunks_mut::<CHUNK>().0[nth] = own[slot];
+        }
     }
 }
 
@@ -415,42 +463,55 @@ pub(super) fn update_plainly<R: Twin>(
 ) {
     let slots = slots::<R>().len();
     let mut values = Values::new();
+    let mut before = values.p;
     for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
         let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
         let Row { scalars, factor } = pass.rows[segment.row];
         let mut squares = [Squares::new(), Squares::new()];
         let mut left = segment.end - segment.start;
         while left > 0 {
-            values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
-            let before = values.p;
-            // Of the last tile, what lies behind the segment's end is worked on too and dropped.
-            for i in 0..TILE {
-                let mut state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
-                let g = prepared(values.g[i], factor, pass.bound);
-                R::update(&scalars, &mut values.p[i], g, &mut state);
-                for slot in 0..slots {
-                    values.state[slot][i] = state.get(slot);
+            let whole = pass.in_place && place.len() == TILE;
+            let state = &mut part.state[..slots];
+            if !whole {
+                values.load(&pass.storage, &place, &pair, state, &part.master);
+            }
+            let Values { p, g, state: tiles } = &mut values;
+            let (mut p, mut g, mut tiles) = (p, &*g, tiles.each_mut());
+            if whole {
+                p = pair.p.tile_mut(&place.own).unwrap_or(p);
+                g = pair.g.tile(&place.own).unwrap_or(g);
+                for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
+                    match cells.tile_mut(&place.state) {
+                        Some(own) => *tile = own,
+                        None => tile.fill(0.0),
+                    }
                 }
             }
-            let state = &mut part.state[..slots];
-            values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
-            if pass.zero {
-                pair.g.zero(place.own.clone());
+            if pass.norms {
+                before = *p;
             }
+            update_tile::<R>(&scalars, factor, pass.bound, p, g, &mut tiles[..slots]);
+            if !whole {
+                values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
+            }
+            let p = if whole { pair.p.tile(&place.own).unwrap_or(&values.p) } else { &values.p };
             if let (Some(weight), Cells::Write4(ema)) = (pass.average, &mut part.ema) {
-                average(&mut ema[place.state.clone()], &values.p, weight);
+                average(&mut ema[place.state.clone()], p, weight);
             }
             if pass.norms {
-                let mut moved = values.p;
+                let mut moved = *p;
                 moved.iter_mut().zip(&before).for_each(|(p, before)| *p -= before);
                 add_squares(&mut squares[0], &before[..place.len()]);
                 add_squares(&mut squares[1], &moved[..place.len()]);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
             }
             left -= place.len();
             next(&mut place, left);
         }
         if pass.norms {
-            *sums = [squares[0].sum(), squares[1].sum()];
+            *sums = squares.map(Squares::sum);
         }
     }
 }

@@ -424,6 +424,7 @@ impl<R: Twin> Optimizer<R> {
             zero: last && options.zero_gradients,
             average: options.ema.map(|ema| ema.weight(t) as f32),
             norms: last && options.norms,
+            in_place: [storage.params, storage.grads, storage.states] == [Format::F32; 3],
             key: storage.stochastic.then(|| step_key(seed, t)),
         };
         sweep(plan, part, backwards, &|block, part| leaf(&pass, block, part));
