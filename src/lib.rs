@@ -40,7 +40,7 @@
 //! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step; [`accumulate`]: micro-batches.
 //! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
-//! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
+//! * [`cpu`]: the same over slices, at `f32` on all cores, at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
 //! # Features
@@ -50,6 +50,7 @@
 //! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
 //! | `web` | `gpu` with the browser's WebGPU |
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
+//! | `rayon` | threads for the [`cpu`] engine |
 //! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
@@ -80,6 +81,8 @@ mod lag;
 #[cfg(feature = "gpu")]
 mod layers;
 mod layout;
+#[cfg(feature = "gpu")]
+pub mod offload;
 #[cfg(feature = "gpu")]
 mod optimizer;
 mod options;

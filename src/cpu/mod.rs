@@ -18,6 +18,10 @@ mod reference;
 mod tensors;
 mod threads;
 
+#[cfg(feature = "gpu")]
+pub(crate) use optimizer::Decision;
 pub use optimizer::Optimizer;
 pub use reference::Reference;
+#[cfg(feature = "gpu")]
+pub(crate) use tensors::Checked;
 pub use tensors::{Grads, Params, State, StateMut, Tensors};

@@ -10,6 +10,7 @@ use crate::layout::Layout;
 use crate::options::{Clip, Options, Rounding};
 use crate::report::Report;
 use crate::rules::{Fields, Step, Twin, ratio_field, slots};
+use core::ops::Range;
 
 /// Added to a norm before it divides a bound, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPS: f64 = 1e-6;
@@ -95,9 +96,9 @@ impl Numbers {
 }
 
 /// What has been decided about a step.
-struct Decision {
-    skip: bool,
-    report: Report,
+pub(crate) struct Decision {
+    pub(crate) skip: bool,
+    pub(crate) report: Report,
 }
 
 impl<R: Twin> Optimizer<R> {
@@ -232,6 +233,27 @@ impl<R: Twin> Optimizer<R> {
         })
     }
 
+    /// Blocks, so many at a time, and the ranges of the flat space that they are.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn chunks(&self, blocks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
+        let plan = &self.plan;
+        (0..plan.blocks.len()).step_by(blocks).map(move |first| {
+            let blocks = first..plan.blocks.len().min(first + blocks);
+            let mut ranges: Vec<Range<usize>> = Vec::new();
+            for segment in plan.blocks[blocks.clone()].iter().flat_map(|b| &plan.segments[b.segments.clone()])
+            {
+                let span = &plan.spans[segment.span];
+                let start = span.flat + segment.start - span.start;
+                let end = start + segment.end - segment.start;
+                match ranges.last_mut().filter(|last| last.end == start) {
+                    Some(last) => last.end = end,
+                    None => ranges.push(start..end),
+                }
+            }
+            (blocks, ranges)
+        })
+    }
+
     fn place(&self, slot: &str) -> Result<Place, Error> {
         if let Some(nth) = slots::<R>().iter().position(|name| *name == slot) {
             return Ok(Place::Slot(nth));
@@ -260,7 +282,17 @@ impl<R: Twin> Optimizer<R> {
     /// nothing changes then.
     pub fn step(&mut self, tensors: Tensors<'_>, step: impl Into<Step>) -> Result<Option<Report>, Error> {
         let mut tensors = tensors.checked(&self.layout, &self.plan, &self.options)?;
-        let step = step.into();
+        let unscale = self.begin(step.into())?;
+        let report = if self.plan.blocks.len() == 1 {
+            self.run(&mut tensors, unscale)
+        } else {
+            threads::within(|| self.run(&mut tensors, unscale))
+        };
+        Ok(self.options.reports().then_some(report))
+    }
+
+    /// The scalars of a step; returns what gradients are multiplied by. Nothing has changed yet.
+    pub(crate) fn begin(&mut self, step: Step) -> Result<f64, Error> {
         let unscale = step.unscale(self.options.divide)? / f64::from(self.loss_scale);
         let (taken, scalars) = (self.steps - self.skipped, &mut self.scalars);
         self.next.copy_from_slice(&self.carries);
@@ -268,44 +300,73 @@ impl<R: Twin> Optimizer<R> {
         self.layout.scalars(step, self.steps, taken + 1, &mut self.next, |_, exact| {
             scalars.push(R::Scalars::<f32>::from_fn(|i| exact.get(i) as f32));
         })?;
-        let report = if self.plan.blocks.len() == 1 {
-            self.run(&mut tensors, unscale)
-        } else {
-            threads::within(|| self.run(&mut tensors, unscale))
-        };
-        self.steps += 1;
-        Ok(self.options.reports().then_some(report))
+        Ok(unscale)
     }
 
+    /// All passes of a step that has begun.
     fn run(&mut self, tensors: &mut Checked<'_>, unscale: f64) -> Report {
+        let (all, mut again) = (0..self.plan.blocks.len(), false);
         if self.options.looks_first() {
-            let grads = self.options.grads;
-            let (plan, part) = self.parts(tensors);
-            sweep(plan, part, false, &|block, part| kernel::look(plan, grads, block, part));
+            self.look(tensors, all.clone());
+            again = true;
         }
         let Decision { skip, mut report } = self.decide(unscale);
-        let mut again = self.options.looks_first();
         if R::RATIO.is_some() && !skip {
-            self.sweep(tensors, false, again, &|pass, block, part| kernel::measure::<R>(pass, block, part));
+            self.measure(tensors, all.clone(), again);
             self.set_ratios();
             again = !again;
         }
+        self.update(tensors, all, again, skip);
+        self.end(skip, &mut report);
+        report
+    }
+
+    /// Squares of the gradients of `blocks`.
+    pub(crate) fn look(&mut self, tensors: &mut Checked<'_>, blocks: Range<usize>) {
+        let grads = self.options.grads;
+        let (plan, part) = self.parts(tensors, blocks.start);
+        sweep(plan, blocks, part, false, &|block, part| kernel::look(plan, grads, block, part));
+    }
+
+    /// Squares that the ratios of a layer-wise rule are of.
+    pub(crate) fn measure(&mut self, tensors: &mut Checked<'_>, blocks: Range<usize>, backwards: bool) {
+        self.sweep(tensors, blocks, backwards, false, &|pass, block, part| {
+            kernel::measure::<R>(pass, block, part);
+        });
+    }
+
+    /// The update, or what is left of it in a step that is skipped.
+    pub(crate) fn update(
+        &mut self,
+        tensors: &mut Checked<'_>,
+        blocks: Range<usize>,
+        backwards: bool,
+        skip: bool,
+    ) {
         if !skip {
             let update = if self.vectorised { kernel::update::<R> } else { kernel::update_plainly::<R> };
-            self.sweep(tensors, true, again, &|pass, block, part| update(pass, block, part));
-            self.carries.copy_from_slice(&self.next);
+            self.sweep(tensors, blocks, backwards, true, &|pass, block, part| update(pass, block, part));
         } else if self.options.zero_gradients || self.options.norms {
-            self.sweep(tensors, true, again, &|pass, block, part| kernel::rest(pass, block, part));
+            self.sweep(tensors, blocks, backwards, true, &|pass, block, part| {
+                kernel::rest(pass, block, part);
+            });
         }
+    }
+
+    /// The step has been taken, or skipped.
+    pub(crate) fn end(&mut self, skip: bool, report: &mut Report) {
         if self.options.norms {
             let norm = |which: usize| self.sums.iter().map(|sums| sums[which]).sum::<f64>().sqrt() as f32;
             (report.param_norm, report.update_norm) = (Some(norm(0)), Some(norm(1)));
         }
-        report
+        if !skip {
+            self.carries.copy_from_slice(&self.next);
+        }
+        self.steps += 1;
     }
 
     /// Between the gradients and the update: clip factors, skip, loss scale, rows.
-    fn decide(&mut self, unscale: f64) -> Decision {
+    pub(crate) fn decide(&mut self, unscale: f64) -> Decision {
         let looked = self.options.looks_first();
         let mut total = 0.0;
         self.group_sums.fill(0.0);
@@ -370,7 +431,7 @@ impl<R: Twin> Optimizer<R> {
     }
 
     /// The rows' ratios, from the sums of the segments, of which each row has one or several.
-    fn set_ratios(&mut self) {
+    pub(crate) fn set_ratios(&mut self) {
         let Some(field) = ratio_field::<R>() else { return };
         let mut segments = self.plan.segments.iter().zip(&self.sums).peekable();
         for (nth, row) in self.rows.iter_mut().enumerate() {
@@ -386,28 +447,36 @@ impl<R: Twin> Optimizer<R> {
         }
     }
 
-    /// All memory, and what divides it.
-    fn parts<'m, 'a>(&'m mut self, tensors: &'m mut Checked<'a>) -> (&'m Plan, Part<'m, 'a>) {
+    /// All memory from a block on, and what divides it.
+    fn parts<'m, 'a>(&'m mut self, tensors: &'m mut Checked<'a>, first: usize) -> (&'m Plan, Part<'m, 'a>) {
+        let Block { start, segments } = &self.plan.blocks[first];
+        let from = |numbers: &'m mut Numbers| {
+            let cells = numbers.cells();
+            // What is not kept has no elements to leave out.
+            let at = (*start).min(cells.len());
+            cells.split_at(at).1
+        };
         let mut state: [Cells<'m>; MAX_SLOTS] = Default::default();
-        state.iter_mut().zip(&mut self.state).for_each(|(cells, numbers)| *cells = numbers.cells());
+        state.iter_mut().zip(&mut self.state).for_each(|(cells, numbers)| *cells = from(numbers));
         let part = Part {
-            start: 0,
-            segment: 0,
+            start: *start,
+            segment: segments.start,
             memory: tensors.memory(),
             state,
-            master: self.master.cells(),
-            ema: self.ema.cells(),
-            sums: &mut self.sums,
+            master: from(&mut self.master),
+            ema: from(&mut self.ema),
+            sums: &mut self.sums[segments.start..],
         };
         (&self.plan, part)
     }
 
-    /// A pass over all blocks, maybe backwards; `last` is the one that ends the step.
+    /// A pass over blocks, maybe backwards; `last` is the one that ends the step.
     fn sweep(
         &mut self,
         tensors: &mut Checked<'_>,
-        last: bool,
+        blocks: Range<usize>,
         backwards: bool,
+        last: bool,
         leaf: &(impl Fn(&Pass<'_, R::Scalars<f32>>, &Block, &mut Part<'_, '_>) + Sync),
     ) {
         let options = self.options;
@@ -415,7 +484,7 @@ impl<R: Twin> Optimizer<R> {
         let t = self.steps + 1 - self.skipped;
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let rows = core::mem::take(&mut self.rows);
-        let (plan, part) = self.parts(tensors);
+        let (plan, part) = self.parts(tensors, blocks.start);
         let pass = Pass {
             plan,
             storage,
@@ -427,7 +496,7 @@ impl<R: Twin> Optimizer<R> {
             in_place: [storage.params, storage.grads, storage.states] == [Format::F32; 3],
             key: storage.stochastic.then(|| step_key(seed, t)),
         };
-        sweep(plan, part, backwards, &|block, part| leaf(&pass, block, part));
+        sweep(plan, blocks, part, backwards, &|block, part| leaf(&pass, block, part));
         self.rows = rows;
     }
 }
@@ -441,10 +510,11 @@ enum Place {
 /// The slot of the weights' average.
 const EMA: &str = "ema";
 
-/// Hands every block to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
+/// Hands the blocks to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
 /// last is in the cache still.
 fn sweep(
     plan: &Plan,
+    blocks: Range<usize>,
     part: Part<'_, '_>,
     backwards: bool,
     leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
@@ -468,5 +538,5 @@ fn sweep(
             }
         }
     }
-    halve(plan, &plan.blocks, part, leaf, backwards);
+    halve(plan, &plan.blocks[blocks], part, leaf, backwards);
 }

@@ -9,7 +9,7 @@ use crate::rules::Rule;
 
 /// Stored numbers, which may be only to be read.
 #[derive(Debug, Default)]
-pub(super) enum Cells<'a> {
+pub(crate) enum Cells<'a> {
     #[default]
     None,
     Read4(&'a [f32]),
@@ -125,7 +125,7 @@ enum Form<'a> {
 
 /// Parameters and gradients of the same elements.
 #[derive(Debug, Default)]
-pub(super) struct Pair<'a> {
+pub(crate) struct Pair<'a> {
     pub(super) p: Cells<'a>,
     pub(super) g: Cells<'a>,
 }
@@ -180,7 +180,7 @@ impl<'a> Tensors<'a> {
                         return Err(Error::Mismatch { what, found: found as u64, expected });
                     }
                 }
-                Ok(Checked::Flat(pair))
+                Ok(Checked::Flat { first: 0, pair })
             }
             Form::Each(given) => {
                 let (found, expected) = (given.len() as u64, plan.spans.len() as u64);
@@ -217,15 +217,25 @@ impl<'a> Tensors<'a> {
 
 /// Tensors that go with a layout.
 #[derive(Debug)]
-pub(super) enum Checked<'a> {
-    Flat(Pair<'a>),
+pub(crate) enum Checked<'a> {
+    Flat {
+        /// Where the slices start, in the flat space.
+        first: usize,
+        pair: Pair<'a>,
+    },
     Each(Vec<Pair<'a>>),
 }
 
 impl<'a> Checked<'a> {
+    /// Slices that start at element `first` of the flat space.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn part(first: usize, params: &'a mut [f32], grads: &'a [f32]) -> Self {
+        Self::Flat { first, pair: Pair { p: Cells::Write4(params), g: Cells::Read4(grads) } }
+    }
+
     pub(super) fn memory(&mut self) -> Memory<'_, 'a> {
         match self {
-            Self::Flat(pair) => Memory::Flat { first: 0, pair: pair.reborrow() },
+            Self::Flat { first, pair } => Memory::Flat { first: *first, pair: pair.reborrow() },
             Self::Each(pairs) => Memory::Each { start: 0, span: 0, head: None, body: pairs, tail: None },
         }
     }
