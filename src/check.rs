@@ -92,7 +92,7 @@ impl<R: Twin> Checker<R> {
     ) -> Result<Deviation, Error> {
         self.refuse_other_lengths(before, grads, after)?;
         let step = step.into();
-        step.refuse_divisor()?;
+        step.unscale(false)?;
         let mut exact = Vec::new();
         let mut carries = self.carries.clone();
         self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, s| exact.push(s))?;

@@ -218,6 +218,32 @@ pub enum Error {
         /// What the layout has.
         expected: u64,
     },
+    /// A slice of another length than its tensor's.
+    #[error("{what}: {found} elements, must be {expected}")]
+    Length {
+        /// Which slice.
+        what: String,
+        /// Its length.
+        found: u64,
+        /// The tensor's.
+        expected: u64,
+    },
+    /// What would have to be written, and was handed over to be read only.
+    #[error("{what} are a shared slice, must be an exclusive one (`&mut`)")]
+    ReadOnly {
+        /// What it is.
+        what: &'static str,
+    },
+    /// More state slots than the CPU engine brings into its cache.
+    #[error("{rule}: {slots} state slots, must be at most {bound} on the CPU")]
+    TooManySlots {
+        /// The rule's name.
+        rule: &'static str,
+        /// How many it has.
+        slots: usize,
+        /// How many there may be.
+        bound: usize,
+    },
     /// A device limit below what the kernels need.
     #[error("device limit {limit} = {value}, must be at least {bound}")]
     DeviceLimit {

@@ -43,31 +43,31 @@ macro_rules! float {
     ($t:ty) => {
         impl Float for $t {
             const ZERO: Self = 0.0;
-            #[inline]
+            #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as Self
             }
-            #[inline]
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 self.into()
             }
-            #[inline]
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 <$t>::sqrt(self)
             }
-            #[inline]
+            #[inline(always)]
             fn abs(self) -> Self {
                 <$t>::abs(self)
             }
-            #[inline]
+            #[inline(always)]
             fn max(self, other: Self) -> Self {
                 <$t>::max(self, other)
             }
-            #[inline]
+            #[inline(always)]
             fn min(self, other: Self) -> Self {
                 <$t>::min(self, other)
             }
-            #[inline]
+            #[inline(always)]
             fn sign(self) -> Self {
                 if self == 0.0 { 0.0 } else { self.signum() }
             }

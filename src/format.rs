@@ -165,7 +165,6 @@ fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
 }
 
 /// What stands for a tensor's name in random numbers.
-#[cfg(feature = "gpu")]
 pub(crate) fn tensor_key(name: &str) -> u32 {
     // Words of eight bytes and the length, mixed one after another.
     let words = name.as_bytes().chunks(8).map(|chunk| {
@@ -176,15 +175,46 @@ pub(crate) fn tensor_key(name: &str) -> u32 {
     words.fold(mixed(name.len() as u64), |hash, word| mixed(hash ^ word)) as u32
 }
 
+/// An f32 as the bf16 that is nearest, of two the larger in magnitude, and the lower half of its bits: the f32 again, but for what NaN carries there.
+pub(crate) fn split_bf16(x: f32) -> [u16; 2] {
+    let bits = if x.is_nan() { x.to_bits() & 0xffff_0000 | 0x40_0000 } else { x.to_bits() };
+    [(bits.wrapping_add(0x8000) >> 16) as u16, bits as u16]
+}
+
+/// What [`split_bf16`] has split.
+pub(crate) fn joined_bf16(code: u16, rest: u16) -> f32 {
+    // A zero with such a remainder is the caller's, and not what we have written.
+    let low = if code & 0x7fff == 0 && rest >= 0x8000 { 0 } else { rest };
+    f32::from_bits(u32::from(code.wrapping_sub(low >> 15)) << 16 | u32::from(low))
+}
+
+/// A random number of the `nth` value of element `at` of a tensor, under a [`step_key`] and a [`tensor_key`].
+#[inline]
+pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
+    let [x, y, z] = key.map(|part| part as u32);
+    // The element's vector of four, which share a hash of four numbers.
+    let mut v = [(at / 4) as u32, x | y << 16, z | nth << 16, tensor]
+        .map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    let rounds = |v: &mut [u32; 4]| {
+        v[0] = v[0].wrapping_add(v[1].wrapping_mul(v[3]));
+        v[1] = v[1].wrapping_add(v[2].wrapping_mul(v[0]));
+        v[2] = v[2].wrapping_add(v[0].wrapping_mul(v[1]));
+        v[3] = v[3].wrapping_add(v[1].wrapping_mul(v[2]));
+    };
+    rounds(&mut v);
+    v = v.map(|v| v ^ v >> 16);
+    rounds(&mut v);
+    let v = v.map(|v| v ^ v >> 16);
+    v[at as usize % 4]
+}
+
 /// 48 random bits of step `t`, in three parts that an f32 holds.
-#[cfg(feature = "gpu")]
 pub(crate) fn step_key(seed: u64, t: u64) -> [f32; 3] {
     // SplitMix64 (Steele, Lea and Flood, 2014), twice: once to part seeds that lie side by side.
     let bits = mixed(mixed(seed).wrapping_add(t));
     [bits, bits >> 16, bits >> 32].map(|part| f32::from(part as u16))
 }
 
-#[cfg(feature = "gpu")]
 fn mixed(x: u64) -> u64 {
     let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -54,7 +54,7 @@ impl<R: Rule> Group<R> {
     ///     Group::new("body", AdamW::default()).lr_factor(schedule::cosine(1e-4, 0.0, 1_000)).tensor("w", [4]),
     ///     Group::new("head", AdamW::default()).lr_factor(1e-3).tensor("v", [2]),
     /// ])?;
-    /// cpu::Optimizer::<AdamW>::new(layout)?.step(&mut [0.0; 6], &[1.0; 6], 1.0)?;
+    /// cpu::Optimizer::<AdamW>::new(layout)?.step(cpu::Tensors::flat(&mut [0.0; 6], &[1.0; 6]), 1.0)?;
     /// # Ok::<(), wgpu_optim::Error>(())
     /// ```
     #[must_use]

@@ -40,7 +40,7 @@
 //! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step; [`accumulate`]: micro-batches.
 //! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8 bits.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
-//! * [`cpu`]: the same over slices, at `f32` as a device, at `f64` as the [reference](cpu::Reference).
+//! * [`cpu`]: the same over slices, at `f32` on all cores, at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
 //! # Features
@@ -50,6 +50,7 @@
 //! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
 //! | `web` | `gpu` with the browser's WebGPU |
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
+//! | `rayon` | threads for the [`cpu`] engine |
 //! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
@@ -81,6 +82,8 @@ mod lag;
 mod layers;
 mod layout;
 #[cfg(feature = "gpu")]
+pub mod offload;
+#[cfg(feature = "gpu")]
 mod optimizer;
 mod options;
 #[cfg(feature = "gpu")]
@@ -89,6 +92,7 @@ mod pipeline;
 pub mod plan;
 pub mod q8;
 pub mod recipes;
+mod report;
 #[cfg(feature = "gpu")]
 mod rows;
 pub mod rules;
@@ -96,14 +100,13 @@ pub mod schedule;
 
 #[cfg(feature = "gpu")]
 pub use bind::{Tensors, View};
-#[cfg(feature = "gpu")]
-pub use control::Report;
 pub use error::Error;
 pub use format::Format;
 pub use layout::{Group, Layout, Tensor};
 #[cfg(feature = "gpu")]
 pub use optimizer::{Bound, Optimizer, StateRange};
 pub use options::{Clip, Ema, LossScale, Master, Options, Rounding};
+pub use report::Report;
 pub use rules::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lamb, Lars, Lion, NAdam, RAdam, RmsProp, Rule,
     Sgd, Step, Twin,

@@ -2,7 +2,7 @@
 
 mod binding;
 
-use crate::control::{Control, Report, Request, Staging};
+use crate::control::{Control, Request, Staging};
 use crate::device::{create_buffer, limits};
 use crate::error::Error;
 use crate::format::{Format, step_key};
@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::options::{Clip, Options, Rounding};
 use crate::pipeline::{Kernel, check_text};
 use crate::plan::{self, BLOCK_QUADS, Chunk, Limits, QUAD, Space, Span};
+use crate::report::Report;
 use crate::rows::{self, Lease, Rows};
 use crate::rules::{Fields, Rule, Step, is_built_in, slots};
 use std::collections::HashMap;
@@ -310,19 +311,12 @@ impl<R: Rule> Optimizer<R> {
     /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to [`max`](crate::LossScale::max), for `good_steps` not below
     /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing changes then.
     pub fn set_loss_scale(&mut self, queue: &wgpu::Queue, scale: f64, good_steps: u32) -> Result<(), Error> {
-        let refuse = |field, value, bound| Err(Error::Options { field, value, bound });
-        let (Some(state), Some(options)) = (self.loss_scale(), self.options.loss_scale) else {
-            return refuse("loss_scale", scale, "unset without Options::loss_scale");
-        };
-        if !(options.min..=options.max).contains(&scale) {
-            return refuse("loss_scale", scale, "from min to max");
+        self.options.check_loss_scale(scale, good_steps)?;
+        if let Some(state) = self.loss_scale() {
+            // What `State` starts with.
+            let bits = [(scale as f32).to_bits(), good_steps];
+            queue.write_buffer(state, 0, bytemuck::cast_slice(&bits));
         }
-        if good_steps >= options.growth_interval {
-            return refuse("good_steps", good_steps.into(), "below growth_interval");
-        }
-        // What `State` starts with.
-        let bits = [(scale as f32).to_bits(), good_steps];
-        queue.write_buffer(state, 0, bytemuck::cast_slice(&bits));
         Ok(())
     }
 
@@ -453,16 +447,7 @@ impl<R: Rule> Optimizer<R> {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
             return Err(Error::ForeignBinding);
         }
-        let unscale = (1.0 / step.divisor) as f32;
-        let good = step.divisor > 0.0 && unscale.is_normal();
-        if !(good && (self.options.divide || step.divisor == 1.0)) {
-            let bound = if self.options.divide {
-                "above 0, with a reciprocal in f32"
-            } else {
-                "1 without Options::divide"
-            };
-            return Err(Error::Options { field: "divisor", value: step.divisor, bound });
-        }
+        let unscale = step.unscale(self.options.divide)? as f32;
         if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
             self.lags.confirm(skipped, self.steps - reported - 1);
         }

@@ -240,6 +240,21 @@ impl Options {
         self.skips() || self.reports() || norm
     }
 
+    /// Refuses a loss scale that cannot have been saved under these options.
+    pub(crate) fn check_loss_scale(&self, scale: f64, good_steps: u32) -> Result<(), Error> {
+        let refuse = |field, value, bound| Err(Error::Options { field, value, bound });
+        let Some(options) = self.loss_scale else {
+            return refuse("loss_scale", scale, "unset without Options::loss_scale");
+        };
+        if !(options.min..=options.max).contains(&scale) {
+            return refuse("loss_scale", scale, "from min to max");
+        }
+        if good_steps >= options.growth_interval {
+            return refuse("good_steps", good_steps.into(), "below growth_interval");
+        }
+        Ok(())
+    }
+
     /// How the state of a tensor of `len` elements is stored.
     #[must_use]
     pub fn states_of(&self, len: u64) -> Format {

@@ -25,7 +25,7 @@ const LION_LR: f64 = 1e-4;
 /// let mut optimizer = cpu::Optimizer::<AdamW>::new(layout)?;
 /// let (mut params, grads) = ([0.0; 72], [1.0; 72]);
 /// for t in 0..10 {
-///     optimizer.step(&mut params, &grads, recipe.schedule.at(t)?)?;
+///     optimizer.step(cpu::Tensors::flat(&mut params, &grads), recipe.schedule.at(t)?)?;
 /// }
 /// # Ok::<(), wgpu_optim::Error>(())
 /// ```

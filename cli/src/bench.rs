@@ -1,6 +1,7 @@
 //! Times a step beside a plain copy.
 
 use crate::device::{Device, Error, Label, fits, guarded};
+use crate::engine::Stored;
 use crate::presets;
 use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use harness::{Gpu, median};
@@ -27,7 +28,7 @@ pub struct Request {
     pub elements: u64,
     /// Tensors that they are split into.
     pub tensors: u64,
-    /// How everything is stored, on the GPU.
+    /// How everything is stored.
     pub storage: Options,
 }
 
@@ -168,15 +169,21 @@ impl<F: FnMut()> Bench<'_, F> {
     }
 
     fn on_cpu<R: Twin>(&mut self, layout: Layout<R>) -> Result<Samples, Error> {
-        let mut params = pattern(self.request.elements);
-        let grads = pattern(self.request.elements);
-        let mut target = vec![0.0; grads.len()];
-        let mut optimizer = cpu::Optimizer::<R, f32>::new(layout)?;
-        let mut step =
-            |repeats: u32| (0..repeats).try_for_each(|_| optimizer.step(&mut params, &grads, R::DEFAULT_LR));
+        let storage = self.request.storage;
+        let source = pattern(self.request.elements);
+        let mut params = Stored::new(storage.params, &source);
+        let grads = Stored::new(storage.grads, &source);
+        let mut target = vec![0.0; source.len()];
+        let mut optimizer = cpu::Optimizer::with_options(layout, storage)?;
+        let mut step = |repeats: u32| {
+            (0..repeats).try_for_each(|_| {
+                let tensors = cpu::Tensors::flat(params.params(), grads.grads());
+                optimizer.step(tensors, R::DEFAULT_LR).map(drop)
+            })
+        };
         let mut copy = |repeats: u32| {
             for _ in 0..repeats {
-                target.copy_from_slice(black_box(&grads));
+                target.copy_from_slice(black_box(&source));
                 black_box(&mut target);
             }
             Ok(())

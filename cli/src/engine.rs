@@ -3,8 +3,7 @@
 use crate::device::{Error, fits, guarded};
 use harness::{Gpu, wgpu};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::float::Float;
-use wgpu_optim::{Bound, Layout, Optimizer, Options, Step, Tensors, Twin, cpu};
+use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Step, Tensors, Twin, cpu};
 
 /// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
 const IN_FLIGHT: u64 = 16;
@@ -33,34 +32,104 @@ pub(crate) trait Engine<R, T> {
     fn params(&mut self) -> Vec<T>;
 }
 
-/// On the CPU.
-pub(crate) struct Host<R, T> {
-    optimizer: cpu::Optimizer<R, T>,
-    params: Vec<T>,
+/// The reference in f64.
+pub(crate) struct Reference<R> {
+    optimizer: cpu::Reference<R>,
+    params: Vec<f64>,
 }
 
-impl<R: Twin, T: Float> Host<R, T> {
+impl<R: Twin> Reference<R> {
     pub(crate) fn new(layout: Layout<R>, params: &[f32]) -> Result<Self, wgpu_optim::Error> {
-        let params = params.iter().map(|&p| T::from_f64(p.into())).collect();
-        Ok(Self { optimizer: cpu::Optimizer::new(layout)?, params })
+        let params = params.iter().map(|&p| p.into()).collect();
+        Ok(Self { optimizer: cpu::Reference::new(layout)?, params })
     }
 }
 
-impl<R: Twin, T: Float> Engine<R, T> for Host<R, T> {
+impl<R: Twin> Engine<R, f64> for Reference<R> {
     fn layout(&self) -> &Layout<R> {
         self.optimizer.layout()
     }
 
-    fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error> {
+    fn step(&mut self, grads: &[f64], step: Step) -> Result<(), wgpu_optim::Error> {
         self.optimizer.step(&mut self.params, grads, step)
     }
 
-    fn values(&mut self) -> Values<T> {
+    fn values(&mut self) -> Values<f64> {
         Values { params: self.params.clone(), state: self.optimizer.slots().to_vec() }
     }
 
-    fn params(&mut self) -> Vec<T> {
+    fn params(&mut self) -> Vec<f64> {
         self.params.clone()
+    }
+}
+
+/// On the CPU.
+pub(crate) struct Host<R: Twin> {
+    optimizer: cpu::Optimizer<R>,
+    params: Stored,
+}
+
+/// Numbers as they are stored.
+pub(crate) enum Stored {
+    F32(Vec<f32>),
+    U16(Vec<u16>),
+}
+
+impl Stored {
+    pub(crate) fn new(format: Format, values: &[f32]) -> Self {
+        if format == Format::F32 {
+            return Self::F32(values.to_vec());
+        }
+        Self::U16(values.iter().map(|&x| format.encode(x) as u16).collect())
+    }
+
+    pub(crate) fn params(&mut self) -> cpu::Params<'_> {
+        match self {
+            Self::F32(x) => x.into(),
+            Self::U16(x) => x.into(),
+        }
+    }
+
+    pub(crate) fn grads(&self) -> cpu::Grads<'_> {
+        match self {
+            Self::F32(x) => x.into(),
+            Self::U16(x) => x.into(),
+        }
+    }
+}
+
+impl<R: Twin> Host<R> {
+    pub(crate) fn new(
+        layout: Layout<R>,
+        params: &[f32],
+        options: Options,
+    ) -> Result<Self, wgpu_optim::Error> {
+        let params = Stored::new(options.params, params);
+        Ok(Self { optimizer: cpu::Optimizer::with_options(layout, options)?, params })
+    }
+}
+
+impl<R: Twin> Engine<R, f32> for Host<R> {
+    fn layout(&self) -> &Layout<R> {
+        self.optimizer.layout()
+    }
+
+    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), wgpu_optim::Error> {
+        let grads = Stored::new(self.optimizer.options().grads, grads);
+        self.optimizer.step(cpu::Tensors::flat(self.params.params(), grads.grads()), step).map(drop)
+    }
+
+    fn values(&mut self) -> Values<f32> {
+        let params = match &self.params {
+            Stored::F32(params) => cpu::State::F32(params),
+            Stored::U16(params) => cpu::State::U16(params),
+        };
+        let Snapshot { params, state } = harness::cpu_snapshot(&self.optimizer, params);
+        Values { params, state }
+    }
+
+    fn params(&mut self) -> Vec<f32> {
+        self.values().params
     }
 }
 

@@ -93,12 +93,14 @@ impl<F: FnMut()> RuleVisitor for Race<'_, F> {
         let start = START.map(|x| x as f32);
         let lr = self.request.lr.unwrap_or(R::DEFAULT_LR);
         let steps = self.request.steps;
-        let reference = path(engine::Host::<R, f64>::new(layout.clone(), &start)?, lr, steps, || ())?;
+        let reference = path(engine::Reference::new(layout.clone(), &start)?, lr, steps, || ())?;
         let points = match self.device {
             Device::Gpu(gpu) => {
                 path(engine::Device::new(gpu, layout, &start, Options::default())?, lr, steps, self.tick)?
             }
-            Device::Cpu => path(engine::Host::<R, f32>::new(layout, &start)?, lr, steps, &mut self.tick)?,
+            Device::Cpu => {
+                path(engine::Host::new(layout, &start, Options::default())?, lr, steps, &mut self.tick)?
+            }
         };
         let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
         let (end, reference) = (last(&points), last(&reference));

@@ -56,19 +56,25 @@ impl<F: FnMut()> RuleVisitor for Run<'_, F> {
         let Run { trajectory, on, tick } = self;
         let layout = layout::<R>(trajectory)?;
         refuse_other_state(trajectory, &layout)?;
+        // Devices divide, clip and skip by themselves.
+        let raw = |t: usize| {
+            let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
+            Some((trajectory.grads[t].clone(), step(trajectory, t).divided_by(scale)))
+        };
         match on {
             On::Gpu(gpu) => {
-                // The device divides, clips and skips by itself.
-                let options = options(trajectory);
-                let engine = engine::Device::new(gpu, layout, &trajectory.params, options);
-                let raw = |t: usize| {
-                    let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
-                    Some((trajectory.grads[t].clone(), step(trajectory, t).divided_by(scale)))
-                };
+                let engine = engine::Device::new(gpu, layout, &trajectory.params, options(trajectory));
                 drive(trajectory, engine.map_err(Error::Device)?, raw, tick)
             }
-            On::Cpu => on_host::<R, f32>(trajectory, layout, tick),
-            On::Reference => on_host::<R, f64>(trajectory, layout, tick),
+            On::Cpu => {
+                let engine = engine::Host::new(layout, &trajectory.params, options(trajectory));
+                drive(trajectory, engine.map_err(Error::Setup)?, raw, tick)
+            }
+            On::Reference => {
+                let engine = engine::Reference::new(layout, &trajectory.params).map_err(Error::Setup)?;
+                let prepared = |t| Some((prepare(trajectory, t)?, step(trajectory, t)));
+                drive(trajectory, engine, prepared, tick)
+            }
         }
     }
 }
@@ -130,16 +136,6 @@ fn step(trajectory: &Trajectory, t: usize) -> Step {
     Step { momentum, ..trajectory.lr[t].into() }
 }
 
-fn on_host<R: Twin, T: Float>(
-    trajectory: &Trajectory,
-    layout: Layout<R>,
-    tick: impl FnMut(),
-) -> Result<Vec<Vec<f64>>, Error> {
-    let engine = engine::Host::<R, T>::new(layout, &trajectory.params).map_err(Error::Setup)?;
-    let prepared = |t| Some((prepare::<T>(trajectory, t)?, step(trajectory, t)));
-    drive(trajectory, engine, prepared, tick)
-}
-
 /// Takes the steps that `step` gives gradients for.
 fn drive<R: Twin, T: Float, E: Engine<R, T>>(
     trajectory: &Trajectory,
@@ -170,28 +166,26 @@ fn pick<R: Twin, T: Float>(
     Ok(part.iter().map(|x| x.to_f64()).collect())
 }
 
-/// The gradients of step `t` (from 0) as the update takes them on the host, `None` if the step is to be skipped.
-///
-/// Each stage is computed in f64 and rounded to `T` once, so that one function serves the reference and the devices.
-fn prepare<T: Float>(trajectory: &Trajectory, t: usize) -> Option<Vec<T>> {
+/// The gradients of step `t` (from 0) as the update takes them in the reference, around which nothing stands; `None` if the step is to be skipped.
+fn prepare(trajectory: &Trajectory, t: usize) -> Option<Vec<f64>> {
     let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
     let raw = trajectory.grads[t].iter();
-    let mut grads: Vec<T> = raw.map(|&g| T::from_f64(f64::from(g) / scale)).collect();
+    let mut grads: Vec<f64> = raw.map(|&g| f64::from(g) / scale).collect();
     if trajectory.skip_nonfinite && trajectory.grads[t].iter().any(|g| !g.is_finite()) {
         return None;
     }
     match trajectory.clip {
         None => {}
         Some(Clip::GlobalNorm(bound)) => {
-            let norm = grads.iter().map(|g| g.to_f64().powi(2)).sum::<f64>().sqrt();
+            let norm = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
             let factor = bound / (norm + NORM_EPS);
             // A gradient that is not a number makes all of them that, as in PyTorch.
             if factor < 1.0 || factor.is_nan() {
-                grads.iter_mut().for_each(|g| *g = T::from_f64(g.to_f64() * factor));
+                grads.iter_mut().for_each(|g| *g *= factor);
             }
         }
         Some(Clip::Value(bound)) => {
-            grads.iter_mut().for_each(|g| *g = T::from_f64(g.to_f64().clamp(-bound, bound)));
+            grads.iter_mut().for_each(|g| *g = g.clamp(-bound, bound));
         }
     }
     Some(grads)

@@ -24,7 +24,7 @@ pub struct Request {
     pub steps: u64,
     /// Of the random numbers.
     pub seed: u64,
-    /// How everything is stored, on the GPU.
+    /// How everything is stored.
     pub storage: Options,
 }
 
@@ -93,7 +93,9 @@ impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
                 let engine = engine::Device::new(gpu, layout, &params, self.request.storage)?;
                 self.check(engine, &params, &mut rng)
             }
-            Device::Cpu => self.check(engine::Host::<R, f32>::new(layout, &params)?, &params, &mut rng),
+            Device::Cpu => {
+                self.check(engine::Host::new(layout, &params, self.request.storage)?, &params, &mut rng)
+            }
         }?;
         Ok(Row {
             rule: R::NAME,

@@ -109,7 +109,7 @@ impl Rule for AdaBelief {
 impl Twin for AdaBelief {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdaBeliefScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
         let d = s.sign * g;
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);

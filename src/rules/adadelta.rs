@@ -102,7 +102,7 @@ impl Twin for Adadelta {
     // two factors, its square four.
     const MAX_ULPS: f64 = 8.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdadeltaScalars<T>, p: &mut T, g: T, state: &mut AdadeltaState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let v = s.rho * state.square_avg + s.one_minus_rho * d * d;

@@ -111,7 +111,7 @@ impl Twin for Adagrad {
     // three factors.
     const MAX_ULPS: f64 = 5.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdagradScalars<T>, p: &mut T, g: T, state: &mut AdagradState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let sum = state.sum + s.initial + d * d;

@@ -208,7 +208,7 @@ impl Rule for Adam {
 impl Twin for Adam {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdamScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);

@@ -117,7 +117,7 @@ impl Twin for Adamax {
     // WGSL allows 2.5 ulp to the quotient, and leaves the direction of eight roundings open; the size of the update counts at least three factors.
     const MAX_ULPS: f64 = 4.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdamaxScalars<T>, p: &mut T, g: T, state: &mut AdamaxState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);

@@ -138,7 +138,7 @@ impl Rule for AdamW {
 impl Twin for AdamW {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdamWScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {
         let d = s.sign * g;
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);

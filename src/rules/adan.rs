@@ -168,7 +168,7 @@ impl Twin for Adan {
     // least four factors.
     const MAX_ULPS: f64 = 6.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &AdanScalars<T>, p: &mut T, g: T, state: &mut AdanState<T>) {
         let d = s.sign * g;
         let difference = if s.later > T::ZERO { d - state.pre_grad } else { T::ZERO };

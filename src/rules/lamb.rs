@@ -123,7 +123,7 @@ impl Rule for Lamb {
 
 impl Lamb {
     /// The new moments and the direction.
-    #[inline]
+    #[inline(always)]
     fn moments<T: Float>(s: &LambScalars<T>, p: T, g: T, state: &MomentsState<T>) -> (MomentsState<T>, T) {
         let d = s.sign * g;
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);
@@ -136,14 +136,14 @@ impl Lamb {
 impl Twin for Lamb {
     const MAX_ULPS: f64 = 6.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &LambScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
         let (moments, u) = Self::moments(s, *p, g, state);
         *p = *p - s.lr * s.ratio * u;
         *state = moments;
     }
 
-    #[inline]
+    #[inline(always)]
     fn direction<T: Float>(s: &LambScalars<T>, p: T, g: T, state: &MomentsState<T>) -> T {
         Self::moments(s, p, g, state).1
     }

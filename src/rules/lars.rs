@@ -152,7 +152,7 @@ impl Rule for Lars {
 impl Twin for Lars {
     const MAX_ULPS: f64 = 4.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &LarsScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
         let u = Self::direction(s, *p, g, state);
         let d = s.ratio * (u + weighted(s.decay_beside, *p));
@@ -162,7 +162,7 @@ impl Twin for Lars {
         Sgd::update(&sgd, p, d, state);
     }
 
-    #[inline]
+    #[inline(always)]
     fn direction<T: Float>(s: &LarsScalars<T>, p: T, g: T, _: &SgdState<T>) -> T {
         s.sign * g + weighted(s.decay_within, p)
     }

@@ -104,7 +104,7 @@ impl Twin for Lion {
     // Sums and products only, and a sign; WGSL leaves the direction of six roundings open.
     const MAX_ULPS: f64 = 3.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &LionScalars<T>, p: &mut T, g: T, state: &mut LionState<T>) {
         let d = s.sign * g;
         let m = state.exp_avg;

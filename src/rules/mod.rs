@@ -65,7 +65,7 @@ macro_rules! for_each_rule {
 /// A struct whose fields are all of one type, so that it can be named in code and walked by index.
 ///
 /// [`fields!`](crate::fields) implements it.
-pub trait Fields<T>: Copy {
+pub trait Fields<T>: Copy + Debug + Send + Sync {
     /// The fields' names, in order.
     const NAMES: &'static [&'static str];
     /// Builds one from its fields' values, asked for in order.
@@ -94,14 +94,14 @@ macro_rules! fields {
         #[derive(Clone, Copy, Debug, PartialEq)]
         $vis struct $name<T> { $($(#[$doc])* $vis $field: T),+ }
 
-        impl<T: Copy> $crate::rules::Fields<T> for $name<T> {
+        impl<T: Copy + ::core::fmt::Debug + Send + Sync> $crate::rules::Fields<T> for $name<T> {
             const NAMES: &'static [&'static str] = &[$(stringify!($field)),+];
-            #[inline]
+            #[inline(always)]
             fn from_fn(mut value: impl FnMut(usize) -> T) -> Self {
                 let mut i = 0..;
                 Self { $($field: value(i.next().unwrap_or_default())),+ }
             }
-            #[inline]
+            #[inline(always)]
             fn get(&self, i: usize) -> T {
                 [$(self.$field),+][i]
             }
@@ -138,10 +138,15 @@ impl Step {
         Self { momentum: Some(momentum), ..self }
     }
 
-    /// Refuses a divisor where nothing divides.
-    pub(crate) fn refuse_divisor(&self) -> Result<(), Error> {
+    /// What gradients are multiplied by before anything else; refuses a divisor where nothing `divides`.
+    pub(crate) fn unscale(&self, divides: bool) -> Result<f64, Error> {
         let (field, value) = ("divisor", self.divisor);
-        if value == 1.0 { Ok(()) } else { Err(Error::Options { field, value, bound: "1 on the CPU" }) }
+        let unscale = 1.0 / value;
+        if value == 1.0 || divides && value > 0.0 && (unscale as f32).is_normal() {
+            return Ok(unscale);
+        }
+        let bound = if divides { "above 0, with a reciprocal in f32" } else { "1 without Options::divide" };
+        Err(Error::Options { field, value, bound })
     }
 
     /// The same with a divisor of the gradients.
@@ -272,14 +277,14 @@ impl<T> Fields<T> for () {
 }
 
 /// `w · x`, and 0 where `w` is 0: what has no weight is not even multiplied by 0, for it may be infinite.
-#[inline]
+#[inline(always)]
 pub fn weighted<T: Float>(w: T, x: T) -> T {
     if w > T::ZERO { w * x } else { T::ZERO }
 }
 
 /// `w · new + (1 − w) · old`, in the form that does not cancel where `w` is near 0 or near 1; `rest` is `1 − w`, rounded on its own. PyTorch's `lerp` has the same
 /// two forms.
-#[inline]
+#[inline(always)]
 pub fn toward<T: Float>(old: T, new: T, w: T, rest: T) -> T {
     let d = new - old;
     if w < T::from_f64(0.5) { old + w * d } else { new - rest * d }

@@ -138,7 +138,7 @@ impl Rule for RAdam {
 impl Twin for RAdam {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &RAdamScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let m = toward(state.exp_avg, d, s.one_minus_beta1, s.beta1);

@@ -140,7 +140,7 @@ impl Twin for RmsProp {
     // three factors.
     const MAX_ULPS: f64 = 6.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &RmsPropScalars<T>, p: &mut T, g: T, state: &mut RmsPropState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let v = s.alpha * state.square_avg + s.one_minus_alpha * d * d;

@@ -162,7 +162,7 @@ impl Twin for Sgd {
     // doubles that.
     const MAX_ULPS: f64 = 3.0;
 
-    #[inline]
+    #[inline(always)]
     fn update<T: Float>(s: &SgdScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
         let d = s.sign * g + weighted(s.weight_decay, *p);
         let old = state.momentum_buffer;

@@ -8,7 +8,7 @@
 //! let mut optimizer = cpu::Optimizer::<Sgd>::new(layout)?;
 //! let mut params = [1.0, 2.0];
 //! for t in 0..200 {
-//!     optimizer.step(&mut params, &[0.5, -0.5], lr.at(t)?)?;
+//!     optimizer.step(cpu::Tensors::flat(&mut params, &[0.5, -0.5]), lr.at(t)?)?;
 //! }
 //! # Ok::<(), wgpu_optim::Error>(())
 //! ```

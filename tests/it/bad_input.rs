@@ -81,10 +81,13 @@ fn hyperparameters() {
 #[test]
 fn momentum_of_a_rule_without() {
     let mut optimizer = cpu::Optimizer::<Adagrad>::new(single(Adagrad::default(), 1)).unwrap();
-    let error = optimizer.step(&mut [1.0], &[1.0], Step::from(0.1).with_momentum(0.9)).unwrap_err();
+    let error = optimizer
+        .step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).with_momentum(0.9))
+        .unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
-    // Nor does the CPU divide.
-    let error = optimizer.step(&mut [1.0], &[1.0], Step::from(0.1).divided_by(2.0)).unwrap_err();
+    // Nor is there anything that divides.
+    let error =
+        optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).divided_by(2.0)).unwrap_err();
     assert!(matches!(error, Error::Options { field: "divisor", value: 2.0, .. }), "{error}");
     assert_eq!(optimizer.steps(), 0);
 }
@@ -122,26 +125,26 @@ fn steps() {
     let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 3)).unwrap();
     let mut params = [1.0; 3];
     for lr in [f64::NAN, f64::INFINITY, -1e-3] {
-        let error = optimizer.step(&mut params, &[1.0; 3], lr).unwrap_err();
+        let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), lr).unwrap_err();
         assert!(matches!(error, Error::Step { field: "learning rate", .. }), "{error}");
     }
     for momentum in [1.0, -0.5, f64::NAN] {
         let step = Step::from(0.1).with_momentum(momentum);
-        let error = optimizer.step(&mut params, &[1.0; 3], step).unwrap_err();
+        let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), step).unwrap_err();
         assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
     }
-    let error = optimizer.step(&mut params, &[1.0; 3], 1e40).unwrap_err();
+    let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), 1e40).unwrap_err();
     assert!(matches!(error, Error::ScalarOverflow { scalar: "step_size", .. }), "{error}");
-    let error = optimizer.step(&mut params, &[1.0; 2], 0.1).unwrap_err();
+    let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 2]), 0.1).unwrap_err();
     assert_eq!(error, Error::Mismatch { what: "gradients", found: 2, expected: 3 });
-    let error = optimizer.step(&mut params[..1], &[1.0; 3], 0.1).unwrap_err();
+    let error = optimizer.step(cpu::Tensors::flat(&mut params[..1], &[1.0; 3]), 0.1).unwrap_err();
     assert_eq!(error, Error::Mismatch { what: "parameters", found: 1, expected: 3 });
     assert_eq!((optimizer.steps(), params), (0, [1.0; 3]));
 
     // A schedule cannot conjure up state that the configuration does not keep.
     let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3)).unwrap();
     let step = Step::from(0.1).with_momentum(0.9);
-    let error = plain.step(&mut params, &[1.0; 3], step).unwrap_err();
+    let error = plain.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), step).unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
 }
 

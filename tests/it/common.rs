@@ -1,6 +1,6 @@
 //! Cases, data and runners that the tests share.
 
-use harness::{Gpu, snapshot};
+use harness::{Gpu, cpu_snapshot, snapshot};
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::{
@@ -307,10 +307,10 @@ pub fn check_cpu<R: Twin>(layout: &Layout<R>, seed: u64, steps: usize, context: 
     let mut checker = Checker::new(layout.clone());
     let mut worst = 0f64;
     for t in 0..steps {
-        let before = Snapshot { params: params.clone(), state: optimizer.slots().to_vec() };
+        let before = cpu_snapshot(&optimizer, cpu::State::F32(&params));
         let grads = random.values(len);
-        optimizer.step(&mut params, &grads, lr(t)).unwrap();
-        let after = Snapshot { params: params.clone(), state: optimizer.slots().to_vec() };
+        optimizer.step(cpu::Tensors::flat(&mut params, &grads), lr(t)).unwrap();
+        let after = cpu_snapshot(&optimizer, cpu::State::F32(&params));
         let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
         assert_within_budget::<R>(&deviation, &format!("{context} on the CPU, step {}", t + 1));
         worst = worst.max(deviation.ulps);

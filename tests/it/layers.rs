@@ -154,7 +154,8 @@ fn a_non_finite_gradient_stays_in_its_tensor() {
         };
         let ends = [&clean, &dirty].map(|grads| {
             let mut params = params.clone();
-            cpu::Optimizer::<R>::new(layout.clone()).unwrap().step(&mut params, grads, 0.1).unwrap();
+            let tensors = cpu::Tensors::flat(&mut params, grads);
+            cpu::Optimizer::<R>::new(layout.clone()).unwrap().step(tensors, 0.1).unwrap();
             params
         });
         judge("CPU", [&ends[0], &ends[1]]);
@@ -180,7 +181,8 @@ fn norms_beyond_the_range_of_squares() {
         run.step(&[g; 4], 1.0);
         approx::assert_relative_eq!(run.snapshot().params[3], 0.5 * p, max_relative = 1e-6);
         let mut params = [p; 4];
-        cpu::Optimizer::<Lars>::new(single(lars, 4)).unwrap().step(&mut params, &[g; 4], 1.0).unwrap();
+        let mut optimizer = cpu::Optimizer::<Lars>::new(single(lars, 4)).unwrap();
+        optimizer.step(cpu::Tensors::flat(&mut params, &[g; 4]), 1.0).unwrap();
         approx::assert_relative_eq!(params[3], 0.5 * p, max_relative = 1e-6);
     }
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod blocks;
 mod common;
+mod cpu;
 mod formats;
 mod identities;
 mod kernels;

@@ -641,8 +641,10 @@ fn run<R: Twin>(gpu: Option<&Gpu>, layout: Layout<R>, step: impl Fn(u64) -> Step
         return run.snapshot();
     }
     let mut optimizer = cpu::Optimizer::<R>::new(layout).unwrap();
-    (0..6).for_each(|t| optimizer.step(&mut params, &grads, step(t)).unwrap());
-    Snapshot { params, state: optimizer.slots().to_vec() }
+    (0..6).for_each(|t| {
+        optimizer.step(cpu::Tensors::flat(&mut params, &grads), step(t)).unwrap();
+    });
+    harness::cpu_snapshot(&optimizer, cpu::State::F32(&params))
 }
 
 /// Two groups with factors of their own in steps of `outer`, against the same without, in steps worked out here for one and the other.
@@ -703,14 +705,15 @@ fn a_groups_schedule_is_refused_by_group() {
     assert_eq!(error.to_string(), "lr_factor of group \"g\": cosine: steps = 0, must be at least 1");
     let cycle = OneCycle { max_lr: 0.1, total_steps: 2, cycle_momentum: false, ..OneCycle::default() };
     let mut optimizer = cpu::Optimizer::<Sgd>::new(Layout::new([group(cycle.into())]).unwrap()).unwrap();
-    (0..3).for_each(|_| optimizer.step(&mut [1.0], &[1.0], 1.0).unwrap());
-    let error = optimizer.step(&mut [1.0], &[1.0], 1.0).unwrap_err();
+    let mut step = || optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), 1.0);
+    (0..3).for_each(|_| assert!(step().is_ok()));
+    let error = step().unwrap_err();
     assert_eq!(error.to_string(), "lr_factor of group \"g\": one_cycle: step 3, must be at most 2");
     assert_eq!(optimizer.steps(), 3);
     // A rule has bounds of its own for what a schedule drives.
     let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 1)).unwrap();
     let step = Schedule::from(0.1).with_momentum(1.0).at(0).unwrap();
-    let error = optimizer.step(&mut [1.0], &[1.0], step).unwrap_err();
+    let error = optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), step).unwrap_err();
     assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
 }
 

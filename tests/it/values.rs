@@ -13,9 +13,9 @@ fn both<R: Twin>(rule: R, params: &[f32], grads: &[Vec<f32>], mut judge: impl Fn
     let mut optimizer = cpu::Optimizer::<R>::new(layout.clone()).unwrap();
     let mut p = params.to_vec();
     for (t, grads) in grads.iter().enumerate() {
-        optimizer.step(&mut p, grads, lr(t)).unwrap();
+        optimizer.step(cpu::Tensors::flat(&mut p, grads), lr(t)).unwrap();
     }
-    judge("CPU", &Snapshot { params: p, state: optimizer.slots().to_vec() });
+    judge("CPU", &harness::cpu_snapshot(&optimizer, cpu::State::F32(&p)));
     if let Some(gpu) = harness::test_gpu() {
         let mut run = Run::new(&gpu, layout, params);
         for (t, grads) in grads.iter().enumerate() {
@@ -195,7 +195,7 @@ fn the_first_velocity_is_the_gradient() {
 #[test]
 fn momentum_may_begin_late() {
     let rule = Sgd { momentum: 0.9, dampening: 0.5, ..Sgd::default() };
-    let mut optimizer = cpu::Optimizer::<Sgd, f64>::new(single(rule, 1)).unwrap();
+    let mut optimizer = cpu::Reference::<Sgd>::new(single(rule, 1)).unwrap();
     let mut p = [0.0];
     for (t, momentum) in [0.0, 0.0, 0.8, 0.0, 0.8].into_iter().enumerate() {
         optimizer.step(&mut p, &[1.0], Step::from(1.0).with_momentum(momentum)).unwrap();
@@ -218,8 +218,8 @@ fn a_resting_velocity_takes_no_harm() {
     let expected = [[0.0, 0.0], [1.0, 2.0], [1.0, 2.0], [0.5 * 1.0 + 0.5, 0.5 * 2.0 + 0.5]];
     for ((momentum, grads), expected) in steps.into_iter().zip(expected) {
         let step = Step::from(0.5).with_momentum(momentum);
-        host.step(&mut params, &grads, step).unwrap();
-        assert_eq!(host.slots()[0], expected);
+        host.step(cpu::Tensors::flat(&mut params, &grads), step).unwrap();
+        assert_eq!(harness::cpu_snapshot(&host, cpu::State::F32(&params)).state[0], expected);
         if let Some(run) = &mut run {
             run.step(&grads, step);
             assert_eq!(run.snapshot().state[0], expected);
@@ -237,7 +237,7 @@ fn groups_are_independent() {
     .unwrap();
     let mut optimizer = cpu::Optimizer::<Sgd>::new(layout.clone()).unwrap();
     let mut params = [1.0f32; 4];
-    optimizer.step(&mut params, &[1.0; 4], 0.25).unwrap();
+    optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 4]), 0.25).unwrap();
     assert_eq!(params, [0.875, 0.875, 0.5, 0.5]);
     if let Some(gpu) = harness::test_gpu() {
         let mut run = Run::new(&gpu, layout, &[1.0; 4]);
@@ -266,7 +266,7 @@ fn rosenbrock() {
         let mut p = [-1.0f32, 1.0];
         for _ in 0..5_000 {
             let g = gradient(p.map(f64::from)).map(|g| g as f32);
-            optimizer.step(&mut p, &g, 1e-3).unwrap();
+            optimizer.step(cpu::Tensors::flat(&mut p, &g), 1e-3).unwrap();
         }
         p.map(f64::from)
     }

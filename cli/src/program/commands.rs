@@ -13,7 +13,7 @@ use optim::{devices, race, rules, schedules, verify};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
-use wgpu_optim::{Options, Schedule};
+use wgpu_optim::Schedule;
 
 pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
     match command {
@@ -67,11 +67,7 @@ pub(super) fn fresh_seed() -> u64 {
 fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
     let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
-    refuse_formats_on_the_cpu(&devices[0], &storage)?;
-    if common.device == Choice::Auto
-        && matches!(devices[0], Device::Gpu(_))
-        && bench::stored(&storage) == "f32"
-    {
+    if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) {
         devices.push(Device::Cpu);
     }
     let request = verify::Request {
@@ -196,18 +192,11 @@ fn replay_all(files: &[PathBuf], common: Common) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
-fn refuse_formats_on_the_cpu(device: &Device, storage: &Options) -> anyhow::Result<()> {
-    let plain = matches!(device, Device::Gpu(_)) || bench::stored(storage) == "f32";
-    ensure!(plain, "formats other than f32 are for a GPU: the CPU has f32");
-    Ok(())
-}
-
 fn measure(arguments: Bench, common: Common) -> anyhow::Result<bool> {
     let Bench { rules, elements, tensors, storage } = arguments;
     let storage = storage.options()?;
     ensure!(tensors <= elements, "--tensors = {tensors}, must be at most --elements = {elements}");
     let device = output::open(common.device)?;
-    refuse_formats_on_the_cpu(&device, &storage)?;
     let mut rows = Vec::new();
     for rule in named(rules) {
         let measured = bench_one(&rule, &device, bench::Request { elements, tensors, storage })?;

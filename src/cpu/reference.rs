@@ -1,34 +1,30 @@
-//! The same optimizer over slices, on the CPU: at `f32` a device like any other, at `f64` the reference.
+//! The optimizer in f64, as plain as it can be: what the devices are checked against.
 
 use crate::error::Error;
-use crate::float::Float;
 use crate::layout::Layout;
 use crate::rules::{Fields, Step, Twin, slots, with_ratio};
 
-/// Applies rule `R` to the tensors of a layout in a flat slice, in the arithmetic of `T`.
+/// Applies rule `R` to the tensors of a layout in a flat slice, in f64: the reference. Nothing stands around the update, and one thread goes from element to element.
 ///
 /// ```
 /// use wgpu_optim::{Group, Layout, Sgd, cpu};
 /// let layout = Layout::new([Group::new("all", Sgd::default()).tensor("w", [3])])?;
-/// let mut optimizer = cpu::Optimizer::<Sgd, f32>::new(layout)?;
+/// let mut optimizer = cpu::Reference::<Sgd>::new(layout)?;
 /// let mut params = [1.0, 2.0, 3.0];
 /// optimizer.step(&mut params, &[10.0, 0.0, -10.0], 0.1)?;
 /// assert_eq!(params, [0.0, 2.0, 4.0]);
 /// # Ok::<(), wgpu_optim::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Optimizer<R, T = f32> {
+pub struct Reference<R> {
     layout: Layout<R>,
     /// One vector a slot, indexed as the flat space; empty where the slot is not kept.
-    state: Vec<Vec<T>>,
+    state: Vec<Vec<f64>>,
     carries: Vec<f64>,
     steps: u64,
 }
 
-/// The optimizer in f64: what the other devices are checked against.
-pub type Reference<R> = Optimizer<R, f64>;
-
-impl<R: Twin, T: Float> Optimizer<R, T> {
+impl<R: Twin> Reference<R> {
     /// Zeroed state for `layout`.
     ///
     /// # Errors
@@ -37,10 +33,10 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
         let zeros = |slot| {
             let mut zeros = Vec::new();
             if layout.keeps_slot(slot) {
-                let refuse = Error::Memory { bytes: layout.len().saturating_mul(size_of::<T>() as u64) };
+                let refuse = Error::Memory { bytes: layout.len().saturating_mul(size_of::<f64>() as u64) };
                 let len = usize::try_from(layout.len()).map_err(|_| refuse.clone())?;
                 zeros.try_reserve_exact(len).map_err(|_| refuse)?;
-                zeros.resize(len, T::ZERO);
+                zeros.resize(len, 0.0);
             }
             Ok(zeros)
         };
@@ -64,7 +60,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
     ///
     /// # Errors
     /// [`Error::Unknown`].
-    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[T]>, Error> {
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[f64]>, Error> {
         let index = slots::<R>()
             .iter()
             .position(|name| *name == slot)
@@ -75,7 +71,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
 
     /// The flat vectors of all slots, in order; empty where a slot is not kept.
     #[must_use]
-    pub fn slots(&self) -> &[Vec<T>] {
+    pub fn slots(&self) -> &[Vec<f64>] {
         &self.state
     }
 
@@ -84,7 +80,7 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
     /// # Errors
     /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::Options`] for a divisor other than 1,
     /// [`Error::ScalarOverflow`]; nothing changes then.
-    pub fn step(&mut self, params: &mut [T], grads: &[T], step: impl Into<Step>) -> Result<(), Error> {
+    pub fn step(&mut self, params: &mut [f64], grads: &[f64], step: impl Into<Step>) -> Result<(), Error> {
         for (what, found) in [("parameters", params.len()), ("gradients", grads.len())] {
             let expected = self.layout.len();
             if (found as u64) < expected {
@@ -92,23 +88,22 @@ impl<R: Twin, T: Float> Optimizer<R, T> {
             }
         }
         let step = step.into();
-        step.refuse_divisor()?;
+        step.unscale(false)?;
         let mut carries = self.carries.clone();
         let mut rows = Vec::with_capacity(carries.len());
         self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, scalars| {
-            rows.push(R::Scalars::<T>::from_fn(|i| T::from_f64(scalars.get(i))));
+            rows.push(scalars);
         })?;
         self.carries = carries;
         self.steps += 1;
         for tensor in self.layout.tensors() {
             let s = &rows[tensor.group];
-            let state =
-                |i| R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));
+            let state = |i| R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
             let direction = |i| (params[i], R::direction(s, params[i], grads[i], &state(i)));
-            let s = &with_ratio::<R, T>(s, tensor.range().map(direction));
+            let s = &with_ratio::<R, f64>(s, tensor.range().map(direction));
             for i in tensor.range() {
                 let mut state =
-                    R::State::<T>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(T::ZERO));
+                    R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
                 R::update(s, &mut params[i], grads[i], &mut state);
                 for (slot, values) in self.state.iter_mut().enumerate() {
                     if let Some(value) = values.get_mut(i) {

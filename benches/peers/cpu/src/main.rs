@@ -1,0 +1,130 @@
+//! The CPU engine, candle-nn and a triad, each for as many steps as a line on standard input says; `compare.py` writes the lines and times PyTorch in turn.
+//!
+//! ```text
+//! setup CONTENDER RULE TENSORS ELEMENTS     a case: ELEMENTS in each of TENSORS; answers "ready"
+//! time STEPS                                answers seconds a step
+//! ```
+//!
+//! Contenders: `flat` and `each` (ours, in one slice and in slices of tensors), `clip` (ours with the norm clipped and gradients set to zero), `candle`, `triad`.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::optim::{Optimizer as _, ParamsAdamW};
+use rayon::prelude::*;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use wgpu_optim::{Clip, Group, Layout, Options, Twin, cpu, for_each_rule};
+
+type Work = Box<dyn FnMut()>;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut work: Option<Work> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["setup", contender, rule, tensors, elements] => {
+                // What there was goes first: memory may not suffice for two.
+                drop(work.take());
+                work = Some(setup(contender, rule, tensors.parse()?, elements.parse()?)?);
+                println!("ready");
+            }
+            ["time", steps] => {
+                let work = work.as_mut().ok_or("no case has been set up")?;
+                let steps: u32 = steps.parse()?;
+                let start = Instant::now();
+                (0..steps).for_each(|_| work());
+                println!("{:e}", start.elapsed().as_secs_f64() / f64::from(steps));
+            }
+            _ => return Err(format!("no such line: {line:?}").into()),
+        }
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn setup(
+    contender: &str,
+    rule: &str,
+    tensors: usize,
+    elements: usize,
+) -> Result<Work, Box<dyn std::error::Error>> {
+    match contender {
+        "candle" => return candle(tensors, elements),
+        "triad" => return Ok(triad(tensors * elements)),
+        _ => {}
+    }
+    macro_rules! find {
+        ($($built_in:ty),*) => {
+            $(if rule == <$built_in as wgpu_optim::Rule>::NAME {
+                return ours::<$built_in>(contender, <$built_in>::default(), tensors, elements);
+            })*
+        };
+    }
+    if rule == "momentum" {
+        let sgd = wgpu_optim::Sgd { momentum: 0.9, ..wgpu_optim::Sgd::default() };
+        return ours(contender, sgd, tensors, elements);
+    }
+    for_each_rule!(find);
+    Err(format!("no such rule: {rule}").into())
+}
+
+fn pattern(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 / i32::MAX as f32).collect()
+}
+
+fn ours<R: Twin>(
+    contender: &str,
+    rule: R,
+    tensors: usize,
+    elements: usize,
+) -> Result<Work, Box<dyn std::error::Error>> {
+    let names: Vec<String> = (0..tensors).map(|i| format!("tensor {i}")).collect();
+    let group = names.iter().fold(Group::new("all", rule), |group, name| group.tensor(name, [elements as u64]));
+    let layout = Layout::new([group])?;
+    let clips = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
+    let options = if contender == "clip" { clips } else { Options::default() };
+    let mut optimizer = cpu::Optimizer::with_options(layout, options)?;
+    let len = tensors * elements;
+    let (mut params, mut grads) = (pattern(len), pattern(len));
+    Ok(if contender == "each" {
+        Box::new(move || {
+            let slices = params.chunks_mut(elements).zip(grads.chunks(elements));
+            let slices = names.iter().zip(slices).map(|(name, (p, g))| (name.as_str(), p, g));
+            optimizer.step(cpu::Tensors::each(slices), 1e-4).expect("a good step");
+        })
+    } else {
+        Box::new(move || {
+            let tensors = cpu::Tensors::flat(&mut params, &mut grads);
+            optimizer.step(tensors, 1e-4).expect("a good step");
+        })
+    })
+}
+
+/// candle-nn's AdamW, which takes its gradients from a store that only a backward pass makes: of `Σ x · c`, whose gradient is `c`.
+fn candle(tensors: usize, elements: usize) -> Result<Work, Box<dyn std::error::Error>> {
+    let device = Device::Cpu;
+    let vars = (0..tensors)
+        .map(|_| Var::from_tensor(&Tensor::from_vec(pattern(elements), elements, &device)?))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut sum = Tensor::zeros((), DType::F32, &device)?;
+    for var in &vars {
+        sum = (sum + (var.as_tensor() * Tensor::from_vec(pattern(elements), elements, &device)?)?.sum_all()?)?;
+    }
+    let grads: GradStore = sum.backward()?;
+    let mut adamw = candle_nn::AdamW::new(vars, ParamsAdamW { lr: 1e-4, ..ParamsAdamW::default() })?;
+    Ok(Box::new(move || adamw.step(&grads).expect("a good step")))
+}
+
+/// `a = a · s + b`: 12 bytes an element, of which none is written without having been read.
+fn triad(len: usize) -> Work {
+    const BLOCK: usize = 1 << 14;
+    let (mut a, b) = (pattern(len), pattern(len));
+    Box::new(move || {
+        a.par_chunks_mut(BLOCK).zip(b.par_chunks(BLOCK)).for_each(|(a, b)| {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a = *a * 0.5 + b;
+            }
+        });
+    })
+}

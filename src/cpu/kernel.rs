@@ -1,0 +1,558 @@
+//! What is done to a block: everything that stands around a rule's update, and the update, tile by tile.
+//!
+//! A whole tile of f32 is worked on where it lies; what is stored otherwise, or ends inside of a tile, in copies in the nearest cache: storage formats and tensors that end anywhere are the copies'
+//! affair. Loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
+
+use super::blocks::{Block, Plan, Segment, TILE};
+use super::tensors::{Cells, Memory, Pair};
+use crate::format::{Format, joined_bf16, random, split_bf16};
+use crate::kernel::Storage;
+use crate::rules::{Fields, Twin, slots};
+use core::ops::Range;
+use multiversion::multiversion;
+
+/// The most slots that a rule may have.
+pub(super) const MAX_SLOTS: usize = 8;
+
+/// Elements in registers at a time: one of the widest there are, or several.
+const CHUNK: usize = 16;
+
+type Tile = [f32; TILE];
+
+/// A row of scalars.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row<S> {
+    pub(super) scalars: S,
+    /// What gradients are multiplied by.
+    pub(super) factor: f32,
+}
+
+/// Sums of squares of a segment: of parameters and of what they are moved by, or the first of gradients alone. Squares of f32 are exact in f64, and none of them overflows or is
+/// lost.
+pub(super) type Sums = [f64; 2];
+
+/// What does not change in a pass.
+pub(super) struct Pass<'a, S> {
+    pub(super) plan: &'a Plan,
+    pub(super) storage: Storage,
+    pub(super) rows: &'a [Row<S>],
+    /// Bound of the gradients' elements.
+    pub(super) bound: f32,
+    pub(super) zero: bool,
+    /// Weight of the parameters in their average.
+    pub(super) average: Option<f32>,
+    pub(super) norms: bool,
+    /// Whether everything is stored as it is worked on.
+    pub(super) in_place: bool,
+    /// Of random numbers, if any are needed.
+    pub(super) key: Option<[f32; 3]>,
+}
+
+/// The memory of one block, or of several that follow each other.
+pub(super) struct Part<'m, 'a> {
+    pub(super) start: usize,
+    /// The segment of the first of [`sums`](Self::sums).
+    pub(super) segment: usize,
+    pub(super) memory: Memory<'m, 'a>,
+    pub(super) state: [Cells<'m>; MAX_SLOTS],
+    pub(super) master: Cells<'m>,
+    pub(super) ema: Cells<'m>,
+    pub(super) sums: &'m mut [Sums],
+}
+
+impl<'m, 'a> Part<'m, 'a> {
+    /// What comes before `block`, and the rest.
+    pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
+        let at = block.start - self.start;
+        let mut behind: [Cells<'m>; MAX_SLOTS] = Default::default();
+        let mut slots = behind.iter_mut();
+        let state = self.state.map(|cells| {
+            let (cells, rest) = cells.split_at(at);
+            if let Some(slot) = slots.next() {
+                *slot = rest;
+            }
+            cells
+        });
+        let (memory, memory_behind) = self.memory.split(plan, block);
+        let (master, master_behind) = self.master.split_at(at);
+        let (ema, ema_behind) = self.ema.split_at(at);
+        let (sums, sums_behind) = self.sums.split_at_mut(block.segments.start - self.segment);
+        let behind = Self {
+            start: block.start,
+            segment: block.segments.start,
+            memory: memory_behind,
+            state: behind,
+            master: master_behind,
+            ema: ema_behind,
+            sums: sums_behind,
+        };
+        (Self { memory, state, master, ema, sums, ..self }, behind)
+    }
+}
+
+/// What random numbers depend on: the step, the tensor, the first element's index in it, and which of its values is rounded.
+#[derive(Clone, Copy)]
+struct Draw {
+    key: [f32; 3],
+    tensor: u32,
+    first: u64,
+    nth: u32,
+}
+
+impl Draw {
+    /// Of element `i` from the first on.
+    #[inline(always)]
+    fn at(&self, i: usize) -> u32 {
+        random(self.key, self.tensor, self.first + i as u64, self.nth)
+    }
+}
+
+/// Part of a tile, or 2 bytes an element.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
+    let codes = match cells {
+        Cells::None => return to.fill(0.0),
+        Cells::Read4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Read2(x) => &x[range],
+        Cells::Write2(x) => &x[range],
+    };
+    // A loop for each, so that the format is not asked for every element.
+    if format == Format::F16 {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::F16.decode(code.into()));
+    } else {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::Bf16.decode(code.into()));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Option<Draw>) {
+    let codes = match cells {
+        Cells::Write4(x) => return x[range].copy_from_slice(from),
+        Cells::Write2(x) => &mut x[range],
+        Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
+    };
+    let pairs = codes.iter_mut().zip(from);
+    match (format, draw) {
+        (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
+        (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
+        (_, Some(draw)) => pairs.enumerate().for_each(|(i, (to, &x))| {
+            *to = format.encode_stochastic(x, draw.at(i)) as u16;
+        }),
+    }
+}
+
+impl Cells<'_> {
+    /// Decodes `range` to the start of a tile; of no cells zeros.
+    #[inline(always)]
+    fn load(&self, range: &Range<usize>, to: &mut Tile, format: Format) {
+        // A whole tile is copied without a call.
+        match self.tile(range) {
+            Some(x) => *to = *x,
+            None => load_other(self, range.clone(), &mut to[..range.len()], format),
+        }
+    }
+
+    /// Encodes the start of a tile.
+    #[inline(always)]
+    fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
+        match self.tile_mut(range) {
+            Some(x) => *x = *from,
+            None => store_other(self, range.clone(), &from[..range.len()], format, draw),
+        }
+    }
+
+    /// A whole tile of f32, where it lies.
+    #[inline(always)]
+    fn tile(&self, range: &Range<usize>) -> Option<&Tile> {
+        match self {
+            Self::Read4(x) => x.get(range.clone())?.first_chunk(),
+            Self::Write4(x) => x.get(range.clone())?.first_chunk(),
+            Self::None | Self::Read2(_) | Self::Write2(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn tile_mut(&mut self, range: &Range<usize>) -> Option<&mut Tile> {
+        if let Self::Write4(x) = self { x.get_mut(range.clone())?.first_chunk_mut() } else { None }
+    }
+
+    /// Codes of 2 bytes.
+    fn codes(&self, range: Range<usize>) -> &[u16] {
+        match self {
+            Self::Read2(x) => &x[range],
+            Self::Write2(x) => &x[range],
+            Self::None | Self::Read4(_) | Self::Write4(_) => &[],
+        }
+    }
+
+    fn codes_mut(&mut self, range: Range<usize>) -> &mut [u16] {
+        if let Self::Write2(x) = self { &mut x[range] } else { &mut [] }
+    }
+
+    #[inline(always)]
+    fn zero(&mut self, range: Range<usize>) {
+        match self {
+            Self::Write4(x) => x[range].fill(0.0),
+            Self::Write2(x) => x[range].fill(0),
+            Self::None | Self::Read4(_) | Self::Read2(_) => {}
+        }
+    }
+}
+
+/// Squares, beside each other: so many that the loops over them are vectorised.
+struct Squares([f64; TILE]);
+
+impl Squares {
+    fn new() -> Self {
+        Self([0.0; TILE])
+    }
+
+    /// In pairs.
+    fn sum(mut self) -> f64 {
+        let mut half = TILE / 2;
+        while half > 0 {
+            let (low, high) = self.0.split_at_mut(half);
+            low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+            half /= 2;
+        }
+        self.0[0]
+    }
+
+    #[inline(always)]
+    fn add(&mut self, x: &[f32]) {
+        let (tiles, rest) = x.as_chunks::<TILE>();
+        for x in tiles {
+            for i in 0..TILE {
+                self.0[i] += f64::from(x[i]) * f64::from(x[i]);
+            }
+        }
+        for (sum, &x) in self.0.iter_mut().zip(rest) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn add_squares(squares: &mut Squares, x: &[f32]) {
+    squares.add(x);
+}
+
+/// The average of the weights.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn average(ema: &mut [f32], p: &[f32], weight: f32) {
+    for (e, p) in ema.iter_mut().zip(p) {
+        *e += weight * (p - *e);
+    }
+}
+
+/// Where a tile lies.
+struct Place {
+    /// In the state that a part has.
+    state: Range<usize>,
+    /// In the caller's slices.
+    own: Range<usize>,
+    /// In the tensor.
+    first: u64,
+    /// What stands for the tensor in random numbers.
+    tensor: u32,
+}
+
+impl Place {
+    fn len(&self) -> usize {
+        self.own.len()
+    }
+}
+
+/// A segment's memory: the caller's, and where its first tile lies.
+#[inline(always)]
+fn of_segment<'s>(
+    plan: &Plan,
+    segment: &Segment,
+    memory: &'s mut Memory<'_, '_>,
+    part_start: usize,
+) -> (Pair<'s>, Place) {
+    let (pair, begin) = memory.of(plan, segment.span);
+    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(TILE));
+    let (own, state) = (segment.start.wrapping_sub(begin), segment.start - part_start);
+    let first = (segment.start - span.start) as u64;
+    (pair, Place { state: state..state + len, own: own..own + len, first, tensor: span.key })
+}
+
+/// The next tile of a segment with `left` more elements.
+#[inline(always)]
+fn next(place: &mut Place, left: usize) {
+    let len = place.len();
+    place.state = place.state.end..place.state.end + left.min(TILE);
+    place.own = place.own.end..place.own.end + left.min(TILE);
+    place.first += len as u64;
+}
+
+/// A tile on its way from memory and back.
+struct Values {
+    p: Tile,
+    g: Tile,
+    state: [Tile; MAX_SLOTS],
+}
+
+impl Values {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS] }
+    }
+
+    #[inline(always)]
+    fn load(
+        &mut self,
+        storage: &Storage,
+        place: &Place,
+        pair: &Pair<'_>,
+        state: &[Cells<'_>],
+        master: &Cells<'_>,
+    ) {
+        pair.p.load(&place.own, &mut self.p, storage.params);
+        pair.g.load(&place.own, &mut self.g, storage.grads);
+        for (to, cells) in self.state.iter_mut().zip(state) {
+            cells.load(&place.state, to, storage.states);
+        }
+        if !matches!(master, Cells::None) {
+            load_master(&mut self.p, place, &pair.p, master);
+        }
+    }
+
+    /// Parameters and state back to memory; [`p`](Self::p) then is what the caller reads, or its master.
+    #[inline(always)]
+    fn store(
+        &mut self,
+        storage: &Storage,
+        place: &Place,
+        pair: &mut Pair<'_>,
+        state: &mut [Cells<'_>],
+        master: &mut Cells<'_>,
+        key: Option<[f32; 3]>,
+    ) {
+        let Place { tensor, first, .. } = *place;
+        let draw = |nth: u32| key.map(|key| Draw { key, tensor, first, nth });
+        if matches!(master, Cells::None) {
+            pair.p.store(&place.own, &self.p, storage.params, draw(0));
+            if storage.params != Format::F32 {
+                pair.p.load(&place.own, &mut self.p, storage.params);
+            }
+        } else {
+            store_master(&self.p, place, &mut pair.p, master, storage.params);
+        }
+        for (nth, (from, cells)) in (1..).zip(self.state.iter().zip(state)) {
+            cells.store(&place.state, from, storage.states, draw(nth));
+        }
+    }
+}
+
+/// Parameters by what is kept beside the stored ones, which `p` has.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'_>) {
+    if let Cells::Write4(master) = master {
+        // The stored parameter is the master until there is one.
+        for (p, &master) in p.iter_mut().zip(&master[place.state.clone()]) {
+            *p = if master.to_bits() == 0 { *p } else { master };
+        }
+    } else {
+        let codes = stored.codes(place.own.clone()).iter().zip(master.codes(place.state.clone()));
+        p.iter_mut().zip(codes).for_each(|(p, (&code, &rest))| *p = joined_bf16(code, rest));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn store_master(p: &Tile, place: &Place, stored: &mut Cells<'_>, master: &mut Cells<'_>, params: Format) {
+    if let Cells::Write4(master) = master {
+        master[place.state.clone()].copy_from_slice(&p[..place.len()]);
+        store_other(stored, place.own.clone(), &p[..place.len()], params, None);
+    } else {
+        let codes = stored.codes_mut(place.own.clone()).iter_mut();
+        let rests = master.codes_mut(place.state.clone()).iter_mut();
+        codes.zip(rests).zip(p).for_each(|((code, rest), &p)| [*code, *rest] = split_bf16(p));
+    }
+}
+
+/// A gradient as the rule gets it. What is no number stays that.
+#[inline(always)]
+fn prepared(g: f32, factor: f32, bound: f32) -> f32 {
+    let g = g * factor;
+    let g = if g > bound { bound } else { g };
+    if g < -bound { -bound } else { g }
+}
+
+/// The first pass where gradients are looked at: their squares.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
+    let mut g = [0.0; TILE];
+    for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let mut squares = Squares::new();
+        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start);
+        let own = place.own.start..place.own.start + (segment.end - segment.start);
+        match &pair.g {
+            Cells::Read4(x) => squares.add(&x[own]),
+            Cells::Write4(x) => squares.add(&x[own]),
+            other => {
+                let mut left = own.len();
+                while left > 0 {
+                    other.load(&place.own, &mut g, grads);
+                    squares.add(&g[..place.len()]);
+                    left -= place.len();
+                    next(&mut place, left);
+                }
+            }
+        }
+        *sums = [squares.sum(), 0.0];
+    }
+}
+
+/// The first phase of a layer-wise rule: squares of parameters and direction.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, part: &mut Part<'_, '_>) {
+    let slots = slots::<R>().len();
+    let mut values = Values::new();
+    let mut u = [0.0; TILE];
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let Row { scalars, factor } = pass.rows[segment.row];
+        let mut squares = [Squares::new(), Squares::new()];
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
+            for i in 0..TILE {
+                let g = prepared(values.g[i], factor, pass.bound);
+                let state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
+                u[i] = R::direction(&scalars, values.p[i], g, &state);
+            }
+            add_squares(&mut squares[0], &values.p[..place.len()]);
+            add_squares(&mut squares[1], &u[..place.len()]);
+            left -= place.len();
+            next(&mut place, left);
+        }
+        *sums = squares.map(Squares::sum);
+    }
+}
+
+/// The update of a tile, chunk by chunk: copies that stay in registers, which a compiler knows to be apart.
+#[inline(always)]
+fn update_tile<R: Twin>(
+    scalars: &R::Scalars<f32>,
+    factor: f32,
+    bound: f32,
+    p: &mut Tile,
+    g: &Tile,
+    state: &mut [&mut Tile],
+) {
+    let slots = slots::<R>().len();
+    let (all_p, all_g) = (p.as_chunks_mut::<CHUNK>().0, g.as_chunks::<CHUNK>().0);
+    for nth in 0..TILE / CHUNK {
+        let (mut p, g) = (all_p[nth], all_g[nth]);
+        let mut own = [[0.0; CHUNK]; MAX_SLOTS];
+        for slot in 0..slots {
+            own[slot] = state[slot].as_chunks::<CHUNK>().0[nth];
+        }
+        for i in 0..CHUNK {
+            let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
+            R::update(scalars, &mut p[i], prepared(g[i], factor, bound), &mut state);
+            for slot in 0..slots {
+                own[slot][i] = state.get(slot);
+            }
+        }
+        all_p[nth] = p;
+        for slot in 0..slots {
+            state[slot].as_chunks_mut::<CHUNK>().0[nth] = own[slot];
+        }
+    }
+}
+
+/// The update, and what follows it.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn update<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, part: &mut Part<'_, '_>) {
+    update_plainly::<R>(pass, block, part);
+}
+
+/// [`update`] with the instructions that this crate is compiled for.
+#[inline(always)]
+pub(super) fn update_plainly<R: Twin>(
+    pass: &Pass<'_, R::Scalars<f32>>,
+    block: &Block,
+    part: &mut Part<'_, '_>,
+) {
+    let slots = slots::<R>().len();
+    let mut values = Values::new();
+    let mut before = values.p;
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let Row { scalars, factor } = pass.rows[segment.row];
+        let mut squares = [Squares::new(), Squares::new()];
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            let whole = pass.in_place && place.len() == TILE;
+            let state = &mut part.state[..slots];
+            if !whole {
+                values.load(&pass.storage, &place, &pair, state, &part.master);
+            }
+            let Values { p, g, state: tiles } = &mut values;
+            let (mut p, mut g, mut tiles) = (p, &*g, tiles.each_mut());
+            if whole {
+                p = pair.p.tile_mut(&place.own).unwrap_or(p);
+                g = pair.g.tile(&place.own).unwrap_or(g);
+                for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
+                    match cells.tile_mut(&place.state) {
+                        Some(own) => *tile = own,
+                        None => tile.fill(0.0),
+                    }
+                }
+            }
+            if pass.norms {
+                before = *p;
+            }
+            update_tile::<R>(&scalars, factor, pass.bound, p, g, &mut tiles[..slots]);
+            if !whole {
+                values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
+            }
+            let p = if whole { pair.p.tile(&place.own).unwrap_or(&values.p) } else { &values.p };
+            if let (Some(weight), Cells::Write4(ema)) = (pass.average, &mut part.ema) {
+                average(&mut ema[place.state.clone()], p, weight);
+            }
+            if pass.norms {
+                let mut moved = *p;
+                moved.iter_mut().zip(&before).for_each(|(p, before)| *p -= before);
+                add_squares(&mut squares[0], &before[..place.len()]);
+                add_squares(&mut squares[1], &moved[..place.len()]);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
+            }
+            left -= place.len();
+            next(&mut place, left);
+        }
+        if pass.norms {
+            *sums = squares.map(Squares::sum);
+        }
+    }
+}
+
+/// What is left to do of a skipped step.
+pub(super) fn rest<S>(pass: &Pass<'_, S>, block: &Block, part: &mut Part<'_, '_>) {
+    let mut values = Values::new();
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let mut squares = Squares::new();
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            if pass.norms {
+                values.load(&pass.storage, &place, &pair, &[], &part.master);
+                add_squares(&mut squares, &values.p[..place.len()]);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
+            }
+            left -= place.len();
+            next(&mut place, left);
+        }
+        if pass.norms {
+            *sums = [squares.sum(), 0.0];
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The one place that knows of threads.
+
+/// Runs `f` where [`join`] is cheap: with the feature `rayon`, on a thread of the pool.
+#[cfg(feature = "rayon")]
+pub(super) fn within<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| f())
+}
+
+#[cfg(not(feature = "rayon"))]
+pub(super) fn within<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+/// Runs both, at once if there is a thread for it.
+#[cfg(feature = "rayon")]
+pub(super) fn join(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
+    rayon::join(a, b);
+}
+
+#[cfg(not(feature = "rayon"))]
+pub(super) fn join(a: impl FnOnce(), b: impl FnOnce()) {
+    a();
+    b();
+}
