@@ -7,6 +7,7 @@ use super::blocks::{Block, Plan, Segment, TILE};
 use super::tensors::{Cells, Memory, Pair};
 use crate::format::{Format, joined_bf16, random, split_bf16};
 use crate::kernel::Storage;
+use crate::q8;
 use crate::rules::{Fields, Twin, slots};
 use core::ops::Range;
 use multiversion::multiversion;
@@ -114,6 +115,13 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::None => return to.fill(0.0),
         Cells::Read4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write1(x, scales) => {
+            for block in blocks(range.clone()) {
+                let (scale, at) = (scales[block.start / q8::BLOCK], block.start - range.start);
+                to[at..].iter_mut().zip(&x[block]).for_each(|(to, &code)| *to = q8::decode(code, scale));
+            }
+            return;
+        }
         Cells::Read2(x) => &x[range],
         Cells::Write2(x) => &x[range],
     };
@@ -129,6 +137,22 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
 fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Option<Draw>) {
     let codes = match cells {
         Cells::Write4(x) => return x[range].copy_from_slice(from),
+        Cells::Write1(x, scales) => {
+            for block in blocks(range.clone()) {
+                let at = block.start - range.start;
+                let from = &from[at..at + block.len()];
+                let scale = q8::scale(from);
+                scales[block.start / q8::BLOCK] = scale;
+                let pairs = x[block].iter_mut().zip(from);
+                match draw {
+                    None => pairs.for_each(|(to, &x)| *to = q8::encode(x, scale)),
+                    Some(draw) => pairs.enumerate().for_each(|(i, (to, &x))| {
+                        *to = q8::encode_stochastic(x, scale, draw.at(at + i));
+                    }),
+                }
+            }
+            return;
+        }
         Cells::Write2(x) => &mut x[range],
         Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
     };
@@ -140,6 +164,12 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
             *to = format.encode_stochastic(x, draw.at(i)) as u16;
         }),
     }
+}
+
+/// The blocks of elements that have scales, or what there is of them.
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let first = range.start / q8::BLOCK * q8::BLOCK;
+    (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
 }
 
 impl Cells<'_> {
@@ -168,7 +198,7 @@ impl Cells<'_> {
         match self {
             Self::Read4(x) => x.get(range.clone())?.first_chunk(),
             Self::Write4(x) => x.get(range.clone())?.first_chunk(),
-            Self::None | Self::Read2(_) | Self::Write2(_) => None,
+            Self::None | Self::Read2(_) | Self::Write2(_) | Self::Write1(..) => None,
         }
     }
 
@@ -182,7 +212,7 @@ impl Cells<'_> {
         match self {
             Self::Read2(x) => &x[range],
             Self::Write2(x) => &x[range],
-            Self::None | Self::Read4(_) | Self::Write4(_) => &[],
+            Self::None | Self::Read4(_) | Self::Write4(_) | Self::Write1(..) => &[],
         }
     }
 
@@ -195,7 +225,7 @@ impl Cells<'_> {
         match self {
             Self::Write4(x) => x[range].fill(0.0),
             Self::Write2(x) => x[range].fill(0),
-            Self::None | Self::Read4(_) | Self::Read2(_) => {}
+            Self::None | Self::Read4(_) | Self::Read2(_) | Self::Write1(..) => {}
         }
     }
 }
@@ -273,7 +303,9 @@ fn of_segment<'s>(
     part_start: usize,
 ) -> (Pair<'s>, Place) {
     let (pair, begin) = memory.of(plan, segment.span);
-    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(TILE));
+    // Tiles have whole blocks.
+    let most = TILE - segment.start % plan.scaled;
+    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(most));
     let (own, state) = (segment.start.wrapping_sub(begin), segment.start - part_start);
     let first = (segment.start - span.start) as u64;
     (pair, Place { state: state..state + len, own: own..own + len, first, tensor: span.key })
