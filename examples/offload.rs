@@ -17,6 +17,8 @@ use digits::{Random, upload};
 use harness::Gpu;
 use network::{Epoch, Network};
 use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
 use wgpu_optim::offload::{Offload, Progress};
 use wgpu_optim::{Clip, Options, schedule, wgpu};
 
@@ -27,11 +29,13 @@ const WARMUP_STEPS: usize = 50;
 const PEAK_LR: f64 = 1e-2;
 const REQUIRED_ACCURACY: f64 = 0.95;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let seed = std::env::args().nth(1).map_or(Ok(1), |seed| seed.parse())?;
-    let gpu = harness::open().map_err(|error| error.to_string())?;
-    let epoch = train(&gpu, seed)?;
-    println!("{} on {}, updated on the CPU", epoch.summary(), gpu.info.name);
+fn main() -> ExitCode {
+    digits::main("offload", run)
+}
+
+fn run(gpu: &Gpu, seed: u64, _: &Path) -> Result<(), Box<dyn Error>> {
+    let epoch = train(gpu, seed)?;
+    println!("{}", epoch.summary());
     if epoch.accuracy < REQUIRED_ACCURACY {
         return Err(format!("{:.0} % are required", 100.0 * REQUIRED_ACCURACY).into());
     }

@@ -15,6 +15,6 @@ struct Header {
     g_last: u32,
     // Where the partial results of the reduction of these gradients begin.
     partials: u32,
-    // Where quad 0 lies in the flat space, in quads.
-    flat: u32,
+    // Where the scales of state in blocks begin, in words.
+    scales: u32,
 }

@@ -10,6 +10,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let at = place(record, min(i, record.quads - 1u));
         let s = scalars(record, at);
         prepare(s);
+        locate(min(number, table.header.records - 1u), i);
         if i < record.quads {
             if skipped() {
                 rest(at);
@@ -17,6 +18,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 update(s, at);
             }
         }
+        settle(at, i < record.quads && !skipped(), thread);
     }
     conclude(number, thread, of_p, of_u);
 }

@@ -1,10 +1,17 @@
-// Random numbers from a counter: the same for the same key, element and value, in whatever order and on whatever device.
+// Random numbers from a counter: the same for the same key, tensor, element and value, in whatever order, place and device.
 
-// Four 32-bit numbers for the lanes of a quad, for the `nth` value of each element. The hash is PCG4D (Jarzynski and Olano, Hash Functions for GPU Rendering, 2020),
+// The tensor's key; the quad that the thread is at, counted from the tensor's first, times 4, and the lane in it of the tensor's first element.
+var<private> element: vec2<u32>;
+
+fn locate(tile: u32, i: u32) {
+    element = table.records[tile].element + vec2<u32>(0u, 4u * i);
+}
+
+// Four 32-bit numbers for the `nth` value of four elements of the tensor. The hash is PCG4D (Jarzynski and Olano, Hash Functions for GPU Rendering, 2020),
 // whose upper halves are folded into the lower ones once more.
-fn random(at: At, nth: u32) -> vec4<u32> {
+fn hashed(four: u32, nth: u32) -> vec4<u32> {
     let part = vec4<u32>(key);
-    var v = vec4<u32>(at.quad + table.header.flat, part.x | (part.y << 16u), part.z, nth);
+    var v = vec4<u32>(four, part.x | (part.y << 16u), part.z | (nth << 16u), element.x);
     v = v * 1664525u + vec4<u32>(1013904223u);
     v.x += v.y * v.w;
     v.y += v.z * v.x;
@@ -16,4 +23,18 @@ fn random(at: At, nth: u32) -> vec4<u32> {
     v.z += v.x * v.y;
     v.w += v.y * v.z;
     return v ^ (v >> vec4<u32>(16u));
+}
+
+// Those of the thread's quad, whose elements are of two fours where the tensor begins inside of a quad.
+fn random(nth: u32) -> vec4<u32> {
+    let four = element.y >> 2u;
+    let next = hashed(four, nth);
+    if WHOLE {
+        return next;
+    }
+    let last = hashed(four - 1u, nth);
+    let first = element.y & 3u;
+    let by_one = select(next, vec4<u32>(last.w, next.xyz), first == 1u);
+    let by_two = select(by_one, vec4<u32>(last.zw, next.xy), first == 2u);
+    return select(by_two, vec4<u32>(last.yzw, next.x), first == 3u);
 }

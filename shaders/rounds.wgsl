@@ -5,7 +5,7 @@ fn number_of(workgroup: vec3<u32>) -> u32 {
 }
 
 fn record_of(number: u32) -> Record {
-    return table.records[min(number, table.header.records - 1u)];
+    return record_at(min(number, table.header.records - 1u));
 }
 
 // None for workgroups past the table, in the last row of a 2-D dispatch.

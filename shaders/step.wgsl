@@ -8,12 +8,13 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let number = workgroup.y * table.header.stride + workgroup.x;
     // The last row of a 2-D dispatch may reach past the table; those workgroups find i >= quads below.
     let nth = select(min(number >> table.header.shift, table.header.records - 1u), 0u, SINGLE);
-    let record = table.records[nth];
+    let record = record_at(nth);
     let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
     // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
     let at = place(record, i);
     let s = scalars(record, at);
     prepare(s);
+    locate(nth, i);
     if i < record.quads {
         if skipped() {
             rest(at);
@@ -21,4 +22,5 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             update(s, at);
         }
     }
+    settle(at, i < record.quads && !skipped(), thread);
 }

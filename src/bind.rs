@@ -4,7 +4,7 @@ use crate::device::{ALIGNMENT, ELEMENT};
 use crate::error::Error;
 use crate::format::Format;
 use crate::kernel::Access;
-use crate::plan::{Dispatch, Piece, QUAD};
+use crate::plan::{Dispatch, Piece, QUAD, whole_blocks};
 
 /// A place in one of the caller's buffers.
 #[derive(Clone, Copy, Debug)]
@@ -141,9 +141,9 @@ impl Part<'_> {
         self.pieces[self.pieces.len() - 1].end
     }
 
-    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last, else
+    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer, else all but the last block of `block` quads, else
     /// element by element.
-    pub(crate) fn split(&self) -> Vec<(Self, Access)> {
+    pub(crate) fn split(&self, block: u32) -> Vec<(Self, Access)> {
         let aligned = |side: &Side<'_>| side.base % side.quad() as i64 == 0 && side.base >= 0;
         if !(aligned(&self.p) && aligned(&self.g)) {
             return vec![(self.clone(), Access::Elements)];
@@ -153,7 +153,8 @@ impl Part<'_> {
         if padded(&self.p) && padded(&self.g) {
             return vec![(self.clone(), Access::Quads)];
         }
-        let (bulk, tail) = self.cut(self.end() / QUAD * QUAD);
+        let last = self.pieces[self.pieces.len() - 1].start;
+        let (bulk, tail) = self.cut(whole_blocks(last, self.end(), block));
         [bulk.map(|b| (b, Access::Quads)), tail.map(|t| (t, Access::Elements))]
             .into_iter()
             .flatten()

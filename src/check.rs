@@ -5,6 +5,8 @@ use crate::float::{Float, Scaled, ulp};
 use crate::format::Format;
 use crate::layout::{Layout, Tensor};
 use crate::options::Rounding;
+use crate::plan::QUAD;
+use crate::q8;
 use crate::rules::{Fields, Step, Twin, slots, with_ratio};
 
 /// Parameters and state at one moment, flat, as the layout places the tensors.
@@ -64,13 +66,17 @@ impl<R: Twin> Checker<R> {
         Self { params, states, rounding, ..self }
     }
 
-    /// What a stored number may be off by, beside the number that was to be stored.
-    fn room(&self, format: Format, x: f64) -> f64 {
-        match (format, self.rounding) {
-            (Format::F32, _) => 0.0,
-            (_, Rounding::Nearest) => format.spacing(x) / 2.0,
-            (_, Rounding::Stochastic { .. }) => format.spacing(x),
-        }
+    /// What a stored number may be off by, beside the number that was to be stored; `scale` is its block's.
+    fn room(&self, format: Format, scale: u32, x: f64) -> f64 {
+        let spacing = match format {
+            Format::F32 => return 0.0,
+            Format::Q8 => q8::spacing(x, scale),
+            _ => format.spacing(x),
+        };
+        // In blocks, a scale that is one of its own units off moves everything, and nothing but zero is rounded to zero where there is no sign.
+        let shifted = if format == Format::Q8 { (x.abs() + spacing) * SCALE_UNIT } else { 0.0 };
+        let half = self.rounding == Rounding::Nearest && !(format == Format::Q8 && x.abs() < spacing);
+        shifted + if half { spacing / 2.0 } else { spacing }
     }
 
     /// The worst deviation in the step from `before` to `after`, over parameters and kept slots.
@@ -97,25 +103,40 @@ impl<R: Twin> Checker<R> {
             let exact = &exact[tensor.group];
             let scalars = scalars::<R, f64>(exact, before, grads, tensor);
             let sizes = self::scalars::<R, Scaled>(exact, before, grads, tensor);
-            for i in tensor.range() {
-                let (p, state) = update::<R, f64>(&scalars, before, grads, i);
-                let (p_size, state_size) = update::<R, Scaled>(&sizes, before, grads, i);
-                let mut judge = |what, got: f32, want: f64, size: Scaled, format: Format| {
+            let mut judge =
+                |what, i: usize, got: f32, want: f64, size: Scaled, format: Format, scale: u32| {
                     let stored = format.decode(format.encode(want as f32));
                     let ulps = if got.is_infinite() && got == stored {
                         0.0
                     } else {
-                        distance(got, want, size.size(), self.room(format, want))
+                        distance(got, want, size.size(), self.room(format, scale, want))
                     };
                     // NaN never comes out of `distance`.
                     if ulps > worst.ulps {
                         worst = Deviation { what, index: i as u64, got, want, ulps };
                     }
                 };
-                judge("param", after.params[i], p, p_size, self.params);
+            for block in blocks(tensor) {
+                let updates: Vec<_> = block
+                    .clone()
+                    .map(|i| {
+                        (
+                            update::<R, f64>(&scalars, before, grads, i),
+                            update::<R, Scaled>(&sizes, before, grads, i),
+                        )
+                    })
+                    .collect();
+                for (i, ((p, _), (p_size, _))) in block.clone().zip(&updates) {
+                    judge("param", i, after.params[i], *p, *p_size, self.params, 0);
+                }
                 for (slot, name) in slots::<R>().iter().enumerate() {
-                    if let Some(&got) = after.state[slot].get(i) {
-                        judge(name, got, state.get(slot), state_size.get(slot), self.states);
+                    let Some(got) = after.state[slot].get(block.clone()) else { continue };
+                    let wants = updates.iter().map(|((_, state), _)| state.get(slot) as f32);
+                    let scale = q8::scale(&wants.collect::<Vec<_>>());
+                    let lost = self.states == Format::Q8 && q8::is_lost(scale);
+                    for ((i, &got), ((_, state), (_, size))) in block.clone().zip(got).zip(&updates) {
+                        let want = if lost { f64::NAN } else { state.get(slot) };
+                        judge(name, i, got, want, size.get(slot), self.states, scale);
                     }
                 }
             }
@@ -143,6 +164,16 @@ impl<R: Twin> Checker<R> {
         }
         Ok(())
     }
+}
+
+/// What a unit of a scale's last place is beside the scale, at most.
+const SCALE_UNIT: f64 = 1.0 / (1 << (q8::SCALE_BITS - 1)) as f64;
+
+/// The blocks of a tensor in the flat space.
+fn blocks(tensor: &Tensor) -> impl Iterator<Item = core::ops::Range<usize>> + use<> {
+    let range = tensor.range();
+    let first = range.start - range.start % QUAD as usize;
+    (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
 }
 
 /// A tensor's scalars, in the arithmetic of `T`.

@@ -1,5 +1,7 @@
 //! Storage formats: what decodes a stored number to `f32`, and what encodes it. Each has a twin in `shaders/formats`, equal bit for bit.
 
+use crate::q8;
+
 /// How numbers are stored. Arithmetic is in f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -13,11 +15,17 @@ pub enum Format {
     F16,
     /// The upper half of an f32: 2 bytes, 8 bits of precision, f32's range.
     Bf16,
+    /// Blocks of 32 numbers of 8 bits with a scale in common, for state alone: 1.125 bytes. See [`q8`].
+    Q8,
 }
 
 impl Format {
+    /// What parameters and gradients can be stored as.
+    pub const TENSORS: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    /// What state can be stored as.
+    pub const STATES: [Self; 3] = [Self::F32, Self::Bf16, Self::Q8];
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
     /// The name in shaders and files.
     #[must_use]
@@ -26,23 +34,38 @@ impl Format {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
         }
     }
 
-    /// Bytes of an element.
+    /// Bytes of an element, without its share in what a [block](Self::block) has in common.
     #[must_use]
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Q8 => 1,
         }
     }
 
-    /// The number that `bits` stand for; those of 2 bytes are the lower half.
+    /// Elements of a block, which has a scale of 4 bytes; `None` if every number stands for itself.
+    #[must_use]
+    pub fn block(self) -> Option<u64> {
+        (self == Self::Q8).then_some(q8::BLOCK as u64)
+    }
+
+    /// Bytes of a tensor of `len` elements.
+    #[must_use]
+    pub fn tensor_bytes(self, len: u64) -> u64 {
+        len * self.bytes() + self.block().map_or(0, |block| len.div_ceil(block) * 4)
+    }
+
+    /// The number that `bits` stand for; those of 2 bytes are the lower half. A code of [`Q8`](Self::Q8) stands for nothing without its block: here and in the functions
+    /// below, it is the f32 that a block is made of. [`q8`] has the rest.
     #[must_use]
     pub fn decode(self, bits: u32) -> f32 {
         match self {
-            Self::F32 => f32::from_bits(bits),
+            Self::F32 | Self::Q8 => f32::from_bits(bits),
             Self::F16 => decode_f16(bits),
             Self::Bf16 => f32::from_bits(bits << 16),
         }
@@ -53,7 +76,7 @@ impl Format {
     pub fn encode(self, x: f32) -> u32 {
         let bits = x.to_bits();
         match self {
-            Self::F32 => bits,
+            Self::F32 | Self::Q8 => bits,
             Self::F16 if x.is_nan() => sign_16(bits) | QUIET_F16 | bits >> 13 & 0x3ff,
             Self::F16 => sign_16(bits) | f16_magnitude(bits & MAGNITUDE, nearest).min(INFINITE_F16),
             Self::Bf16 if x.is_nan() => bits >> 16 | QUIET_BF16,
@@ -65,7 +88,7 @@ impl Format {
     #[must_use]
     pub fn spacing(self, x: f64) -> f64 {
         let (digits, least) = match self {
-            Self::F32 => (23, -149),
+            Self::F32 | Self::Q8 => (23, -149),
             Self::F16 => (10, -24),
             Self::Bf16 => (7, -133),
         };
@@ -154,13 +177,13 @@ pub(crate) fn joined_bf16(code: u16, rest: u16) -> f32 {
     f32::from_bits(u32::from(code.wrapping_sub(low >> 15)) << 16 | u32::from(low))
 }
 
-/// A random number of the `nth` value of element `at` of the flat space, under a [`step_key`].
+/// A random number of the `nth` value of element `at` of a tensor, under a [`step_key`] and the tensor's [key](tensor_key).
 #[inline]
-pub(crate) fn random(key: [f32; 3], at: u64, nth: u32) -> u32 {
+pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
     let [x, y, z] = key.map(|part| part as u32);
-    // The element's vector of four, which share a hash of four numbers.
-    let mut v =
-        [(at / 4) as u32, x | y << 16, z, nth].map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    // Four elements share a hash of four numbers.
+    let mut v = [(at / 4) as u32, x | y << 16, z | nth << 16, tensor]
+        .map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
     let rounds = |v: &mut [u32; 4]| {
         v[0] = v[0].wrapping_add(v[1].wrapping_mul(v[3]));
         v[1] = v[1].wrapping_add(v[2].wrapping_mul(v[0]));
@@ -172,6 +195,17 @@ pub(crate) fn random(key: [f32; 3], at: u64, nth: u32) -> u32 {
     rounds(&mut v);
     let v = v.map(|v| v ^ v >> 16);
     v[at as usize % 4]
+}
+
+/// What stands for a tensor's name in random numbers.
+pub(crate) fn tensor_key(name: &str) -> u32 {
+    // Words of eight bytes and the length, mixed one after another.
+    let words = name.as_bytes().chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(mixed(name.len() as u64), |hash, word| mixed(hash ^ word)) as u32
 }
 
 /// 48 random bits of step `t`, in three parts that an f32 holds.
@@ -196,7 +230,7 @@ mod tests {
     /// A well-known implementation's codes.
     fn peer(format: Format, x: f32) -> u32 {
         match format {
-            Format::F32 => x.to_bits(),
+            Format::F32 | Format::Q8 => x.to_bits(),
             Format::F16 => f16::from_f32(x).to_bits().into(),
             Format::Bf16 => bf16::from_f32(x).to_bits().into(),
         }

@@ -1,6 +1,7 @@
 //! Which tensors there are, where they lie in the flat space, and which hyperparameters each group has.
 
 use crate::error::Error;
+use crate::format::Format;
 use crate::kernel::bytes_moved;
 use crate::options::Options;
 use crate::plan::QUAD;
@@ -302,7 +303,13 @@ impl<R: Rule> Layout<R> {
     /// `4 · len()`; its last one to three elements then take a dispatch of their own.
     #[must_use]
     pub fn buffer_size(&self) -> u64 {
-        self.len().next_multiple_of(4) * 4
+        self.buffer_size_as(Format::F32)
+    }
+
+    /// The same of elements that are stored as `format`: whole vectors of four.
+    #[must_use]
+    pub fn buffer_size_as(&self, format: Format) -> u64 {
+        self.len().next_multiple_of(QUAD) * format.bytes()
     }
 
     /// Bytes that a step has to move on the GPU: parameters and state are read and written, gradients are read, twice where their norm is; of layer-wise
@@ -310,7 +317,7 @@ impl<R: Rule> Layout<R> {
     #[must_use]
     pub fn bytes_moved(&self, options: &Options) -> u64 {
         let kept: Vec<_> = (0..slots::<R>().len()).map(|slot| self.keeps_slot(slot)).collect();
-        self.parameters() * bytes_moved::<R>(&kept, options)
+        self.tensors.iter().map(|tensor| bytes_moved::<R>(&kept, options, tensor.len)).sum()
     }
 
     /// The scalars of step `t` for every group, after `recorded` steps of the host's: more than `t − 1` if some were skipped. `carries` has a number a group; on an error some may have advanced.

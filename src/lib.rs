@@ -38,7 +38,7 @@
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
 //! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step; [`accumulate`]: micro-batches.
-//! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored.
+//! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8 bits.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
 //! * [`cpu`]: the same over slices, at `f32` on all cores, at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 //! * [`check`]: a device's step against the reference, in ulps.
@@ -90,6 +90,7 @@ mod options;
 mod pipeline;
 #[doc(hidden)] // As `kernel`.
 pub mod plan;
+pub mod q8;
 pub mod recipes;
 mod report;
 #[cfg(feature = "gpu")]

@@ -3,16 +3,16 @@
 mod binding;
 
 use crate::control::{Control, Request, Staging};
-use crate::device::{ELEMENT, create_buffer, limits};
+use crate::device::{create_buffer, limits};
 use crate::error::Error;
-use crate::format::step_key;
+use crate::format::{Format, step_key};
 use crate::kernel::{Access, Key, Walk, row_vectors, set_vectors};
 use crate::lag::Lags;
 use crate::layers::Layers;
 use crate::layout::Layout;
 use crate::options::{Clip, Options, Rounding};
 use crate::pipeline::{Kernel, check_text};
-use crate::plan::{self, Chunk, Limits, QUAD, Space, Span};
+use crate::plan::{self, BLOCK_QUADS, Chunk, Limits, QUAD, Space, Span};
 use crate::report::Report;
 use crate::rows::{self, Lease, Rows};
 use crate::rules::{Fields, Rule, Step, is_built_in, slots};
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// The slot of the weights' average.
 const EMA: &str = "ema";
+/// Bytes of a block's scale.
+const SCALE_BYTES: u64 = 4;
 /// Sets of scalars in a request, to begin with.
 const FIRST_SETS: usize = 8;
 /// The most of them: one more than steps that may be recorded between two reports.
@@ -95,8 +97,33 @@ pub struct StateRange<'a> {
     pub start: u64,
     /// How many of the tensor's elements lie here.
     pub len: u64,
-    /// Bytes of an element: 4 of an f32, 2 of what [`Options::states`] stores so, and of a remainder.
+    /// Bytes of an element: 4 of an f32, 2 and 1 of what [`Options::states`] stores so, 2 of a remainder.
     pub element_bytes: u64,
+    /// Where the scales of the part's [blocks](crate::q8) start, in bytes: 4 each, as many as it takes.
+    pub scales: Option<u64>,
+}
+
+/// What is kept for each element.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    name: &'static str,
+    /// Of what is not the rule's, which is stored as its chunk says.
+    format: Option<Format>,
+}
+
+/// A chunk's state.
+#[derive(Debug)]
+struct State {
+    chunk: Chunk,
+    /// Of the rule's slots.
+    format: Format,
+    /// One a slot.
+    buffers: Vec<wgpu::Buffer>,
+}
+
+/// Quads of state that have a scale in common, or else one.
+fn block_quads(format: Format) -> u32 {
+    if format.block().is_some() { BLOCK_QUADS } else { 1 }
 }
 
 /// Applies rule `R` to the tensors of a layout, on the GPU.
@@ -123,11 +150,9 @@ pub struct Optimizer<R> {
     options: Options,
     limits: Limits,
     kept: Vec<bool>,
-    /// Name and bytes an element of all state, in the order of its buffers.
-    slots: Vec<(&'static str, u64)>,
-    chunks: Vec<Chunk>,
-    /// One buffer a slot for each chunk.
-    state: Vec<Vec<wgpu::Buffer>>,
+    /// All state, in the order of its buffers.
+    slots: Vec<Slot>,
+    state: Vec<State>,
     kernels: HashMap<Key, Kernel>,
     measures: HashMap<Key, Kernel>,
     reductions: HashMap<Walk, Kernel>,
@@ -168,7 +193,13 @@ impl<R: Rule> Optimizer<R> {
         let groups = layout.groups().len();
         let uniform_bytes = limits.uniform_bytes;
         let key = Key {
-            walk: Walk { access: Access::Quads, whole: true, space: Space::Uniform, uniform_bytes },
+            walk: Walk {
+                access: Access::Quads,
+                whole: true,
+                space: Space::Uniform,
+                uniform_bytes,
+                by_tensor: options.storage().stochastic,
+            },
             single: false,
             writable_gradients: options.zero_gradients,
             rows: groups as u32,
@@ -180,29 +211,25 @@ impl<R: Rule> Optimizer<R> {
         if !is_built_in::<R>() {
             check_text::<R>(device, &key)?;
         }
-        let spans: Vec<_> = layout
-            .by_offset()
-            .map(|t| Span { group: t.group as u32, start: t.offset, end: t.end() })
-            .collect();
         let bound = device.limits().max_buffer_size;
         let element = options.params.bytes().max(options.grads.bytes());
         if let Some(tensor) = layout.tensors().iter().find(|t| t.len * element > bound) {
             let bytes = tensor.len * element;
             return Err(Error::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
         }
-        let chunks = plan::chunks(&spans, limits.chunk_elements);
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let slots = stored_slots::<R>(&kept, &options);
-        let state = chunks
-            .iter()
-            .map(|chunk| {
-                let elements = u64::from(chunk.state_quads) * QUAD;
-                slots
-                    .iter()
-                    .map(|(slot, bytes)| create_buffer(device, slot, elements * bytes, usage))
-                    .collect()
-            })
-            .collect::<Result<_, _>>()?;
+        let slots = slots_stored::<R>(&kept, &options);
+        let state = chunks(&layout, &options, &limits).into_iter().map(|(format, chunk)| {
+            let usage =
+                wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+            let elements = u64::from(chunk.state_quads) * QUAD;
+            let buffer = |slot: &Slot| {
+                let bytes = slot.format.unwrap_or(format).tensor_bytes(elements);
+                create_buffer(device, slot.name, bytes, usage)
+            };
+            let buffers = slots.iter().map(buffer).collect::<Result<_, Error>>()?;
+            Ok(State { chunk, format, buffers })
+        });
+        let state = state.collect::<Result<_, Error>>()?;
         let set = set_vectors::<R>(groups, &around);
         let bytes = (set * 16) as u64;
         let scalars_layout = rows::layout(device, wgpu::BufferBindingType::Uniform, bytes);
@@ -229,7 +256,6 @@ impl<R: Rule> Optimizer<R> {
             limits,
             kept,
             slots,
-            chunks,
             state,
             kernels: HashMap::new(),
             measures: HashMap::new(),
@@ -306,10 +332,14 @@ impl<R: Rule> Optimizer<R> {
         Ok(())
     }
 
+    fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        self.state.iter().flat_map(|state| &state.buffers)
+    }
+
     /// Bytes of device memory held as optimizer state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.state.iter().flatten().map(wgpu::Buffer::size).sum()
+        self.buffers().map(wgpu::Buffer::size).sum()
     }
 
     /// Bytes of device memory held beside the state; a [`Bound`] adds its own.
@@ -326,7 +356,7 @@ impl<R: Rule> Optimizer<R> {
     /// [`Error::Unknown`].
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
         let target = self.layout.tensor(tensor)?;
-        let Some(index) = self.slots.iter().position(|(name, _)| *name == slot) else {
+        let Some(index) = self.slots.iter().position(|kept| kept.name == slot) else {
             let known = slots::<R>().contains(&slot);
             return if known {
                 Ok(Vec::new())
@@ -334,17 +364,24 @@ impl<R: Rule> Optimizer<R> {
                 Err(Error::Unknown { what: "slot", name: slot.into() })
             };
         };
-        let bytes = self.slots[index].1;
         let mut ranges = Vec::new();
-        for (chunk, buffers) in self.chunks.iter().zip(&self.state) {
+        for State { chunk, format, buffers } in &self.state {
             let at = chunk.pieces.partition_point(|p| p.end <= target.offset);
             if let Some(piece) = chunk.pieces.get(at).filter(|p| p.start < target.end()) {
+                let format = self.slots[index].format.unwrap_or(*format);
+                // Behind the codes.
+                let scale = |block: u64| {
+                    let [codes, before] =
+                        [chunk.state_quads, piece.state].map(|quads| u64::from(quads) * QUAD);
+                    codes * format.bytes() + before / block * SCALE_BYTES
+                };
                 ranges.push(StateRange {
                     buffer: &buffers[index],
-                    offset: (u64::from(piece.state) * QUAD + piece.start % QUAD) * bytes,
+                    offset: (u64::from(piece.state) * QUAD + piece.start % QUAD) * format.bytes(),
                     start: piece.start - target.offset,
                     len: piece.end - piece.start,
-                    element_bytes: bytes,
+                    element_bytes: format.bytes(),
+                    scales: format.block().map(scale),
                 });
             }
         }
@@ -516,11 +553,35 @@ fn dispatch(
     }
 }
 
-/// Name and bytes an element of all state, in the order in which it is bound.
-fn stored_slots<R: Rule>(kept: &[bool], options: &Options) -> Vec<(&'static str, u64)> {
+/// All state, in the order in which it is bound.
+fn slots_stored<R: Rule>(kept: &[bool], options: &Options) -> Vec<Slot> {
     let slots = slots::<R>().iter().zip(kept).filter(|(_, kept)| **kept);
-    let slots = slots.map(|(slot, _)| (*slot, options.states.bytes()));
-    slots.chain(options.storage().master()).chain(options.ema.map(|_| (EMA, ELEMENT))).collect()
+    let slots = slots.map(|(slot, _)| Slot { name: slot, format: None });
+    let beside = |(name, format)| Slot { name, format: Some(format) };
+    let ema = options.ema.map(|_| (EMA, Format::F32));
+    slots.chain(options.storage().master().into_iter().chain(ema).map(beside)).collect()
+}
+
+/// The chunks of a layout, each with the format of the rule's state in it.
+fn chunks<R: Rule>(layout: &Layout<R>, options: &Options, limits: &Limits) -> Vec<(Format, Chunk)> {
+    let mut by_format: Vec<(Format, Vec<Span>)> = Vec::new();
+    for (tensor, t) in layout.by_offset().enumerate() {
+        let span = Span { tensor, group: t.group as u32, start: t.offset, end: t.end() };
+        let format = options.states_of(t.len);
+        match by_format.iter_mut().find(|(other, _)| *other == format) {
+            Some((_, spans)) => spans.push(span),
+            None => by_format.push((format, vec![span])),
+        }
+    }
+    let mut chunks = Vec::new();
+    for (format, spans) in by_format {
+        let block = block_quads(format);
+        let apart = block > 1 || options.storage().stochastic;
+        let families = if apart { plan::families(&spans) } else { vec![spans] };
+        let families = families.iter().flat_map(|spans| plan::chunks(spans, limits.chunk_elements, block));
+        chunks.extend(families.map(|chunk| (format, chunk)));
+    }
+    chunks
 }
 
 /// Bytes of a request with `sets` sets of scalars.

@@ -44,9 +44,11 @@ pub struct Options {
     pub params: Format,
     /// How the caller stores gradients.
     pub grads: Format,
-    /// How the rule's state is stored: f32 or bf16. In bf16 a running mean with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
-    /// nearest: round at random.
+    /// How the rule's state is stored: f32, bf16 or 8 bits, [block-wise](crate::q8). In bf16 a running mean with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
+    /// nearest, and in 8 bits one below 1/32: [round at random](Rounding::Stochastic).
     pub states: Format,
+    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and gains, for a dispatch more. Default 0.
+    pub f32_states_below: u64,
     /// What is kept of parameters that have 2 bytes.
     pub master: Master,
     /// How what has 2 bytes is rounded: the rule's state, and parameters of which nothing more is kept.
@@ -80,8 +82,9 @@ pub enum Rounding {
     /// To the nearest, of two the even one.
     #[default]
     Nearest,
-    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the element's place in the flat space and which of its
-    /// values it is: a run can be repeated, and buffers, chunks and skipped steps make no difference.
+    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the tensor's name, the element's index in it and which of its
+    /// values it is: a run can be repeated, and buffers, chunks, offsets, groups and skipped steps make no difference (but for where blocks of [8 bits](crate::q8) begin). Tensors that share a vector of four with others
+    /// take dispatches of their own, four at most.
     Stochastic {
         /// Of the random numbers.
         seed: u64,
@@ -208,8 +211,13 @@ impl Options {
         }
         let refuse =
             |field, format: Format, bound| Err(Error::Format { field, format: format.name(), bound });
-        if self.states == Format::F16 {
-            return refuse("states", self.states, "f32 or bf16: squares of small gradients are no f16");
+        if !Format::STATES.contains(&self.states) {
+            return refuse("states", self.states, "f32, bf16 or q8: squares of small gradients are no f16");
+        }
+        for (field, format) in [("params", self.params), ("grads", self.grads)] {
+            if !Format::TENSORS.contains(&format) {
+                return refuse(field, format, "f32, f16 or bf16: blocks are for state");
+            }
         }
         if self.master == Master::Remainder && self.params == Format::F16 {
             return refuse("params", self.params, "bf16 for a remainder");
@@ -247,7 +255,13 @@ impl Options {
         Ok(())
     }
 
-    /// How everything is stored.
+    /// How the state of a tensor of `len` elements is stored.
+    #[must_use]
+    pub fn states_of(&self, len: u64) -> Format {
+        if len < self.f32_states_below { Format::F32 } else { self.states }
+    }
+
+    /// How everything is stored, beside state as [`states`](Self::states) says.
     pub(crate) fn storage(&self) -> Storage {
         let Self { params, grads, states, master, rounding, .. } = *self;
         let storage = Storage { params, grads, states, master, stochastic: false };

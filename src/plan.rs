@@ -1,11 +1,14 @@
 //! How a layout becomes dispatches: chunks that fit a binding, and tables of tiles. Pure arithmetic, no GPU.
 
+use crate::q8;
 use bytemuck::{Pod, Zeroable};
 
 /// Threads in a workgroup; each updates one quad.
 pub const WORKGROUP_SIZE: u32 = 256;
 /// Elements in a quad, one `vec4`.
 pub const QUAD: u64 = 4;
+/// Quads of a block of state that has a scale of its own: as many threads side by side.
+pub const BLOCK_QUADS: u32 = q8::BLOCK as u32 / QUAD as u32;
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device may ask for.
 pub const CHUNK_ALIGNMENT: u64 = 64;
 /// The lane of a quad that belongs to no tensor.
@@ -45,6 +48,8 @@ pub struct Piece {
     pub end: u64,
     /// The quad of the chunk's state that holds the first element.
     pub state: u32,
+    /// The lane of the tensor's first element.
+    pub lane: u32,
 }
 
 /// A range of the flat space whose buffers are bound at once, with state buffers of its own.
@@ -60,9 +65,19 @@ pub struct Chunk {
     pub pieces: Vec<Piece>,
 }
 
-/// A range of one tensor, as [`chunks`] takes it.
+impl Chunk {
+    /// One that begins where `start` can be bound.
+    fn empty(start: u64) -> Self {
+        let first = start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT;
+        Self { start: first, end: start, state_quads: 0, pieces: Vec::new() }
+    }
+}
+
+/// A tensor, as [`chunks`] takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// Its index in the order of the flat space.
+    pub tensor: usize,
     /// The tensor's group.
     pub group: u32,
     /// First element in the flat space.
@@ -71,39 +86,67 @@ pub struct Span {
     pub end: u64,
 }
 
-/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`.
+/// Sorts `tensors` (disjoint, in order) into as few families as there can be, of each of which no two tensors share a quad.
 #[must_use]
-pub fn chunks(tensors: &[Span], chunk_elements: u64) -> Vec<Chunk> {
+pub fn families(tensors: &[Span]) -> Vec<Vec<Span>> {
+    let mut families: Vec<Vec<Span>> = Vec::new();
+    for span in tensors {
+        let apart = |family: &&mut Vec<Span>| {
+            family.last().is_none_or(|last| (last.end - 1) / QUAD < span.start / QUAD)
+        };
+        match families.iter_mut().find(apart) {
+            Some(family) => family.push(*span),
+            None => families.push(vec![*span]),
+        }
+    }
+    families
+}
+
+/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`. Their state is in blocks of `block` quads, counted from each tensor's first: of more
+/// than one only where no tensors share a quad.
+#[must_use]
+pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
-    for (tensor, span) in tensors.iter().enumerate() {
+    for span in tensors {
+        let tensor = span.tensor;
         let mut start = span.start;
         while start < span.end {
             let fits = chunks.last().is_some_and(|c| start < c.start + chunk_elements);
             if !fits {
-                chunks.push(Chunk {
-                    start: start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
-                    end: start,
-                    state_quads: 0,
-                    pieces: Vec::new(),
-                });
+                chunks.push(Chunk::empty(start));
             }
             let Some(chunk) = chunks.last_mut() else { break };
-            let end = span.end.min(chunk.start + chunk_elements);
+            let mut end = span.end.min(chunk.start + chunk_elements);
+            if end < span.end {
+                end = whole_blocks(span.start, end, block);
+                if end <= start {
+                    // No block of it has room here.
+                    chunks.push(Chunk::empty(start));
+                    continue;
+                }
+            }
             // A quad that the previous piece ends in is shared with it.
             let shared = chunk.state_quads > 0 && (chunk.end - 1) / QUAD == start / QUAD;
             let state = chunk.state_quads - u32::from(shared);
-            chunk.state_quads = state + (end.div_ceil(QUAD) - start / QUAD) as u32;
+            let quads = (end.div_ceil(QUAD) - start / QUAD) as u32;
+            chunk.state_quads = state + quads.next_multiple_of(block);
             chunk.end = end;
-            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state });
+            let lane = (span.start % QUAD) as u32;
+            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state, lane });
             start = end;
         }
     }
     chunks
 }
 
+/// The end of the last whole block up to `end`, of those that begin with the quad of `start`.
+pub(crate) fn whole_blocks(start: u64, end: u64, block: u32) -> u64 {
+    let first = start / QUAD * QUAD;
+    first + (end - first) / (u64::from(block) * QUAD) * (u64::from(block) * QUAD)
+}
+
 /// A run of quads: those between the first and the last belong to one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// First quad, counted from the chunk's start.
     pub quad: u32,
@@ -116,6 +159,26 @@ pub struct Tile {
     /// The group of each lane of the first quad, [`NONE`] where it is not a tensor's.
     pub first: [u16; 4],
     /// The same of the last quad; of a lone quad, both.
+    pub last: [u16; 4],
+    /// The tensor of the first lane that is one's: of all, where tiles are [`by_tensor`](Tiling::by_tensor).
+    pub tensor: usize,
+}
+
+/// A tile in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SharedTile {
+    /// First quad, counted from the chunk's start.
+    pub quad: u32,
+    /// First quad of the state.
+    pub state: u32,
+    /// How many quads.
+    pub quads: u32,
+    /// The group of all lanes between the first and the last quad.
+    pub group: u32,
+    /// The groups of the lanes of the first quad.
+    pub first: [u16; 4],
+    /// The same of the last quad.
     pub last: [u16; 4],
 }
 
@@ -180,8 +243,8 @@ pub struct Header {
     pub g_last: u32,
     /// Where the partial results begin.
     pub partials: u32,
-    /// Where quad 0 lies in the flat space, in quads.
-    pub flat: u32,
+    /// Where the scales of state in blocks begin, in words.
+    pub scales: u32,
 }
 
 /// Bytes that the header takes in the shader's table: rounded up to the alignment of the tiles behind it.
@@ -194,6 +257,25 @@ pub enum Space {
     Uniform,
     /// A read-only storage buffer.
     Storage,
+}
+
+/// What tiles have to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// The kernel loads element by element, for which there are no tables of whole tiles.
+    pub by_element: bool,
+    /// Quads of a block of state, of which a tile has whole ones but for a tensor's last.
+    pub block: u32,
+    /// Every tile is of one tensor, and says of which. Only where no tensors share a quad.
+    pub by_tensor: bool,
+}
+
+impl Tiling {
+    /// For kernels that may go on from tensor to tensor.
+    #[must_use]
+    pub fn plain(by_element: bool) -> Self {
+        Self { by_element, block: 1, by_tensor: false }
+    }
 }
 
 /// What becomes of a quad that several groups have lanes of.
@@ -220,20 +302,27 @@ pub struct Dispatch {
     pub workgroups: [u32; 2],
 }
 
+/// Bytes of a tile in a table, and of what says which tensor's it is.
+#[must_use]
+pub fn tile_bytes(whole: bool, by_tensor: bool) -> usize {
+    let tile = if whole { size_of::<WholeTile>() } else { size_of::<SharedTile>() };
+    tile + if by_tensor { TENSOR_BYTES } else { 0 }
+}
+
+/// Bytes that say which tensor's a tile is.
+pub const TENSOR_BYTES: usize = 16;
+
 /// Tiles that fit a uniform table.
 #[must_use]
-pub fn uniform_tiles(uniform_bytes: u32, whole: bool) -> u32 {
-    let tile = if whole { size_of::<WholeTile>() } else { size_of::<Tile>() };
-    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / tile as u32
+pub fn uniform_tiles(uniform_bytes: u32, whole: bool, by_tensor: bool) -> u32 {
+    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / tile_bytes(whole, by_tensor) as u32
 }
 
 /// Plans the dispatch that updates `pieces`; quads are counted from element `base`, a multiple of [`QUAD`].
-///
-/// `by_element`: the kernel loads element by element, for which there are no tables of whole tiles.
 #[must_use]
-pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base, Seams::Shared);
-    let whole = !by_element && runs.iter().all(Tile::is_whole);
+pub fn dispatch(pieces: &[Piece], base: u64, tiling: Tiling, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, Seams::Shared, tiling);
+    let whole = whole(pieces, &runs, tiling);
     let per_tile = |shift: u32| u64::from(WORKGROUP_SIZE) << shift;
     if let [run] = runs[..] {
         // One tile of any length: its workgroups need no table to find it.
@@ -241,7 +330,7 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
         let (tiles, space) = (runs, Space::Uniform);
         return Dispatch { tiles, shift: 31, whole, space, workgroups: rows(total, limits) };
     }
-    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole, tiling.by_tensor));
     // Longer tiles make a shorter table, and leave more workgroups idle at the ends of tensors.
     let (shift, space, _) = (0..=20)
         .filter_map(|shift| {
@@ -264,10 +353,10 @@ pub fn dispatch(pieces: &[Piece], base: u64, by_element: bool, limits: &Limits) 
 
 /// Plans a reduction over `pieces`, a workgroup a tile, whose threads go round it as often as it takes. Where seams are kept apart every tile is of one group alone.
 #[must_use]
-pub fn reduction(pieces: &[Piece], base: u64, by_element: bool, seams: Seams, limits: &Limits) -> Dispatch {
-    let runs = runs(pieces, base, seams);
-    let whole = !by_element && runs.iter().all(Tile::is_whole);
-    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole));
+pub fn reduction(pieces: &[Piece], base: u64, tiling: Tiling, seams: Seams, limits: &Limits) -> Dispatch {
+    let runs = runs(pieces, base, seams, tiling);
+    let whole = whole(pieces, &runs, tiling);
+    let uniform = u64::from(uniform_tiles(limits.uniform_bytes, whole, tiling.by_tensor));
     let per_tile = |rounds: u32| u64::from(WORKGROUP_SIZE) * u64::from(rounds);
     let fit = REDUCTION_ROUNDS.into_iter().find(|&rounds| count(&runs, per_tile(rounds)) <= uniform);
     let (rounds, space) =
@@ -275,6 +364,12 @@ pub fn reduction(pieces: &[Piece], base: u64, by_element: bool, seams: Seams, li
     let tiles = cut(&runs, per_tile(rounds));
     let workgroups = rows(tiles.len() as u64, limits);
     Dispatch { tiles, shift: 0, whole, space, workgroups }
+}
+
+/// Whether all quads are whole, and where tensors have numbers of their own those of their elements too.
+fn whole(pieces: &[Piece], runs: &[Tile], tiling: Tiling) -> bool {
+    let aligned = !tiling.by_tensor || pieces.iter().all(|piece| piece.lane == 0);
+    !tiling.by_element && aligned && runs.iter().all(Tile::is_whole)
 }
 
 /// Tiles of at most `quads` that `runs` make.
@@ -309,8 +404,9 @@ fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     [total.div_ceil(rows) as u32, rows as u32]
 }
 
-/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all.
-fn runs(pieces: &[Piece], base: u64, seams: Seams) -> Vec<Tile> {
+/// The quads of `pieces` in order, as maximal runs of one group; a quad that several pieces share ends the run of the first of them, or is in the runs of all. A run
+/// goes on behind whole blocks only.
+fn runs(pieces: &[Piece], base: u64, seams: Seams, tiling: Tiling) -> Vec<Tile> {
     let mut runs: Vec<Tile> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, end) = (piece.start - base, piece.end - base);
@@ -345,11 +441,14 @@ fn runs(pieces: &[Piece], base: u64, seams: Seams) -> Vec<Tile> {
             group: piece.group,
             first: lanes(first),
             last: lanes(last),
+            tensor: piece.tensor,
         };
         match runs.last_mut() {
             // Without a seam, one run.
             Some(run)
                 if run.end() == first
+                    && run.quads % tiling.block == 0
+                    && (run.tensor == tile.tensor || !tiling.by_tensor)
                     && run.group == tile.group
                     && run.last == run.inner()
                     && tile.lanes(0) == run.inner() =>

@@ -8,7 +8,7 @@ use std::time::Duration;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Optimizer, Rule, Twin, cpu};
+use wgpu_optim::{Format, Optimizer, Rule, Twin, cpu, q8};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -253,13 +253,15 @@ pub fn packed(format: Format, values: &[f32]) -> Vec<u32> {
 
 /// The codes of elements of `bytes` in words.
 fn codes(words: &[u32], bytes: u64) -> Vec<u32> {
-    if bytes == 4 {
-        return words.to_vec();
+    match bytes {
+        4 => words.to_vec(),
+        2 => words.iter().flat_map(|word| [word & 0xffff, word >> 16]).collect(),
+        _ => words.iter().flat_map(|word| word.to_le_bytes().map(u32::from)).collect(),
     }
-    words.iter().flat_map(|word| [word & 0xffff, word >> 16]).collect()
 }
 
-/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept, `None` if there is no such slot.
+/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept, `None` if there is no such slot. Of what is stored in blocks, the bits of
+/// the numbers themselves.
 ///
 /// # Panics
 /// If the device is lost.
@@ -273,12 +275,25 @@ pub fn slot<R: Rule>(gpu: &Gpu, optimizer: &Optimizer<R>, slot: &str) -> Option<
     for tensor in layout.tensors() {
         for range in optimizer.state(slot, &tensor.name).ok()? {
             flat.resize(layout.len() as usize, 0);
-            let values: &Vec<u32> = buffers.entry(range.buffer.clone()).or_insert_with_key(|buffer| {
-                codes(&gpu.read_bits(buffer, 0, (buffer.size() / 4) as usize), range.element_bytes)
-            });
+            let values = buffers
+                .entry(range.buffer.clone())
+                .or_insert_with_key(|buffer| gpu.read_bits(buffer, 0, (buffer.size() / 4) as usize));
             let to = (tensor.offset + range.start) as usize;
-            let (from, len) = ((range.offset / range.element_bytes) as usize, range.len as usize);
-            flat[to..to + len].copy_from_slice(&values[from..from + len]);
+            let (from, len) = (range.offset as usize, range.len as usize);
+            let bytes = range.element_bytes as usize;
+            let first = from / 4;
+            let words = &values[first..(from + len * bytes).div_ceil(4)];
+            let own = codes(words, range.element_bytes);
+            let own = &own[from % 4 / bytes..][..len];
+            let flat = &mut flat[to..to + len];
+            flat.copy_from_slice(own);
+            if let Some(scales) = range.scales {
+                // The part's first block begins with its first word.
+                for (i, x) in flat.iter_mut().enumerate() {
+                    let scale = values[scales as usize / 4 + (from % 4 + i) / q8::BLOCK];
+                    *x = q8::decode(*x as u8, scale).to_bits();
+                }
+            }
         }
     }
     Some(flat)

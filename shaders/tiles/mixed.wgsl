@@ -41,3 +41,10 @@ fn keep_half(at: At, old: vec2<u32>, next: vec2<u32>) -> vec2<u32> {
     let mask = own.xz | (own.yw << vec2<u32>(16u));
     return (old & ~mask) | (next & mask);
 }
+
+// The same of codes, four to a word.
+fn keep_codes(at: At, old: u32, next: u32) -> u32 {
+    let own = select(vec4<u32>(0u), vec4<u32>(0xffu, 0xff00u, 0xff0000u, 0xff000000u), at.lanes != vec4<u32>(NONE));
+    let mask = own.x | own.y | own.z | own.w;
+    return (old & ~mask) | (next & mask);
+}

@@ -26,3 +26,7 @@ fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
 fn keep_half(at: At, old: vec2<u32>, next: vec2<u32>) -> vec2<u32> {
     return next;
 }
+
+fn keep_codes(at: At, old: u32, next: u32) -> u32 {
+    return next;
+}

@@ -3,6 +3,7 @@
 //! Elements are numbered as state is kept: all tensors in the order of the flat space, without the gaps between them.
 
 use crate::error::Error;
+use crate::format::tensor_key;
 use crate::layout::{Layout, Tensor};
 use crate::rules::Rule;
 use core::ops::Range;
@@ -21,6 +22,8 @@ pub(super) struct Span {
     pub(super) len: usize,
     /// Where it starts in the flat space.
     pub(super) flat: usize,
+    /// What stands for it in random numbers.
+    pub(super) key: u32,
 }
 
 impl Span {
@@ -65,7 +68,8 @@ impl Plan {
         let mut start = 0;
         for tensor in layout.by_offset() {
             let len = tensor.len as usize;
-            spans.push(Span { start, len, flat: tensor.offset as usize });
+            let key = tensor_key(&tensor.name);
+            spans.push(Span { start, len, flat: tensor.offset as usize, key });
             start += len;
             if R::RATIO.is_some() {
                 rows.push(groups.len());

@@ -90,8 +90,8 @@ impl<'m, 'a> Part<'m, 'a> {
     }
 }
 
-/// What random numbers depend on: the step, the first element's place in the flat space, and which of its values is rounded.
-type Draw = Option<([f32; 3], u64, u32)>;
+/// What random numbers depend on: the step, the tensor, the first element's index in it, and which of its values is rounded.
+type Draw = Option<([f32; 3], u32, u64, u32)>;
 
 /// Part of a tile, or 2 bytes an element.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
@@ -122,8 +122,8 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
     match (format, draw) {
         (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
         (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
-        (_, Some((key, flat, nth))) => pairs.zip(flat..).for_each(|((to, &x), at)| {
-            *to = format.encode_stochastic(x, random(key, at, nth)) as u16;
+        (_, Some((key, tensor, first, nth))) => pairs.zip(first..).for_each(|((to, &x), at)| {
+            *to = format.encode_stochastic(x, random(key, tensor, at, nth)) as u16;
         }),
     }
 }
@@ -238,8 +238,9 @@ struct Place {
     state: Range<usize>,
     /// In the caller's slices.
     own: Range<usize>,
-    /// In the flat space.
-    flat: u64,
+    /// In its tensor, whose key comes first.
+    tensor: u32,
+    index: u64,
 }
 
 impl Place {
@@ -259,8 +260,8 @@ fn of_segment<'s>(
     let (pair, first) = memory.of(plan, segment.span);
     let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(TILE));
     let (own, state) = (segment.start.wrapping_sub(first), segment.start - part_start);
-    let flat = (span.flat + segment.start - span.start) as u64;
-    (pair, Place { state: state..state + len, own: own..own + len, flat })
+    let index = (segment.start - span.start) as u64;
+    (pair, Place { state: state..state + len, own: own..own + len, tensor: span.key, index })
 }
 
 /// The next tile of a segment with `left` more elements.
@@ -269,7 +270,7 @@ fn next(place: &mut Place, left: usize) {
     let len = place.len();
     place.state = place.state.end..place.state.end + left.min(TILE);
     place.own = place.own.end..place.own.end + left.min(TILE);
-    place.flat += len as u64;
+    place.index += len as u64;
 }
 
 /// A tile on its way from memory and back.
@@ -315,7 +316,7 @@ impl Values {
         master: &mut Cells<'_>,
         key: Option<[f32; 3]>,
     ) {
-        let draw = |nth: u32| key.map(|key| (key, place.flat, nth));
+        let draw = |nth: u32| key.map(|key| (key, place.tensor, place.index, nth));
         if matches!(master, Cells::None) {
             pair.p.store(&place.own, &self.p, storage.params, draw(0));
             if storage.params != Format::F32 {

@@ -1,18 +1,21 @@
 //! Binding: the caller's buffers, checked against the layout and made ready to record.
 
-use super::{Bound, BoundDispatch, Look, Optimizer};
+use super::{Bound, BoundDispatch, Look, Optimizer, State, block_quads};
 use crate::bind::{self, ByteRange, Form, Named, Part, Tensors, View};
 use crate::control::Control;
 use crate::device::{ALIGNMENT, ELEMENT, checked, create_buffer, create_filled};
 use crate::error::Error;
-use crate::format::Format;
+use crate::format::{Format, tensor_key};
 use crate::kernel::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, Key, REDUCE_BINDING_G,
-    REDUCE_BINDING_PARTIALS, Walk,
+    REDUCE_BINDING_PARTIALS, Storage, Walk,
 };
 use crate::layout::Tensor;
 use crate::pipeline::Kernel;
-use crate::plan::{self, Dispatch, HEADER_BYTES, Header, Piece, QUAD, Seams, Space, WholeTile};
+use crate::plan::{
+    self, Dispatch, HEADER_BYTES, Header, Piece, QUAD, Seams, SharedTile, Space, TENSOR_BYTES, Tiling,
+    WholeTile,
+};
 use crate::rules::Rule;
 use std::collections::HashMap;
 
@@ -35,7 +38,7 @@ impl<R: Rule> Optimizer<R> {
         };
         let mut planned = Vec::new();
         for part in &parts {
-            for (part, access) in part.split() {
+            for (part, access) in part.split(block_quads(self.state[part.chunk].format)) {
                 planned.push(self.plan(&part, access)?);
             }
         }
@@ -48,12 +51,12 @@ impl<R: Rule> Optimizer<R> {
         let p = Named::new("parameters", p, p_bytes)?;
         let g = Named::new("gradients", g, g_bytes)?;
         self.refuse_overlaps(vec![p.range(p_bytes), g.range(g_bytes)])?;
-        let parts = self.chunks.iter().enumerate().map(|(chunk, c)| Part {
-            chunk,
-            base: c.start,
-            pieces: c.pieces.clone(),
-            p: p.at(c.start as i64, params),
-            g: g.at(c.start as i64, grads),
+        let parts = self.state.iter().enumerate().map(|(i, State { chunk, .. })| Part {
+            chunk: i,
+            base: chunk.start,
+            pieces: chunk.pieces.clone(),
+            p: p.at(chunk.start as i64, params),
+            g: g.at(chunk.start as i64, grads),
         });
         Ok(parts.collect())
     }
@@ -96,8 +99,8 @@ impl<R: Rule> Optimizer<R> {
         }
         self.refuse_overlaps(ranges)?;
         let mut parts = Vec::new();
-        for (chunk, c) in self.chunks.iter().enumerate() {
-            for piece in &c.pieces {
+        for (chunk, state) in self.state.iter().enumerate() {
+            for piece in &state.chunk.pieces {
                 let (p, g) = &named[piece.tensor];
                 let base = piece.start / QUAD * QUAD;
                 let first = base as i64 - tensors[piece.tensor].offset as i64;
@@ -115,7 +118,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// Refuses ranges of one buffer that share bytes, with each other or with our state.
     fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
-        ranges.extend(self.state.iter().flatten().map(|buffer| ByteRange {
+        ranges.extend(self.buffers().map(|buffer| ByteRange {
             what: "optimizer state".into(),
             buffer: buffer.clone(),
             start: 0,
@@ -148,14 +151,18 @@ impl<R: Rule> Optimizer<R> {
         let of = |owner: fn(&Piece) -> u32| -> Vec<Piece> {
             part.pieces.iter().map(|piece| Piece { group: owner(piece), ..*piece }).collect()
         };
-        let by_tensor = of(|piece| piece.tensor as u32);
-        let pieces = if self.layers.is_some() { &by_tensor } else { &part.pieces };
+        let tensors = of(|piece| piece.tensor as u32);
+        let pieces = if self.layers.is_some() { &tensors } else { &part.pieces };
+        let storage = Storage { states: self.state[part.chunk].format, ..self.options.storage() };
+        let by_tensor = storage.stochastic;
+        let tiling = Tiling { by_element, block: block_quads(storage.states), by_tensor };
         let dispatch = if self.options.norms {
-            plan::reduction(pieces, base, by_element, Seams::Shared, limits)
+            plan::reduction(pieces, base, tiling, Seams::Shared, limits)
         } else {
-            plan::dispatch(pieces, base, by_element, limits)
+            plan::dispatch(pieces, base, tiling, limits)
         };
-        let step = self.table(&window, dispatch)?;
+        let step = self.table(&window, dispatch, by_tensor)?;
+        let plain = Tiling::plain(by_element);
         let key = Key {
             walk: step.walk,
             single: step.dispatch.tiles.len() == 1 && !self.options.norms,
@@ -163,25 +170,25 @@ impl<R: Rule> Optimizer<R> {
             rows: self.layout.groups().len() as u32,
             rows_space: Space::Uniform,
             kept: self.kept.clone(),
-            storage: self.options.storage(),
+            storage,
             around: self.options.around(),
         };
         let look = match &self.control {
             None => None,
             Some(control) => {
                 let reduction = if control.by_group.is_some() {
-                    plan::reduction(&part.pieces, base, by_element, Seams::Apart, limits)
+                    plan::reduction(&part.pieces, base, plain, Seams::Apart, limits)
                 } else {
-                    plan::reduction(&of(|_| 0), base, by_element, Seams::Shared, limits)
+                    plan::reduction(&of(|_| 0), base, plain, Seams::Shared, limits)
                 };
-                Some(self.table(&window, reduction)?)
+                Some(self.table(&window, reduction, false)?)
             }
         };
         let measure = match &self.layers {
             None => None,
             Some(_) => {
-                let reduction = plan::reduction(&by_tensor, base, by_element, Seams::Apart, limits);
-                Some(self.table(&window, reduction)?)
+                let reduction = plan::reduction(&tensors, base, plain, Seams::Apart, limits);
+                Some(self.table(&window, reduction, false)?)
             }
         };
         if let Some(Table { walk, .. }) = look
@@ -215,7 +222,7 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// The table of a dispatch over a window, which is checked to stay inside of it.
-    fn table(&self, window: &Window<'_>, dispatch: Dispatch) -> Result<Table, Error> {
+    fn table(&self, window: &Window<'_>, dispatch: Dispatch, by_tensor: bool) -> Result<Table, Error> {
         let Window { part, access, p, g } = window;
         let [stride, rows] = dispatch.workgroups;
         if rows > self.limits.workgroups {
@@ -225,10 +232,10 @@ impl<R: Rule> Optimizer<R> {
                 bound: rows.into(),
             });
         }
-        let state = self.chunks[part.chunk].state_quads.into();
+        let state = self.state[part.chunk].chunk.state_quads;
         // Access by element stays inside of the caller's buffers by itself.
         let sides = if *access == Access::Quads { &[p, g][..] } else { &[] };
-        part.prove_bounds(&dispatch, sides, state)?;
+        part.prove_bounds(&dispatch, sides, state.into())?;
         let header = Header {
             records: dispatch.tiles.len() as u32,
             shift: dispatch.shift,
@@ -238,11 +245,12 @@ impl<R: Rule> Optimizer<R> {
             p_last: p.last,
             g_last: g.last,
             partials: 0,
-            flat: (part.base / QUAD) as u32,
+            // A word of four codes a quad comes before them.
+            scales: state,
         };
         let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
-        let walk = Walk { access: *access, whole, space, uniform_bytes };
-        Ok(Table { walk, header, dispatch })
+        let walk = Walk { access: *access, whole, space, uniform_bytes, by_tensor };
+        Ok(Table { walk, header, base: part.base, dispatch })
     }
 
     fn build(&self, mut planned: Vec<Planned>) -> Result<Bound, Error> {
@@ -265,9 +273,10 @@ impl<R: Rule> Optimizer<R> {
             }
         }
         let mut tables = Tables::default();
+        let tensors: Vec<_> = self.layout.by_offset().collect();
         for plan in &planned {
             for table in plan.tables() {
-                tables.write(table);
+                tables.write(table, &tensors);
             }
         }
         let mut memory = Memory { device: &self.device, bytes: 0 };
@@ -307,7 +316,7 @@ impl<R: Rule> Optimizer<R> {
             };
             // In the order of `Planned::tables`.
             let mut step = vec![table(), range_entry(BINDING_P, &plan.p), range_entry(BINDING_G, &plan.g)];
-            for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk]) {
+            for (binding, buffer) in (BINDING_STATE..).zip(&self.state[plan.chunk].buffers) {
                 step.push(whole_entry(binding, buffer));
             }
             let mut first_phase = step.clone();
@@ -412,6 +421,8 @@ struct Window<'a> {
 struct Table {
     walk: Walk,
     header: Header,
+    /// The element that quads are counted from.
+    base: u64,
     dispatch: Dispatch,
 }
 
@@ -440,27 +451,33 @@ struct Tables {
 }
 
 impl Tables {
-    fn write(&mut self, table: &Table) {
-        let Table { walk, header, dispatch } = table;
+    fn write(&mut self, table: &Table, tensors: &[&Tensor]) {
+        let Table { walk, header, base, dispatch } = table;
         let bytes = &mut self.bytes;
         bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
         let offset = bytes.len();
         bytes.extend_from_slice(bytemuck::bytes_of(header));
         bytes.resize(offset + HEADER_BYTES, 0);
-        for tile in &dispatch.tiles {
+        for &plan::Tile { quad, state, quads, group, first, last, tensor } in &dispatch.tiles {
             if walk.whole {
-                bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile {
-                    quad: tile.quad,
-                    state: tile.state,
-                    quads: tile.quads,
-                    group: tile.group,
-                }));
+                bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile { quad, state, quads, group }));
             } else {
-                bytes.extend_from_slice(bytemuck::bytes_of(tile));
+                let tile = SharedTile { quad, state, quads, group, first, last };
+                bytes.extend_from_slice(bytemuck::bytes_of(&tile));
+            }
+            if walk.by_tensor {
+                let tensor = tensors[tensor];
+                let quads = base / QUAD + u64::from(quad) - tensor.offset / QUAD;
+                let place = quads * QUAD + tensor.offset % QUAD;
+                let element = [tensor_key(&tensor.name), place as u32];
+                bytes.extend_from_slice(bytemuck::bytes_of(&element));
+                bytes.resize(bytes.len() + TENSOR_BYTES - size_of_val(&element), 0);
             }
         }
         let size = match walk.space {
-            Space::Uniform => walk.table_bytes(plan::uniform_tiles(walk.uniform_bytes, walk.whole) as usize),
+            Space::Uniform => {
+                walk.table_bytes(plan::uniform_tiles(walk.uniform_bytes, walk.whole, walk.by_tensor) as usize)
+            }
             Space::Storage => (bytes.len() - offset) as u64,
         };
         self.windows.push((offset as u64, size));

@@ -11,7 +11,7 @@ use wgpu_optim::{
 };
 
 /// Runs `body`, a function of `code: vec4<u32>` and `random: vec4<u32>` that returns as many words as `input` has, four at a time.
-fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
+pub fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
     let text = format!(
         "{}
 @group(0) @binding(0) var<storage, read> input: array<vec4<u32>>;
@@ -103,9 +103,9 @@ fn every_number_is_encoded_as_on_the_cpu() {
 }
 
 /// A run in one buffer of parameters and one of gradients, stored as the options say.
-struct Stored<'a, R> {
+pub struct Stored<'a, R> {
     gpu: &'a Gpu,
-    optimizer: Optimizer<R>,
+    pub optimizer: Optimizer<R>,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
     bound: Bound,
@@ -113,7 +113,7 @@ struct Stored<'a, R> {
 
 impl<'a, R: Rule> Stored<'a, R> {
     /// `each`: as tensors of their own, and not as flat buffers.
-    fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
+    pub fn new(gpu: &'a Gpu, layout: Layout<R>, options: Options, params: &[f32], each: bool) -> Self {
         let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
         let p = gpu.upload_as(options.params, params);
         let g = gpu.upload_as(options.grads, &vec![0.0; params.len()]);
@@ -130,22 +130,22 @@ impl<'a, R: Rule> Stored<'a, R> {
         Self { gpu, optimizer, params: p, grads: g, bound }
     }
 
-    fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
+    pub fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
         self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         let mut encoder = self.gpu.encoder();
         self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
         self.gpu.run(encoder);
     }
 
-    fn codes(&self) -> Vec<u32> {
+    pub fn codes(&self) -> Vec<u32> {
         harness::param_codes(self.gpu, &self.optimizer, &self.params, 0)
     }
 
-    fn slot(&self, slot: &str) -> Vec<u32> {
+    pub fn slot(&self, slot: &str) -> Vec<u32> {
         harness::slot(self.gpu, &self.optimizer, slot).unwrap()
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Snapshot {
         harness::snapshot(self.gpu, &self.optimizer, &self.params, 0)
     }
 
@@ -166,7 +166,7 @@ const SEED: Rounding = Rounding::Stochastic { seed: 7 };
 
 /// Ways to store: every format in every place, and every way to keep more of the parameters.
 fn ways() -> Vec<Options> {
-    use Format::{Bf16, F16, F32};
+    use Format::{Bf16, F16, F32, Q8};
     let ways = [
         (F32, Bf16, F32, Master::F32, Rounding::Nearest),
         (F32, F32, Bf16, Master::F32, Rounding::Nearest),
@@ -179,6 +179,11 @@ fn ways() -> Vec<Options> {
         (F16, Bf16, F32, Master::None, SEED),
         (Bf16, F32, F32, Master::None, Rounding::Nearest),
         (F16, F32, Bf16, Master::None, Rounding::Nearest),
+        (F32, F32, Q8, Master::F32, Rounding::Nearest),
+        (F32, Bf16, Q8, Master::F32, SEED),
+        (Bf16, F16, Q8, Master::Remainder, Rounding::Nearest),
+        (Bf16, Bf16, Q8, Master::None, SEED),
+        (F16, F32, Q8, Master::F32, Rounding::Nearest),
     ];
     let options = |(params, grads, states, master, rounding)| Options {
         params,
@@ -490,6 +495,59 @@ fn stochastic_rounding_does_not_know_of_buffers() {
     assert!(run(&roomy, false, options, &[0, 2]) == first, "skipped steps");
     let other = Options { rounding: Rounding::Stochastic { seed: 8 }, ..options };
     assert!(run(&roomy, false, other, &[]) != first, "another seed");
+}
+
+/// And neither does the layout: a tensor's numbers are drawn by its name and the place in it, wherever it lies, whatever is before it and whichever group it is in.
+#[test]
+fn stochastic_rounding_does_not_know_of_layouts() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let lens = [("a", 2_001), ("b", 3), ("c", 333), ("d", 1), ("e", 2), ("f", 70_000)];
+    let adamw = AdamW::default();
+    let of = |names: &str, group: &str| {
+        let tensors = names.chars().map(|name| lens[name as usize - 'a' as usize]);
+        tensors.fold(Group::new(group, adamw), |group, (name, len)| group.tensor(name, [len]))
+    };
+    let layouts = [
+        Layout::new([of("abcdef", "g")]),
+        Layout::aligned([of("abcdef", "g")]),
+        Layout::new([of("fd", "g"), of("ecba", "h")]),
+        // Each at another lane of its vector.
+        Layout::new([Group::new("g", adamw)
+            .tensor_at("d", [1], 2)
+            .tensor_at("a", [2_001], 3)
+            .tensor_at("f", [70_000], 2_105)
+            .tensor_at("e", [2], 72_106)
+            .tensor_at("c", [333], 72_109)
+            .tensor_at("b", [3], 72_443)]),
+    ];
+    let options = Options {
+        params: Format::Bf16,
+        states: Format::Bf16,
+        master: Master::None,
+        rounding: SEED,
+        ..Options::default()
+    };
+    let ends = layouts.map(|layout| {
+        let layout = layout.unwrap();
+        let len = layout.len() as usize;
+        let mut run = Stored::new(&gpu, layout.clone(), options, &vec![1.0; len], false);
+        for t in 0..3 {
+            let mut grads = vec![0.0; len];
+            for (name, len) in lens {
+                let values = Random::new(40 + t + 10 * len).values(len as usize);
+                grads[layout.tensor(name).unwrap().range()].copy_from_slice(&values);
+            }
+            run.step(&grads, 1e-3);
+        }
+        let all = [run.codes(), run.slot("exp_avg"), run.slot("exp_avg_sq")];
+        lens.map(|(name, _)| all.each_ref().map(|all| all[layout.tensor(name).unwrap().range()].to_vec()))
+    });
+    for (nth, end) in ends.iter().enumerate().skip(1) {
+        for (tensor, (got, want)) in lens.iter().zip(end.iter().zip(&ends[0])) {
+            assert!(got == want, "layout {nth}, tensor {}", tensor.0);
+        }
+    }
+    assert_ne!(ends[0][0][0][..300], ends[0][5][0][..300], "two tensors draw the same");
 }
 
 /// 10⁵ draws a value: their mean is the value within three standard errors, and neighbours and steps know nothing of each other.

@@ -1,6 +1,7 @@
 //! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::fmt::Write as _;
 use std::mem::offset_of;
 use wgpu_optim::control::{Request, State};
 use wgpu_optim::kernel::{
@@ -9,9 +10,11 @@ use wgpu_optim::kernel::{
     control_source, fold_source, measure_source, ratio_source, reduce_source, row_vectors, set_vectors,
     source,
 };
-use wgpu_optim::plan::{HEADER_BYTES, Header, Space, Tile, WORKGROUP_SIZE, WholeTile};
+use wgpu_optim::plan::{HEADER_BYTES, Header, SharedTile, Space, WORKGROUP_SIZE, WholeTile, tile_bytes};
 use wgpu_optim::rules::{scalar_names, slots};
-use wgpu_optim::{AdamW, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Twin, for_each_rule};
+use wgpu_optim::{
+    AdamW, Adan, Clip, Ema, Format, Lamb, LossScale, Master, Options, Rule, Sgd, Twin, for_each_rule,
+};
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
 fn keys(slots: usize) -> Vec<Key> {
@@ -29,7 +32,7 @@ fn keys(slots: usize) -> Vec<Key> {
                             // A table of one tile is never in storage.
                             if !(single && space == Space::Storage) {
                                 keys.push(Key {
-                                    walk: Walk { access, whole, space, uniform_bytes },
+                                    walk: Walk { access, whole, space, uniform_bytes, by_tensor: false },
                                     single,
                                     writable_gradients,
                                     rows,
@@ -108,11 +111,11 @@ fn check<R: Rule>() {
         let expected = if key.walk.whole {
             (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
         } else {
-            (offsets!(Tile: quad, state, quads, group, first, last), size_of::<Tile>() as u32)
+            (offsets!(SharedTile: quad, state, quads, group, first, last), size_of::<SharedTile>() as u32)
         };
         assert_eq!(layout_of(&module, "Record"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, flat);
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, scales);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");
@@ -121,6 +124,54 @@ fn check<R: Rule>() {
             assert!(span <= key.walk.uniform_bytes, "{span} bytes of uniform");
         }
     }
+}
+
+/// Every format in every place, with all that stands around the rule and without.
+fn check_formats<R: Rule>() {
+    let around = Around {
+        head: true,
+        key: true,
+        skips: true,
+        zero: true,
+        ema: true,
+        norms: true,
+        ..Around::default()
+    };
+    let key = keys(0).into_iter().find(|key| key.walk.access == Access::Quads && !key.walk.whole).unwrap();
+    let kept = vec![true; slots::<R>().len()];
+    for (params, grads, states, master) in every_format() {
+        for (stochastic, around, access) in
+            [(true, around, Access::Elements), (false, Around::default(), Access::Quads)]
+        {
+            let storage = Storage { params, grads, states, master, stochastic };
+            let (walk, kept) = (Walk { access, by_tensor: stochastic, ..key.walk }, kept.clone());
+            let key = Key { walk, storage, kept, around, writable_gradients: true, ..key.clone() };
+            let module = validated(&source::<R>(&key));
+            assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+            let (entry, span) = layout_of(&module, "Entry");
+            assert_eq!(entry, owned(&[("record", 0), ("element", size_of::<SharedTile>())]));
+            assert_eq!(span as usize, tile_bytes(false, true));
+            assert!(layout_of(&module, "Table").1 <= walk.uniform_bytes);
+        }
+    }
+}
+
+/// What can be stored together.
+fn every_format() -> Vec<(Format, Format, Format, Master)> {
+    let mut all = Vec::new();
+    for params in Format::TENSORS {
+        for master in [Master::F32, Master::Remainder, Master::None] {
+            for grads in Format::TENSORS {
+                for states in Format::STATES {
+                    let options = Options { params, grads, states, master, ..Options::default() };
+                    if options.validate().is_ok() && (params != Format::F32 || master == Master::F32) {
+                        all.push((params, grads, states, master));
+                    }
+                }
+            }
+        }
+    }
+    all
 }
 
 /// The first phase of a layer-wise rule, and what follows it.
@@ -151,6 +202,14 @@ macro_rules! check_all {
 #[test]
 fn every_kernel_validates_and_matches_the_host() {
     for_each_rule!(check_all);
+}
+
+/// Of a rule with few slots, one with many and a layer-wise one: no rule knows a format.
+#[test]
+fn every_format_validates_in_every_place() {
+    check_formats::<Sgd>();
+    check_formats::<Adan>();
+    check_formats::<Lamb>();
 }
 
 /// Everything that can stand around a rule.
@@ -281,7 +340,7 @@ macro_rules! files {
             let kept: Vec<_> = (0..all).map(|slot| <$rule>::default().keeps_slot(slot)).collect();
             let cells: Vec<_> = row.split(" | ").collect();
             let state = |kept: &[bool]| 4 * kept.iter().filter(|&&kept| kept).count() as u64;
-            let moved = |kept: &[bool]| bytes_moved::<$rule>(kept, &Options::default());
+            let moved = |kept: &[bool]| bytes_moved::<$rule>(kept, &Options::default(), 1);
             for (cell, bytes) in [(cells[2], state as fn(&[bool]) -> u64), (cells[3], moved)] {
                 let bytes = [bytes(&kept), bytes(&vec![true; all])];
                 assert!(cell.starts_with(&format!("{} B", bytes[0])), "{row}: not {} B", bytes[0]);
@@ -300,7 +359,7 @@ fn bytes_a_parameter() {
     let ema = Some(Ema { decay: 0.9, debias: false });
     let (bf16, remainder) = (Format::Bf16, Master::Remainder);
     let half = Options { params: bf16, grads: bf16, ..none };
-    let adamw = |options| bytes_moved::<AdamW>(&[true, true, false], &options);
+    let adamw = |options| bytes_moved::<AdamW>(&[true, true, false], &options, 1);
     for (bytes, options) in [
         (28, none),
         // Gradients are read once more and written.
@@ -314,7 +373,7 @@ fn bytes_a_parameter() {
     ] {
         assert_eq!(adamw(options), bytes, "{options:?}");
     }
-    assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline), 36 + 16);
+    assert_eq!(bytes_moved::<Lamb>(&[true, true], &pipeline, 1), 36 + 16);
 }
 
 /// The README's table of formats says what the code does.
@@ -333,13 +392,62 @@ fn bytes_of_the_readme() {
         };
         let [params, grads, states] = [cells[0], cells[1], cells[2]].map(format);
         let options = Options { params, grads, states, master, ..Options::default() };
-        let moved = bytes_moved::<AdamW>(&[true, true, false], &options);
-        // What is written and is not the caller's.
-        let state = (moved - 2 * params.bytes() - grads.bytes()) / 2;
+        let (state, moved) = bytes_of::<AdamW>(&[true, true, false], &options);
         assert_eq!(cells[4..], [format!("{state} B"), format!("{moved} B")], "{line}");
         rows += 1;
     }
-    assert_eq!(rows, 7);
+    assert_eq!(rows, 9);
+}
+
+/// Bytes a parameter of state and of what a step moves.
+fn bytes_of<R: Rule>(kept: &[bool], options: &Options) -> (f64, f64) {
+    // Of many, so that blocks are whole.
+    const MANY: u64 = 1 << 20;
+    let moved = bytes_moved::<R>(kept, options, MANY) as f64 / MANY as f64;
+    // What is written and is not the caller's.
+    let state = (moved - (2 * options.params.bytes() + options.grads.bytes()) as f64) / 2.0;
+    (state, moved)
+}
+
+/// The table of all formats is what the code computes. `WGPU_OPTIM_WRITE=1 cargo test --test it formats_of_the_documentation` writes it.
+#[test]
+fn formats_of_the_documentation() {
+    let mut text = String::from(
+        "# Bytes of every combination of formats
+
+Bytes a parameter: of state, with what is kept of the parameters, and after the slash of what a step reads and writes. For rules that keep one slot (SGD with momentum, Lion, AdaGrad), two (Adam and most of its
+family), three (with AMSGrad) and four (Adan). Averages of the weights (8 bytes moved, 4 of state), looking at the gradients first and zeroing them (a gradient's bytes each), and the first phase of LAMB and LARS come on top:
+`Layout::bytes_moved` counts them. The table is computed by the code that it describes.
+
+| parameters | kept of them | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+",
+    );
+    for (params, grads, states, master) in every_format() {
+        let options = Options { params, grads, states, master, ..Options::default() };
+        let kept = match master {
+            _ if params == Format::F32 => "",
+            Master::F32 => "f32",
+            Master::Remainder => "remainder",
+            _ => "none",
+        };
+        let names = [params, grads, states].map(Format::name);
+        let _ = write!(text, "| {} | {kept} | {} | {} |", names[0], names[1], names[2]);
+        for slots in 1..=4 {
+            let (state, moved) = bytes_of::<Adan>(&[1, 2, 3, 4].map(|n| n <= slots), &options);
+            let _ = write!(text, " {state} / {moved} |");
+        }
+        text.push('\n');
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md");
+    if std::env::var_os("WGPU_OPTIM_WRITE").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap();
+    for (line, (found, want)) in found.lines().zip(text.lines()).enumerate() {
+        assert_eq!(found, want, "docs/formats.md, line {}", line + 1);
+    }
+    assert_eq!(found.lines().count(), text.lines().count());
 }
 
 /// A rule is complete with its shader, its source, its documentation, a golden run and its row in the README. That it has a benchmark and cases to check,

@@ -1,6 +1,7 @@
 //! The crate on a real Vulkan implementation, and the parts of it that need none.
 
 mod bad_input;
+mod blocks;
 mod common;
 mod cpu;
 mod formats;

@@ -62,6 +62,7 @@ const SKIP: Options = Options {
     params: Format::F32,
     grads: Format::F32,
     states: Format::F32,
+    f32_states_below: 0,
     master: Master::F32,
     rounding: Rounding::Nearest,
 };

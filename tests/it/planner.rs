@@ -1,9 +1,10 @@
 //! The planner as pure arithmetic.
 
 use crate::common::Random;
+use std::collections::HashMap;
 use wgpu_optim::plan::{
-    CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Seams, Space, Span, WORKGROUP_SIZE, chunks,
-    dispatch, reduction, uniform_tiles,
+    BLOCK_QUADS, CHUNK_ALIGNMENT, Chunk, Dispatch, Limits, NONE, QUAD, Seams, Space, Span, Tiling,
+    WORKGROUP_SIZE, chunks, dispatch, families, reduction, uniform_tiles,
 };
 
 const LIMITS: Limits =
@@ -23,35 +24,40 @@ fn limits() -> Vec<Limits> {
 
 /// `count` tensors of `len` elements side by side, in two groups by turns.
 fn side_by_side(count: u64, len: u64) -> Vec<Span> {
-    let spans = (0..count).map(|i| Span { group: (i % 2) as u32, start: i * len, end: (i + 1) * len });
-    spans.collect()
+    let span = |i| Span { tensor: i as usize, group: (i % 2) as u32, start: i * len, end: (i + 1) * len };
+    (0..count).map(span).collect()
 }
 
 /// What must hold of any chunks; they may be huge, so nothing here walks elements.
-fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64) {
-    let mut spans = spans.iter().copied().enumerate();
-    let mut open: Option<(usize, Span)> = spans.next();
+fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64, block: u32) {
+    let starts: HashMap<usize, u64> = spans.iter().map(|span| (span.tensor, span.start)).collect();
+    let mut spans = spans.iter().copied();
+    let mut open: Option<Span> = spans.next();
     let mut previous_end = 0;
     for chunk in chunks {
         assert!(chunk.start.is_multiple_of(CHUNK_ALIGNMENT));
         assert!(chunk.end - chunk.start <= limit, "{} elements bound", chunk.end - chunk.start);
         // Two chunks never share a quad, so they never write the same vec4.
-        assert!(chunk.start >= previous_end);
+        assert!(chunk.pieces[0].start / QUAD * QUAD >= previous_end);
         previous_end = chunk.end;
         let mut next_state = 0u64;
         let mut last_quad = None;
         for piece in &chunk.pieces {
-            let (tensor, mut span) = open.expect("a piece of no tensor");
-            assert_eq!((piece.tensor, piece.group, piece.start), (tensor, span.group, span.start));
+            let mut span = open.expect("a piece of no tensor");
+            assert_eq!((piece.tensor, piece.group, piece.start), (span.tensor, span.group, span.start));
             assert!(piece.end > piece.start && piece.end <= span.end);
             span.start = piece.end;
-            open = if span.start == span.end { spans.next() } else { Some((tensor, span)) };
-            // State quads are the touched quads, in order, none twice.
+            open = if span.start == span.end { spans.next() } else { Some(span) };
+            // State quads are the touched quads, in order, none twice, and in whole blocks.
             let first = piece.start / QUAD;
             let expected = if last_quad == Some(first) { next_state - 1 } else { next_state };
             assert_eq!(u64::from(piece.state), expected);
+            assert!(
+                piece.state.is_multiple_of(block)
+                    && (first - starts[&piece.tensor] / QUAD).is_multiple_of(block.into())
+            );
             last_quad = Some((piece.end - 1) / QUAD);
-            next_state = expected + (piece.end.div_ceil(QUAD) - first);
+            next_state = expected + (piece.end.div_ceil(QUAD) - first).next_multiple_of(block.into());
         }
         assert_eq!(u64::from(chunk.state_quads), next_state);
     }
@@ -59,7 +65,7 @@ fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64) {
 }
 
 /// The workgroups reach every tile, and the tiles are the pieces' quads in order.
-fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, limits: &Limits) {
+fn check_dispatch(chunk: &Chunk, plan: &Dispatch, tiling: Tiling, limits: &Limits) {
     let [x, y] = plan.workgroups.map(u64::from);
     assert!(x <= limits.workgroups.into());
     let single = plan.tiles.len() == 1;
@@ -71,14 +77,18 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, limits: &Lim
     assert!(x * y >= needed, "{x}×{y} workgroups for {needed}");
     assert!(x * y < needed + x, "a whole row too many");
     if plan.space == Space::Uniform {
-        assert!(plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole) as usize);
+        assert!(
+            plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole, tiling.by_tensor) as usize
+        );
     }
-    assert!(!(plan.whole && by_element));
+    assert!(!(plan.whole && tiling.by_element));
     let mut covered = 0;
     let mut previous: Option<u64> = None;
     for tile in &plan.tiles {
         assert!(tile.quads > 0 && (single || tile.quads <= WORKGROUP_SIZE << plan.shift));
         assert!(previous.is_none_or(|p| u64::from(tile.quad) >= p), "quads in order, none twice");
+        // The threads of a block lie side by side.
+        assert!(tile.state.is_multiple_of(tiling.block));
         previous = Some(u64::from(tile.quad) + u64::from(tile.quads));
         // The first and last quads, and one between: their lanes are the pieces', and so is their state.
         let ends = [0, tile.quads / 2, tile.quads - 1];
@@ -90,6 +100,7 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, by_element: bool, limits: &Lim
                 let owner = chunk.pieces.get(at).filter(|p| p.start <= element);
                 assert_eq!(u32::from(group), owner.map_or(NONE.into(), |p| p.group), "element {element}");
                 if let Some(p) = owner {
+                    assert!(!tiling.by_tensor || p.tensor == tile.tensor, "a tile of two tensors");
                     assert_eq!(state, u64::from(p.state) + element / QUAD - p.start / QUAD);
                 }
             }
@@ -117,17 +128,30 @@ fn check_all(spans: &[Span]) {
         if spans.last().is_some_and(|s| s.end / limits.chunk_elements > 100_000) {
             continue;
         }
-        let chunks = chunks(spans, limits.chunk_elements);
-        check_chunks(spans, &chunks, limits.chunk_elements);
-        for chunk in chunks.iter().take(100).chain(chunks.last()) {
-            for by_element in [false, true] {
-                let plan = dispatch(&chunk.pieces, chunk.start, by_element, &limits);
-                // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
-                if u64::from(plan.workgroups[1]) <= limits.workgroups.into() {
-                    check_dispatch(chunk, &plan, by_element, &limits);
-                } else {
-                    assert_eq!(limits.workgroups, 7);
-                }
+        check_spans(spans, 1, false, &limits);
+        let families = families(spans);
+        assert_eq!(families.iter().map(Vec::len).sum::<usize>(), spans.len());
+        for family in families {
+            let apart = |pair: &[Span]| (pair[0].end - 1) / QUAD < pair[1].start / QUAD;
+            assert!(family.windows(2).all(apart), "two tensors share a quad");
+            check_spans(&family, BLOCK_QUADS, false, &limits);
+            check_spans(&family, 1, true, &limits);
+        }
+    }
+}
+
+fn check_spans(spans: &[Span], block: u32, by_tensor: bool, limits: &Limits) {
+    let chunks = chunks(spans, limits.chunk_elements, block);
+    check_chunks(spans, &chunks, limits.chunk_elements, block);
+    for chunk in chunks.iter().take(100).chain(chunks.last()) {
+        for by_element in [false, true] {
+            let tiling = Tiling { by_element, block, by_tensor };
+            let plan = dispatch(&chunk.pieces, chunk.start, tiling, limits);
+            // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
+            if u64::from(plan.workgroups[1]) <= limits.workgroups.into() {
+                check_dispatch(chunk, &plan, tiling, limits);
+            } else {
+                assert_eq!(limits.workgroups, 7);
             }
         }
     }
@@ -142,7 +166,7 @@ fn one_tensor_of_any_size_up_to_2_pow_33() {
     sizes.extend([65_535 * 256, 65_535 * 256 + 1, 65_535 * 1_024 + 1]);
     for size in sizes {
         for start in [0, 1, 63, 64, 4_097] {
-            check_all(&[Span { group: 0, start, end: start + size }]);
+            check_all(&[Span { tensor: 0, group: 0, start, end: start + size }]);
         }
     }
 }
@@ -157,7 +181,7 @@ fn random_tensors_with_and_without_gaps() {
         for _ in 0..count {
             at += if random.below(3) == 0 { random.below(70) } else { 0 };
             let end = at + 1 + random.below(longest);
-            spans.push(Span { group: random.below(4) as u32, start: at, end });
+            spans.push(Span { tensor: spans.len(), group: random.below(4) as u32, start: at, end });
             at = end;
         }
         check_all(&spans);
@@ -173,8 +197,8 @@ fn two_pow_33_elements_in_many_tensors() {
 #[test]
 fn tables_stay_small() {
     for (tensors, len) in [(1, 1u64 << 25), (512, 4_096), (1_000, 33), (148, 65_536), (10_000, 3_001)] {
-        for chunk in chunks(&side_by_side(tensors, len), LIMITS.chunk_elements) {
-            let plan = dispatch(&chunk.pieces, chunk.start, false, &LIMITS);
+        for chunk in chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1) {
+            let plan = dispatch(&chunk.pieces, chunk.start, Tiling::plain(false), &LIMITS);
             let bytes = plan.tiles.len() * if plan.whole { 16 } else { 32 };
             assert!(bytes <= 960 << 10, "{tensors} × {len}: {bytes} bytes");
         }
@@ -193,9 +217,9 @@ fn few_workgroups_are_idle() {
         (2, 8_388_609),
         (2_000, 1_049),
     ] {
-        let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements);
+        let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1);
         assert_eq!(chunks.len(), 1);
-        let plan = dispatch(&chunks[0].pieces, 0, false, &LIMITS);
+        let plan = dispatch(&chunks[0].pieces, 0, Tiling::plain(false), &LIMITS);
         let needed = (tensors * len).div_ceil(QUAD * u64::from(WORKGROUP_SIZE));
         let taken = u64::from(plan.workgroups[0]) * u64::from(plan.workgroups[1]);
         // Each tensor's last workgroup may be idle in part.
@@ -216,12 +240,12 @@ fn reductions_visit_every_element_once() {
         for _ in 0..1 + random.below(60) {
             let start = at + random.below(6) * random.below(2);
             at = start + 1 + random.below(if round % 4 == 0 { 70_000 } else { 30 });
-            spans.push(Span { group: random.below(3) as u32, start, end: at });
+            spans.push(Span { tensor: spans.len(), group: random.below(3) as u32, start, end: at });
         }
         let limits = Limits { workgroups: 7, ..LIMITS };
-        let whole = chunks(&spans, 1 << 25);
+        let whole = chunks(&spans, 1 << 25, 1);
         for (seams, by_element) in [(Seams::Shared, false), (Seams::Apart, false), (Seams::Apart, true)] {
-            let plan = reduction(&whole[0].pieces, whole[0].start, by_element, seams, &limits);
+            let plan = reduction(&whole[0].pieces, whole[0].start, Tiling::plain(by_element), seams, &limits);
             let [x, y] = plan.workgroups;
             assert!(u64::from(x) * u64::from(y) >= plan.tiles.len() as u64 && x <= 7);
             let mut visits = vec![0u8; at.next_multiple_of(QUAD) as usize];

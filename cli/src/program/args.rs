@@ -60,24 +60,24 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Storage {
     /// Parameters
-    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats())]
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::TENSORS))]
     pub(crate) params: String,
     /// Gradients
-    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats())]
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::TENSORS))]
     pub(crate) grads: String,
     /// State
-    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = PossibleValuesParser::new(["f32", "bf16"]))]
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::STATES))]
     pub(crate) states: String,
     /// What is kept of parameters of 2 bytes
     #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = PossibleValuesParser::new(["f32", "remainder", "none"]))]
     pub(crate) master: String,
-    /// Round what has 2 bytes at random
+    /// Round what has fewer than 4 bytes at random
     #[arg(long)]
     pub(crate) stochastic: bool,
 }
 
-fn formats() -> PossibleValuesParser {
-    PossibleValuesParser::new(Format::ALL.map(Format::name))
+fn formats(formats: [Format; 3]) -> PossibleValuesParser {
+    PossibleValuesParser::new(formats.map(Format::name))
 }
 
 impl Storage {
