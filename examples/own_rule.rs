@@ -117,6 +117,7 @@ impl Rule for AdEmaMix {
 impl Twin for AdEmaMix {
     const MAX_ULPS: f64 = 5.0;
 
+    #[inline(always)]
     fn update<T: Float>(s: &AdEmaMixScalars<T>, p: &mut T, g: T, state: &mut AdEmaMixState<T>) {
         let fast = toward(state.exp_avg_fast, g, s.one_minus_beta1, s.beta1);
         let slow = toward(state.exp_avg_slow, g, s.one_minus_beta3, s.beta3);

@@ -18,8 +18,19 @@ const ELEMENT: usize = size_of::<f32>();
 
 /// What has become of a request.
 const ABSENT: u8 = 0;
-const HERE: u8 = 1;
-const FAILED: u8 = 2;
+const ASKED: u8 = 1;
+const HERE: u8 = 2;
+const FAILED: u8 = 3;
+
+/// A request under way, which is none any more when its commands are dropped.
+struct Asked(Arc<AtomicU8>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // Only of what has not arrived.
+        let _ = self.0.compare_exchange(ASKED, ABSENT, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
 
 /// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks, and while one chunk is updated the others are on their way.
 ///
@@ -155,7 +166,8 @@ impl<R: Twin> Offload<R> {
     /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have been submitted.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`, [`Error::OutOfBounds`] for a buffer that is too short; nothing is recorded then.
+    /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`, [`Error::OutOfBounds`] for a buffer that is too short,
+    /// [`Error::Duplicate`] for a chunk that is on its way; nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -163,12 +175,16 @@ impl<R: Twin> Offload<R> {
         chunk: usize,
     ) -> Result<(), Error> {
         let (found, expected) = (chunk as u64 + 1, self.chunks.len() as u64);
+        let number = chunk;
         let chunk = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
         let (from, bytes) = chunk.bytes(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
+        if chunk.state.compare_exchange(ABSENT, ASKED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return Err(Error::Duplicate { what: "request of chunk", name: number.to_string() });
+        }
         encoder.copy_buffer_to_buffer(grads, from, &chunk.staging, 0, Some(bytes));
-        let state = chunk.state.clone();
+        let asked = Asked(chunk.state.clone());
         encoder.map_buffer_on_submit(&chunk.staging, wgpu::MapMode::Read, .., move |mapped| {
-            state.store(if mapped.is_ok() { HERE } else { FAILED }, Ordering::Release);
+            asked.0.store(if mapped.is_ok() { HERE } else { FAILED }, Ordering::Release);
         });
         Ok(())
     }
@@ -196,7 +212,7 @@ impl<R: Twin> Offload<R> {
         }
         let chunk = &self.chunks[self.next];
         match chunk.state.load(Ordering::Acquire) {
-            ABSENT => return Ok(Progress::Waiting),
+            ABSENT | ASKED => return Ok(Progress::Waiting),
             HERE => {}
             _ => return Err(chunk.unreadable()),
         }

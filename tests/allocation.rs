@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use wgpu_optim::{
-    AdamW, Clip, Ema, Group, Layout, LossScale, Optimizer, Options, Schedule, Tensors, schedule,
+    AdamW, Clip, Ema, Group, Layout, LossScale, Optimizer, Options, Schedule, Tensors, cpu, schedule,
 };
 
 struct Traced;
@@ -85,6 +85,7 @@ fn a_warm_step_allocates_nothing_of_ours() {
     for options in [Options::default(), all] {
         check(options);
     }
+    check_cpu(all);
     let seen = culprits(|| drop(std::hint::black_box(own_allocation())));
     assert!(seen.iter().any(is_ours), "{seen:?}");
 }
@@ -131,6 +132,25 @@ fn check(options: Options) {
     }
     // wgpu itself allocates while it records; that it is seen shows that the tracing works.
     assert!(all > 0, "nothing was traced");
+}
+
+/// The CPU engine over flat slices, here and on the threads of a pool, whose queues are the pool's own.
+fn check_cpu(options: Options) {
+    let group = Group::new("g", AdamW::default()).tensor("large", [200_000]).tensor("small", [3]);
+    let layout = Layout::new([group]).unwrap();
+    let len = layout.len() as usize;
+    let (mut params, mut grads) = (vec![0.5; len], vec![0.25; len]);
+    let mut optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
+    let mut step = || {
+        optimizer.step(cpu::Tensors::flat(&mut params, &mut grads), 1e-3).unwrap();
+    };
+    step();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    // In a pool of one all of it runs on one thread, which is the one that is traced.
+    for _ in 0..5 {
+        let found = pool.install(|| culprits(&mut step));
+        assert!(!found.iter().any(is_ours), "{found:?}");
+    }
 }
 
 /// An allocation that is this crate's for certain.

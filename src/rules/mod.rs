@@ -234,6 +234,9 @@ pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
 }
 
 /// A rule's arithmetic in Rust: at `f64` the reference, at `f32` the CPU engine.
+///
+/// The engine compiles it into loops for several sets of instructions: mark [`update`](Self::update) and [`direction`](Self::direction) with `#[inline(always)]`, and write
+/// branches on scalars alone, or as short choices between two numbers.
 pub trait Twin: Rule {
     /// The largest error of one step, for a parameter or a state slot, on a device that rounds as WGSL requires:
     /// in units of [`ulp`](crate::float::ulp) of its [size](crate::float::Scaled).

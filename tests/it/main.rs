@@ -10,6 +10,7 @@ mod kernels;
 mod large;
 mod layers;
 mod layouts;
+mod offload;
 mod options;
 mod own_rule;
 mod planner;

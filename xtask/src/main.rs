@@ -19,7 +19,7 @@ usage: cargo xtask COMMAND
   ci            formatting, lints, every set of features, documentation, then cargo xtask test";
 
 /// Features of the library that can be had one by one, without the default ones.
-const FEATURES: [&str; 3] = ["gpu", "web", "serde"];
+const FEATURES: [&str; 4] = ["gpu", "web", "rayon", "serde"];
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
