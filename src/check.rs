@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::float::{Float, Scaled, ulp};
 use crate::format::Format;
 use crate::layout::{Layout, Tensor};
-use crate::options::Rounding;
+use crate::options::{Options, Rounding};
 use crate::plan::QUAD;
 use crate::q8;
 use crate::rules::{Fields, Step, Twin, slots, with_ratio};
@@ -44,9 +44,7 @@ impl core::fmt::Display for Deviation {
 #[derive(Clone, Debug)]
 pub struct Checker<R> {
     layout: Layout<R>,
-    params: Format,
-    states: Format,
-    rounding: Rounding,
+    options: Options,
     carries: Vec<f64>,
     steps: u64,
 }
@@ -56,14 +54,14 @@ impl<R: Twin> Checker<R> {
     #[must_use]
     pub fn new(layout: Layout<R>) -> Self {
         let carries = vec![0.0; layout.groups().len()];
-        let (params, states, rounding) = (Format::F32, Format::F32, Rounding::Nearest);
-        Self { layout, params, states, rounding, carries, steps: 0 }
+        Self { layout, options: Options::default(), carries, steps: 0 }
     }
 
-    /// The same for a device that stores parameters and state so: what it may be off by is more by what it rounds.
+    /// The same for a device that stores parameters and state as these options say: what it may be off by is more by what it rounds. Of parameters with a master it is that which is
+    /// judged.
     #[must_use]
-    pub fn stored(self, params: Format, states: Format, rounding: Rounding) -> Self {
-        Self { params, states, rounding, ..self }
+    pub fn stored(self, options: Options) -> Self {
+        Self { options, ..self }
     }
 
     /// What a stored number may be off by, beside the number that was to be stored; `scale` is its block's.
@@ -75,7 +73,7 @@ impl<R: Twin> Checker<R> {
         };
         // In blocks, a scale that is one of its own units off moves everything, and nothing but zero is rounded to zero where there is no sign.
         let shifted = if format == Format::Q8 { (x.abs() + spacing) * SCALE_UNIT } else { 0.0 };
-        let half = self.rounding == Rounding::Nearest && !(format == Format::Q8 && x.abs() < spacing);
+        let half = self.options.rounding == Rounding::Nearest && !(format == Format::Q8 && x.abs() < spacing);
         shifted + if half { spacing / 2.0 } else { spacing }
     }
 
@@ -99,7 +97,10 @@ impl<R: Twin> Checker<R> {
         self.carries = carries;
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
+        let params =
+            if self.options.storage().master().is_some() { Format::F32 } else { self.options.params };
         for tensor in self.layout.tensors() {
+            let states = self.options.states_of(tensor.len);
             let exact = &exact[tensor.group];
             let scalars = scalars::<R, f64>(exact, before, grads, tensor);
             let sizes = self::scalars::<R, Scaled>(exact, before, grads, tensor);
@@ -127,16 +128,16 @@ impl<R: Twin> Checker<R> {
                     })
                     .collect();
                 for (i, ((p, _), (p_size, _))) in block.clone().zip(&updates) {
-                    judge("param", i, after.params[i], *p, *p_size, self.params, 0);
+                    judge("param", i, after.params[i], *p, *p_size, params, 0);
                 }
                 for (slot, name) in slots::<R>().iter().enumerate() {
                     let Some(got) = after.state[slot].get(block.clone()) else { continue };
                     let wants = updates.iter().map(|((_, state), _)| state.get(slot) as f32);
                     let scale = q8::scale(&wants.collect::<Vec<_>>());
-                    let lost = self.states == Format::Q8 && q8::is_lost(scale);
+                    let lost = states == Format::Q8 && q8::is_lost(scale);
                     for ((i, &got), ((_, state), (_, size))) in block.clone().zip(got).zip(&updates) {
                         let want = if lost { f64::NAN } else { state.get(slot) };
-                        judge(name, i, got, want, size.get(slot), self.states, scale);
+                        judge(name, i, got, want, size.get(slot), states, scale);
                     }
                 }
             }

@@ -69,7 +69,8 @@ struct BoundDispatch {
 impl Bound {
     /// Dispatches that a step records: one for flat buffers that fit a binding and have the size of
     /// [`Layout::buffer_size`]; where the options have the gradients looked at first, as many again and one more, or two if groups are clipped; for a
-    /// layer-wise rule as many again and one more; and one more for norms.
+    /// layer-wise rule as many again and one more; and one more for norms. State in 8 bits or rounded at random takes as many for each set of tensors that share no vector of four
+    /// with each other (one if none do), and state of which some is in f32 as many for each.
     #[must_use]
     pub fn dispatches(&self) -> usize {
         let look = self.look.as_ref();

@@ -47,11 +47,12 @@ pub struct Options {
     /// How the rule's state is stored: f32, bf16 or 8 bits, [block-wise](crate::q8). In bf16 a running mean with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
     /// nearest, and in 8 bits one below 1/32: [round at random](Rounding::Stochastic).
     pub states: Format,
-    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and gains, for a dispatch more. Default 0.
+    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and gains, for a dispatch more. Default 0. State in 8 bits, and what lies beside it, takes whole blocks of 32 elements:
+    /// for tensors of up to 8 elements f32 takes less.
     pub f32_states_below: u64,
     /// What is kept of parameters that have 2 bytes.
     pub master: Master,
-    /// How what has 2 bytes is rounded: the rule's state, and parameters of which nothing more is kept.
+    /// How what has fewer than 4 bytes is rounded: the rule's state, and parameters of which nothing more is kept.
     pub rounding: Rounding,
 }
 
@@ -79,7 +80,7 @@ pub enum Master {
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Rounding {
-    /// To the nearest, of two the even one.
+    /// To the nearest, of two the even one, or in [8 bits](crate::q8) the larger.
     #[default]
     Nearest,
     /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number. The random numbers are a function of the seed, the count of steps taken, the tensor's name, the element's index in it and which of its

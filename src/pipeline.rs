@@ -57,7 +57,7 @@ impl Text<'_> {
             return device.create_shader_module(descriptor);
         }
         // SAFETY: no index leaves its binding and every loop ends. `Part::prove_bounds` has checked every tile of the tables against what is bound, the
-        // drivers stay inside of their tiles, element access clamps, and the rules of the list index nothing and have no loops. Loops of reductions
+        // drivers stay inside of their tiles, whose quads of state lie in whole blocks that each have a scale behind them, element access clamps, and the rules of the list index nothing and have no loops. Loops of reductions
         // end with the tile; a workgroup writes one place among partial results, for all of which there is room. The other loops are
         // bounded by counts that the host sends with what they count.
         unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }

@@ -111,12 +111,18 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
         let tensor = span.tensor;
         let mut start = span.start;
         while start < span.end {
-            let fits = chunks.last().is_some_and(|c| start < c.start + chunk_elements);
+            let room = |c: &Chunk| chunk_elements.saturating_sub(u64::from(c.state_quads) * QUAD);
+            let fits =
+                chunks.last().is_some_and(|c| start < c.start + chunk_elements && (block == 1 || room(c) > 0));
             if !fits {
                 chunks.push(Chunk::empty(start));
             }
             let Some(chunk) = chunks.last_mut() else { break };
             let mut end = span.end.min(chunk.start + chunk_elements);
+            if block > 1 {
+                // State in whole blocks may take more elements than the tensors have.
+                end = end.min(start / QUAD * QUAD + room(chunk));
+            }
             if end < span.end {
                 end = whole_blocks(span.start, end, block);
                 if end <= start {

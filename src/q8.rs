@@ -35,6 +35,8 @@ const ONE: u32 = 1 << 23;
 const TOP: u32 = 15;
 /// Binary digits of a quotient, behind its leading one.
 const QUOTIENT: u32 = 14;
+/// Of numbers that are smaller than the least code by more powers of two, digits are cut off.
+const MORE: u32 = 16;
 
 /// Bits of a code behind its exponent.
 fn fraction(scale: u32) -> u32 {
@@ -95,36 +97,42 @@ pub fn decode(code: u8, scale: u32) -> f32 {
     f32::from_bits(if stands { sign | (product + (exponent << 23) - (127 << 23)) } else { 0 })
 }
 
-/// The nearest code in a block of this [`scale`], of two the larger in magnitude.
+/// The nearest code in a block of this [`scale`], of two the larger in magnitude. `x` is not larger than what the scale is of.
 #[must_use]
 pub fn encode(x: f32, scale: u32) -> u8 {
-    rounded(x, scale, |lost| 1 << (lost - 1))
+    rounded(x, scale, 0, |lost| 1 << (lost - 1))
 }
 
-/// One of the two codes around `x`, the nearer with the higher probability, so that the mean is `x`; `random` is a uniform 32-bit number, of whose lower
-/// 11 bits use is made.
+/// One of the two codes around `x`, the nearer with the higher probability, so that the mean is `x`, but for what is less than the least code of an unsigned block, which it becomes; `random` is
+/// a uniform 32-bit number.
 #[must_use]
 pub fn encode_stochastic(x: f32, scale: u32, random: u32) -> u8 {
-    rounded(x, scale, |lost| random & ((1 << lost) - 1))
+    // The quotient too is rounded at random: if it always were down, a slow running mean would sink by that in every step.
+    rounded(x, scale, random >> 16, |lost| random & ((1 << lost) - 1))
 }
 
-/// `addend` is added to the digits that a code does not have, of which it is told the number.
-fn rounded(x: f32, scale: u32, addend: impl Fn(u32) -> u32) -> u8 {
+/// `part` is added to the quotient, in units of 2⁻¹⁶, and `addend` to the digits that a code does not have, of which it is told the number.
+fn rounded(x: f32, scale: u32, part: u32, addend: impl Fn(u32) -> u32) -> u8 {
     let (bits, exponent) = (x.to_bits(), scale >> 23 & 0xff);
     let magnitude = bits & MAGNITUDE;
     if magnitude < ONE || exponent == 0 || exponent == 0xff {
         return 0;
     }
+    let divisor = (scale & (ONE - 1) | ONE) >> 8;
     // From 2^13 to 2^15, and its last digit is 2^−14 of the mantissas' quotient.
-    let quotient = ((magnitude & (ONE - 1) | ONE) << 6) / ((scale & (ONE - 1) | ONE) >> 8);
+    let quotient = (((magnitude & (ONE - 1) | ONE) << 6) + (part * divisor >> 16)) / divisor;
     let below = quotient >> QUOTIENT == 0;
     let digits = if below { quotient << 1 } else { quotient };
     let power = (magnitude >> 23) as i32 + TOP as i32 - exponent as i32 - i32::from(below);
-    // What is left of the exponent's last bit is linear.
-    let position =
-        if power >= 1 { digits + ((power as u32 - 1) << QUOTIENT) } else { digits >> (1 - power).min(31) };
+    // What is left of the exponent's last bit is linear, and loses a digit more for every power.
+    let more = (1 - power).max(0) as u32;
+    let position = if more == 0 {
+        digits + ((power as u32 - 1) << QUOTIENT)
+    } else {
+        digits >> (more - more.min(MORE)).min(31)
+    };
     let fraction = fraction(scale);
-    let lost = QUOTIENT - fraction;
+    let lost = QUOTIENT - fraction + more.min(MORE);
     let code = ((position + addend(lost)) >> lost).min(TOP << fraction) as u8;
     match (fraction, code) {
         (3, 0) => 0,

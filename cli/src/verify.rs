@@ -8,7 +8,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
-use wgpu_optim::{Format, Group, Layout, Master, Options, Step, Twin};
+use wgpu_optim::{Format, Group, Layout, Options, Step, Twin};
 
 /// Elements between two tensors that belong to none: not a multiple of a vector's width, and the device must not touch them.
 const GAP: u64 = 5;
@@ -122,10 +122,8 @@ impl<F: FnMut()> Verify<'_, F> {
         params: &[f32],
         rng: &mut Xoshiro256PlusPlus,
     ) -> Result<Deviation, Error> {
-        let Options { params: format, grads, states, master, rounding, .. } = self.request.storage;
-        // Where more is kept of the parameters, that is what is judged.
-        let format = if master == Master::None { format } else { Format::F32 };
-        let mut checker = Checker::new(engine.layout().clone()).stored(format, states, rounding);
+        let grads = self.request.storage.grads;
+        let mut checker = Checker::new(engine.layout().clone()).stored(self.request.storage);
         // Nothing more is kept before the first step.
         let mut before = Snapshot { params: params.to_vec(), ..Snapshot::from(engine.values()) };
         let mut worst: Option<Deviation> = None;

@@ -6,7 +6,7 @@ struct Quotient {
     // The position among codes, with the digits that a code does not have.
     position: vec4<u32>,
     // How many they are.
-    lost: u32,
+    lost: vec4<u32>,
 }
 
 // Bits of a code behind its exponent.
@@ -47,26 +47,31 @@ fn scale_q8(peak: u32) -> u32 {
     return select(select(rounded, 0u, most < ONE_Q8), 0x7fc00000u, most >= 0x7f800000u);
 }
 
-fn quotient_q8(magnitude: vec4<u32>, scale: u32) -> Quotient {
+// `part` is added to the quotient, in units of 2⁻¹⁶.
+fn quotient_q8(magnitude: vec4<u32>, scale: u32, part: vec4<u32>) -> Quotient {
     let mantissa = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(ONE_Q8);
     let divisor = ((scale & 0x7fffffu) | ONE_Q8) >> 8u;
-    // Off by one at most, which the rest shows: an integer division takes longer.
+    // Off by one at most, and the part may make one more, which the rest shows: an integer division takes longer.
     let near = vec4<u32>(vec4<f32>(mantissa) * (64.0 / f32(divisor)));
-    let rest = vec4<i32>((mantissa << vec4<u32>(6u)) - near * divisor);
-    let more = select(vec4<u32>(0u), vec4<u32>(1u), rest >= vec4<i32>(i32(divisor)));
-    let quotient = near + more - select(vec4<u32>(0u), vec4<u32>(1u), rest < vec4<i32>(0));
+    let rest = vec4<i32>((mantissa << vec4<u32>(6u)) + ((part * divisor) >> vec4<u32>(16u)) - near * divisor);
+    let one = vec4<u32>(1u);
+    let zero = vec4<u32>(0u);
+    let more = select(zero, one, rest >= vec4<i32>(i32(divisor))) + select(zero, one, rest >= vec4<i32>(2 * i32(divisor)));
+    let quotient = near + more - select(zero, one, rest < vec4<i32>(0));
     let below = quotient < vec4<u32>(1u << 14u);
     let digits = select(quotient, quotient << vec4<u32>(1u), below);
     let power = vec4<i32>((magnitude >> vec4<u32>(23u)) + 15u - ((scale >> 23u) & 0xffu)) - select(vec4<i32>(0), vec4<i32>(1), below);
-    // What is left of the exponent's last bit is linear.
+    // What is left of the exponent's last bit is linear, and loses a digit more for every power; beyond 16 of them digits are cut off.
     let normal = digits + (vec4<u32>(power - vec4<i32>(1)) << vec4<u32>(14u));
-    let small = digits >> min(vec4<u32>(vec4<i32>(1) - power), vec4<u32>(31u));
-    return Quotient(select(small, normal, power >= vec4<i32>(1)), 14u - fraction_q8(scale));
+    let powers = vec4<u32>(max(vec4<i32>(1) - power, vec4<i32>(0)));
+    let kept = min(powers, vec4<u32>(16u));
+    let small = digits >> min(powers - kept, vec4<u32>(31u));
+    return Quotient(select(small, normal, powers == zero), vec4<u32>(14u - fraction_q8(scale)) + kept);
 }
 
 fn codes_q8(bits: vec4<u32>, scale: u32, q: Quotient, addend: vec4<u32>) -> u32 {
     let zero = vec4<u32>(0u);
-    let code = min((q.position + addend) >> vec4<u32>(q.lost), vec4<u32>(15u << (14u - q.lost)));
+    let code = min((q.position + addend) >> q.lost, vec4<u32>(15u << fraction_q8(scale)));
     let signed = code | select((bits >> vec4<u32>(24u)) & vec4<u32>(0x80u), zero, code == zero);
     // What is not zero stays so.
     let all = select(signed, max(code, vec4<u32>(1u)), (scale >> 31u) == 1u);
@@ -78,12 +83,13 @@ fn codes_q8(bits: vec4<u32>, scale: u32, q: Quotient, addend: vec4<u32>) -> u32 
 
 fn encode_q8(x: vec4<f32>, scale: u32) -> u32 {
     let bits = bitcast<vec4<u32>>(x);
-    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale);
-    return codes_q8(bits, scale, q, vec4<u32>(1u << (q.lost - 1u)));
+    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale, vec4<u32>(0u));
+    return codes_q8(bits, scale, q, vec4<u32>(1u) << (q.lost - vec4<u32>(1u)));
 }
 
 fn encode_q8_stochastic(x: vec4<f32>, scale: u32, random: vec4<u32>) -> u32 {
     let bits = bitcast<vec4<u32>>(x);
-    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale);
-    return codes_q8(bits, scale, q, random & vec4<u32>((1u << q.lost) - 1u));
+    // If the quotient always were rounded down, a slow running mean would sink by that in every step.
+    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale, random >> vec4<u32>(16u));
+    return codes_q8(bits, scale, q, random & ((vec4<u32>(1u) << q.lost) - vec4<u32>(1u)));
 }

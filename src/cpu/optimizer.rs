@@ -124,7 +124,6 @@ impl<R: Twin> Optimizer<R> {
     /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
     pub fn with_options(layout: Layout<R>, options: Options) -> Result<Self, Error> {
         options.validate()?;
-        refuse_blocks(&options)?;
         let count = slots::<R>().len();
         if count > MAX_SLOTS {
             return Err(Error::TooManySlots { rule: R::NAME, slots: count, bound: MAX_SLOTS });
@@ -531,20 +530,6 @@ enum Place {
     Slot(usize),
     Master,
     Ema,
-}
-
-/// Refuses what the engine does not store.
-fn refuse_blocks(options: &Options) -> Result<(), Error> {
-    let states = options.states;
-    if states.block().is_some() {
-        let bound = "f32 or bf16 on the CPU";
-        return Err(Error::Format { field: "states", format: states.name(), bound });
-    }
-    if options.f32_states_below > 0 && states != Format::F32 {
-        let (field, value) = ("f32_states_below", options.f32_states_below as f64);
-        return Err(Error::Options { field, value, bound: "0 on the CPU, where all state is in one format" });
-    }
-    Ok(())
 }
 
 /// The slot of the weights' average.

@@ -62,7 +62,7 @@ pub struct Storage {
     pub states: Format,
     /// What is kept of parameters beside those of 2 bytes.
     pub master: Master,
-    /// Whether what has 2 bytes is rounded at random.
+    /// Whether what has fewer than 4 bytes is rounded at random.
     pub stochastic: bool,
 }
 
@@ -291,8 +291,10 @@ pub(super) fn glue<R: Rule>(key: &Key, phase: Phase) -> String {
         if *kept {
             let scale = if in_blocks { format!(", {slot}_buffer[scale_at(at)]") } else { String::new() };
             line(format!("var<private> old_{slot}: {raw};"));
+            // What is not written stays what it was: a block is encoded anew to what it has been.
+            let hold = if in_blocks { format!("next_{slot} = x; ") } else { String::new() };
             line(format!(
-                "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; return decode_{name}(old_{slot}{scale}); }}"
+                "fn read_{slot}(at: At) -> vec4<f32> {{ old_{slot} = {slot}_buffer[at.state]; let x = decode_{name}(old_{slot}{scale}); {hold}return x; }}"
             ));
         } else {
             line(format!("fn read_{slot}(at: At) -> vec4<f32> {{ return vec4<f32>(); }}"));
@@ -304,11 +306,11 @@ pub(super) fn glue<R: Rule>(key: &Key, phase: Phase) -> String {
                 format!("{slot}_buffer[at.state] = {keep}(at, old_{slot}, {next});")
             }
             // The scale is known when the whole block is.
-            (true, true) => {
-                line(format!("var<private> next_{slot}: vec4<f32>;"));
-                format!("next_{slot} = x;")
-            }
+            (true, true) => format!("next_{slot} = x;"),
         };
+        if *kept && in_blocks {
+            line(format!("var<private> next_{slot}: vec4<f32>;"));
+        }
         line(format!("fn write_{slot}(at: At, x: vec4<f32>) {{ {write} }}"));
     }
     if in_blocks {
