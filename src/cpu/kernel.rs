@@ -14,8 +14,8 @@ use multiversion::multiversion;
 /// The most slots that a rule may have.
 pub(super) const MAX_SLOTS: usize = 8;
 
-/// Elements in registers at a time: one of the widest there are, or several.
-const CHUNK: usize = 16;
+/// Elements in registers at a time: two of the widest there are, or several.
+const CHUNK: usize = 32;
 
 type Tile = [f32; TILE];
 
