@@ -164,6 +164,17 @@ fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
     (m + (random & ((1 << most) - 1))) >> most
 }
 
+/// What stands for a tensor's name in random numbers.
+pub(crate) fn tensor_key(name: &str) -> u32 {
+    // Words of eight bytes and the length, mixed one after another.
+    let words = name.as_bytes().chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(mixed(name.len() as u64), |hash, word| mixed(hash ^ word)) as u32
+}
+
 /// An f32 as the bf16 that is nearest, of two the larger in magnitude, and the lower half of its bits: the f32 again, but for what NaN carries there.
 pub(crate) fn split_bf16(x: f32) -> [u16; 2] {
     let bits = if x.is_nan() { x.to_bits() & 0xffff_0000 | 0x40_0000 } else { x.to_bits() };
@@ -177,11 +188,11 @@ pub(crate) fn joined_bf16(code: u16, rest: u16) -> f32 {
     f32::from_bits(u32::from(code.wrapping_sub(low >> 15)) << 16 | u32::from(low))
 }
 
-/// A random number of the `nth` value of element `at` of a tensor, under a [`step_key`] and the tensor's [key](tensor_key).
+/// A random number of the `nth` value of element `at` of a tensor, under a [`step_key`] and a [`tensor_key`].
 #[inline]
 pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
     let [x, y, z] = key.map(|part| part as u32);
-    // Four elements share a hash of four numbers.
+    // The element's vector of four, which share a hash of four numbers.
     let mut v = [(at / 4) as u32, x | y << 16, z | nth << 16, tensor]
         .map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
     let rounds = |v: &mut [u32; 4]| {
@@ -195,17 +206,6 @@ pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
     rounds(&mut v);
     let v = v.map(|v| v ^ v >> 16);
     v[at as usize % 4]
-}
-
-/// What stands for a tensor's name in random numbers.
-pub(crate) fn tensor_key(name: &str) -> u32 {
-    // Words of eight bytes and the length, mixed one after another.
-    let words = name.as_bytes().chunks(8).map(|chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(word)
-    });
-    words.fold(mixed(name.len() as u64), |hash, word| mixed(hash ^ word)) as u32
 }
 
 /// 48 random bits of step `t`, in three parts that an f32 holds.

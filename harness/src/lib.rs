@@ -355,6 +355,7 @@ pub fn cpu_snapshot<R: Twin>(optimizer: &cpu::Optimizer<R>, params: cpu::State<'
     let decoded = |stored: cpu::State<'_>, format: Format| match stored {
         cpu::State::F32(x) => x.to_vec(),
         cpu::State::U16(x) => x.iter().map(|&code| format.decode(code.into())).collect(),
+        cpu::State::Q8(..) => unreachable!("parameters are not stored in blocks"),
     };
     let state = slots::<R>().iter().map(|slot| {
         let codes = cpu_slot(optimizer, slot).unwrap_or_default();
@@ -385,6 +386,11 @@ pub fn cpu_slot<R: Twin>(optimizer: &cpu::Optimizer<R>, slot: &str) -> Option<Ve
         match part {
             cpu::State::F32(x) => to.zip(x).for_each(|(to, x)| *to = x.to_bits()),
             cpu::State::U16(x) => to.zip(x).for_each(|(to, &x)| *to = x.into()),
+            cpu::State::Q8(x, scales) => {
+                let first = tensor.offset as usize % 4;
+                let number = |i: usize| q8::decode(x[i], scales[(first + i) / q8::BLOCK]);
+                to.enumerate().for_each(|(i, to)| *to = number(i).to_bits());
+            }
         }
     }
     Some(flat)

@@ -1,10 +1,12 @@
 //! How the work is divided: into blocks of a fixed number of elements, whatever tensors they belong to.
 //!
-//! Elements are numbered as state is kept: all tensors in the order of the flat space, without the gaps between them.
+//! Elements are numbered as state is kept: all tensors in the order of the flat space, without the gaps between them. Where state has [scales](crate::q8), tensors begin at the lane of a multiple
+//! of 32 that is theirs in the flat space.
 
 use crate::error::Error;
-use crate::format::tensor_key;
+use crate::format::{Format, tensor_key};
 use crate::layout::{Layout, Tensor};
+use crate::plan::QUAD;
 use crate::rules::Rule;
 use core::ops::Range;
 
@@ -45,6 +47,7 @@ pub(super) struct Segment {
 /// What a thread does at a time.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
+    /// No later than its first segment, and a multiple of [`BLOCK`].
     pub(super) start: usize,
     pub(super) segments: Range<usize>,
 }
@@ -58,18 +61,24 @@ pub(super) struct Plan {
     pub(super) blocks: Vec<Block>,
     /// The group of each row.
     pub(super) groups: Vec<usize>,
+    /// Elements of state that there is room for.
+    pub(super) len: usize,
+    /// Elements of state that have a scale in common, or one.
+    pub(super) scaled: usize,
 }
 
 impl Plan {
     /// Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
-    pub(super) fn new<R: Rule>(layout: &Layout<R>) -> Result<Self, Error> {
+    pub(super) fn new<R: Rule>(layout: &Layout<R>, states: Format) -> Result<Self, Error> {
         let (mut spans, mut rows) = (Vec::new(), Vec::new());
         let mut groups = if R::RATIO.is_some() { Vec::new() } else { (0..layout.groups().len()).collect() };
-        let mut start = 0;
+        let (mut start, scaled) = (0usize, states.block().unwrap_or(1) as usize);
         for tensor in layout.by_offset() {
             let len = tensor.len as usize;
-            let key = tensor_key(&tensor.name);
-            spans.push(Span { start, len, flat: tensor.offset as usize, key });
+            if scaled > 1 {
+                start = start.next_multiple_of(scaled) + tensor.offset as usize % QUAD as usize;
+            }
+            spans.push(Span { start, len, flat: tensor.offset as usize, key: tensor_key(&tensor.name) });
             start += len;
             if R::RATIO.is_some() {
                 rows.push(groups.len());
@@ -86,17 +95,17 @@ impl Plan {
         let mut span = 0;
         for from in (0..start).step_by(BLOCK) {
             let (to, first) = (start.min(from + BLOCK), segments.len());
-            loop {
-                let (start, end) = (spans[span].start.max(from), spans[span].end().min(to));
+            while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
+                let (start, end) = (tensor.start.max(from), tensor.end().min(to));
                 segments.push(Segment { span, row: rows[span], start, end });
-                span += usize::from(end == spans[span].end());
-                if end == to {
+                if end < tensor.end() {
                     break;
                 }
+                span += 1;
             }
             blocks.push(Block { start: from, segments: first..segments.len() });
         }
-        Ok(Self { spans, segments, blocks, groups })
+        Ok(Self { spans, segments, blocks, groups, len: start.next_multiple_of(scaled), scaled })
     }
 
     /// The place of one of the layout's tensors in [`spans`](Self::spans).

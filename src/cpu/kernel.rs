@@ -7,6 +7,7 @@ use super::blocks::{Block, Plan, Segment, TILE};
 use super::tensors::{Cells, Memory, Pair};
 use crate::format::{Format, joined_bf16, random, split_bf16};
 use crate::kernel::Storage;
+use crate::q8;
 use crate::rules::{Fields, Twin, slots};
 use core::ops::Range;
 use multiversion::multiversion;
@@ -91,7 +92,21 @@ impl<'m, 'a> Part<'m, 'a> {
 }
 
 /// What random numbers depend on: the step, the tensor, the first element's index in it, and which of its values is rounded.
-type Draw = Option<([f32; 3], u32, u64, u32)>;
+#[derive(Clone, Copy)]
+struct Draw {
+    key: [f32; 3],
+    tensor: u32,
+    first: u64,
+    nth: u32,
+}
+
+impl Draw {
+    /// Of element `i` from the first on.
+    #[inline(always)]
+    fn at(&self, i: usize) -> u32 {
+        random(self.key, self.tensor, self.first + i as u64, self.nth)
+    }
+}
 
 /// Part of a tile, or 2 bytes an element.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
@@ -100,6 +115,13 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::None => return to.fill(0.0),
         Cells::Read4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write1(x, scales) => {
+            for block in blocks(range.clone()) {
+                let (scale, at) = (scales[block.start / q8::BLOCK], block.start - range.start);
+                to[at..].iter_mut().zip(&x[block]).for_each(|(to, &code)| *to = q8::decode(code, scale));
+            }
+            return;
+        }
         Cells::Read2(x) => &x[range],
         Cells::Write2(x) => &x[range],
     };
@@ -112,9 +134,25 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Draw) {
+fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Option<Draw>) {
     let codes = match cells {
         Cells::Write4(x) => return x[range].copy_from_slice(from),
+        Cells::Write1(x, scales) => {
+            for block in blocks(range.clone()) {
+                let at = block.start - range.start;
+                let from = &from[at..at + block.len()];
+                let scale = q8::scale(from);
+                scales[block.start / q8::BLOCK] = scale;
+                let pairs = x[block].iter_mut().zip(from);
+                match draw {
+                    None => pairs.for_each(|(to, &x)| *to = q8::encode(x, scale)),
+                    Some(draw) => pairs.enumerate().for_each(|(i, (to, &x))| {
+                        *to = q8::encode_stochastic(x, scale, draw.at(at + i));
+                    }),
+                }
+            }
+            return;
+        }
         Cells::Write2(x) => &mut x[range],
         Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
     };
@@ -122,10 +160,16 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
     match (format, draw) {
         (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
         (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
-        (_, Some((key, tensor, first, nth))) => pairs.zip(first..).for_each(|((to, &x), at)| {
-            *to = format.encode_stochastic(x, random(key, tensor, at, nth)) as u16;
+        (_, Some(draw)) => pairs.enumerate().for_each(|(i, (to, &x))| {
+            *to = format.encode_stochastic(x, draw.at(i)) as u16;
         }),
     }
+}
+
+/// The blocks of elements that have scales, or what there is of them.
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let first = range.start / q8::BLOCK * q8::BLOCK;
+    (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
 }
 
 impl Cells<'_> {
@@ -141,7 +185,7 @@ impl Cells<'_> {
 
     /// Encodes the start of a tile.
     #[inline(always)]
-    fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Draw) {
+    fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
         match self.tile_mut(range) {
             Some(x) => *x = *from,
             None => store_other(self, range.clone(), &from[..range.len()], format, draw),
@@ -154,7 +198,7 @@ impl Cells<'_> {
         match self {
             Self::Read4(x) => x.get(range.clone())?.first_chunk(),
             Self::Write4(x) => x.get(range.clone())?.first_chunk(),
-            Self::None | Self::Read2(_) | Self::Write2(_) => None,
+            Self::None | Self::Read2(_) | Self::Write2(_) | Self::Write1(..) => None,
         }
     }
 
@@ -168,7 +212,7 @@ impl Cells<'_> {
         match self {
             Self::Read2(x) => &x[range],
             Self::Write2(x) => &x[range],
-            Self::None | Self::Read4(_) | Self::Write4(_) => &[],
+            Self::None | Self::Read4(_) | Self::Write4(_) | Self::Write1(..) => &[],
         }
     }
 
@@ -181,7 +225,7 @@ impl Cells<'_> {
         match self {
             Self::Write4(x) => x[range].fill(0.0),
             Self::Write2(x) => x[range].fill(0),
-            Self::None | Self::Read4(_) | Self::Read2(_) => {}
+            Self::None | Self::Read4(_) | Self::Read2(_) | Self::Write1(..) => {}
         }
     }
 }
@@ -238,9 +282,10 @@ struct Place {
     state: Range<usize>,
     /// In the caller's slices.
     own: Range<usize>,
-    /// In its tensor, whose key comes first.
+    /// In the tensor.
+    first: u64,
+    /// What stands for the tensor in random numbers.
     tensor: u32,
-    index: u64,
 }
 
 impl Place {
@@ -257,11 +302,13 @@ fn of_segment<'s>(
     memory: &'s mut Memory<'_, '_>,
     part_start: usize,
 ) -> (Pair<'s>, Place) {
-    let (pair, first) = memory.of(plan, segment.span);
-    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(TILE));
-    let (own, state) = (segment.start.wrapping_sub(first), segment.start - part_start);
-    let index = (segment.start - span.start) as u64;
-    (pair, Place { state: state..state + len, own: own..own + len, tensor: span.key, index })
+    let (pair, begin) = memory.of(plan, segment.span);
+    // Tiles have whole blocks.
+    let most = TILE - segment.start % plan.scaled;
+    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(most));
+    let (own, state) = (segment.start.wrapping_sub(begin), segment.start - part_start);
+    let first = (segment.start - span.start) as u64;
+    (pair, Place { state: state..state + len, own: own..own + len, first, tensor: span.key })
 }
 
 /// The next tile of a segment with `left` more elements.
@@ -270,7 +317,7 @@ fn next(place: &mut Place, left: usize) {
     let len = place.len();
     place.state = place.state.end..place.state.end + left.min(TILE);
     place.own = place.own.end..place.own.end + left.min(TILE);
-    place.index += len as u64;
+    place.first += len as u64;
 }
 
 /// A tile on its way from memory and back.
@@ -316,7 +363,8 @@ impl Values {
         master: &mut Cells<'_>,
         key: Option<[f32; 3]>,
     ) {
-        let draw = |nth: u32| key.map(|key| (key, place.tensor, place.index, nth));
+        let Place { tensor, first, .. } = *place;
+        let draw = |nth: u32| key.map(|key| Draw { key, tensor, first, nth });
         if matches!(master, Cells::None) {
             pair.p.store(&place.own, &self.p, storage.params, draw(0));
             if storage.params != Format::F32 {

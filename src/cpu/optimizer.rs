@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::format::{Format, step_key};
 use crate::layout::Layout;
 use crate::options::{Clip, Options, Rounding};
+use crate::q8;
 use crate::report::Report;
 use crate::rules::{Fields, Step, Twin, ratio_field, slots};
 use core::ops::Range;
@@ -64,10 +65,11 @@ enum Numbers {
     None,
     F32(Vec<f32>),
     U16(Vec<u16>),
+    Q8(Vec<u8>, Vec<u32>),
 }
 
 impl Numbers {
-    fn zeros(len: usize, bytes: u64) -> Result<Self, Error> {
+    fn zeros(len: usize, format: Format) -> Result<Self, Error> {
         fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>, Error> {
             let mut zeros = Vec::new();
             let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
@@ -75,7 +77,11 @@ impl Numbers {
             zeros.resize(len, T::default());
             Ok(zeros)
         }
-        if bytes == 4 { zeros(len).map(Self::F32) } else { zeros(len).map(Self::U16) }
+        match format.bytes() {
+            4 => zeros(len).map(Self::F32),
+            2 => zeros(len).map(Self::U16),
+            _ => Ok(Self::Q8(zeros(len)?, zeros(len / q8::BLOCK)?)),
+        }
     }
 
     fn cells(&mut self) -> Cells<'_> {
@@ -83,6 +89,7 @@ impl Numbers {
             Self::None => Cells::None,
             Self::F32(x) => Cells::Write4(x),
             Self::U16(x) => Cells::Write2(x),
+            Self::Q8(x, scales) => Cells::Write1(x, scales),
         }
     }
 
@@ -91,6 +98,7 @@ impl Numbers {
             Self::None => 0,
             Self::F32(x) => 4 * x.len() as u64,
             Self::U16(x) => 2 * x.len() as u64,
+            Self::Q8(x, scales) => x.len() as u64 + 4 * scales.len() as u64,
         }
     }
 }
@@ -122,15 +130,25 @@ impl<R: Twin> Optimizer<R> {
             return Err(Error::TooManySlots { rule: R::NAME, slots: count, bound: MAX_SLOTS });
         }
         let elements = layout.parameters();
-        let len = usize::try_from(elements)
-            .map_err(|_| Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) })?;
-        let numbers =
-            |bytes: Option<u64>| bytes.map_or(Ok(Numbers::None), |bytes| Numbers::zeros(len, bytes));
-        let kept = |slot| layout.keeps_slot(slot).then_some(options.states.bytes());
+        if usize::try_from(elements).is_err() {
+            return Err(Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) });
+        }
+        if layout.tensors().iter().any(|tensor| options.states_of(tensor.len) != options.states) {
+            let (field, value) = ("f32_states_below", options.f32_states_below as f64);
+            return Err(Error::Options {
+                field,
+                value,
+                bound: "at most the smallest tensor's elements on the CPU",
+            });
+        }
+        let plan = Plan::new(&layout, options.states)?;
+        let numbers = |format: Option<Format>| {
+            format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format))
+        };
+        let kept = |slot| layout.keeps_slot(slot).then_some(options.states);
         let state = (0..count).map(|slot| numbers(kept(slot))).collect::<Result<_, _>>()?;
-        let master = numbers(options.storage().master().map(|(_, format)| format.bytes()))?;
-        let ema = numbers(options.ema.map(|_| Format::F32.bytes()))?;
-        let plan = Plan::new(&layout)?;
+        let master = numbers(options.storage().master().map(|(_, format)| format))?;
+        let ema = numbers(options.ema.map(|_| Format::F32))?;
         let groups = layout.groups().len();
         Ok(Self {
             state,
@@ -211,6 +229,7 @@ impl<R: Twin> Optimizer<R> {
             Numbers::None => None,
             Numbers::F32(x) => Some(State::F32(&x[range])),
             Numbers::U16(x) => Some(State::U16(&x[range])),
+            Numbers::Q8(x, scales) => Some(State::Q8(&x[range.clone()], &scales[blocks(range)])),
         })
     }
 
@@ -231,6 +250,7 @@ impl<R: Twin> Optimizer<R> {
             Numbers::None => None,
             Numbers::F32(x) => Some(StateMut::F32(&mut x[range])),
             Numbers::U16(x) => Some(StateMut::U16(&mut x[range])),
+            Numbers::Q8(x, scales) => Some(StateMut::Q8(&mut x[range.clone()], &mut scales[blocks(range)])),
         })
     }
 
@@ -500,6 +520,11 @@ impl<R: Twin> Optimizer<R> {
         sweep(plan, blocks, part, backwards, &|block, part| leaf(&pass, block, part));
         self.rows = rows;
     }
+}
+
+/// The blocks of elements that have scales.
+fn blocks(range: Range<usize>) -> Range<usize> {
+    range.start / q8::BLOCK..range.end.div_ceil(q8::BLOCK)
 }
 
 enum Place {

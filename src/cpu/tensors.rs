@@ -1,10 +1,11 @@
 //! The caller's parameters and gradients, and how they are divided among threads.
 
-use super::blocks::{Block, Plan};
+use super::blocks::{Block, Plan, Segment};
 use crate::error::Error;
 use crate::format::Format;
 use crate::layout::Layout;
 use crate::options::Options;
+use crate::q8;
 use crate::rules::Rule;
 
 /// Stored numbers, which may be only to be read.
@@ -16,6 +17,8 @@ pub(crate) enum Cells<'a> {
     Read2(&'a [u16]),
     Write4(&'a mut [f32]),
     Write2(&'a mut [u16]),
+    /// Codes, and the scales of their blocks, the first of which begins with the first code.
+    Write1(&'a mut [u8], &'a mut [u32]),
 }
 
 impl Cells<'_> {
@@ -26,6 +29,7 @@ impl Cells<'_> {
             Self::Read2(x) => x.len(),
             Self::Write4(x) => x.len(),
             Self::Write2(x) => x.len(),
+            Self::Write1(x, _) => x.len(),
         }
     }
 
@@ -37,6 +41,7 @@ impl Cells<'_> {
             Self::Read2(x) => Cells::Read2(x),
             Self::Write4(x) => Cells::Write4(x),
             Self::Write2(x) => Cells::Write2(x),
+            Self::Write1(x, scales) => Cells::Write1(x, scales),
         }
     }
 
@@ -59,6 +64,11 @@ impl Cells<'_> {
                 let (a, b) = x.split_at_mut(at);
                 (Self::Write2(a), Self::Write2(b))
             }
+            Self::Write1(x, scales) => {
+                let (a, b) = x.split_at_mut(at);
+                let (of_a, of_b) = scales.split_at_mut(at / q8::BLOCK);
+                (Self::Write1(a, of_a), Self::Write1(b, of_b))
+            }
         }
     }
 
@@ -67,6 +77,7 @@ impl Cells<'_> {
             Self::None => 0,
             Self::Read4(_) | Self::Write4(_) => 4,
             Self::Read2(_) | Self::Write2(_) => 2,
+            Self::Write1(..) => 1,
         }
     }
 
@@ -287,10 +298,10 @@ impl<'m, 'a> Memory<'m, 'a> {
 
     /// The memory before and from `block` on.
     pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
-        let first_span = plan.segments[block.segments.start].span;
+        let Segment { span: first_span, start: cut, .. } = plan.segments[block.segments.start];
         let at = &plan.spans[first_span];
         // Elements of the tensor that come before the block.
-        let before = block.start - at.start;
+        let before = cut - at.start;
         match self {
             Self::Flat { first, pair } => {
                 let next = at.flat + before;
@@ -300,11 +311,10 @@ impl<'m, 'a> Memory<'m, 'a> {
             Self::Each { start, span, mut head, body, mut tail } => {
                 let nth = first_span - span;
                 let heads = usize::from(head.is_some());
-                let behind =
-                    |head, body, tail| Self::Each { start: block.start, span: first_span, head, body, tail };
+                let behind = |head, body, tail| Self::Each { start: cut, span: first_span, head, body, tail };
                 let front = |head, body, tail| Self::Each { start, span, head, body, tail };
                 if nth < heads {
-                    let (a, b) = head.take().unwrap_or_default().split_at(block.start - start);
+                    let (a, b) = head.take().unwrap_or_default().split_at(cut - start);
                     return (front(Some(a), &mut [], None), behind(Some(b), body, tail));
                 }
                 let (body, rest) = body.split_at_mut((nth - heads).min(body.len()));
@@ -333,6 +343,8 @@ pub enum State<'a> {
     F32(&'a [f32]),
     /// Codes of the format that the [options](crate::Options::states) say, or of a remainder.
     U16(&'a [u16]),
+    /// Codes of 8 bits, and the scales of their [blocks](q8), the first of which begins with the multiple of 4 in the flat space at or before the tensor's first element.
+    Q8(&'a [u8], &'a [u32]),
 }
 
 impl<'a> State<'a> {
@@ -356,4 +368,6 @@ pub enum StateMut<'a> {
     F32(&'a mut [f32]),
     /// Codes.
     U16(&'a mut [u16]),
+    /// Codes and scales.
+    Q8(&'a mut [u8], &'a mut [u32]),
 }

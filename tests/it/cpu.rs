@@ -150,6 +150,8 @@ fn variants() -> Vec<Options> {
         Options { params: Format::Bf16, grads: Format::F16, ..all(Clip::GlobalNorm(1.0)) },
         Options { master: Master::Remainder, zero_gradients: true, divide: true, ..bf16 },
         Options { master: Master::None, rounding: stochastic, divide: true, norms: true, ..bf16 },
+        Options { states: Format::Q8, ..all(Clip::GlobalNorm(1.0)) },
+        Options { states: Format::Q8, master: Master::None, rounding: stochastic, divide: true, ..bf16 },
     ]
 }
 
@@ -287,6 +289,8 @@ fn formats_are_those_of_the_gpu() {
         Options { master: Master::Remainder, ..bf16 },
         Options { master: Master::None, ..bf16 },
         Options { master: Master::None, rounding: stochastic, ..bf16 },
+        Options { states: Format::Q8, ..Options::default() },
+        Options { states: Format::Q8, rounding: stochastic, ..bf16 },
         Options {
             params: Format::F16,
             grads: Format::F16,
