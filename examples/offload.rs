@@ -84,9 +84,13 @@ fn train(gpu: &Gpu, seed: u64) -> Result<Epoch, Box<dyn Error>> {
             let lr = lr.at(offload.optimizer().steps())?;
             loop {
                 match offload.advance(&gpu.queue, &params, lr)? {
-                    Progress::Waiting => drop(gpu.device.poll(wgpu::PollType::Poll)?),
-                    // Sends what has been updated.
-                    Progress::Working => drop(gpu.queue.submit([])),
+                    Progress::Waiting => {
+                        gpu.device.poll(wgpu::PollType::Poll)?;
+                    }
+                    Progress::Working => {
+                        // Sends what has been updated.
+                        gpu.queue.submit([]);
+                    }
                     Progress::Done(_) => break,
                 }
             }

@@ -53,8 +53,12 @@ impl Drop for Asked {
 ///     }
 ///     loop {
 ///         match offload.advance(queue, params, 1e-3)? {
-///             Progress::Waiting => drop(device.poll(wgpu::PollType::Poll)?),
-///             Progress::Working => drop(queue.submit([])), // sends what has been updated
+///             Progress::Waiting => {
+///                 device.poll(wgpu::PollType::Poll)?;
+///             }
+///             Progress::Working => {
+///                 queue.submit([]); // sends what has been updated
+///             }
 ///             Progress::Done(_) => break,
 ///         }
 ///     }

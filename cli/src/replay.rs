@@ -37,7 +37,12 @@ pub fn replay(trajectory: &Trajectory, on: On<'_>, tick: impl FnMut()) -> Result
 ///
 /// # Errors
 /// [`Error`] says what the rule or the library refuses.
-pub fn run(trajectory: &Trajectory, on: On<'_>, tick: impl FnMut()) -> Result<Vec<Vec<f64>>, Error> {
+pub fn run(trajectory: &Trajectory, on: On<'_>, mut tick: impl FnMut()) -> Result<Vec<Vec<f64>>, Error> {
+    run_every(trajectory, on, &mut tick)
+}
+
+/// Compiled here and not in every program that calls it: it has all rules on all devices in it.
+fn run_every(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Vec<Vec<f64>>, Error> {
     by_name(&trajectory.rule, Run { trajectory, on, tick }).unwrap_or_else(|| {
         Err(Error::UnknownRule { rule: trajectory.rule.clone(), known: names().join(", ") })
     })

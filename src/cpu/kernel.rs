@@ -15,8 +15,8 @@ use multiversion::multiversion;
 /// The most slots that a rule may have.
 pub(super) const MAX_SLOTS: usize = 8;
 
-/// Elements in registers at a time: one of the widest there are, or several.
-const CHUNK: usize = 16;
+/// Elements in registers at a time: two of the widest there are, or several.
+const CHUNK: usize = 32;
 
 type Tile = [f32; TILE];
 
@@ -253,8 +253,8 @@ impl Squares {
     fn add(&mut self, x: &[f32]) {
         let (tiles, rest) = x.as_chunks::<TILE>();
         for x in tiles {
-            for i in 0..TILE {
-                self.0[i] += f64::from(x[i]) * f64::from(x[i]);
+            for (sum, &x) in self.0.iter_mut().zip(x) {
+                *sum += f64::from(x) * f64::from(x);
             }
         }
         for (sum, &x) in self.0.iter_mut().zip(rest) {
@@ -451,10 +451,10 @@ pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, 
         let mut left = segment.end - segment.start;
         while left > 0 {
             values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
-            for i in 0..TILE {
+            for (i, u) in u.iter_mut().enumerate() {
                 let g = prepared(values.g[i], factor, pass.bound);
                 let state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
-                u[i] = R::direction(&scalars, values.p[i], g, &state);
+                *u = R::direction(&scalars, values.p[i], g, &state);
             }
             add_squares(&mut squares[0], &values.p[..place.len()]);
             add_squares(&mut squares[1], &u[..place.len()]);
@@ -480,19 +480,19 @@ fn update_tile<R: Twin>(
     for nth in 0..TILE / CHUNK {
         let (mut p, g) = (all_p[nth], all_g[nth]);
         let mut own = [[0.0; CHUNK]; MAX_SLOTS];
-        for slot in 0..slots {
-            own[slot] = state[slot].as_chunks::<CHUNK>().0[nth];
+        for (own, tile) in own.iter_mut().zip(&*state).take(slots) {
+            *own = tile.as_chunks::<CHUNK>().0[nth];
         }
         for i in 0..CHUNK {
             let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
             R::update(scalars, &mut p[i], prepared(g[i], factor, bound), &mut state);
-            for slot in 0..slots {
-                own[slot][i] = state.get(slot);
+            for (slot, own) in own.iter_mut().enumerate().take(slots) {
+                own[i] = state.get(slot);
             }
         }
         all_p[nth] = p;
-        for slot in 0..slots {
-            state[slot].as_chunks_mut::<CHUNK>().0[nth] = own[slot];
+        for (own, tile) in own.iter().zip(&mut *state).take(slots) {
+            tile.as_chunks_mut::<CHUNK>().0[nth] = *own;
         }
     }
 }

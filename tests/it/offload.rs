@@ -14,8 +14,12 @@ fn large<R: Twin>(rule: R) -> Layout<R> {
 fn advance<R: Twin>(gpu: &Gpu, offload: &mut Offload<R>, params: &wgpu::Buffer, lr: f64) -> Option<Report> {
     loop {
         match offload.advance(&gpu.queue, params, lr).unwrap() {
-            Progress::Waiting => drop(gpu.device.poll(wgpu::PollType::Poll).unwrap()),
-            Progress::Working => drop(gpu.queue.submit([])),
+            Progress::Waiting => {
+                gpu.device.poll(wgpu::PollType::Poll).unwrap();
+            }
+            Progress::Working => {
+                gpu.queue.submit([]);
+            }
             Progress::Done(report) => {
                 gpu.queue.submit([]);
                 return report;
