@@ -107,6 +107,8 @@ def hyper_from(rule: str, group: dict) -> dict:
     known = RULES[rule]
     hyper = dict(known.fixed)
     for ours, (theirs, i) in known.hyper.items():
+        if theirs not in group:
+            raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {theirs}")
         value = group[theirs] if i is None else group[theirs][i]
         hyper[ours] = value.item() if isinstance(value, torch.Tensor) else value
     theirs = {name for name, _ in known.hyper.values()}

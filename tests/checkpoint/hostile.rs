@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use wgpu_optim::checkpoint::{Error, Load, Malformed, Reader, Record, Save};
+use wgpu_optim::{AdamW, Group, Layout};
 
 /// What loading may take beside the file's size.
 const BOUND: usize = 64 << 20;
@@ -299,6 +300,23 @@ fn memory_is_bounded() {
         assert!(result.is_err());
         assert!(took <= size + BOUND, "an index: {took} bytes for a file of {size}");
     }
+}
+
+/// Neither way takes memory by the size of what is saved.
+#[test]
+fn both_ways_are_streams() {
+    /// Far below the 96 MB of the file; what there is of it are buffers of 1 MiB.
+    const STREAMED: usize = 8 << 20;
+    let directory = Directory::new("streams");
+    let path = directory.file("run.safetensors");
+    let group = Group::new("all", AdamW::default()).tensor("w", [6_000_000]).tensor("v", [2_000_000]);
+    let mut run = Run::new(Layout::new([group]).unwrap());
+    run.steps(1);
+    let (saving, result) = peak(|| run.save(&path, &Save::default()));
+    result.unwrap();
+    let (loading, result) = peak(|| run.load(&path, &Load::default()));
+    result.unwrap();
+    assert!(saving < STREAMED && loading < STREAMED, "{saving} and {loading} bytes");
 }
 
 /// The files that fuzzing starts from, and those that it has found worth keeping; and random damage to each: bytes changed, cut out and put in.
