@@ -39,9 +39,17 @@ fn clipped(text: &str) -> String {
 struct Mismatches {
     listed: Vec<Mismatch>,
     more: usize,
+    /// Tensors that only the file has, by record or by name.
+    extra: BTreeSet<String>,
 }
 
 impl Mismatches {
+    fn add_extra(&mut self, tensor: &str) {
+        if self.extra.len() < MAX_LISTED {
+            self.extra.insert(clipped(tensor));
+        }
+    }
+
     fn add(&mut self, mismatch: impl FnOnce() -> Mismatch) {
         if self.listed.len() < MAX_LISTED {
             self.listed.push(mismatch());
@@ -79,10 +87,9 @@ pub(super) fn fit<R: Rule + Serialize + DeserializeOwned>(
         }
     }
     compare_options(options, record, load, &mut wrong);
-    let mut extra = BTreeSet::new();
-    let present = compare_tensors(layout, record, load, &mut extra, &mut wrong);
-    let sources = sources(layout, planes, reader, record, load, &present, &mut extra, &mut wrong);
-    for tensor in extra {
+    let present = compare_tensors(layout, record, load, &mut wrong);
+    let sources = sources(layout, planes, reader, record, load, &present, &mut wrong);
+    for tensor in std::mem::take(&mut wrong.extra) {
         wrong.add(|| Mismatch::ExtraTensor { tensor });
     }
     let loss_scale = loss_scale(options, record, load, &mut wrong);
@@ -194,7 +201,6 @@ fn compare_tensors<R: Rule>(
     layout: &Layout<R>,
     record: &Record,
     load: &Load,
-    extra: &mut BTreeSet<String>,
     wrong: &mut Mismatches,
 ) -> Vec<Option<u64>> {
     let places: HashMap<&str, usize> =
@@ -204,8 +210,8 @@ fn compare_tensors<R: Rule>(
     for saved in &record.groups.0 {
         for (name, offset) in saved.tensors.iter() {
             let Some(&i) = places.get(name) else {
-                if load.extra == Extra::Error && extra.len() < MAX_LISTED {
-                    extra.insert(clipped(name));
+                if load.extra == Extra::Error {
+                    wrong.add_extra(name);
                 }
                 continue;
             };
@@ -254,7 +260,6 @@ fn sources<R: Rule>(
     record: &Record,
     load: &Load,
     present: &[Option<u64>],
-    extra: &mut BTreeSet<String>,
     wrong: &mut Mismatches,
 ) -> Vec<Vec<Source>> {
     let used = vec![false; reader.tensors().len()];
@@ -273,7 +278,7 @@ fn sources<R: Rule>(
         wrong.add(|| Mismatch::Format { slot, found, expected });
     }
     if load.extra == Extra::Error {
-        finder.extra(extra, wrong);
+        finder.extra(wrong);
     }
     all
 }
@@ -393,14 +398,14 @@ impl Finder<'_> {
     }
 
     /// What only the file has.
-    fn extra(&self, extra: &mut BTreeSet<String>, wrong: &mut Mismatches) {
+    fn extra(&self, wrong: &mut Mismatches) {
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (tensor, _) in self.reader.tensors().iter().zip(&self.used).filter(|(_, used)| !**used) {
             let (slot, name) = tensor.name().split_once('/').unwrap_or(("", tensor.name()));
             if !self.keeps(slot) && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {
                 *slots.entry(slot).or_default() += 1;
-            } else if extra.len() < MAX_LISTED {
-                extra.insert(clipped(name));
+            } else {
+                wrong.add_extra(name);
             }
         }
         for (slot, tensors) in slots {

@@ -355,7 +355,7 @@ impl<R: Rule> Engine for Gpu<'_, R> {
                 if ours.is_empty() {
                     continue;
                 }
-                if ours != [whole.clone()] {
+                if ours.len() > 1 || ours[0] != whole {
                     // What lies between is not ours to change.
                     let Copy { buffer, offset, bytes: len, .. } = copy;
                     let old = self.read_small(Copy {
@@ -365,7 +365,7 @@ impl<R: Rule> Engine for Gpu<'_, R> {
                         at: 0,
                     })?;
                     let mut at = whole.start;
-                    for range in ours.iter().cloned().chain([whole.end..whole.end]) {
+                    for range in ours.iter().cloned().chain(std::iter::once(whole.end..whole.end)) {
                         bytes[at..range.start]
                             .copy_from_slice(&old[at - whole.start..range.start - whole.start]);
                         at = range.end;
