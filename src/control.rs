@@ -94,8 +94,7 @@ impl Control {
         let live = create_buffer(device, "live scalars", live_bytes, usage)?;
         let live_group = rows::group(device, rows, &live, live_bytes)?;
         let scale = options.loss_scale.unwrap_or_default();
-        let first = if options.loss_scale.is_some() { scale.initial as f32 } else { 1.0 };
-        let state = State { scale: first, number: NO_STEP, ..State::default() };
+        let state = Self::first_state(options);
         let copied = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | copied;
         let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
@@ -113,6 +112,21 @@ impl Control {
         };
         let reports = Reports::new(options.norms);
         Ok(Self { kernel, by_group, of_all, live, live_group, state, request, reports })
+    }
+
+    /// The device's state before the first step.
+    pub(crate) fn first_state(options: &Options) -> State {
+        let scale = options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        State { scale, number: NO_STEP, ..State::default() }
+    }
+
+    /// Has the device go on from `state`, from the next submission on. Nothing may be in flight, and reports that have arrived are gone.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&self, queue: &wgpu::Queue, state: State) {
+        queue.write_buffer(&self.state, 0, bytemuck::bytes_of(&state));
+        let mut inbox = lock(&self.reports.inbox);
+        inbox.newest = None;
+        inbox.reports.clear();
     }
 
     /// Bytes of device memory.

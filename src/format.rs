@@ -253,7 +253,7 @@ mod tests {
                 let x = format.decode(code.into());
                 let again = format.encode(x);
                 assert!(
-                    again == code.into() || x.is_nan() && format.decode(again).is_nan(),
+                    again == u32::from(code) || x.is_nan() && format.decode(again).is_nan(),
                     "{format:?} {code:#x}"
                 );
             }
@@ -269,7 +269,7 @@ mod tests {
                 assert_eq!(format.spacing(-low), high - low);
             }
         }
-        assert_eq!(Format::F32.spacing(1.5), f32::EPSILON.into());
+        assert_eq!(Format::F32.spacing(1.5), f64::from(f32::EPSILON));
     }
 
     /// Every exponent and sign, with all leading digits and the ones around every tie.

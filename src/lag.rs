@@ -33,6 +33,21 @@ impl Lags {
         self.count
     }
 
+    /// The groups' carries if `skipped` steps have been skipped, or as many of those that are possible as come nearest.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn carries(&self, skipped: u64) -> &[f64] {
+        let set = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
+        &self.carries[set * self.groups..][..self.groups]
+    }
+
+    /// Starts anew: with `skipped` steps, and no other number.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&mut self, skipped: u64, carries: &[f64]) {
+        (self.first, self.count) = (skipped, 1);
+        self.carries.clear();
+        self.carries.extend_from_slice(carries);
+    }
+
     /// Has `set` compute the scalars for every possible number of skipped steps, from the groups' carries, which it advances. Nothing changes before
     /// [`commit`](Self::commit).
     ///

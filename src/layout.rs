@@ -96,6 +96,12 @@ impl<R: Rule> Group<R> {
         &self.rule
     }
 
+    /// What every step's learning rate is multiplied by.
+    #[must_use]
+    pub fn factor(&self) -> &Schedule {
+        &self.lr_factor
+    }
+
     /// The group's scalars of step `t`, after `recorded` steps of the host's; advances `carry`.
     fn scalars(
         &self,

@@ -41,6 +41,7 @@
 //! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8 bits.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
 //! * [`cpu`]: the same over slices, at `f32` on all cores, at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
+#![cfg_attr(feature = "checkpoint", doc = "* [`checkpoint`]: state in files, and runs that go on from them.")]
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
 //! # Features
@@ -52,6 +53,7 @@
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
 //! | `rayon` | threads for the [`cpu`] engine |
 //! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
+//! | `checkpoint` | state in safetensors files, and runs that go on from them; for native programs |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
 //!
@@ -65,6 +67,8 @@ pub mod accumulate;
 #[cfg(feature = "gpu")]
 mod bind;
 pub mod check;
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
 #[cfg(feature = "gpu")]
 #[doc(hidden)] // As `kernel`.
 pub mod control;

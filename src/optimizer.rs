@@ -1,6 +1,8 @@
 //! The GPU optimizer: state, and a step recorded into the caller's encoder.
 
 mod binding;
+#[cfg(feature = "checkpoint")]
+mod saved;
 
 use crate::control::{Control, Request, Staging};
 use crate::device::{create_buffer, limits};
@@ -10,7 +12,7 @@ use crate::kernel::{Access, Key, Walk, row_vectors, set_vectors};
 use crate::lag::Lags;
 use crate::layers::Layers;
 use crate::layout::Layout;
-use crate::options::{Clip, Options, Rounding};
+use crate::options::{Clip, EMA, Options, Rounding};
 use crate::pipeline::{Kernel, check_text};
 use crate::plan::{self, BLOCK_QUADS, Chunk, Limits, QUAD, Space, Span};
 use crate::report::Report;
@@ -20,8 +22,6 @@ use std::collections::HashMap;
 use std::slice;
 use std::sync::Arc;
 
-/// The slot of the weights' average.
-const EMA: &str = "ema";
 /// Bytes of a block's scale.
 const SCALE_BYTES: u64 = 4;
 /// Sets of scalars in a request, to begin with.
@@ -506,7 +506,7 @@ impl<R: Rule> Optimizer<R> {
         }
         if size_of_val(self.scratch.as_slice()) as u64 > self.rows.row_bytes() {
             let bytes = request_bytes(set / 4, (2 * sets).min(self.max_sets));
-            self.rows = Rows::new(&self.device, self.rows.layout.clone(), bytes)?;
+            self.rows = self.rows.with_row_bytes(bytes)?;
         }
         let lease = self.rows.write(queue, bytemuck::cast_slice(&self.scratch))?;
         self.lags.commit(self.options.skips());

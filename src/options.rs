@@ -4,6 +4,13 @@ use crate::error::Error;
 use crate::format::Format;
 use crate::kernel::{Around, Storage};
 
+/// The slot of the weights' average.
+pub(crate) const EMA: &str = "ema";
+/// The slot of parameters' f32.
+pub(crate) const MASTER: &str = "master";
+/// The slot of what bf16 parameters lack.
+pub(crate) const REMAINDER: &str = "remainder";
+
 /// What happens to gradients and weights around the update, all of it on the device and without waiting for it. Everything is off by default, and
 /// what is off is not in the kernels.
 ///

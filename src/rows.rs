@@ -18,11 +18,13 @@ type Free = Arc<Mutex<Vec<u32>>>;
 #[derive(Debug)]
 pub(crate) struct Rows {
     device: wgpu::Device,
-    pub(crate) layout: wgpu::BindGroupLayout,
+    layout: wgpu::BindGroupLayout,
     pages: Vec<Page>,
     place_bytes: u64,
     row_bytes: u64,
     free: Free,
+    /// Shared with every lease.
+    leases: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,7 @@ struct Page {
 pub(crate) struct Lease {
     place: u32,
     free: Free,
+    _counted: Arc<()>,
 }
 
 impl Drop for Lease {
@@ -103,9 +106,22 @@ impl Rows {
             place_bytes: row_bytes.next_multiple_of(ALIGNMENT),
             row_bytes,
             free: Free::default(),
+            leases: Arc::default(),
         };
         rows.grow()?;
         Ok(rows)
+    }
+
+    /// Larger places, beside those that are still leased.
+    pub(crate) fn with_row_bytes(&self, row_bytes: u64) -> Result<Self, Error> {
+        let larger = Self::new(&self.device, self.layout.clone(), row_bytes)?;
+        Ok(Self { leases: self.leases.clone(), ..larger })
+    }
+
+    /// Places that are leased: steps that have neither run nor been dropped.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn leased(&self) -> usize {
+        Arc::strong_count(&self.leases) - 1
     }
 
     fn per_page(&self) -> u32 {
@@ -157,7 +173,7 @@ impl Rows {
         };
         let (page, offset) = self.at(place);
         queue.write_buffer(&page.buffer, offset.into(), bytes);
-        Ok(Lease { place, free: self.free.clone() })
+        Ok(Lease { place, free: self.free.clone(), _counted: self.leases.clone() })
     }
 
     fn at(&self, place: u32) -> (&Page, u32) {

@@ -7,6 +7,7 @@ pub mod bundled;
 pub mod device;
 pub mod devices;
 mod engine;
+pub mod inspect;
 pub mod presets;
 pub mod race;
 pub mod replay;

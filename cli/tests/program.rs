@@ -368,3 +368,63 @@ fn formats() {
     let line = &lines(&output)[0];
     assert_eq!((&line["format"], &line["bytes_per_step"]), (&"bf16, f16, bf16".into(), &(1001 * 14).into()));
 }
+
+#[test]
+fn inspect_tells_what_a_checkpoint_holds() {
+    let fixture = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/checkpoint").join(name).display().to_string()
+    };
+    let output = optim(&["inspect", "--json", &fixture("v1-gpu.safetensors")]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let [line] = &lines(&output)[..] else { panic!("one line") };
+    has(line, &["file", "bytes", "run", "metadata", "slots", "tensors"]);
+    has(&line["run"], &["writer", "rule", "steps", "taken", "loss_scale", "options", "groups"]);
+    assert_eq!(
+        (&line["run"]["rule"], &line["run"]["steps"], &line["run"]["taken"]),
+        (&"adamw".into(), &4.into(), &3.into())
+    );
+    assert_eq!(line["run"]["options"]["rounding"]["stochastic"]["seed"], u64::MAX);
+    let slots = line["slots"].as_array().expect("an array");
+    let of = |name: &str| slots.iter().find(|slot| slot["slot"] == name).expect("a slot");
+    assert_eq!(of("exp_avg")["formats"], serde_json::json!(["f32", "q8"]));
+    assert_eq!(
+        (&of("exp_avg")["elements"], &of("exp_avg")["bytes"]),
+        (&82.into(), &(5 * 4 + 77 + 3 * 4).into())
+    );
+    assert_eq!(of("remainder")["rms"], Value::Null, "halves are no numbers");
+    for slot in ["exp_avg", "exp_avg_sq", "ema", "param"] {
+        let [min, max, rms] = ["min", "max", "rms"].map(|field| of(slot)[field].as_f64().expect("a number"));
+        assert!(min < max && 0.0 < rms && rms <= max.abs().max(min.abs()), "{slot}");
+        assert_eq!(of(slot)["nonfinite"], 0);
+    }
+    let output = optim(&["inspect", &fixture("v1.safetensors")]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "adamw, 5 steps, 5 of them taken",
+        "group \"plain\": 1 tensors",
+        "lr_factor {\"constant\":0.5}",
+        "metadata \"epoch\": \"3\"",
+        "[3, 5]",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    // Parameters alone, with what is not finite.
+    let data: Vec<u8> =
+        [1.0f32, -3.0, f32::NAN, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let view =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &data).expect("a tensor");
+    let path = write("model.safetensors", &safetensors::serialize([("a/b", view)], None).expect("a file"));
+    let output = optim(&["inspect", "--json", path.to_str().expect("UTF-8")]);
+    let [line] = &lines(&output)[..] else { panic!("one line") };
+    assert_eq!(line["run"], Value::Null);
+    let slot = &line["slots"][0];
+    assert_eq!(
+        (&slot["nonfinite"], &slot["min"], &slot["max"], &slot["rms"]),
+        (&2.into(), &(-3.0).into(), &1.0.into(), &5f64.sqrt().into())
+    );
+    // What is none.
+    let path = write("none.safetensors", b"no file of this form");
+    let output = optim(&["inspect", path.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("a header of"), "{}", errors(&output));
+}

@@ -15,6 +15,8 @@ mod blocks;
 mod kernel;
 mod optimizer;
 mod reference;
+#[cfg(feature = "checkpoint")]
+mod saved;
 mod tensors;
 mod threads;
 

@@ -4,10 +4,12 @@ use super::blocks::{Block, Plan};
 use super::kernel::{self, MAX_SLOTS, Part, Pass, Row, Sums};
 use super::tensors::{Cells, Checked, State, StateMut, Tensors};
 use super::threads;
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::{Counters, LossScaleState};
 use crate::error::Error;
 use crate::format::{Format, step_key};
 use crate::layout::Layout;
-use crate::options::{Clip, Options, Rounding};
+use crate::options::{Clip, EMA, Options, Rounding};
 use crate::q8;
 use crate::report::Report;
 use crate::rules::{Fields, Step, Twin, ratio_field, slots};
@@ -292,6 +294,28 @@ impl<R: Twin> Optimizer<R> {
         Self { vectorised: false, ..self }
     }
 
+    /// What is counted and carried.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn counters(&self) -> Counters {
+        let state = LossScaleState { scale: self.loss_scale, good_steps: self.good_steps };
+        Counters {
+            steps: self.steps,
+            taken: self.steps - self.skipped,
+            carries: self.carries.clone(),
+            loss_scale: self.options.loss_scale.map(|_| state),
+        }
+    }
+
+    /// Goes on from `counters`, which have a carry for each group.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&mut self, counters: &Counters) {
+        (self.steps, self.skipped) = (counters.steps, counters.steps - counters.taken);
+        self.carries.clone_from(&counters.carries);
+        let first = self.options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        let state = counters.loss_scale.unwrap_or(LossScaleState { scale: first, good_steps: 0 });
+        (self.loss_scale, self.good_steps) = (state.scale, state.good_steps);
+    }
+
     /// Takes one step, or skips it as the options say; the report is there if they ask for one.
     ///
     /// `step` is a learning rate, or a [`Step`]. Once warm it allocates nothing for flat slices. `steps()` counts it.
@@ -532,8 +556,6 @@ enum Place {
     Ema,
 }
 
-/// The slot of the weights' average.
-const EMA: &str = "ema";
 
 /// Hands the blocks to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
 /// last is in the cache still.

@@ -72,7 +72,7 @@ impl Cells<'_> {
         }
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::None => 0,
             Self::Read4(_) | Self::Write4(_) => 4,
@@ -92,7 +92,7 @@ impl Cells<'_> {
 
 /// Parameters: a slice of f32, or of the codes of a format of 2 bytes.
 #[derive(Debug)]
-pub struct Params<'a>(Cells<'a>);
+pub struct Params<'a>(pub(super) Cells<'a>);
 
 /// Gradients: a slice as of [`Params`], exclusive if they are to be set to zero.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use super::{
     row_vectors, set_vectors,
 };
 use crate::format::Format;
-use crate::options::Master;
+use crate::options::{MASTER, Master, REMAINDER};
 use crate::plan::{BLOCK_QUADS, HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_tiles};
 use crate::rules::{Rule, slots};
 use std::fmt::Write as _;
@@ -72,8 +72,8 @@ impl Storage {
     pub fn master(&self) -> Option<(&'static str, Format)> {
         match self.master {
             _ if self.params == Format::F32 => None,
-            Master::F32 => Some(("master", Format::F32)),
-            Master::Remainder => Some(("remainder", Format::Bf16)),
+            Master::F32 => Some((MASTER, Format::F32)),
+            Master::Remainder => Some((REMAINDER, Format::Bf16)),
             Master::None => None,
         }
     }

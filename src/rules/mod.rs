@@ -38,6 +38,7 @@ pub use sgd::{MomentumForm, Sgd, SgdScalars, SgdState};
 use crate::error::Error;
 use crate::float::Float;
 use crate::kernel::GROUP_FACTOR;
+use crate::options::{MASTER, REMAINDER};
 #[cfg(feature = "gpu")]
 use core::any::TypeId;
 use core::fmt::Debug;
@@ -183,7 +184,7 @@ impl From<f64> for Step {
 /// number WGSL promises nothing, and Rust drops it.
 ///
 /// All that stands around the rule is in the same module, and grows with the options: names of your own functions and constants should begin with the rule's. Slots are not
-/// called `p`, `g`, `ema`, `master` or `remainder`, scalars not `gradient_factor`.
+/// called `p`, `g`, `param`, `ema`, `master` or `remainder`, scalars not `gradient_factor`.
 pub trait Rule: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The name used in files, on the command line and in errors; also the stem of the shader and source file.
     const NAME: &'static str;
@@ -320,7 +321,7 @@ pub(crate) fn refuse_names<R: Rule>() -> Result<(), Error> {
         return conflict("RATIO has to be the name of a scalar");
     }
     if slots::<R>().iter().any(|slot| RESERVED_SLOTS.contains(slot)) {
-        return conflict("no slot is called p, g, ema, master or remainder");
+        return conflict("no slot is called p, g, param, ema, master or remainder");
     }
     if scalar_names::<R>().contains(&GROUP_FACTOR) {
         return conflict("no scalar is called gradient_factor");
@@ -329,7 +330,7 @@ pub(crate) fn refuse_names<R: Rule>() -> Result<(), Error> {
 }
 
 /// Names of what a rule does not keep itself.
-const RESERVED_SLOTS: [&str; 5] = ["p", "g", "ema", "master", "remainder"];
+const RESERVED_SLOTS: [&str; 6] = ["p", "g", "param", "ema", MASTER, REMAINDER];
 
 /// Whether `R` is in the list of [`for_each_rule!`](crate::for_each_rule).
 #[cfg(feature = "gpu")]

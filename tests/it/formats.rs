@@ -155,17 +155,17 @@ impl<'a, R: Rule> Stored<'a, R> {
 }
 
 /// Tensors of odd lengths in two groups, and gaps.
-fn odd<R: Rule>(rule: R) -> Layout<R> {
+pub fn odd<R: Rule>(rule: R) -> Layout<R> {
     let first = Group::new("first", rule).tensor_at("a", [301], 0).tensor_at("c", [1_030], 310);
     let second =
         Group::new("second", rule).lr_factor(0.5).tensor_at("b", [7], 302).tensor_at("d", [5], 1_342);
     Layout::new([first, second]).unwrap()
 }
 
-const SEED: Rounding = Rounding::Stochastic { seed: 7 };
+pub const SEED: Rounding = Rounding::Stochastic { seed: 7 };
 
 /// Ways to store: every format in every place, and every way to keep more of the parameters.
-fn ways() -> Vec<Options> {
+pub fn ways() -> Vec<Options> {
     use Format::{Bf16, F16, F32, Q8};
     let ways = [
         (F32, Bf16, F32, Master::F32, Rounding::Nearest),

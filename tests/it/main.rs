@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod blocks;
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
 mod common;
 mod cpu;
 mod formats;

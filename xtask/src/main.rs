@@ -16,10 +16,12 @@ usage: cargo xtask COMMAND
   setup         make sure that there is a Vulkan driver
   test [ARGS]   setup, then cargo test --workspace with ARGS: everything by default
   bench [ARGS]  setup, then cargo bench with ARGS
+  crash [N]     kills processes that save checkpoints, N times each way: 100 by default
+  fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
   ci            formatting, lints, every set of features, documentation, then cargo xtask test";
 
 /// Features of the library that can be had one by one, without the default ones.
-const FEATURES: [&str; 4] = ["gpu", "web", "rayon", "serde"];
+const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         ("setup", []) => driver::ensure(&mut steps),
         ("test", _) => test(&mut steps, &rest),
         ("bench", _) => bench(&mut steps, &rest),
+        ("crash", [] | [_]) => crash(&mut steps, rest.first().map_or("100", String::as_str)),
+        ("fuzz", [] | [_]) => fuzz(&mut steps, rest.first().map_or("600", String::as_str)),
         ("ci", []) => ci(&mut steps),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -69,6 +73,33 @@ fn bench(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
     steps.run("benchmarks", cargo(["bench"]).args(args))
 }
 
+fn crash(steps: &mut Steps, kills: &str) -> Result<(), Failure> {
+    let mut test = cargo(["test", "--test", "checkpoint", "killed", "--", "--nocapture"]);
+    steps.run("killed while saving", test.env("WGPU_OPTIM_TEST_KILLS", kills))
+}
+
+/// Memory in MiB that reading a small file may take at once, and all of the process.
+const FUZZ_LIMITS: [&str; 2] = ["-malloc_limit_mb=64", "-rss_limit_mb=512"];
+
+fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
+    if !can_fuzz() {
+        let message = "fuzzing takes a nightly compiler and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz";
+        return Err(Failure::new(message));
+    }
+    // What is found goes to a copy: the corpus that is kept is small.
+    let found = env::temp_dir().join("wgpu-optim-corpus");
+    std::fs::create_dir_all(&found).map_err(|error| Failure::new(format!("{}: {error}", found.display())))?;
+    let mut fuzz = cargo(["+nightly", "fuzz", "run", "checkpoint"]);
+    fuzz.arg(found)
+        .args(["fuzz/corpus/checkpoint", "--", &format!("-max_total_time={seconds}")])
+        .args(FUZZ_LIMITS);
+    steps.run("fuzzing", &mut fuzz)
+}
+
+fn can_fuzz() -> bool {
+    succeeds(&mut cargo(["+nightly", "fuzz", "--version"]))
+}
+
 fn ci(steps: &mut Steps) -> Result<(), Failure> {
     // What fails quickly comes first.
     component(steps, "rustfmt", "fmt")?;
@@ -87,7 +118,14 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command that the README gives, as it is given there.
-    steps.run("tests", &mut cargo(["xtask", "test"]))
+    steps.run("tests", &mut cargo(["xtask", "test"]))?;
+    if can_fuzz() {
+        return fuzz(steps, "20");
+    }
+    eprintln!(
+        "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
+    );
+    Ok(())
 }
 
 /// Makes sure that a component of the toolchain is there: minimal installations lack rustfmt and clippy.

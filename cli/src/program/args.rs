@@ -50,6 +50,12 @@ pub(crate) enum Command {
     },
     /// Time a step of every rule beside a plain copy
     Bench(Bench),
+    /// Show what a checkpoint holds: rule, steps, groups, tensors, formats, and of what is in every slot least, largest, rms and what is not finite
+    Inspect {
+        /// A safetensors file, or the index (.index.json) of several
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Run Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
     Race(Race),
     /// Show learning-rate schedules: an example of every kind, or the values of one

@@ -9,7 +9,7 @@ use optim::device::{Choice, Device, Label};
 use optim::presets::variants;
 use optim::replay::{On, replay};
 use optim::trajectory::Trajectory;
-use optim::{devices, race, rules, schedules, verify};
+use optim::{devices, inspect, race, rules, schedules, verify};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +21,7 @@ pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
         Command::Verify(arguments) => check(arguments, common),
         Command::Replay { files } => replay_all(&files, common),
         Command::Bench(arguments) => measure(arguments, common),
+        Command::Inspect { file } => show_file(&file, common),
         Command::Schedules(arguments) => show(&arguments, common),
         Command::Race(arguments) => run_race(arguments, common),
     }
@@ -358,4 +359,61 @@ fn run_race(arguments: Race, common: Common) -> anyhow::Result<bool> {
 
 pub(super) fn verdict(pass: bool) -> &'static str {
     if pass { "pass" } else { "FAIL" }
+}
+
+fn show_file(file: &Path, common: Common) -> anyhow::Result<bool> {
+    let bar = progress(0, format!("inspect {}", file.display()));
+    let inspection = inspect::inspect(file, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let inspection = inspection?;
+    if common.json {
+        json(&inspection)?;
+        return Ok(true);
+    }
+    let inspect::Inspection { bytes, run, metadata, slots, tensors, .. } = inspection;
+    if let Some(run) = &run {
+        text(&format!(
+            "{}, {} steps, {} of them taken, saved by {}",
+            run.rule, run.steps, run.taken, run.writer
+        ))?;
+        if let Some((scale, good)) = run.loss_scale {
+            text(&format!("loss scale {scale}, {good} good steps"))?;
+        }
+        text(&format!("options {}", run.options))?;
+        for group in &run.groups {
+            let inspect::Group { name, hyperparameters, lr_factor, carry, tensors } = group;
+            text(&format!(
+                "group {name:?}: {} tensors, {hyperparameters}, lr_factor {lr_factor}, carry {carry}",
+                tensors.len()
+            ))?;
+        }
+    } else {
+        text("no optimizer's state")?;
+    }
+    for (key, value) in &metadata {
+        text(&format!("metadata {key:?}: {value:?}"))?;
+    }
+    let number = |x: Option<f64>| x.map_or_else(String::new, |x| format!("{x:e}"));
+    let numbers = |n: &inspect::Numbers| {
+        [n.nonfinite.to_string(), number(n.min.map(f64::from)), number(n.max.map(f64::from)), number(n.rms)]
+    };
+    let rows = tensors.iter().map(|tensor| {
+        let own =
+            [tensor.name.clone(), tensor.slot.clone(), tensor.format.clone(), format!("{:?}", tensor.shape)];
+        [&own[..], &[tensor.bytes.to_string()], &numbers(&tensor.numbers)].concat()
+    });
+    let header = ["tensor", "slot", "format", "shape", "bytes", "not finite", "min", "max", "rms"];
+    text(&table(&header, 4, rows.collect()))?;
+    let rows = slots.iter().map(|slot| {
+        let own =
+            [slot.slot.clone(), slot.formats.join(" "), slot.tensors.to_string(), slot.elements.to_string()];
+        [&own[..], &[slot.bytes.to_string()], &numbers(&slot.numbers)].concat()
+    });
+    let header = ["slot", "format", "tensors", "elements", "bytes", "not finite", "min", "max", "rms"];
+    text(&table(&header, 2, rows.collect()))?;
+    text(&format!("{bytes} bytes"))?;
+    Ok(true)
 }

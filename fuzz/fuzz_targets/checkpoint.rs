@@ -1,0 +1,79 @@
+//! Loads what the fuzzer makes up: an error or a load, never a panic; and of memory no more than the file's size and 64 MiB (`-malloc_limit_mb` and `-rss_limit_mb`).
+//!
+//! The input is the file itself. Where it does not begin with the length of its header it is also tried as a header, with the length put before it and as many zeros behind it as its tensors take,
+//! so that the fuzzer need not guess numbers; and always as an index.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use std::fs;
+use std::path::PathBuf;
+use wgpu_optim::checkpoint::{self, Cpu, Differing, Extra, Formats, Load, Missing, Reader, Record};
+use wgpu_optim::{AdamW, Group, Layout, cpu};
+
+/// What an index finds under the name "a".
+const SHARD: &[u8] = include_bytes!("../../tests/interop/adamw-10.safetensors");
+/// Bytes of zeros that stand for data.
+const MAX_DATA: u64 = 1 << 16;
+
+thread_local! {
+    static DIRECTORY: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// A directory of this process's, with a good shard.
+fn directory() -> PathBuf {
+    DIRECTORY.with_borrow_mut(|directory| {
+        let make = || {
+            let path = std::env::temp_dir().join(format!("fuzz-{}", std::process::id()));
+            fs::create_dir_all(&path).expect("the temporary directory can be written");
+            fs::write(path.join("a"), SHARD).expect("the temporary directory can be written");
+            path
+        };
+        directory.get_or_insert_with(make).clone()
+    })
+}
+
+fn load(name: &str, bytes: &[u8]) {
+    let path = directory().join(name);
+    fs::write(&path, bytes).expect("the temporary directory can be written");
+    // That of tests/interop/adamw-10.safetensors.
+    let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
+    let decay = Group::new("decay", adamw).tensor("w", [4, 3]).tensor("v", [5]);
+    let plain = Group::new("plain", AdamW { weight_decay: 0.0, ..adamw }).tensor("b", [3]);
+    let layout = Layout::new([decay, plain]).expect("a good layout");
+    let mut optimizer = cpu::Optimizer::<AdamW>::new(layout).expect("memory");
+    let mut params = [0.0; 20];
+    let lenient = Load {
+        missing: Missing::Zero,
+        extra: Extra::Ignore,
+        formats: Formats::Convert,
+        hyperparameters: Differing::Ignore,
+        options: Differing::Ignore,
+    };
+    for load in [Load::default(), lenient] {
+        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+        let _ = checkpoint::load(&mut engine, &path, &load, &mut |_, _| ());
+    }
+    if let Ok(mut reader) = Reader::open(&path) {
+        let _ = Record::read(&reader);
+        for tensor in reader.tensors().to_vec() {
+            if let Some((slot, name)) = tensor.name().split_once('/') {
+                let _ = reader.numbers(slot, name, 1, 0, tensor.len().min(100));
+            }
+        }
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    load("run.safetensors", bytes);
+    load("run.safetensors.index.json", bytes);
+    let data = serde_json::from_slice::<serde_json::Value>(bytes).ok().and_then(|header| {
+        let ends = header.as_object()?.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+        ends.max().filter(|end| *end <= MAX_DATA)
+    });
+    if let Some(data) = data {
+        let len = (bytes.len() as u64).to_le_bytes();
+        load("run.safetensors", &[&len, bytes, &vec![0; data as usize]].concat());
+    }
+});

@@ -1,0 +1,183 @@
+"""Make the files of tests/interop, and check that runs go from PyTorch to wgpu-optim and back.
+
+    python interop/golden.py                      # makes tests/interop/*.safetensors
+    python interop/golden.py --check DIRECTORY    # goes on in PyTorch from the checkpoints that `cargo test -p optim --test interop` has left there
+
+For every rule that both have: `RULE.safetensors` is a run of 20 steps in PyTorch in the format `optim-trajectory/1` (tests/golden/README.md): gradients, the truth in f64, and what PyTorch gets in f32.
+`RULE-10.safetensors` is PyTorch's state after 10 of them, converted by torch_state.py. The test loads it, takes the other 10 steps and holds the result to the bar of the recorded runs. It also
+takes the first 10 steps here and saves; `--check` converts that to a state_dict and takes the other 10 in PyTorch.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import torch_state
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ROOT / "tests" / "interop"
+STEPS, HALF = 20, 10
+GROUPS = {"decay": {"w": (4, 3), "v": (5,)}, "plain": {"b": (3,)}}
+
+# Learning rate, hyperparameters of all groups, and those of the second.
+CASES = {
+    "sgd": (0.05, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"weight_decay": 0.0}),
+    "adam": (0.01, {"betas": (0.8, 0.95), "weight_decay": 0.1, "amsgrad": True}, {"weight_decay": 0.0}),
+    "adamw": (0.01, {"betas": (0.9, 0.95), "weight_decay": 0.1}, {"weight_decay": 0.0}),
+    "adagrad": (0.1, {"lr_decay": 0.1, "initial_accumulator_value": 0.1}, {"weight_decay": 0.1}),
+    "rmsprop": (0.01, {"alpha": 0.9, "momentum": 0.5, "centered": True}, {"weight_decay": 0.1}),
+    "adadelta": (1.0, {"rho": 0.9}, {"weight_decay": 0.1}),
+    "adamax": (0.01, {"betas": (0.8, 0.95)}, {"weight_decay": 0.1}),
+    "nadam": (0.01, {"betas": (0.9, 0.95), "momentum_decay": 0.01}, {"weight_decay": 0.1}),
+    "radam": (0.01, {"betas": (0.9, 0.9)}, {"weight_decay": 0.1}),
+}
+
+
+def shapes() -> dict:
+    return {name: shape for group in GROUPS.values() for name, shape in group.items()}
+
+
+def data(rule: str) -> tuple[dict, list]:
+    generator = torch.Generator().manual_seed(zlib.crc32(rule.encode()))
+    draw = lambda shape: torch.randn(shape, generator=generator)
+    return {n: draw(s) for n, s in shapes().items()}, [{n: draw(s) for n, s in shapes().items()} for _ in range(STEPS)]
+
+
+def optimizer(rule: str, params: dict, dtype):
+    """A PyTorch optimizer on its own copies of the parameters."""
+    lr, hyper, second = CASES[rule]
+    own = {name: torch.nn.Parameter(x.to(dtype, copy=True)) for name, x in params.items()}
+    groups = [
+        {"params": [(n, own[n]) for n in names], "name": group, **(second if group == "plain" else {})} for group, names in GROUPS.items()
+    ]
+    return torch_state.RULES[rule].cls(groups, lr=lr, foreach=False, **hyper), own
+
+
+def steps(optim, own: dict, grads: list) -> None:
+    for of_step in grads:
+        for name, p in own.items():
+            p.grad = of_step[name].to(p.dtype, copy=True)
+        optim.step()
+
+
+def run(rule: str, params: dict, grads: list, dtype):
+    optim, own = optimizer(rule, params, dtype)
+    # With the default type, PyTorch's own scalars (NAdam's product) are of that type too.
+    torch.set_default_dtype(dtype)
+    steps(optim, own, grads)
+    torch.set_default_dtype(torch.float32)
+    return optim, own
+
+
+def detached(own: dict) -> dict:
+    return {name: p.detach().clone() for name, p in own.items()}
+
+
+def generate(rule: str) -> None:
+    params, grads = data(rule)
+    lr, _, _ = CASES[rule]
+    half, half_params = run(rule, params, grads[:HALF], torch.float32)
+    state = copy.deepcopy(half.state_dict())
+    tensors, record = torch_state.from_torch(
+        state, rule, params=detached(half_params), steps=HALF if rule == "sgd" else None
+    )
+    torch_state.write_checkpoint(FILES / f"{rule}-{HALF}.safetensors", tensors, record)
+    round_trip(rule, state, tensors, record, lr)
+
+    tensors = {"lr": torch.full((STEPS,), lr, dtype=torch.float64)}
+    tensors |= {f"param/{n}": x for n, x in params.items()}
+    tensors |= {f"grad/{t}/{n}": x for t, of_step in enumerate(grads, 1) for n, x in of_step.items()}
+    for kind, dtype in (("expect", torch.float64), ("peer", torch.float32)):
+        optim, own = run(rule, params, grads, dtype)
+        tensors |= {f"{kind}/param/{n}": x for n, x in detached(own).items()}
+        converted, _ = numbers(optim, rule)
+        tensors |= {f"{kind}/{n}": x for n, x in converted.items()}
+    common, second = (group["hyperparameters"] for group in record["groups"])
+    metadata = {
+        "format": "optim-trajectory/1",
+        "source": f"torch {torch.__version__}",
+        "optimizer": json.dumps({"rule": rule, **common}),
+        "groups": json.dumps(
+            [
+                {"name": group, "params": list(names), "overrides": {} if group == "decay" else {k: v for k, v in second.items() if v != common[k]}}
+                for group, names in GROUPS.items()
+            ]
+        ),
+    }
+    save_file(tensors, FILES / f"{rule}.safetensors", metadata)
+
+
+def numbers(optim, rule: str) -> tuple[dict, None]:
+    """Slots by name, in whatever type they are."""
+    state = optim.state_dict()
+    names = torch_state.named(state, None)
+    out = {}
+    for number, own in state["state"].items():
+        for slot in torch_state.RULES[rule].slots:
+            if own.get(slot) is not None:
+                out[f"{slot}/{names[number]}"] = own[slot].detach().clone()
+    return out, None
+
+
+def round_trip(rule: str, state: dict, tensors: dict, record: dict, lr: float) -> None:
+    """There and back is the state that it was."""
+    back, _ = torch_state.to_torch(tensors, record, lr)
+    for number, own in state["state"].items():
+        for name, x in own.items():
+            if x is not None:
+                assert torch.equal(torch.as_tensor(back["state"][number][name]), torch.as_tensor(x)), f"{rule}: {name} of {number}"
+    for ours, theirs in zip(back["param_groups"], state["param_groups"]):
+        for name, value in theirs.items():
+            if name not in ("foreach",):
+                assert ours[name] == value, f"{rule}: {name} {ours[name]} {value}"
+
+
+def ulp(x: float) -> float:
+    return 2.0 ** (max(math.floor(math.log2(x)), -126) - 23) if x else 2.0**-149
+
+
+def check(rule: str, directory: Path) -> bool:
+    """Ten steps here, ten there."""
+    params, grads = data(rule)
+    lr, _, _ = CASES[rule]
+    state, half_params = torch_state.to_torch(*torch_state.read_checkpoint(directory / f"{rule}.safetensors"), lr)
+    optim, own = optimizer(rule, half_params, torch.float32)
+    optim.load_state_dict(state)
+    steps(optim, own, grads[HALF:])
+    _, truth = run(rule, params, grads, torch.float64)
+    _, peer = run(rule, params, grads, torch.float32)
+    passed, squares = True, [0.0, 0.0, 0]
+    for name, expect in detached(truth).items():
+        error, theirs = ((x[name].double() - expect).detach() for x in (own, peer))
+        unit = ulp(expect.abs().max().item())
+        bound = 2 * theirs.abs().max().item() + math.sqrt(STEPS) * unit
+        passed &= error.abs().max().item() <= bound
+        squares[0] += (error / unit).square().sum().item()
+        squares[1] += (theirs / unit).square().sum().item()
+        squares[2] += expect.numel()
+    ours, theirs = (math.sqrt(x / squares[2]) for x in squares[:2])
+    passed &= ours <= 1.25 * theirs + 0.05
+    print(f"{rule:9} {'ok  ' if passed else 'FAIL'} rms error {ours:.3f} ulp, of PyTorch alone {theirs:.3f}")
+    return passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", type=Path, metavar="DIRECTORY")
+    directory = parser.parse_args().check
+    if directory:
+        sys.exit(not all([check(rule, directory) for rule in CASES]))
+    FILES.mkdir(exist_ok=True)
+    for rule in CASES:
+        generate(rule)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Convert the state of torch.optim optimizers to checkpoints of wgpu-optim, and back; and files of parameters with them.
+
+    python interop/torch_state.py from-torch optimizer.pt run.safetensors --rule adamw --params model.safetensors
+    python interop/torch_state.py to-torch run.safetensors optimizer.pt --params model.safetensors
+
+`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`. `model.safetensors` has the parameters under their names, in the form of Hugging Face
+(`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone.
+
+Parameters of a state_dict are numbers. Their names are the `param_names` that PyTorch keeps where an optimizer was made of `named_parameters()`; otherwise `--names` lists them in
+order. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
+
+Where the two differ:
+* PyTorch counts steps for each parameter, and SGD not at all; here an optimizer has one count. Counts that differ are refused. For SGD, `--steps` gives the number.
+* NAdam's `mu_product` and whether SGD's velocity has begun are carries of the group. PyTorch keeps the first in f32, so that it is a little less exact from there on.
+* AdaGrad's sum starts at `initial_accumulator_value` there, and here at zero, with which the first step adds it.
+* PyTorch's learning rates are in its groups; here they are each step's. If those of all groups are the same, `lr_factor` is 1 and the rate is to be passed to each step; if not, each group's
+  `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
+* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. Of rules or hyperparameters that only one
+  side has, nothing is converted: that is an error.
+* A checkpoint from here says nothing of options (clipping, loss scale, …), and a load does not compare them.
+"""
+
+import argparse
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+KEY = "wgpu_optim"
+VERSION = 1
+
+# What changes nothing in the results.
+IGNORED = {"lr", "params", "param_names", "name", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
+
+
+def same(*names):
+    return {name: (name, None) for name in names}
+
+
+class Rule:
+    """One rule: its class in torch.optim, slots, hyperparameters by our names, and those of ours that PyTorch lacks, with the value that it has of them."""
+
+    def __init__(self, cls, slots, hyper, fixed=None, torch_fixed=None):
+        self.cls, self.slots, self.hyper, self.fixed = cls, slots, hyper, fixed or {}
+        # PyTorch's that are ours by another rule's name.
+        self.torch_fixed = torch_fixed or {}
+
+
+ADAM = BETAS | same("eps", "weight_decay", "amsgrad", "maximize")
+ADAM_FIXED = {"amsgrad_corrected": False, "eps_corrected": True}
+ADAM_SLOTS = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+MOMENTS = ["exp_avg", "exp_avg_sq"]
+RULES = {
+    "sgd": Rule(torch.optim.SGD, ["momentum_buffer"], same("momentum", "dampening", "weight_decay", "nesterov", "maximize"), {"form": "heavy_ball"}),
+    "adam": Rule(torch.optim.Adam, ADAM_SLOTS, ADAM | same("decoupled_weight_decay"), ADAM_FIXED),
+    "adamw": Rule(torch.optim.AdamW, ADAM_SLOTS, ADAM, ADAM_FIXED, {"decoupled_weight_decay": True}),
+    "adagrad": Rule(
+        torch.optim.Adagrad, ["sum"], same("lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"), {"eps_root": 0.0}
+    ),
+    "rmsprop": Rule(
+        torch.optim.RMSprop,
+        ["square_avg", "momentum_buffer", "grad_avg"],
+        same("alpha", "eps", "weight_decay", "momentum", "centered", "maximize"),
+        {"eps_root": 0.0},
+    ),
+    "adadelta": Rule(torch.optim.Adadelta, ["square_avg", "acc_delta"], same("rho", "eps", "weight_decay", "maximize")),
+    "adamax": Rule(torch.optim.Adamax, ["exp_avg", "exp_inf"], BETAS | same("eps", "weight_decay", "maximize"), {"eps_after_max": False}),
+    "nadam": Rule(torch.optim.NAdam, MOMENTS, BETAS | same("eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize")),
+    "radam": Rule(
+        torch.optim.RAdam,
+        MOMENTS,
+        BETAS | same("eps", "weight_decay", "decoupled_weight_decay", "maximize"),
+        {"eps_corrected": False, "rectification_threshold": 5.0},
+    ),
+}
+
+
+class Refused(Exception):
+    """What cannot be converted."""
+
+
+def carry_bits(x: float) -> str:
+    return struct.pack(">d", x).hex()
+
+
+def carry_of(bits: str) -> float:
+    return struct.unpack(">d", bytes.fromhex(bits))[0]
+
+
+def kept(rule: str, hyper: dict) -> list[str]:
+    """The slots that are kept with these hyperparameters."""
+    needs = {
+        "max_exp_avg_sq": hyper.get("amsgrad", False),
+        "grad_avg": hyper.get("centered", False),
+        "momentum_buffer": hyper.get("momentum", 0.0) != 0.0,
+    }
+    return [slot for slot in RULES[rule].slots if needs.get(slot, True)]
+
+
+def hyper_from(rule: str, group: dict) -> dict:
+    known = RULES[rule]
+    hyper = dict(known.fixed)
+    for ours, (theirs, i) in known.hyper.items():
+        if theirs not in group:
+            raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {theirs}")
+        value = group[theirs] if i is None else group[theirs][i]
+        hyper[ours] = value.item() if isinstance(value, torch.Tensor) else value
+    theirs = {name for name, _ in known.hyper.values()}
+    for name in group.keys() - theirs - IGNORED:
+        if known.torch_fixed.get(name) != group[name]:
+            raise Refused(f"{rule} has no {name} = {group[name]} here")
+    return hyper
+
+
+def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
+    found = {}
+    for group in state_dict["param_groups"]:
+        if group.get("param_names"):
+            found.update(zip(group["params"], group["param_names"]))
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    if names is not None:
+        if len(names) != len(numbers):
+            raise Refused(f"{len(names)} names of {len(numbers)} parameters")
+        found = dict(zip(numbers, names))
+    if missing := [number for number in numbers if number not in found]:
+        raise Refused(f"parameters {missing} have no names: give --names")
+    return found
+
+
+def from_torch(state_dict: dict, rule: str, shapes: dict | None = None, names=None, steps=None, params=None):
+    """The tensors and the record of a checkpoint. `shapes` are needed for parameters without state, `params` to be in it."""
+    known = RULES[rule]
+    names = named(state_dict, names)
+    state, groups, tensors, counts = state_dict["state"], [], {}, set()
+    rates = [float(group["lr"]) for group in state_dict["param_groups"]]
+    # The slots that any group keeps are kept of all.
+    hypers = [hyper_from(rule, group) for group in state_dict["param_groups"]]
+    slots = [slot for slot in known.slots if any(slot in kept(rule, hyper) for hyper in hypers)]
+    offset = 0
+    for i, (group, hyper) in enumerate(zip(state_dict["param_groups"], hypers)):
+        carries, places = set(), {}
+        for number in group["params"]:
+            name, own = names[number], state.get(number, {})
+            shape = (params or {}).get(name, next((x for x in own.values() if isinstance(x, torch.Tensor) and x.ndim), None))
+            shape = tuple(shape.shape) if shape is not None else (shapes or {}).get(name)
+            if shape is None:
+                raise Refused(f"the shape of {name} is not known: it has no state yet; give --params")
+            if "step" in own:
+                counts.add(int(own["step"]))
+            elif rule != "sgd":
+                counts.add(0)
+            for slot in slots:
+                x = own.get(slot)
+                if x is None:
+                    x = torch.zeros(shape)
+                elif rule == "adagrad" and int(own["step"]) == 0:
+                    # Here the first step adds it.
+                    x = torch.zeros(shape)
+                if x.dtype not in (torch.float32, torch.bfloat16):
+                    raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16")
+                tensors[f"{slot}/{name}"] = x.detach().cpu().contiguous()
+            if params is not None:
+                tensors[f"param/{name}"] = params[name].detach().cpu().contiguous()
+            places[name] = offset
+            offset += math.prod(shape)
+            if rule == "nadam":
+                carries.add(float(own.get("mu_product", 0.0)))
+            elif rule == "sgd":
+                carries.add(1.0 if own.get("momentum_buffer") is not None else 0.0)
+        if len(carries) > 1:
+            raise Refused(f"the parameters of group {i} have been updated a different number of times")
+        factor = 1.0 if len(set(rates)) == 1 else rates[i]
+        groups.append(
+            {
+                "name": str(group.get("name", i)),
+                "hyperparameters": hyper,
+                "lr_factor": {"constant": factor},
+                "carry": carry_bits(carries.pop() if carries else 0.0),
+                "tensors": places,
+            }
+        )
+    if steps is not None:
+        counts.add(steps)
+    if len(counts) != 1:
+        raise Refused(f"steps {sorted(counts)}: one number is needed for all parameters" + (" (--steps)" if rule == "sgd" else ""))
+    count = counts.pop()
+    record = {
+        "version": VERSION,
+        "writer": f"torch {torch.__version__}",
+        "rule": rule,
+        "steps": count,
+        "taken": count,
+        "loss_scale": None,
+        "options": None,
+        "groups": groups,
+    }
+    return tensors, record
+
+
+def to_torch(tensors: dict, record: dict, lr: float) -> tuple[dict, dict]:
+    """A state_dict, with `param_names`, and the parameters by name, if the checkpoint has them."""
+    rule = record["rule"]
+    if rule not in RULES:
+        raise Refused(f"torch.optim has no {rule}")
+    known = RULES[rule]
+    state, groups, number = {}, [], 0
+    for group in record["groups"]:
+        hyper = group["hyperparameters"]
+        for name, value in known.fixed.items():
+            if hyper.get(name, value) != value:
+                raise Refused(f"torch.optim.{known.cls.__name__} has no {name} = {hyper[name]}")
+        if unknown := hyper.keys() - known.hyper.keys() - known.fixed.keys():
+            raise Refused(f"unknown hyperparameters {sorted(unknown)}")
+        factor = group["lr_factor"]
+        if factor is None or list(factor) != ["constant"]:
+            raise Refused(f"the learning rate's factor of group {group['name']} is a schedule: {factor}")
+        default = known.cls([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
+        theirs = dict(default)
+        for ours, (name, i) in known.hyper.items():
+            if ours not in hyper:
+                continue
+            if i is None:
+                theirs[name] = hyper[ours]
+            else:
+                theirs[name] = tuple(hyper[ours] if j == i else x for j, x in enumerate(theirs[name]))
+        theirs["lr"] = lr * factor["constant"]
+        theirs["name"] = group["name"]
+        theirs["params"], theirs["param_names"] = [], []
+        begun = carry_of(group["carry"])
+        for name in group["tensors"]:
+            own = {}
+            if rule != "sgd":
+                own["step"] = torch.tensor(float(record["taken"]))
+            for slot in kept(rule, hyper):
+                x = tensors.get(f"{slot}/{name}")
+                if x is None:
+                    raise Refused(f"no {slot} of {name}")
+                if f"{slot}.scale/{name}" in tensors:
+                    raise Refused(f"{slot} of {name} is in blocks; load it and save it as f32 first")
+                own[slot] = x.clone()
+            if rule == "sgd" and begun == 0.0:
+                own.pop("momentum_buffer", None)
+            if rule == "nadam":
+                own["mu_product"] = torch.tensor(begun if record["taken"] else 1.0)
+            if rule == "adagrad" and record["taken"] == 0:
+                own["sum"] += theirs["initial_accumulator_value"]
+            if record["taken"] or rule == "adagrad":
+                state[number] = own
+            theirs["params"].append(number)
+            theirs["param_names"].append(name)
+            number += 1
+        groups.append(theirs)
+    params = {name[len("param/") :]: x for name, x in tensors.items() if name.startswith("param/")}
+    return {"state": state, "param_groups": groups}, params
+
+
+def read(path: Path) -> tuple[dict, dict]:
+    """All tensors of a file, or of those that an index names, and its metadata."""
+    if path.name.endswith(".index.json"):
+        index = json.loads(path.read_text())
+        tensors = {}
+        for shard in sorted(set(index["weight_map"].values())):
+            tensors |= read(path.parent / shard)[0]
+        return tensors, index.get("metadata", {})
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def write_checkpoint(path: Path, tensors: dict, record: dict) -> None:
+    save_file(tensors, path, {KEY: json.dumps(record)})
+
+
+def read_checkpoint(path: Path) -> tuple[dict, dict]:
+    tensors, metadata = read(path)
+    if KEY not in metadata:
+        raise Refused(f"{path} is no checkpoint of wgpu-optim")
+    record = json.loads(metadata[KEY])
+    if record["version"] > VERSION:
+        raise Refused(f"{path} has version {record['version']}, this script reads up to {VERSION}")
+    return tensors, record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("from-torch")
+    command.add_argument("state", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument("--rule", required=True, choices=RULES)
+    command.add_argument("--params", type=Path, help="parameters by name, which go into the checkpoint")
+    command.add_argument("--names", type=Path, help="a text file with a parameter's name a line, in the order of the optimizer's")
+    command.add_argument("--steps", type=int, help="steps taken, where PyTorch does not count them (SGD)")
+    command = commands.add_parser("to-torch")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument("--lr", type=float, default=1.0, help="what lr_factor multiplies")
+    command.add_argument("--params", type=Path, help="where the parameters go")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "from-torch":
+            state = torch.load(arguments.state, map_location="cpu", weights_only=True)
+            params = read(arguments.params)[0] if arguments.params else None
+            names = arguments.names.read_text().split("\n") if arguments.names else None
+            names = [name for name in names if name] if names else None
+            tensors, record = from_torch(state, arguments.rule, names=names, steps=arguments.steps, params=params)
+            write_checkpoint(arguments.out, tensors, record)
+        else:
+            state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr)
+            torch.save(state, arguments.out)
+            if arguments.params:
+                save_file(params, arguments.params)
+    except (Refused, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

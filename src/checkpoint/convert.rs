@@ -1,0 +1,282 @@
+//! From what a file has to what an optimizer keeps.
+
+use super::error::Error;
+use super::reader::Reader;
+use super::{Content, Dtype, SCALE_END, blocks, lead};
+use crate::format::Format;
+use crate::q8;
+
+/// Elements that are converted at a time: whole blocks.
+const PIECE: u64 = 1 << 16;
+
+const BLOCK: u64 = q8::BLOCK as u64;
+
+/// Where the values of one tensor in one plane come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    pub(super) from: From,
+    /// Bytes of all of them.
+    pub(super) bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum From {
+    /// Nowhere: they are zero.
+    Zero,
+    /// Nowhere: they stay what they are.
+    Kept,
+    /// A tensor of the file, as it is.
+    Same(usize),
+    /// The numbers of a tensor of the file in another format.
+    Converted(Numbers, Target),
+}
+
+/// Tensors of a file that are numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Numbers {
+    Plain {
+        tensor: usize,
+        format: Format,
+    },
+    /// Codes and scales.
+    Blocks {
+        codes: usize,
+        scales: usize,
+        lead: u64,
+    },
+    /// The upper halves and what they lack.
+    Joined {
+        params: usize,
+        remainders: usize,
+    },
+}
+
+/// What numbers are made to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target {
+    Plain(Format),
+    /// The upper half of an f32 whose lower half is kept.
+    Upper,
+    Lower,
+    Codes {
+        lead: u64,
+        len: u64,
+    },
+    Scales {
+        lead: u64,
+        len: u64,
+    },
+}
+
+impl Target {
+    /// What a plane of this content has of a tensor; `split` if remainders are kept of it.
+    pub(super) fn new(content: Content, offset: u64, len: u64, split: bool) -> Self {
+        let lead = lead(offset);
+        match content {
+            Content::Numbers(_) if split => Self::Upper,
+            Content::Numbers(format) => Self::Plain(format),
+            Content::Remainders => Self::Lower,
+            Content::Codes => Self::Codes { lead, len },
+            Content::Scales => Self::Scales { lead, len },
+        }
+    }
+}
+
+/// The format of numbers of this type, each of which stands for itself.
+pub(super) fn format(dtype: Dtype) -> Option<Format> {
+    Format::TENSORS.into_iter().find(|format| self::dtype(*format) == dtype)
+}
+
+/// The type of the values of a format.
+pub(super) fn dtype(format: Format) -> Dtype {
+    match format {
+        Format::F32 => Dtype::F32,
+        Format::F16 => Dtype::F16,
+        Format::Bf16 => Dtype::BF16,
+        Format::Q8 => Dtype::U8,
+    }
+}
+
+impl Source {
+    /// Fills bytes from byte `start` of the values on; `false` if they stay.
+    pub(super) fn fill(self, reader: &mut Reader, start: u64, bytes: &mut [u8]) -> Result<bool, Error> {
+        match self.from {
+            From::Kept => return Ok(false),
+            From::Zero => bytes.fill(0),
+            From::Same(tensor) => reader.read(tensor, start, bytes)?,
+            From::Converted(numbers, target) => target.fill(reader, numbers, start, bytes)?,
+        }
+        Ok(true)
+    }
+}
+
+impl Target {
+    fn fill(self, reader: &mut Reader, numbers: Numbers, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        // Elements that a value is for, and bytes of it.
+        let (block, size) = match self {
+            Self::Plain(format) => (1, format.bytes() as usize),
+            Self::Upper | Self::Lower => (1, 2),
+            Self::Codes { .. } => (1, 1),
+            Self::Scales { .. } => (BLOCK, 4),
+        };
+        let mut first = start / size as u64;
+        for bytes in bytes.chunks_mut((PIECE / block) as usize * size) {
+            let last = first + (bytes.len() / size) as u64;
+            let values = bytes.chunks_exact_mut(size);
+            match self {
+                Self::Plain(format) => {
+                    let numbers = numbers.read(reader, first, last)?;
+                    values.zip(numbers).for_each(|(into, x)| put(into, format.encode(x)));
+                }
+                Self::Upper => {
+                    let numbers = numbers.read(reader, first, last)?;
+                    // Ties away from zero, as in a step.
+                    values
+                        .zip(numbers)
+                        .for_each(|(into, x)| put(into, x.to_bits().wrapping_add(0x8000) >> 16));
+                }
+                Self::Lower => {
+                    let numbers = numbers.read(reader, first, last)?;
+                    values.zip(numbers).for_each(|(into, x)| put(into, x.to_bits()));
+                }
+                Self::Scales { lead, len } => {
+                    let (begin, end) = (start_of(first, lead), start_of(last, lead).min(len));
+                    let numbers = numbers.read(reader, begin, end)?;
+                    values
+                        .zip(in_blocks(&numbers, begin, lead))
+                        .for_each(|(into, block)| put(into, q8::scale(block)));
+                }
+                Self::Codes { lead, len } => {
+                    // The whole blocks that they are of.
+                    let begin = start_of((lead + first) / BLOCK, lead);
+                    let end = start_of((lead + last).div_ceil(BLOCK), lead).min(len);
+                    let numbers = numbers.read(reader, begin, end)?;
+                    let codes = in_blocks(&numbers, begin, lead).flat_map(|block| {
+                        let scale = q8::scale(block);
+                        block.iter().map(move |x| q8::encode(*x, scale))
+                    });
+                    values.zip(codes.skip((first - begin) as usize)).for_each(|(into, code)| into[0] = code);
+                }
+            }
+            first = last;
+        }
+        Ok(())
+    }
+}
+
+/// The first element of a block.
+fn start_of(block: u64, lead: u64) -> u64 {
+    (block * BLOCK).saturating_sub(lead)
+}
+
+/// Numbers from element `begin` on, where a block begins, block by block.
+fn in_blocks(numbers: &[f32], begin: u64, lead: u64) -> impl Iterator<Item = &[f32]> {
+    // Of a tensor's first block, what lies before the tensor is not there.
+    let short = if begin == 0 { (BLOCK - lead) as usize } else { q8::BLOCK };
+    let (first, others) = numbers.split_at(short.min(numbers.len()));
+    std::iter::once(first).filter(|first| !first.is_empty()).chain(others.chunks(q8::BLOCK))
+}
+
+impl Numbers {
+    /// Those of a slot of a tensor that lay at `offset`.
+    pub(super) fn find(reader: &Reader, slot: &str, tensor: &str, offset: u64) -> Option<Self> {
+        let index = |end: &str| reader.index(&[slot, end, "/", tensor].concat());
+        let dtype = |i: usize| reader.tensors()[i].dtype();
+        let stored = index("")?;
+        if let Some(format) = format(dtype(stored)) {
+            return Some(Self::Plain { tensor: stored, format });
+        }
+        let scales = index(SCALE_END)?;
+        let blocks = blocks(offset, reader.tensors()[stored].len());
+        let good = (dtype(stored), dtype(scales)) == (Dtype::U8, Dtype::F32)
+            && reader.tensors()[scales].len() == blocks;
+        good.then_some(Self::Blocks { codes: stored, scales, lead: lead(offset) })
+    }
+
+    /// The tensors that they are read from.
+    pub(super) fn tensors(self) -> [usize; 2] {
+        match self {
+            Self::Plain { tensor, .. } => [tensor; 2],
+            Self::Blocks { codes, scales, .. } => [codes, scales],
+            Self::Joined { params, remainders } => [params, remainders],
+        }
+    }
+
+    /// Elements `first..last`.
+    fn read(self, reader: &mut Reader, first: u64, last: u64) -> Result<Vec<f32>, Error> {
+        let mut codes = |tensor, size: u64, first: u64, last: u64| {
+            let mut bytes = vec![0; ((last - first) * size) as usize];
+            reader.read(tensor, first * size, &mut bytes)?;
+            Ok::<_, Error>(bytes)
+        };
+        Ok(match self {
+            Self::Plain { tensor, format } => {
+                let bytes = codes(tensor, format.bytes(), first, last)?;
+                bytes.chunks_exact(format.bytes() as usize).map(|x| format.decode(get(x))).collect()
+            }
+            Self::Joined { params, remainders } => {
+                let (upper, lower) = (codes(params, 2, first, last)?, codes(remainders, 2, first, last)?);
+                let pairs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
+                let joined = pairs.map(|(upper, lower)| {
+                    let [upper, lower] = [upper, lower].map(get);
+                    // The upper half has been rounded up where the lower one is a half or more.
+                    f32::from_bits(upper.wrapping_sub(lower >> 15) << 16 | lower)
+                });
+                joined.collect()
+            }
+            Self::Blocks { codes: tensor, scales, lead } => {
+                let bytes = codes(tensor, 1, first, last)?;
+                let block = (lead + first) / BLOCK;
+                let scales = codes(scales, 4, block, (lead + last).div_ceil(BLOCK))?;
+                let scale = |i: usize| {
+                    let block = (lead + first + i as u64) / BLOCK - block;
+                    get(&scales[block as usize * 4..][..4])
+                };
+                bytes.iter().enumerate().map(|(i, &code)| q8::decode(code, scale(i))).collect()
+            }
+        })
+    }
+}
+
+/// A little-endian number of up to 4 bytes.
+fn get(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |code, &byte| code << 8 | u32::from(byte))
+}
+
+/// The lower bytes of a number, as many as there is room for.
+fn put(into: &mut [u8], code: u32) {
+    into.copy_from_slice(&code.to_le_bytes()[..into.len()]);
+}
+
+impl Reader {
+    /// Elements `first..last` of a slot of a tensor, decoded: of `SLOT/TENSOR`, and of `SLOT.scale/TENSOR` beside it where it is stored in blocks, of a tensor that lies at `offset` of the flat space
+    /// ([`Places`](super::Places)). `None` if there is no such tensor, or it is no numbers, as remainders are not.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn numbers(
+        &mut self,
+        slot: &str,
+        tensor: &str,
+        offset: u64,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        match Numbers::find(self, slot, tensor, offset) {
+            Some(numbers) => numbers.read(self, first, last.max(first)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same of a tensor that is called `name` and nothing else, as in files of parameters.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn plain_numbers(&mut self, name: &str, first: u64, last: u64) -> Result<Option<Vec<f32>>, Error> {
+        let Some(tensor) = self.index(name) else { return Ok(None) };
+        match format(self.tensors()[tensor].dtype()) {
+            Some(format) => Numbers::Plain { tensor, format }.read(self, first, last.max(first)).map(Some),
+            None => Ok(None),
+        }
+    }
+}

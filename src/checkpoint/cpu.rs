@@ -1,0 +1,162 @@
+//! The CPU's side: state in the host's memory.
+
+use super::error::Error;
+use super::{Content, Counters, Engine, PARAM, Part, Plane, Sink, Source};
+use crate::cpu::{Optimizer, Params};
+use crate::layout::{Layout, Tensor};
+use crate::options::Options;
+use crate::rules::Twin;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// An optimizer on the CPU, and parameters if they are to be saved or loaded too.
+#[derive(Debug)]
+pub struct Cpu<'a, R: Twin> {
+    optimizer: &'a mut Optimizer<R>,
+    params: Form<'a>,
+}
+
+#[derive(Debug)]
+enum Form<'a> {
+    None,
+    Flat(Params<'a>),
+    Each(HashMap<&'a str, Params<'a>>),
+}
+
+impl<'a, R: Twin> Cpu<'a, R> {
+    /// An optimizer.
+    pub fn new(optimizer: &'a mut Optimizer<R>) -> Self {
+        Self { optimizer, params: Form::None }
+    }
+
+    /// With parameters in one slice, each tensor at its layout's offset.
+    #[must_use]
+    pub fn parameters(self, params: impl Into<Params<'a>>) -> Self {
+        Self { params: Form::Flat(params.into()), ..self }
+    }
+
+    /// With parameters in slices of single tensors, by name.
+    #[must_use]
+    pub fn each_parameters<P: Into<Params<'a>>>(
+        self,
+        tensors: impl IntoIterator<Item = (&'a str, P)>,
+    ) -> Self {
+        Self { params: Form::Each(tensors.into_iter().map(|(name, p)| (name, p.into())).collect()), ..self }
+    }
+
+    /// Slot and content of a plane.
+    fn saved(&self, plane: usize) -> (&'static str, Content) {
+        let param = (PARAM, Content::Numbers(self.options().params));
+        self.optimizer.saved_slots().get(plane).copied().unwrap_or(param)
+    }
+}
+
+impl Form<'_> {
+    /// The bytes of a tensor's parameters.
+    fn bytes_mut(&mut self, tensor: &Tensor) -> &mut [u8] {
+        let (bytes, range) = match self {
+            Self::None => return &mut [],
+            Self::Flat(params) => {
+                let range = byte_range(params, tensor.offset, tensor.len);
+                (params.bytes_mut(), range)
+            }
+            Self::Each(each) => match each.get_mut(tensor.name.as_str()) {
+                Some(params) => {
+                    let range = byte_range(params, 0, tensor.len);
+                    (params.bytes_mut(), range)
+                }
+                None => return &mut [],
+            },
+        };
+        bytes.get_mut(range).unwrap_or_default()
+    }
+}
+
+fn byte_range(params: &Params<'_>, first: u64, len: u64) -> Range<usize> {
+    let bytes = params.element_bytes();
+    (first * bytes) as usize..((first + len) * bytes) as usize
+}
+
+impl<R: Twin> Engine for Cpu<'_, R> {
+    type Rule = R;
+
+    fn layout(&self) -> &Layout<R> {
+        self.optimizer.layout()
+    }
+
+    fn options(&self) -> &Options {
+        self.optimizer.options()
+    }
+
+    fn planes(&self) -> Vec<Plane> {
+        let param = match self.params {
+            Form::None => None,
+            Form::Flat(_) | Form::Each(_) => Some((PARAM, Content::Numbers(self.options().params))),
+        };
+        let plane = |(slot, content): (&str, Content)| Plane {
+            slot: slot.into(),
+            content,
+            tensors: (0..self.layout().tensors().len()).collect(),
+        };
+        self.optimizer.saved_slots().into_iter().chain(param).map(plane).collect()
+    }
+
+    fn check(&self, _: bool) -> Result<(), Error> {
+        let format = self.options().params;
+        for tensor in self.layout().by_offset() {
+            let (found, bytes, expected) = match &self.params {
+                Form::None => return Ok(()),
+                Form::Flat(params) => (params.len() as u64, params.element_bytes(), tensor.end()),
+                Form::Each(each) => {
+                    each.get(tensor.name.as_str()).map_or((0, format.bytes(), tensor.len), |params| {
+                        (params.len() as u64, params.element_bytes(), tensor.len)
+                    })
+                }
+            };
+            if bytes != format.bytes() {
+                let (format, bound) = (if bytes == 4 { "f32" } else { "u16" }, "as the options say");
+                return Err(crate::Error::Format { field: "params", format, bound }.into());
+            }
+            if found < expected {
+                return Err(Error::Parameters { tensor: tensor.name.clone(), found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Result<Counters, Error> {
+        Ok(self.optimizer.counters())
+    }
+
+    fn read(&mut self, plane: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let (slot, content) = self.saved(plane);
+        for (i, tensor) in self.optimizer.layout().by_offset().enumerate() {
+            let part = Part { tensor: i, start: 0 };
+            if slot == PARAM {
+                sink(part, self.params.bytes_mut(tensor))?;
+            } else if let Some(state) = self.optimizer.state(slot, &tensor.name)? {
+                sink(part, state.bytes(content))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, plane: usize, source: &mut Source<'_>) -> Result<(), Error> {
+        let (slot, content) = self.saved(plane);
+        let tensors: Vec<_> = self.layout().by_offset().cloned().collect();
+        for (i, tensor) in tensors.iter().enumerate() {
+            let part = Part { tensor: i, start: 0 };
+            if slot == PARAM {
+                source(part, self.params.bytes_mut(tensor))?;
+            } else if let Some(mut state) = self.optimizer.state_mut(slot, &tensor.name)? {
+                source(part, state.bytes_mut(content))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.optimizer.restore(counters);
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! The GPU's side: state in the device's memory, moved through staging buffers of bounded size.
+
+use super::error::Error;
+use super::{Content, Counters, Engine, PARAM, Part, Plane, Sink, Source};
+use crate::bind::View;
+use crate::control::State;
+use crate::device::{checked, create_buffer};
+use crate::layout::Layout;
+use crate::optimizer::Optimizer;
+use crate::options::Options;
+use crate::rules::Rule;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+
+/// Bytes of a staging buffer.
+const STAGING: u64 = 8 << 20;
+/// Staging buffers that are filled while one is emptied, and itself.
+const IN_FLIGHT: usize = 3;
+/// Alignment and size of a copy.
+const WORD: u64 = 4;
+/// Bytes of no tensor between two that are copied too, so that they are one copy.
+const GAP: u64 = 64;
+
+/// The caller's parameters.
+#[derive(Clone, Debug)]
+pub struct Parameters<'a>(Form<'a>);
+
+#[derive(Clone, Debug)]
+enum Form<'a> {
+    Flat(View<'a>),
+    Each(Vec<(&'a str, View<'a>)>),
+}
+
+impl<'a> Parameters<'a> {
+    /// All in one buffer, each tensor at its layout's offset. Buffers have usage `COPY_SRC`, and to be loaded `COPY_DST` beside it.
+    pub fn flat(params: impl Into<View<'a>>) -> Self {
+        Self(Form::Flat(params.into()))
+    }
+
+    /// A place for each tensor, by name.
+    pub fn each<P: Into<View<'a>>>(tensors: impl IntoIterator<Item = (&'a str, P)>) -> Self {
+        Self(Form::Each(tensors.into_iter().map(|(name, p)| (name, p.into())).collect()))
+    }
+}
+
+/// An optimizer on the GPU with its queue, and parameters if they are to be saved or loaded too.
+#[derive(Debug)]
+pub struct Gpu<'a, R> {
+    optimizer: &'a mut Optimizer<R>,
+    queue: &'a wgpu::Queue,
+    parameters: Option<Parameters<'a>>,
+}
+
+/// Bytes of a tensor that lie side by side in a buffer.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) buffer: wgpu::Buffer,
+    /// Where they start, in bytes.
+    pub(crate) offset: u64,
+    /// How many.
+    pub(crate) bytes: u64,
+    /// Of which tensor of the flat space, from which of its bytes on.
+    pub(crate) tensor: usize,
+    pub(crate) start: u64,
+}
+
+/// What one staging buffer is filled with.
+#[derive(Debug, Default)]
+struct Batch {
+    copies: Vec<Copy>,
+    /// Where each part lies.
+    parts: Vec<(Part, Range<usize>)>,
+    bytes: u64,
+}
+
+/// Whole words of a buffer.
+#[derive(Debug)]
+struct Copy {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    bytes: u64,
+    /// Where they lie in the staging buffer.
+    at: u64,
+}
+
+/// Puts runs together to batches, in their order.
+fn batches(runs: Vec<Run>) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let mut batch = Batch::default();
+    for mut run in runs {
+        while run.bytes > 0 {
+            let start = run.offset / WORD * WORD;
+            // Room for at least a word on each side.
+            if batch.bytes + 4 * WORD > STAGING {
+                batches.push(std::mem::take(&mut batch));
+            }
+            let end_of = |copy: &Copy| copy.offset + copy.bytes;
+            let near = batch.copies.last().is_some_and(|copy| {
+                // The word at a seam is in both.
+                let end = end_of(copy);
+                copy.buffer == run.buffer
+                    && start + WORD >= end
+                    && start <= end + GAP
+                    && batch.bytes + GAP + 4 * WORD <= STAGING
+            });
+            if !near {
+                batch.copies.push(Copy {
+                    buffer: run.buffer.clone(),
+                    offset: start,
+                    bytes: 0,
+                    at: batch.bytes,
+                });
+            }
+            let Some(copy) = batch.copies.last_mut() else { break };
+            let room = copy.offset + STAGING - copy.at;
+            let end = (run.offset + run.bytes).min(room);
+            let taken = end - run.offset;
+            copy.bytes = copy.bytes.max(end.next_multiple_of(WORD) - copy.offset);
+            batch.bytes = copy.at + copy.bytes;
+            let from = (copy.at + run.offset - copy.offset) as usize;
+            batch.parts.push((Part { tensor: run.tensor, start: run.start }, from..from + taken as usize));
+            run.offset += taken;
+            run.start += taken;
+            run.bytes -= taken;
+        }
+    }
+    if !batch.parts.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
+impl<'a, R: Rule> Gpu<'a, R> {
+    /// An optimizer and the queue of its device.
+    pub fn new(optimizer: &'a mut Optimizer<R>, queue: &'a wgpu::Queue) -> Self {
+        Self { optimizer, queue, parameters: None }
+    }
+
+    /// With parameters, which are stored as [`Options::params`] says.
+    #[must_use]
+    pub fn parameters(self, parameters: Parameters<'a>) -> Self {
+        Self { parameters: Some(parameters), ..self }
+    }
+
+    fn runs(&self, plane: usize) -> Result<Vec<Run>, Error> {
+        if let Some((slot, content)) = self.optimizer.saved_slots().get(plane) {
+            return Ok(self.optimizer.saved_runs(*slot, *content));
+        }
+        let (layout, format) = (self.optimizer.layout(), self.optimizer.options().params);
+        let views: HashMap<&str, View<'_>> = match &self.parameters {
+            Some(Parameters(Form::Each(each))) => each.iter().copied().collect(),
+            _ => HashMap::new(),
+        };
+        let mut runs = Vec::new();
+        for (i, tensor) in layout.by_offset().enumerate() {
+            let bytes = tensor.len * format.bytes();
+            let (view, before) = match &self.parameters {
+                Some(Parameters(Form::Flat(view))) => (*view, tensor.offset * format.bytes()),
+                _ => {
+                    let refuse =
+                        || Error::Parameters { tensor: tensor.name.clone(), found: 0, expected: tensor.len };
+                    (*views.get(tensor.name.as_str()).ok_or_else(refuse)?, 0)
+                }
+            };
+            let what = || format!("parameters of tensor {:?}", tensor.name);
+            let offset = view.offset.saturating_add(before);
+            let end = offset.saturating_add(bytes);
+            if !view.offset.is_multiple_of(WORD) {
+                return Err(
+                    crate::Error::Misaligned { what: what(), offset: view.offset, bound: WORD }.into()
+                );
+            }
+            if end.next_multiple_of(WORD) > view.buffer.size() {
+                return Err(crate::Error::OutOfBounds {
+                    what: what(),
+                    start: offset,
+                    end,
+                    size: view.buffer.size(),
+                }
+                .into());
+            }
+            runs.push(Run { buffer: view.buffer.clone(), offset, bytes, tensor: i, start: 0 });
+        }
+        Ok(runs)
+    }
+
+    fn require(runs: &[Run], usage: wgpu::BufferUsages, name: &'static str) -> Result<(), Error> {
+        if runs.iter().all(|run| run.buffer.usage().contains(usage)) {
+            Ok(())
+        } else {
+            Err(crate::Error::MissingUsage { what: "parameters".into(), usage: name }.into())
+        }
+    }
+
+    fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
+        match self.optimizer.device().poll(poll) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                Err(crate::Error::Device { what: "an answer".into(), reason: error.to_string() }.into())
+            }
+        }
+    }
+
+    fn staging(&self, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        Ok(create_buffer(self.optimizer.device(), "checkpoint", bytes, usage)?)
+    }
+
+    /// Submits the copies to a staging buffer, which is mapped when they are done.
+    fn submit(&self, copies: &[Copy], staging: &wgpu::Buffer) -> Result<wgpu::SubmissionIndex, Error> {
+        let device = self.optimizer.device();
+        let what = || "copies to the host".to_owned();
+        let submission = checked(device, what, || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for Copy { buffer, offset, bytes, at } in copies {
+                encoder.copy_buffer_to_buffer(buffer, *offset, staging, *at, Some(*bytes));
+            }
+            // Whether it could be mapped is seen when it is read.
+            encoder.map_buffer_on_submit(staging, wgpu::MapMode::Read, .., |_| ());
+            self.queue.submit([encoder.finish()])
+        })?;
+        Ok(submission)
+    }
+
+    /// Waits for a submission and hands its staging buffer over.
+    fn receive<T>(
+        &self,
+        staging: &wgpu::Buffer,
+        submission: wgpu::SubmissionIndex,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
+        self.wait(Some(submission))?;
+        let mapped = staging.get_mapped_range(..).map_err(|error| crate::Error::Device {
+            what: "a copy to the host".into(),
+            reason: error.to_string(),
+        })?;
+        let taken = take(&mapped);
+        drop(mapped);
+        staging.unmap();
+        Ok(taken)
+    }
+
+    /// Reads a few bytes.
+    fn read_small(&self, copy: Copy) -> Result<Vec<u8>, Error> {
+        let staging = self.staging(copy.bytes)?;
+        let submission = self.submit(&[copy], &staging)?;
+        self.receive(&staging, submission, <[u8]>::to_vec)
+    }
+}
+
+impl<R: Rule> Engine for Gpu<'_, R> {
+    type Rule = R;
+
+    fn layout(&self) -> &Layout<R> {
+        self.optimizer.layout()
+    }
+
+    fn options(&self) -> &Options {
+        self.optimizer.options()
+    }
+
+    fn planes(&self) -> Vec<Plane> {
+        let slots = self.optimizer.saved_slots().into_iter();
+        let slots = slots.map(|(slot, content)| {
+            let mut tensors: Vec<_> =
+                self.optimizer.saved_runs(slot, content).into_iter().map(|run| run.tensor).collect();
+            // Those that cross a chunk's end have several runs.
+            tensors.dedup();
+            Plane { slot: self.optimizer.saved_name(slot).into(), content, tensors }
+        });
+        let param = self.parameters.as_ref().map(|_| Plane {
+            slot: PARAM.into(),
+            content: Content::Numbers(self.optimizer.options().params),
+            tensors: (0..self.optimizer.layout().tensors().len()).collect(),
+        });
+        slots.chain(param).collect()
+    }
+
+    fn check(&self, writing: bool) -> Result<(), Error> {
+        let runs = match self.parameters {
+            Some(_) => self.runs(usize::MAX)?,
+            None => Vec::new(),
+        };
+        Self::require(&runs, wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
+        if writing { Self::require(&runs, wgpu::BufferUsages::COPY_DST, "COPY_DST") } else { Ok(()) }
+    }
+
+    fn counters(&mut self) -> Result<Counters, Error> {
+        // Whatever has been submitted ends, and with it the leases of its steps.
+        self.queue.submit([]);
+        self.wait(None)?;
+        let steps = self.optimizer.unsubmitted();
+        if steps > 0 {
+            return Err(Error::Unsubmitted { steps });
+        }
+        let state = match self.optimizer.control_state().cloned() {
+            None => None,
+            Some(buffer) => {
+                let bytes =
+                    self.read_small(Copy { buffer, offset: 0, bytes: size_of::<State>() as u64, at: 0 })?;
+                Some(bytemuck::pod_read_unaligned(&bytes))
+            }
+        };
+        Ok(self.optimizer.counters(state))
+    }
+
+    fn read(&mut self, plane: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let runs = self.runs(plane)?;
+        let mut free = Vec::new();
+        let mut sent: VecDeque<(Batch, wgpu::Buffer, wgpu::SubmissionIndex)> = VecDeque::new();
+        let batches = batches(runs);
+        let bytes = batches.iter().map(|batch| batch.bytes).max().unwrap_or(0);
+        let mut batches = batches.into_iter();
+        loop {
+            while sent.len() < IN_FLIGHT
+                && let Some(batch) = batches.next()
+            {
+                let staging = match free.pop() {
+                    Some(staging) => staging,
+                    None => self.staging(bytes)?,
+                };
+                let submission = self.submit(&batch.copies, &staging)?;
+                sent.push_back((batch, staging, submission));
+            }
+            let Some((batch, staging, submission)) = sent.pop_front() else { return Ok(()) };
+            self.receive(&staging, submission, |mapped| {
+                batch.parts.iter().try_for_each(|(part, range)| sink(*part, &mapped[range.clone()]))
+            })??;
+            free.push(staging);
+        }
+    }
+
+    fn write(&mut self, plane: usize, source: &mut Source<'_>) -> Result<(), Error> {
+        let runs = self.runs(plane)?;
+        let mut bytes = Vec::new();
+        let mut sent = VecDeque::new();
+        for batch in batches(runs) {
+            bytes.clear();
+            bytes.resize(batch.bytes as usize, 0);
+            let mut filled: Vec<Range<usize>> = Vec::new();
+            for (part, range) in &batch.parts {
+                if source(*part, &mut bytes[range.clone()])? {
+                    match filled.last_mut() {
+                        Some(last) if last.end == range.start => last.end = range.end,
+                        _ => filled.push(range.clone()),
+                    }
+                }
+            }
+            for copy in &batch.copies {
+                let whole = copy.at as usize..(copy.at + copy.bytes) as usize;
+                // Parts may go on in the next copy.
+                let within = |range: &Range<usize>| range.start.max(whole.start)..range.end.min(whole.end);
+                let ours: Vec<_> = filled.iter().map(within).filter(|range| !range.is_empty()).collect();
+                if ours.is_empty() {
+                    continue;
+                }
+                if ours.len() > 1 || ours[0] != whole {
+                    // What lies between is not ours to change.
+                    let Copy { buffer, offset, bytes: len, .. } = copy;
+                    let old = self.read_small(Copy {
+                        buffer: buffer.clone(),
+                        offset: *offset,
+                        bytes: *len,
+                        at: 0,
+                    })?;
+                    let mut at = whole.start;
+                    for range in ours.iter().cloned().chain(std::iter::once(whole.end..whole.end)) {
+                        bytes[at..range.start]
+                            .copy_from_slice(&old[at - whole.start..range.start - whole.start]);
+                        at = range.end;
+                    }
+                }
+                let what = || format!("{} bytes of state", copy.bytes);
+                checked(self.optimizer.device(), what, || {
+                    self.queue.write_buffer(&copy.buffer, copy.offset, &bytes[whole]);
+                })?;
+            }
+            sent.push_back(self.queue.submit([]));
+            if sent.len() == IN_FLIGHT {
+                self.wait(sent.pop_front())?;
+            }
+        }
+        self.wait(None)
+    }
+
+    fn restore(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.optimizer.restore(self.queue, counters);
+        self.queue.submit([]);
+        self.wait(None)
+    }
+}

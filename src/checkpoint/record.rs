@@ -1,0 +1,285 @@
+//! What a checkpoint says of its run: a JSON text in the metadata of the file.
+
+use super::error::{Error, Malformed};
+use super::reader::Reader;
+use super::{Counters, LossScaleState};
+use crate::layout::Layout;
+use crate::options::Options;
+use crate::rules::Rule;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
+use std::fmt;
+use std::path::Path;
+
+/// The key of the record in the metadata.
+pub(super) const KEY: &str = "wgpu_optim";
+/// Of the record's form.
+pub(super) const VERSION: u32 = 1;
+/// Bytes of the text of one group's hyperparameters, or of its schedule, or of the options: what is made of them takes a few times as much.
+const MAX_TEXT: usize = 64 << 10;
+/// Bytes of the record, of which what is made takes up to five times as much memory.
+const MAX_RECORD: usize = 6 << 20;
+/// Groups of a record.
+const MAX_GROUPS: usize = 1 << 16;
+
+/// What a checkpoint says of its run.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    version: u32,
+    /// What has written it.
+    pub writer: String,
+    /// The rule's name.
+    pub rule: String,
+    /// Steps that were recorded.
+    pub steps: u64,
+    /// Steps that were taken.
+    pub taken: u64,
+    /// The dynamic loss scale, if there is one.
+    pub loss_scale: Option<LossScaleState>,
+    /// [`Options`], as JSON; none of what is not from here.
+    pub options: Option<Json>,
+    /// The groups, in the order of the layout.
+    pub groups: Groups,
+}
+
+/// A group of a checkpoint.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRecord {
+    /// Its name.
+    pub name: String,
+    /// The fields of the rule, as JSON; what is left out has its default.
+    pub hyperparameters: Json,
+    /// Its learning rate's factor, a [`Schedule`](crate::Schedule), as JSON; none if it is a function of the program's.
+    pub lr_factor: Option<Json>,
+    /// What the rule carries from step to step.
+    #[serde(with = "bits")]
+    pub carry: f64,
+    /// Its tensors.
+    pub tensors: Places,
+}
+
+/// JSON that has not been looked into yet, of bounded size.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(transparent)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    fn of<T: Serialize>(value: &T) -> Option<Self> {
+        to_raw_value(value).ok().map(Self)
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+
+    pub(super) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.text())
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let len = text.get().len();
+        if len > MAX_TEXT {
+            return Err(D::Error::custom(format_args!(
+                "{len} bytes of hyperparameters, schedule or options, must be at most {MAX_TEXT}"
+            )));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// An f64 as the sixteen hexadecimal digits of its bits, so that it is what it was even if it is no number.
+mod bits {
+    use super::*;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{:016x}", x.to_bits()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
+        let bits = if text.len() == 16 { u64::from_str_radix(&text, 16).ok() } else { None };
+        bits.map(f64::from_bits).ok_or_else(|| D::Error::custom("a carry is sixteen hexadecimal digits"))
+    }
+}
+
+/// Tensors by name, with their places in the flat space. The names lie one behind the other: a list of `String`s would take many times the memory of what it is read from.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    names: String,
+    /// Where each name ends, and its tensor begins.
+    ends: Vec<(u32, u64)>,
+}
+
+impl Places {
+    fn push(&mut self, name: &str, offset: u64) {
+        self.names.push_str(name);
+        // A header has fewer bytes.
+        self.ends.push((self.names.len() as u32, offset));
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Name and first element of one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        let start = |i: usize| if i == 0 { 0 } else { self.ends[i - 1].0 as usize };
+        self.ends
+            .iter()
+            .enumerate()
+            .map(move |(i, &(end, offset))| (&self.names[start(i)..end as usize], offset))
+    }
+}
+
+impl Serialize for Places {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Places {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Places;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("places of tensors by their names")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Places, A::Error> {
+                let mut places = Places::default();
+                while let Some((name, offset)) = map.next_entry::<std::borrow::Cow<'_, str>, _>()? {
+                    places.push(&name, offset);
+                }
+                Ok(places)
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// The groups of a record.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(transparent)]
+pub struct Groups(pub Vec<GroupRecord>);
+
+impl<'de> Deserialize<'de> for Groups {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Groups;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX_GROUPS} groups")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Groups, A::Error> {
+                let mut groups = Vec::new();
+                while let Some(group) = seq.next_element()? {
+                    if groups.len() == MAX_GROUPS {
+                        return Err(A::Error::invalid_length(groups.len() + 1, &self));
+                    }
+                    groups.push(group);
+                }
+                Ok(Groups(groups))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
+impl Record {
+    pub(super) fn new<R: Rule + Serialize>(
+        layout: &Layout<R>,
+        options: &Options,
+        counters: &Counters,
+    ) -> Self {
+        let mut groups: Vec<_> = layout
+            .groups()
+            .iter()
+            .zip(&counters.carries)
+            .map(|(group, &carry)| GroupRecord {
+                name: group.name().into(),
+                // Plain data of finite numbers, which can always be written.
+                hyperparameters: Json::of(group.rule()).unwrap_or_else(|| Json(RawValue::NULL.to_owned())),
+                lr_factor: Json::of(group.factor()),
+                carry,
+                tensors: Places::default(),
+            })
+            .collect();
+        for tensor in layout.tensors() {
+            groups[tensor.group].tensors.push(&tensor.name, tensor.offset);
+        }
+        Self {
+            version: VERSION,
+            writer: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
+            rule: R::NAME.into(),
+            steps: counters.steps,
+            taken: counters.taken,
+            loss_scale: counters.loss_scale,
+            options: Json::of(options),
+            groups: Groups(groups),
+        }
+    }
+
+    /// The record of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Malformed`].
+    pub fn read(reader: &Reader) -> Result<Self, Error> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let path = || reader.path().to_owned();
+        let text =
+            reader.metadata().get(KEY).ok_or_else(|| Error::NotACheckpoint { path: path(), key: KEY })?;
+        let malformed = |reason| Error::Malformed { path: path(), reason };
+        bounded(text.len()).map_err(malformed)?;
+        let json = |error: serde_json::Error| Malformed::Json {
+            what: "the checkpoint's metadata",
+            reason: error.to_string(),
+        };
+        // A later version may have other fields.
+        let Version { version } = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        if version > VERSION {
+            return Err(Error::Version { path: path(), found: version, bound: VERSION });
+        }
+        let record: Self = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        if record.taken > record.steps {
+            let (field, value) = ("taken", record.taken.to_string());
+            return Err(malformed(Malformed::Value { field, value, bound: "at most the steps recorded" }));
+        }
+        Ok(record)
+    }
+
+    /// The text of the record for a file at `path`.
+    pub(super) fn text(&self, path: &Path) -> Result<String, Error> {
+        let text = serde_json::to_string(self).map_err(|error| Error::io("write", path)(error.into()))?;
+        bounded(text.len()).map_err(|reason| Error::Malformed { path: path.to_owned(), reason })?;
+        Ok(text)
+    }
+}
+
+fn bounded(len: usize) -> Result<(), Malformed> {
+    let (found, bound) = (len as u64, MAX_RECORD as u64);
+    if len <= MAX_RECORD {
+        Ok(())
+    } else {
+        Err(Malformed::TooLarge { what: "the checkpoint's metadata", found, bound })
+    }
+}

@@ -1,0 +1,322 @@
+//! Writing safetensors files: a stream whose header is known beforehand, beside the file that it replaces when it is whole.
+
+use super::error::Error;
+use super::reader::{INDEX_END, LENGTH_BYTES, MAX_HEADER};
+use crate::checkpoint::Malformed;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The key of the tensors' bytes in an index.
+pub(super) const TOTAL_SIZE: &str = "total_size";
+/// Bytes that are gathered before they are written.
+const BUFFER: usize = 1 << 20;
+/// The header is filled up to a multiple of this, so that data are aligned.
+const ALIGNMENT: usize = 8;
+
+/// A tensor that is going to be written.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<u64>,
+    pub(super) bytes: u64,
+}
+
+/// A file under a name of its own, until it takes the place of another; gone if it does not.
+struct Pending {
+    file: BufWriter<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+    renamed: bool,
+}
+
+impl Pending {
+    fn create(target: PathBuf) -> Result<Self, Error> {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(".partial");
+        let temporary = target.with_file_name(name);
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), temporary, target, renamed: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(Error::io("write", &self.temporary))
+    }
+
+    /// Has the disk keep it.
+    fn sync(&mut self) -> Result<(), Error> {
+        self.file.flush().map_err(Error::io("write", &self.temporary))?;
+        self.file.get_ref().sync_all().map_err(Error::io("write", &self.temporary))
+    }
+
+    fn rename(&mut self) -> Result<(), Error> {
+        fs::rename(&self.temporary, &self.target).map_err(Error::io("replace", &self.target))?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What is left of it is overwritten by the next save.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Has the disk keep the names in a directory.
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    // Elsewhere a directory cannot be opened, and renaming is what the file system makes of it.
+    if cfg!(unix) {
+        File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+/// Tensors one after the other into one file, or into several with an index.
+pub(super) struct Writer {
+    path: PathBuf,
+    directory: PathBuf,
+    tensors: Vec<Planned>,
+    metadata: BTreeMap<String, String>,
+    /// Which tensors each file has, and its name.
+    shards: Vec<(Range<usize>, PathBuf)>,
+    sharded: bool,
+    done: Vec<Pending>,
+    current: Option<(Pending, u64)>,
+}
+
+impl Writer {
+    /// Prepares to write `tensors`, in this order, in files of at most `shard_bytes` if it is given (a larger tensor has a file of its own).
+    pub(super) fn create(
+        path: &Path,
+        tensors: Vec<Planned>,
+        metadata: BTreeMap<String, String>,
+        shard_bytes: Option<u64>,
+    ) -> Result<Self, Error> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let refuse = |what, end| Err(Error::Name { path: path.to_owned(), what, end });
+        let end = [".safetensors", INDEX_END].concat();
+        let sharded = shard_bytes.is_some();
+        if sharded && (!name.ends_with(&end) || name.len() == end.len()) {
+            return refuse("the index of several files", ".safetensors.index.json");
+        }
+        if !sharded && (name.is_empty() || name.ends_with(INDEX_END)) {
+            return refuse("one file", ".safetensors");
+        }
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let shards = if let Some(most) = shard_bytes {
+            let ranges = ranges(&tensors, most);
+            let stem = &name[..name.len() - end.len()];
+            let generation = free_generation(&directory, stem)?;
+            let of = ranges.len();
+            let name = |i| directory.join(shard_name(stem, generation, i + 1, of));
+            ranges.into_iter().enumerate().map(|(i, range)| (range, name(i))).collect()
+        } else {
+            vec![(0..tensors.len(), path.to_owned())]
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            directory,
+            tensors,
+            metadata,
+            shards,
+            sharded,
+            done: Vec::new(),
+            current: None,
+        })
+    }
+
+    /// The next bytes; they do not reach from one tensor into the next.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            let (file, left) = self.file()?;
+            let n = (bytes.len() as u64).min(*left) as usize;
+            file.write(&bytes[..n])?;
+            *left -= n as u64;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    /// The file that has room for what comes next, and how much.
+    fn file(&mut self) -> Result<&mut (Pending, u64), Error> {
+        if self.current.as_ref().is_some_and(|(_, left)| *left == 0)
+            && self.done.len() + 1 < self.shards.len()
+        {
+            self.close()?;
+        }
+        match &mut self.current {
+            Some(current) => Ok(current),
+            empty => {
+                let (range, target) = &self.shards[self.done.len()];
+                let tensors = &self.tensors[range.clone()];
+                let none = BTreeMap::new();
+                let header = header(&self.path, tensors, if self.sharded { &none } else { &self.metadata })?;
+                let mut file = Pending::create(target.clone())?;
+                file.write(&header)?;
+                Ok(empty.insert((file, tensors.iter().map(|tensor| tensor.bytes).sum())))
+            }
+        }
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        if let Some((mut file, _)) = self.current.take() {
+            file.sync()?;
+            self.done.push(file);
+        }
+        Ok(())
+    }
+
+    /// Has the disk keep what has been written, and puts it in place.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        // A file without a byte of data has a header too.
+        self.file()?;
+        self.close()?;
+        self.done.iter_mut().try_for_each(Pending::rename)?;
+        sync_directory(&self.directory)?;
+        if self.sharded {
+            let mut index = Pending::create(self.path.clone())?;
+            index.write(&self.index()?)?;
+            index.sync()?;
+            index.rename()?;
+            sync_directory(&self.directory)?;
+            self.remove_old_shards();
+        }
+        Ok(())
+    }
+
+    fn index(&self) -> Result<Vec<u8>, Error> {
+        let mut metadata: BTreeMap<&str, serde_json::Value> =
+            self.metadata.iter().map(|(key, text)| (key.as_str(), text.as_str().into())).collect();
+        let total: u64 = self.tensors.iter().map(|tensor| tensor.bytes).sum();
+        metadata.insert(TOTAL_SIZE, total.into());
+        let weights: BTreeMap<&str, _> = self
+            .shards
+            .iter()
+            .flat_map(|(range, path)| {
+                self.tensors[range.clone()].iter().map(move |t| (t.name.as_str(), path.file_name()))
+            })
+            .map(|(name, file)| (name, file.and_then(|file| file.to_str()).unwrap_or_default()))
+            .collect();
+        let index = serde_json::json!({ "metadata": metadata, "weight_map": weights });
+        let text = serde_json::to_vec_pretty(&index).map_err(|error| Error::Io {
+            what: "write",
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        bounded(&self.path, "an index", text)
+    }
+
+    /// Files of earlier saves, and of those that did not end, which no index names.
+    fn remove_old_shards(&self) {
+        let Some(stem) =
+            self.path.file_name().and_then(|name| name.to_str()?.strip_suffix(".safetensors.index.json"))
+        else {
+            return;
+        };
+        let kept = |path: &Path| self.shards.iter().any(|(_, shard)| shard.file_name() == path.file_name());
+        // They only take room: what cannot be removed now can be later.
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if generation(stem, name).is_some() && !kept(&path) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Runs of tensors that take at most `most` bytes together, or are a single one.
+fn ranges(tensors: &[Planned], most: u64) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0u64;
+    for (i, tensor) in tensors.iter().enumerate() {
+        bytes = bytes.saturating_add(tensor.bytes);
+        match ranges.last_mut() {
+            Some(range) if bytes <= most => range.end = i + 1,
+            _ => {
+                ranges.push(i..i + 1);
+                bytes = tensor.bytes;
+            }
+        }
+    }
+    ranges
+}
+
+/// Every save has names of its own, so that the files of the one before are whole until the index names the new ones.
+fn shard_name(stem: &str, generation: u64, i: usize, of: usize) -> String {
+    format!("{stem}-{generation}-{i:05}-of-{of:05}.safetensors")
+}
+
+/// The generation of a shard, if `name` is one's.
+fn generation(stem: &str, name: &str) -> Option<u64> {
+    let rest = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?;
+    let mut parts = rest.split('-');
+    let numbers = [parts.next()?, parts.next()?];
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let of = parts.next()? == "of" && parts.next().is_some_and(digits) && parts.next().is_none();
+    (of && numbers.iter().all(|part| digits(part))).then(|| numbers[0].parse().ok())?
+}
+
+/// A generation that no file has.
+fn free_generation(directory: &Path, stem: &str) -> Result<u64, Error> {
+    let entries = fs::read_dir(directory).map_err(Error::io("read", directory))?;
+    let last = entries.flatten().filter_map(|entry| generation(stem, entry.file_name().to_str()?)).max();
+    Ok(last.unwrap_or(0).saturating_add(1))
+}
+
+fn header(path: &Path, tensors: &[Planned], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {
+    let mut text = vec![0; LENGTH_BYTES as usize];
+    serde_json::to_writer(&mut text, &Header { tensors, metadata }).map_err(|error| Error::Io {
+        what: "write",
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
+    text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
+    let len = text.len() as u64 - LENGTH_BYTES;
+    text[..LENGTH_BYTES as usize].copy_from_slice(&len.to_le_bytes());
+    bounded(path, "a header", text)
+}
+
+/// What cannot be read again is not written.
+fn bounded(path: &Path, what: &'static str, text: Vec<u8>) -> Result<Vec<u8>, Error> {
+    let (found, bound) = (text.len() as u64, MAX_HEADER);
+    if found <= bound {
+        return Ok(text);
+    }
+    Err(Error::Malformed { path: path.to_owned(), reason: Malformed::TooLarge { what, found, bound } })
+}
+
+struct Header<'a> {
+    tensors: &'a [Planned],
+    metadata: &'a BTreeMap<String, String>,
+}
+
+impl Serialize for Header<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.metadata.is_empty() {
+            map.serialize_entry("__metadata__", self.metadata)?;
+        }
+        let mut start = 0;
+        for Planned { name, dtype, shape, bytes } in self.tensors {
+            let end = start + *bytes as usize;
+            let shape = shape.iter().map(|&d| d as usize).collect();
+            map.serialize_entry(name, &TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })?;
+            start = end;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,68 @@
+//! What a checkpoint has of the engine.
+
+use super::tensors::{Cells, Params};
+use super::{Optimizer, State, StateMut};
+use crate::checkpoint::Content;
+use crate::format::Format;
+use crate::options::{EMA, REMAINDER};
+use crate::rules::{Twin, slots};
+
+impl<R: Twin> Optimizer<R> {
+    /// The slots that are kept, and what their values are.
+    pub(crate) fn saved_slots(&self) -> Vec<(&'static str, Content)> {
+        let kept = slots::<R>().iter().enumerate().filter(|(i, _)| self.layout().keeps_slot(*i));
+        let contents = match self.options().states {
+            Format::Q8 => &[Content::Codes, Content::Scales][..],
+            format => &[Content::Numbers(format)],
+        };
+        let state = kept.flat_map(|(_, slot)| contents.iter().map(|content| (*slot, *content)));
+        let master = self.options().storage().master().map(|(slot, format)| {
+            (slot, if slot == REMAINDER { Content::Remainders } else { Content::Numbers(format) })
+        });
+        let ema = self.options().ema.map(|_| (EMA, Content::Numbers(Format::F32)));
+        state.chain(master).chain(ema).collect()
+    }
+}
+
+impl State<'_> {
+    /// The values of a plane of this content.
+    pub(crate) fn bytes(&self, content: Content) -> &[u8] {
+        match self {
+            Self::F32(x) => bytemuck::cast_slice(x),
+            Self::U16(x) => bytemuck::cast_slice(x),
+            Self::Q8(_, scales) if content == Content::Scales => bytemuck::cast_slice(scales),
+            Self::Q8(codes, _) => codes,
+        }
+    }
+}
+
+impl StateMut<'_> {
+    /// The same, to be written.
+    pub(crate) fn bytes_mut(&mut self, content: Content) -> &mut [u8] {
+        match self {
+            Self::F32(x) => bytemuck::cast_slice_mut(x),
+            Self::U16(x) => bytemuck::cast_slice_mut(x),
+            Self::Q8(_, scales) if content == Content::Scales => bytemuck::cast_slice_mut(scales),
+            Self::Q8(codes, _) => codes,
+        }
+    }
+}
+
+impl Params<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn element_bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Cells::Write4(x) => bytemuck::cast_slice_mut(x),
+            Cells::Write2(x) => bytemuck::cast_slice_mut(x),
+            // Parameters are written.
+            Cells::None | Cells::Read4(_) | Cells::Read2(_) | Cells::Write1(..) => &mut [],
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What is written: its form, its names, and how it is split.
+
+use crate::common::{Directory, Random, Run, layout, quiet};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use wgpu_optim::checkpoint::{self, Cpu, Error, Load, Reader, Record, Save};
+use wgpu_optim::{AdamW, Group, Layout, NAdam, Rule, Schedule, Sgd, cpu};
+
+#[test]
+fn a_file_is_read_by_the_library_of_the_format() {
+    let directory = Directory::new("form");
+    let path = directory.file("run.safetensors");
+    let mut run = Run::new(layout());
+    let metadata = BTreeMap::from([("epoch".to_owned(), "3".to_owned())]);
+    run.steps(3).save(&path, &Save { metadata: metadata.clone(), ..Save::default() }).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = file.names();
+    names.sort_unstable();
+    let want = ["exp_avg", "exp_avg_sq", "param"].map(|slot| ["b", "v", "w"].map(|t| format!("{slot}/{t}")));
+    assert_eq!(names, want.concat());
+    let tensor = file.tensor("exp_avg/w").unwrap();
+    assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[3, 5][..]));
+    let values = run.state("exp_avg", "w");
+    assert_eq!(tensor.data(), bytemuck::cast_slice::<f32, u8>(values));
+    // The same state makes the same file.
+    let again = directory.file("again.safetensors");
+    run.save(&again, &Save { metadata: metadata.clone(), ..Save::default() }).unwrap();
+    assert_eq!(fs::read(again).unwrap(), bytes);
+    let loaded = Run::new(layout()).load(&path, &Load::default()).unwrap();
+    assert_eq!((loaded.steps, loaded.taken, loaded.metadata), (3, 3, metadata));
+    assert_eq!(directory.names(), ["again.safetensors", "run.safetensors"]);
+}
+
+#[test]
+fn the_record_says_everything() {
+    let directory = Directory::new("record");
+    let path = directory.file("run.safetensors");
+    let nadam = NAdam { weight_decay: 0.25, ..NAdam::default() };
+    let body =
+        Group::new("body", nadam).lr_factor(wgpu_optim::schedule::cosine(0.1, 0.0, 10)).tensor("w", [2]);
+    let head = Group::new("head", nadam).lr_factor(|_: u64| 0.5).tensor_at("h", [3], 7);
+    let mut run = Run::new(Layout::new([body, head]).unwrap());
+    run.steps(4).save(&path, &Save::default()).unwrap();
+    let record = Record::read(&Reader::open(&path).unwrap()).unwrap();
+    assert_eq!((record.rule.as_str(), record.steps, record.taken), (NAdam::NAME, 4, 4));
+    assert_eq!(record.writer, concat!("wgpu-optim ", env!("CARGO_PKG_VERSION")));
+    let [body, head] = &record.groups.0[..] else { panic!() };
+    assert_eq!(serde_json::from_str::<NAdam>(body.hyperparameters.text()).unwrap(), nadam);
+    let factor: Schedule = serde_json::from_str(body.lr_factor.as_ref().unwrap().text()).unwrap();
+    assert_eq!(factor, wgpu_optim::schedule::cosine(0.1, 0.0, 10));
+    assert!(head.lr_factor.is_none(), "a function cannot be saved");
+    assert!(0.0 < body.carry && body.carry < 1.0, "the product of the momenta");
+    assert_eq!(head.tensors.iter().collect::<Vec<_>>(), [("h", 7)]);
+}
+
+#[test]
+fn shards_have_an_index_and_replace_each_other() {
+    let directory = Directory::new("shards");
+    let path = directory.file("run.safetensors.index.json");
+    let mut run = Run::new(layout());
+    // Tensors have 8, 28 and 60 bytes, three times.
+    let save = Save { shard_bytes: Some(96), ..Save::default() };
+    run.steps(2).save(&path, &save).unwrap();
+    let shards = |generation: u64, of: usize| {
+        (1..=of).map(|i| format!("run-{generation}-{i:05}-of-{of:05}.safetensors")).collect::<Vec<_>>()
+    };
+    let index = ["run.safetensors.index.json".to_owned()];
+    assert_eq!(directory.names(), [&shards(1, 3)[..], &index].concat());
+    let text: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(text["metadata"]["total_size"], 3 * 96);
+    assert_eq!(text["weight_map"].as_object().unwrap().len(), 9);
+    let mut other = Run::new(layout());
+    assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 2);
+    assert_eq!(other.bits(), run.bits());
+    // What a save that did not end has left is gone with the next.
+    fs::write(directory.file("run-1-00009-of-00009.safetensors"), "").unwrap();
+    fs::write(directory.file("run-else.safetensors"), "").unwrap();
+    run.steps(1).save(&path, &Save { shard_bytes: Some(1), ..Save::default() }).unwrap();
+    let others = ["run-else.safetensors".to_owned()];
+    assert_eq!(directory.names(), [&shards(2, 9)[..], &others, &index].concat());
+    assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 3);
+    assert_eq!(other.bits(), run.bits());
+}
+
+#[test]
+fn names_say_what_is_there() {
+    let directory = Directory::new("names");
+    let mut run = Run::new(layout());
+    let sharded = Save { shard_bytes: Some(96), ..Save::default() };
+    for (name, save) in [
+        ("a.safetensors", &sharded),
+        (".safetensors.index.json", &sharded),
+        ("a.index.json", &Save::default()),
+    ] {
+        let error = run.save(&directory.file(name), save).unwrap_err();
+        assert!(matches!(error, Error::Name { .. }), "{name}: {error}");
+    }
+    for key in ["wgpu_optim", "total_size"] {
+        let metadata = BTreeMap::from([(key.to_owned(), String::new())]);
+        let error =
+            run.save(&directory.file("a.safetensors"), &Save { metadata, ..Save::default() }).unwrap_err();
+        assert!(matches!(error, Error::Key { .. }), "{key}: {error}");
+    }
+    assert!(directory.names().is_empty());
+    let error = run.save(&directory.file("no/such.safetensors"), &Save::default()).unwrap_err();
+    assert!(matches!(&error, Error::Io { what: "create", .. }), "{error}");
+    let error = run.load(&directory.file("none.safetensors"), &Load::default()).unwrap_err();
+    assert!(matches!(&error, Error::Io { what: "open", .. }), "{error}");
+}
+
+#[test]
+fn a_rule_without_state_has_a_file_too() {
+    let directory = Directory::new("stateless");
+    let path = directory.file("sgd.safetensors");
+    let layout = || Layout::new([Group::new("all", Sgd::default()).tensor("w", [2])]).unwrap();
+    let mut optimizer = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    optimizer.step(cpu::Tensors::flat(&mut [0.0; 2], &[1.0; 2]), 0.1).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &Save::default(), &mut quiet).unwrap();
+    let mut fresh = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    checkpoint::load(&mut Cpu::new(&mut fresh), &path, &Load::default(), &mut quiet).unwrap();
+    assert_eq!(fresh.steps(), 1);
+}
+
+#[test]
+fn progress_counts_to_the_end() {
+    let directory = Directory::new("progress");
+    let path = directory.file("run.safetensors");
+    let mut run = Run::new(layout());
+    let mut seen = Vec::new();
+    checkpoint::save(&mut run.engine(), &path, &Save::default(), &mut |done, total| seen.push((done, total)))
+        .unwrap();
+    assert_eq!((seen[0], seen[seen.len() - 1]), ((0, 288), (288, 288)));
+    assert!(seen.is_sorted());
+    seen.clear();
+    checkpoint::load(&mut run.engine(), &path, &Load::default(), &mut |done, total| seen.push((done, total)))
+        .unwrap();
+    assert_eq!((seen[0], seen[seen.len() - 1]), ((0, 288), (288, 288)));
+}
+
+proptest! {
+    /// Any layout comes back bit for bit, also onto one with its tensors in another order and other places.
+    #[test]
+    fn round_trips(
+        lens in prop::collection::vec((1u64..200, 0u64..9, 0usize..3), 1..12),
+        steps in 0usize..4,
+        shard in prop::option::of(1u64..2_000),
+        reorder: u64,
+    ) {
+        let build = |order: &[usize], gaps: bool| {
+            let mut groups: Vec<_> = (0..3)
+                .map(|g| Group::new(format!("g{g}"), AdamW { beta1: 0.8 + 0.05 * f64::from(g), amsgrad: g == 2, ..AdamW::default() }))
+                .collect();
+            let mut offset = 0;
+            for &i in order {
+                let (len, gap, group) = lens[i];
+                offset += if gaps { gap } else { 0 };
+                groups[group] = groups[group].clone().tensor_at(format!("t/{i}"), [len], offset);
+                offset += len;
+            }
+            let used = |g: &usize| lens.iter().any(|(_, _, group)| group == g);
+            Layout::new((0..3).filter(used).map(|g| groups[g].clone())).unwrap()
+        };
+        let order: Vec<_> = (0..lens.len()).collect();
+        let mut shuffled = order.clone();
+        let mut random = Random(reorder);
+        for i in (1..shuffled.len()).rev() {
+            shuffled.swap(i, random.below(i as u64 + 1) as usize);
+        }
+        let directory = Directory::new(&format!("round-{}", random.bits()));
+        let name = if shard.is_some() { "run.safetensors.index.json" } else { "run.safetensors" };
+        let path = directory.file(name);
+        let mut run = Run::new(build(&order, true));
+        run.steps(steps).save(&path, &Save { shard_bytes: shard, ..Save::default() }).unwrap();
+        let mut same = Run::new(build(&order, true));
+        same.load(&path, &Load::default()).unwrap();
+        let mut other = Run::new(build(&shuffled, false));
+        other.load(&path, &Load::default()).unwrap();
+        prop_assert_eq!(other.optimizer.steps(), steps as u64);
+        for tensor in run.optimizer.layout().tensors() {
+            for slot in ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"] {
+                let want = run.state(slot, &tensor.name);
+                prop_assert_eq!(same.state(slot, &tensor.name), want);
+                prop_assert_eq!(other.state(slot, &tensor.name), want);
+            }
+            let there = other.optimizer.layout().tensor(&tensor.name).unwrap();
+            prop_assert_eq!(&other.params[there.range()], &run.params[tensor.range()]);
+        }
+    }
+}
+
+/// A file that the first version of the form has written is read by this one, and comes out as it was.
+#[test]
+fn the_first_version_is_read() {
+    let directory = Directory::new("fixture");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/v1.safetensors");
+    if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
+        let metadata = BTreeMap::from([("epoch".to_owned(), "3".to_owned())]);
+        Run::new(layout()).steps(5).save(&fixture, &Save { metadata, ..Save::default() }).unwrap();
+    }
+    let mut run = Run::new(layout());
+    let loaded = run.load(&fixture, &Load::default()).unwrap();
+    assert_eq!((loaded.steps, loaded.taken, loaded.metadata["epoch"].as_str()), (5, 5, "3"));
+    let again = directory.file("again.safetensors");
+    run.save(&again, &Save { metadata: loaded.metadata, ..Save::default() }).unwrap();
+    let [fixture, again] = [&fixture, &again].map(|path| fs::read(path).unwrap());
+    let [fixture, again] =
+        [&fixture, &again].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let mut names = fixture.names();
+    names.sort_unstable();
+    assert_eq!(names.len(), 9);
+    for name in names {
+        assert_eq!(again.tensor(name).unwrap(), fixture.tensor(name).unwrap(), "{name}");
+    }
+}

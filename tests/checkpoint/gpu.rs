@@ -1,0 +1,417 @@
+//! On the GPU: formats that are converted, both engines, parameters in many buffers, and steps in flight.
+
+use crate::common::{Directory, Random, mismatches, quiet};
+use harness::Gpu;
+use std::path::Path;
+use wgpu_optim::checkpoint::{
+    self, Cpu, Engine as _, Error, Extra, Formats, Gpu as Engine, Load, Mismatch, Missing, Parameters, Save,
+};
+use wgpu_optim::{
+    AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, Tensors, View, cpu, q8,
+};
+
+/// Tensors of odd lengths with gaps between them; `shift` elements further on.
+fn layout(shift: u64) -> Layout<AdamW> {
+    let group = |name: &str| Group::new(name, AdamW { weight_decay: 0.1, ..AdamW::default() });
+    let first = group("first").tensor_at("a", [301], shift).tensor_at("c", [1_030], 310 + shift);
+    let second = group("second").tensor_at("b", [7], 302 + shift).tensor_at("d", [5], 1_342 + shift);
+    Layout::new([first, second]).unwrap()
+}
+
+struct Run<'a> {
+    gpu: &'a Gpu,
+    optimizer: Optimizer<AdamW>,
+    params: wgpu::Buffer,
+}
+
+impl<'a> Run<'a> {
+    fn new(gpu: &'a Gpu, layout: Layout<AdamW>, options: Options) -> Self {
+        let params = gpu.upload_as(options.params, &vec![0.25; layout.len() as usize]);
+        let optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
+        Self { gpu, optimizer, params }
+    }
+
+    fn steps(mut self, n: u64) -> Self {
+        for t in 0..n {
+            let grads = Random(t).values(self.optimizer.layout().len() as usize);
+            let grads = self.gpu.upload_as(self.optimizer.options().grads, &grads);
+            let tensors = self.optimizer.bind(&Tensors::flat(&self.params, &grads)).unwrap();
+            let mut encoder = self.gpu.encoder();
+            self.optimizer.step(&self.gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
+            self.gpu.run(encoder);
+        }
+        self
+    }
+
+    fn engine(&mut self) -> Engine<'_, AdamW> {
+        Engine::new(&mut self.optimizer, &self.gpu.queue).parameters(Parameters::flat(&self.params))
+    }
+
+    fn save(&mut self, path: &Path) {
+        checkpoint::save(&mut self.engine(), path, &Save::default(), &mut quiet).unwrap();
+    }
+
+    fn load(&mut self, path: &Path, load: &Load) -> Result<checkpoint::Loaded, Error> {
+        checkpoint::load(&mut self.engine(), path, load, &mut quiet)
+    }
+
+    /// The numbers of each slot of each tensor, and of the parameters with all digits that are kept.
+    fn numbers(&self) -> Vec<(String, Vec<f32>)> {
+        let layout = self.optimizer.layout();
+        let snapshot = harness::snapshot(self.gpu, &self.optimizer, &self.params, 0);
+        let named =
+            ["exp_avg", "exp_avg_sq"].iter().zip(&snapshot.state).chain([(&"param", &snapshot.params)]);
+        let all = named.flat_map(|(slot, values)| {
+            layout.tensors().iter().map(move |t| (format!("{slot}/{}", t.name), values[t.range()].to_vec()))
+        });
+        all.collect()
+    }
+}
+
+const CONVERT: Load = Load {
+    missing: Missing::Error,
+    extra: Extra::Error,
+    formats: Formats::Convert,
+    hyperparameters: checkpoint::Differing::Error,
+    options: checkpoint::Differing::Error,
+};
+
+/// From every format of state to every other: the nearest numbers, blocks as the new places have them.
+#[test]
+fn states_are_converted() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("states");
+    for from in Format::STATES {
+        let path = directory.file(&format!("{}.safetensors", from.name()));
+        let options = |states| Options { states, ..Options::default() };
+        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
+        saved.save(&path);
+        let want = saved.numbers();
+        for to in Format::STATES {
+            for shift in [0, 2] {
+                let mut run = Run::new(&gpu, layout(shift), options(to));
+                let context = format!("{from:?} to {to:?}, shifted by {shift}");
+                if from != to || from == Format::Q8 && shift > 0 {
+                    let found = mismatches(run.load(&path, &Load::default()));
+                    let state = |m: &Mismatch| matches!(m, Mismatch::Format { slot, .. } if slot.starts_with("exp_avg"));
+                    assert_eq!(found.iter().filter(|m| state(m)).count(), 2, "{context}: {found:?}");
+                }
+                run.load(&path, &CONVERT).unwrap();
+                assert_eq!(run.optimizer.steps(), 3);
+                for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+                    let tensor = run.optimizer.layout().tensor(name.split('/').next_back().unwrap()).unwrap();
+                    let expected: Vec<f32> = if name.starts_with("param") || from == to && shift == 0 {
+                        want.clone()
+                    } else if to == Format::Q8 {
+                        // Blocks begin where the tensor's first vector does.
+                        let first = q8::BLOCK - (tensor.offset % 4) as usize;
+                        let (head, tail) = want.split_at(first.min(want.len()));
+                        std::iter::once(head)
+                            .chain(tail.chunks(q8::BLOCK))
+                            .flat_map(|block| {
+                                let scale = q8::scale(block);
+                                block.iter().map(move |x| q8::decode(q8::encode(*x, scale), scale))
+                            })
+                            .collect()
+                    } else {
+                        want.iter().map(|x| to.decode(to.encode(*x))).collect()
+                    };
+                    assert_eq!(*got, expected, "{context}: {name}");
+                }
+            }
+        }
+    }
+}
+
+/// Parameters with what is kept of them, from every way to keep to every other.
+#[test]
+fn parameters_are_converted() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("masters");
+    use Format::{Bf16, F16, F32};
+    let ways = [
+        (F32, Master::F32),
+        (F16, Master::F32),
+        (Bf16, Master::F32),
+        (Bf16, Master::Remainder),
+        (Bf16, Master::None),
+    ];
+    let options = |(params, master)| Options { params, master, grads: params, ..Options::default() };
+    for from in ways {
+        let path = directory.file("run.safetensors");
+        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
+        saved.save(&path);
+        let want = saved.numbers();
+        for to in ways {
+            let mut run = Run::new(&gpu, layout(1), options(to));
+            run.load(&path, &CONVERT).unwrap();
+            for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+                let whole = to.0 == F32 || to.1 != Master::None || name.starts_with("exp");
+                let expected: Vec<f32> = if whole {
+                    want.clone()
+                } else {
+                    want.iter().map(|x| Bf16.decode(Bf16.encode(*x))).collect()
+                };
+                assert_eq!(*got, expected, "{from:?} to {to:?}: {name}");
+            }
+            // What the caller gets is the nearest of what is kept, or its upper half.
+            let codes = harness::param_codes(&gpu, &run.optimizer, &run.params, 0);
+            for (tensor, (_, want)) in run.optimizer.layout().tensors().iter().zip(want.iter().skip(8)) {
+                for (code, x) in codes[tensor.range()].iter().zip(want) {
+                    let split = (x.to_bits() + 0x8000) >> 16;
+                    assert_eq!(
+                        *code,
+                        if to.1 == Master::Remainder { split } else { to.0.encode(*x) },
+                        "{from:?} to {to:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Engines have their tensors in orders of their own.
+fn assert_same_tensors(first: &Path, second: &Path, context: &str) {
+    let [first, second] = [first, second].map(|path| std::fs::read(path).unwrap());
+    let [first, second] = [&first, &second].map(|bytes| {
+        let mut tensors = safetensors::SafeTensors::deserialize(bytes).unwrap().tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    });
+    assert!(first == second, "{context}: other tensors");
+}
+
+/// What the GPU saves, the CPU goes on from, and the other way round: the same files, in all formats that both have.
+#[test]
+fn engines_read_each_other() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("engines");
+    let [first, second] = ["gpu.safetensors", "cpu.safetensors"].map(|name| directory.file(name));
+    let around = Options {
+        ema: Some(wgpu_optim::Ema { decay: 0.5, debias: false }),
+        loss_scale: Some(wgpu_optim::LossScale::default()),
+        ..Options::default()
+    };
+    let bf16 = Options { params: Format::Bf16, grads: Format::Bf16, states: Format::Bf16, ..around };
+    for options in [
+        Options::default(),
+        around,
+        bf16,
+        Options { master: Master::Remainder, rounding: Rounding::Stochastic { seed: 3 }, ..bf16 },
+        Options { params: Format::F16, master: Master::None, ..around },
+    ] {
+        let mut run = Run::new(&gpu, layout(0), options).steps(3);
+        run.save(&first);
+        let mut optimizer = cpu::Optimizer::<AdamW>::with_options(layout(0), options).unwrap();
+        let len = optimizer.layout().len() as usize;
+        let (mut wide, mut narrow) = (vec![0.0f32; len], vec![0u16; len]);
+        let engine = Cpu::new(&mut optimizer);
+        let mut engine = if options.params == Format::F32 {
+            engine.parameters(&mut wide)
+        } else {
+            engine.parameters(&mut narrow)
+        };
+        let loaded = checkpoint::load(&mut engine, &first, &Load::default(), &mut quiet).unwrap();
+        assert_eq!(loaded.steps, 3, "{options:?}");
+        checkpoint::save(&mut engine, &second, &Save::default(), &mut quiet).unwrap();
+        assert_same_tensors(&first, &second, &format!("{options:?}"));
+        let mut back = Run::new(&gpu, layout(0), options);
+        back.load(&second, &Load::default()).unwrap();
+        assert_eq!((back.numbers(), back.optimizer.steps()), (run.numbers(), 3), "{options:?}");
+    }
+    // Parameters of the wrong type or length, or none of a tensor.
+    let mut optimizer = cpu::Optimizer::<AdamW>::new(layout(0)).unwrap();
+    let engine = Cpu::new(&mut optimizer);
+    let error = engine.parameters(&mut [0u16; 2_000]).check(true).unwrap_err();
+    assert!(matches!(error, Error::Optimizer(wgpu_optim::Error::Format { .. })), "{error}");
+    let error = Cpu::new(&mut optimizer).parameters(&mut [0.0; 1_346]).check(true).unwrap_err();
+    assert!(matches!(&error, Error::Parameters { tensor, .. } if tensor == "d"), "{error}");
+    let error = Cpu::new(&mut optimizer).each_parameters([("a", &mut [0.0; 301])]).check(true).unwrap_err();
+    assert!(matches!(&error, Error::Parameters { tensor, found: 0, .. } if tensor == "b"), "{error}");
+}
+
+/// Parameters lie in a pooled buffer in any order; what lies between them is left alone, also where it shares a word.
+#[test]
+fn parameters_lie_anywhere() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("pool");
+    let path = directory.file("run.safetensors");
+    let options =
+        Options { params: Format::Bf16, grads: Format::Bf16, master: Master::None, ..Options::default() };
+    let mut saved = Run::new(&gpu, layout(0), options).steps(2);
+    saved.save(&path);
+    let codes = harness::param_codes(&gpu, &saved.optimizer, &saved.params, 0);
+    const OTHER: u32 = 0xabcd_abcd;
+    let mut optimizer = Optimizer::with_options(&gpu.device, layout(0), options).unwrap();
+    let pool = gpu.upload(&vec![f32::from_bits(OTHER); 2_000]);
+    let places = [("d", 0), ("c", 16), ("a", 4_096), ("b", 4_096 + 604)];
+    let each = Parameters::each(places.map(|(name, offset)| (name, View::new(&pool, offset))));
+    let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(each);
+    checkpoint::load(&mut engine, &path, &Load::default(), &mut quiet).unwrap();
+    let words = gpu.read_bits(&pool, 0, 2_000);
+    let halves: Vec<u32> = words.iter().flat_map(|word| [word & 0xffff, word >> 16]).collect();
+    let mut want = vec![OTHER & 0xffff; 4_000];
+    for (name, offset) in places {
+        let tensor = optimizer.layout().tensor(name).unwrap();
+        want[offset as usize / 2..][..tensor.len as usize].copy_from_slice(&codes[tensor.range()]);
+    }
+    assert_eq!(halves, want);
+    // And they are saved from there.
+    let again = directory.file("again.safetensors");
+    let each = Parameters::each(places.map(|(name, offset)| (name, View::new(&pool, offset))));
+    let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(each);
+    checkpoint::save(&mut engine, &again, &Save::default(), &mut quiet).unwrap();
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&path).unwrap());
+    let some =
+        Parameters::each(places.into_iter().skip(1).map(|(name, offset)| (name, View::new(&pool, offset))));
+    let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(some);
+    let error = checkpoint::save(&mut engine, &again, &Save::default(), &mut quiet).unwrap_err();
+    assert!(matches!(&error, Error::Parameters { tensor, .. } if tensor == "d"), "{error}");
+}
+
+/// State that crosses chunks, and is larger than a staging buffer.
+#[test]
+fn many_chunks_and_batches() {
+    let Some(gpu) = harness::test_gpu_with(|limits| limits.max_storage_buffer_binding_size = 1 << 22) else {
+        return;
+    };
+    let directory = Directory::new("chunks");
+    let path = directory.file("run.safetensors");
+    for states in Format::STATES {
+        let options = Options { states, ..Options::default() };
+        let layout = || {
+            let group = Group::new("all", AdamW::default()).tensor("w", [2_500_001]);
+            let small = (0..300).fold(group, |group, i| group.tensor(format!("t{i}"), [1 + i % 50]));
+            Layout::new([small.tensor("v", [1_200, 1_000])]).unwrap()
+        };
+        let mut saved = Run::new(&gpu, layout(), options).steps(1);
+        saved.save(&path);
+        let mut run = Run::new(&gpu, layout(), options);
+        run.load(&path, &Load::default()).unwrap();
+        assert!(run.numbers() == saved.numbers(), "{states:?}");
+    }
+}
+
+#[test]
+fn what_is_in_flight_is_refused() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("flight");
+    let path = directory.file("run.safetensors");
+    for skip_nonfinite in [false, true] {
+        let options = Options { skip_nonfinite, ..Options::default() };
+        let mut run = Run::new(&gpu, layout(0), options).steps(2);
+        run.save(&path);
+        let grads = gpu.upload(&vec![1.0; 2_000]);
+        let tensors = run.optimizer.bind(&Tensors::flat(&run.params, &grads)).unwrap();
+        let mut encoder = gpu.encoder();
+        // More sets of scalars than there is room for at first.
+        for _ in 0..20 {
+            run.optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
+        }
+        let commands = encoder.finish();
+        let error = checkpoint::save(&mut run.engine(), &path, &Save::default(), &mut quiet).unwrap_err();
+        assert!(matches!(error, Error::Unsubmitted { steps: 20 }), "{error}");
+        let error = run.load(&path, &Load::default()).unwrap_err();
+        assert!(matches!(error, Error::Unsubmitted { steps: 20 }), "{error}");
+        assert_eq!(run.optimizer.steps(), 22);
+        drop(commands);
+        run.save(&path);
+        let loaded = run.load(&path, &Load::default()).unwrap();
+        // Commands that were dropped are steps that were not taken, where that is counted.
+        assert_eq!((loaded.steps, loaded.taken), (22, if skip_nonfinite { 2 } else { 22 }));
+    }
+}
+
+/// Back to an earlier step, in the same optimizer: reports from before do not count.
+#[test]
+fn a_run_goes_back() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("back");
+    let path = directory.file("run.safetensors");
+    let options = Options {
+        skip_nonfinite: true,
+        loss_scale: Some(wgpu_optim::LossScale::default()),
+        ..Options::default()
+    };
+    let mut run = Run::new(&gpu, layout(0), options).steps(3);
+    run.save(&path);
+    let mut run = run.steps(5);
+    let want = run.numbers();
+    run.load(&path, &Load::default()).unwrap();
+    assert_eq!((run.optimizer.steps(), run.optimizer.take_report()), (3, None));
+    let mut run = run.steps(5);
+    assert_eq!(run.numbers(), want);
+    let reports: Vec<_> =
+        std::iter::from_fn(|| run.optimizer.take_report()).map(|r| (r.step, r.skipped)).collect();
+    assert_eq!(reports, (3..8).map(|step| (step, 0)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_seed_is_wanted_where_rounding_is_at_random() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("seed");
+    let path = directory.file("run.safetensors");
+    let options = |rounding| Options { states: Format::Bf16, rounding, ..Options::default() };
+    Run::new(&gpu, layout(0), options(Rounding::Nearest)).steps(1).save(&path);
+    let mut run = Run::new(&gpu, layout(0), options(Rounding::Stochastic { seed: 1 }));
+    assert_eq!(mismatches(run.load(&path, &Load::default())), [Mismatch::Seed]);
+    Run::new(&gpu, layout(0), options(Rounding::Stochastic { seed: 2 })).steps(1).save(&path);
+    let found = mismatches(run.load(&path, &Load::default()));
+    assert!(matches!(&found[..], [Mismatch::Option { field, .. }] if field == "rounding"), "{found:?}");
+}
+
+/// The same of all that only the GPU has: blocks, remainders, an average, a loss scale and skipped steps.
+#[test]
+fn the_first_version_is_read() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("gpu-fixture");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/v1-gpu.safetensors");
+    let options = Options {
+        params: Format::Bf16,
+        grads: Format::Bf16,
+        states: Format::Q8,
+        f32_states_below: 16,
+        master: Master::Remainder,
+        rounding: Rounding::Stochastic { seed: u64::MAX },
+        ema: Some(wgpu_optim::Ema { decay: 0.75, debias: true }),
+        loss_scale: Some(wgpu_optim::LossScale::default()),
+        ..Options::default()
+    };
+    let run = || {
+        let group = Group::new("all", AdamW::default()).tensor_at("w", [11, 7], 3);
+        Run::new(&gpu, Layout::new([group.tensor("b", [5])]).unwrap(), options)
+    };
+    if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
+        let mut run = run().steps(2);
+        let grads = gpu.upload_as(Format::Bf16, &[f32::INFINITY; 100]);
+        let tensors = run.optimizer.bind(&Tensors::flat(&run.params, &grads)).unwrap();
+        let mut encoder = gpu.encoder();
+        run.optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
+        gpu.run(encoder);
+        run.steps(1).save(&fixture);
+    }
+    let mut run = run();
+    let loaded = run.load(&fixture, &Load::default()).unwrap();
+    assert_eq!((loaded.steps, loaded.taken), (4, 3));
+    let again = directory.file("again.safetensors");
+    run.save(&again);
+    let [fixture, again] = [&fixture, &again].map(|path| std::fs::read(path).unwrap());
+    let [fixture, again] =
+        [&fixture, &again].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let mut names = fixture.names();
+    names.sort_unstable();
+    let slots = ["ema", "exp_avg", "exp_avg.scale", "exp_avg_sq", "exp_avg_sq.scale", "param", "remainder"];
+    let want = slots.iter().flat_map(|slot| {
+        // The small tensor has no blocks.
+        let tensors = if slot.ends_with(".scale") { &["w"][..] } else { &["b", "w"] };
+        tensors.iter().map(move |tensor| format!("{slot}/{tensor}"))
+    });
+    let mut want: Vec<_> = want.collect();
+    want.sort_unstable();
+    assert_eq!(names, want);
+    for name in names {
+        assert_eq!(again.tensor(name).unwrap(), fixture.tensor(name).unwrap(), "{name}");
+    }
+    let scale = run.optimizer.loss_scale().unwrap();
+    assert_eq!(gpu.read(scale, 0, 1), [32_768.0], "halved by the overflow");
+}

@@ -1,0 +1,360 @@
+//! Files that lie: an error, never a panic, and memory within bounds.
+
+use crate::common::{Directory, Random, Run, layout};
+use serde_json::{Value, json};
+use std::alloc::{GlobalAlloc, Layout as Memory, System};
+use std::cell::Cell;
+use std::fs;
+use std::path::Path;
+use wgpu_optim::checkpoint::{Error, Load, Malformed, Reader, Record, Save};
+use wgpu_optim::{AdamW, Group, Layout};
+
+/// What loading may take beside the file's size.
+const BOUND: usize = 64 << 20;
+
+struct Counting;
+
+thread_local! {
+    /// Bytes that this thread has taken and not given back, and the most of them: other tests run beside this one.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    HELD.set(HELD.get() + bytes);
+    PEAK.set(PEAK.get().max(HELD.get()));
+}
+
+// SAFETY: it is the system's; what is counted does not change what it does.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        count(memory.size() as isize);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(memory) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, memory: Memory) {
+        count(-(memory.size() as isize));
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, memory) }
+    }
+}
+
+/// The most bytes that `f` holds at a time, and what it comes to.
+fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = f();
+    ((PEAK.get() - before) as usize, result)
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Loads a file onto the small run, which has to be refused or to succeed.
+fn load(path: &Path) -> Result<(), Error> {
+    let mut run = Run::new(layout());
+    run.steps(1);
+    let before = run.bits();
+    let result = run.load(path, &Load::default());
+    if result.is_err() {
+        assert_eq!(run.bits(), before);
+    }
+    result.map(|_| ())
+}
+
+/// A good file, as its header and data.
+fn good(directory: &Directory) -> (Value, Vec<u8>) {
+    let path = directory.file("good.safetensors");
+    Run::new(layout()).steps(2).save(&path, &Save::default()).unwrap();
+    let bytes = fs::read(path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + len]).unwrap(), bytes[8 + len..].to_vec())
+}
+
+fn write(path: &Path, header: &[u8], data: &[u8]) {
+    let len = (header.len() as u64).to_le_bytes();
+    fs::write(path, [&len[..], header, data].concat()).unwrap();
+}
+
+#[test]
+fn truncated_at_every_byte() {
+    let directory = Directory::new("truncated");
+    let (header, data) = good(&directory);
+    let path = directory.file("bad.safetensors");
+    write(&path, header.to_string().as_bytes(), &data);
+    assert!(load(&path).is_ok());
+    let whole = fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        fs::write(&path, &whole[..len]).unwrap();
+        let error = load(&path).unwrap_err();
+        let short = matches!(error, Error::Malformed { reason: Malformed::Truncated { .. }, .. });
+        assert!(short, "{len} bytes: {error}");
+    }
+    fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
+    assert!(matches!(load(&path), Err(Error::Malformed { reason: Malformed::Trailing { .. }, .. })));
+}
+
+#[test]
+fn lies_of_the_header() {
+    let directory = Directory::new("lies");
+    let (header, data) = good(&directory);
+    let path = directory.file("bad.safetensors");
+    let try_text = |what: &str, text: &str| {
+        write(&path, text.as_bytes(), &data);
+        let error = load(&path).expect_err(what);
+        assert!(matches!(error, Error::Malformed { .. } | Error::Mismatches(_)), "{what}: {error}");
+        error.to_string()
+    };
+    let lie = |what: &str, change: &dyn Fn(&mut Value)| {
+        let mut header = header.clone();
+        change(&mut header);
+        try_text(what, &header.to_string())
+    };
+    lie("no object", &|h| *h = json!([]));
+    lie("another type", &|h| h["param/w"]["dtype"] = json!("F64"));
+    lie("no type", &|h| h["param/w"]["dtype"] = json!("F31"));
+    lie("another type of the same size", &|h| h["param/w"]["dtype"] = json!("I32"));
+    lie("a field more", &|h| h["param/w"]["more"] = json!(1));
+    lie("a field less", &|h| drop(h["param/w"].as_object_mut().unwrap().remove("shape")));
+    lie("out of range", &|h| h["param/b"]["data_offsets"] = json!([1u64 << 40, (1u64 << 40) + 8]));
+    lie("backwards", &|h| h["param/b"]["data_offsets"] = json!([8, 0]));
+    lie("the largest numbers", &|h| h["param/b"]["data_offsets"] = json!([0, u64::MAX]));
+    lie("overlapping", &|h| h["param/b"]["data_offsets"] = h["exp_avg/b"]["data_offsets"].clone());
+    lie("negative", &|h| h["param/b"]["data_offsets"] = json!([-1, 7]));
+    lie("a shape of more than can be counted", &|h| h["param/b"]["shape"] = json!([1u64 << 33, 1u64 << 33]));
+    lie("dimensions without end", &|h| h["param/b"]["shape"] = json!(vec![1; 100]));
+    lie("another shape", &|h| h["param/w"]["shape"] = json!([5, 3]));
+    lie("metadata that is no text", &|h| h["__metadata__"] = json!(7));
+    lie("keys without end", &|h| {
+        for i in 0..5_000 {
+            h["__metadata__"][i.to_string()] = json!("");
+        }
+    });
+    lie("an unknown tensor", &|h| {
+        h["param/x"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+    });
+    let again = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
+    let twice = format!("{{\"param/b\":{again},{}", &header.to_string()[1..]);
+    assert!(try_text("a name twice", &twice).contains("twice"));
+    try_text("two texts", &[header.to_string(), "{}".into()].concat());
+    try_text("not UTF-8", &header.to_string().replace("plain", "\u{fffd}"));
+    try_text("nested without end", &"[".repeat(100_000));
+    for len in [0, 1, MAX, MAX + 1, u64::MAX, 1 << 63] {
+        fs::write(&path, [&len.to_le_bytes()[..], &data].concat()).unwrap();
+        assert!(load(&path).is_err(), "a header of {len} bytes");
+    }
+}
+
+/// Bytes of the largest header.
+const MAX: u64 = 16 << 20;
+
+#[test]
+fn lies_of_the_record() {
+    let directory = Directory::new("record-lies");
+    let (header, data) = good(&directory);
+    let path = directory.file("bad.safetensors");
+    let record: Value = serde_json::from_str(header["__metadata__"]["wgpu_optim"].as_str().unwrap()).unwrap();
+    let lie = |what: &str, change: &dyn Fn(&mut Value)| {
+        let (mut header, mut record) = (header.clone(), record.clone());
+        change(&mut record);
+        header["__metadata__"]["wgpu_optim"] = json!(record.to_string());
+        write(&path, header.to_string().as_bytes(), &data);
+        load(&path).expect_err(what)
+    };
+    let version = lie("a later version", &|r| *r = json!({"version": 2, "what": []}));
+    assert!(matches!(version, Error::Version { found: 2, bound: 1, .. }), "{version}");
+    for (what, change) in [
+        ("no object", &(|r: &mut Value| *r = json!(1)) as &dyn Fn(&mut Value)),
+        ("a field more", &|r| r["more"] = json!(1)),
+        ("more taken than recorded", &|r| r["taken"] = json!(3)),
+        ("a carry of letters", &|r| r["groups"][0]["carry"] = json!("abcdefghijklmnop")),
+        ("a negative place", &|r| r["groups"][0]["tensors"]["w"] = json!(-1)),
+        ("two groups of one name", &|r| r["groups"][1]["name"] = json!("decay")),
+        ("hyperparameters without end", &|r| r["groups"][0]["hyperparameters"] = json!(vec![0; 100_000])),
+        ("a schedule within a schedule", &|r| {
+            let mut factor = json!({"constant": 0.5});
+            for _ in 0..1_000 {
+                factor = json!({"warmup": {"steps": 1, "schedule": factor}});
+            }
+            r["groups"][1]["lr_factor"] = json!(factor.to_string());
+        }),
+        ("hyperparameters of another rule", &|r| {
+            r["groups"][0]["hyperparameters"] = json!({"momentum": 0.9})
+        }),
+        ("hyperparameters out of range", &|r| r["groups"][0]["hyperparameters"]["beta1"] = json!(2.0)),
+        ("an option that is none", &|r| r["options"]["speed"] = json!(1)),
+    ] {
+        let error = lie(what, change);
+        assert!(matches!(error, Error::Malformed { .. } | Error::Mismatches(_)), "{what}: {error}");
+    }
+    let mut header = header.clone();
+    header["__metadata__"] = json!({});
+    write(&path, header.to_string().as_bytes(), &data);
+    assert!(matches!(load(&path), Err(Error::NotACheckpoint { .. })));
+}
+
+#[test]
+fn lies_of_an_index() {
+    let directory = Directory::new("index-lies");
+    let path = directory.file("run.safetensors.index.json");
+    Run::new(layout()).steps(2).save(&path, &Save { shard_bytes: Some(96), ..Save::default() }).unwrap();
+    let index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let lie = |what: &str, change: &dyn Fn(&mut Value)| {
+        let mut index = index.clone();
+        change(&mut index);
+        fs::write(&path, index.to_string()).unwrap();
+        load(&path).expect_err(what)
+    };
+    let first = "run-1-00001-of-00003.safetensors";
+    fs::copy(directory.file(first), directory.file("copy.safetensors")).unwrap();
+    for (what, change) in [
+        ("no map", &(|i: &mut Value| *i = json!({})) as &dyn Fn(&mut Value)),
+        ("a tensor less", &|i| drop(i["weight_map"].as_object_mut().unwrap().remove("param/w"))),
+        ("a tensor more", &|i| i["weight_map"]["param/x"] = json!(first)),
+        ("another shard", &|i| i["weight_map"]["param/b"] = json!("run-1-00002-of-00003.safetensors")),
+        ("a file elsewhere", &|i| i["weight_map"]["param/w"] = json!("../run.safetensors")),
+        ("an absolute file", &|i| i["weight_map"]["param/w"] = json!("/etc/passwd")),
+        ("a directory", &|i| i["weight_map"]["param/w"] = json!("..")),
+        ("a shard with the tensors of another", &|i| i["weight_map"]["param/x"] = json!("copy.safetensors")),
+        ("shards without end", &|i| {
+            for n in 0..1_000 {
+                i["weight_map"][n.to_string()] = json!(format!("{n}.safetensors"));
+            }
+        }),
+    ] {
+        let error = lie(what, change);
+        assert!(matches!(error, Error::Malformed { .. }), "{what}: {error}");
+    }
+    let absent = lie("no such file", &|i| i["weight_map"]["param/w"] = json!("none.safetensors"));
+    assert!(matches!(absent, Error::Io { what: "open", .. }), "{absent}");
+    let text = index.to_string().replacen("\"param/b\"", "\"param/v\"", 1);
+    fs::write(&path, text).unwrap();
+    assert!(matches!(load(&path), Err(Error::Malformed { .. })));
+}
+
+/// Memory stays below the file's size and 64 MiB, whatever takes most of it a byte.
+#[test]
+fn memory_is_bounded() {
+    let directory = Directory::new("memory");
+    let path = directory.file("large.safetensors");
+    let repeated = |first: &str, item: &dyn Fn(usize) -> String, last: &str, bytes: usize| {
+        let mut text = first.to_owned();
+        let mut i = 0;
+        while text.len() + last.len() + 200 < bytes {
+            if i > 0 {
+                text.push(',');
+            }
+            text += &item(i);
+            i += 1;
+        }
+        text + last
+    };
+    let max = MAX as usize;
+    let empty = r#"{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
+    let record = |text: String| format!(r#"{{"__metadata__":{{"wgpu_optim":{}}}}}"#, json!(text));
+    let start = r#"{"version":1,"writer":"","rule":"","steps":0,"taken":0,"loss_scale":null,"options":null,"groups":["#;
+    let group = r#"{"name":"","hyperparameters":0,"lr_factor":null,"carry":"0000000000000000","tensors":{}}"#;
+    let names =
+        [start, r#"{"name":"","hyperparameters":0,"lr_factor":null,"carry":"0000000000000000","tensors":{"#]
+            .concat();
+    for (what, text) in [
+        ("tensors of one name", repeated("{", &|_| format!(r#""":{empty}"#), "}", max)),
+        ("tensors", repeated("{", &|i| format!(r#""{i:x}":{empty}"#), "}", max)),
+        (
+            "dimensions",
+            repeated(r#"{"a":{"dtype":"U8","data_offsets":[0,0],"shape":["#, &|_| "1".into(), "]}}", max),
+        ),
+        ("keys", repeated(r#"{"__metadata__":{"#, &|i| format!(r#""{i}":"""#), "}}", max)),
+        ("one long text", format!(r#"{{"__metadata__":{{"wgpu_optim":"{}"}}}}"#, "x".repeat(max - 100))),
+        ("one long name", format!(r#"{{"{}":{empty}}}"#, "x".repeat(max - 100))),
+        ("groups", record(repeated(start, &|_| group.into(), "]}", 5 << 20))),
+        ("places", record(repeated(&names, &|_| r#""":0"#.into(), "}}]}", 3 << 20))),
+        ("other tensors", record(repeated(&names, &|i| format!(r#""{i:x}":0"#), "}}]}", 3 << 20))),
+        (
+            "long hyperparameters",
+            record(repeated(
+                start,
+                &|_| group.replace(":0,", &format!(":[{}0],", "0,".repeat(30_000))),
+                "]}",
+                5 << 20,
+            )),
+        ),
+    ] {
+        write(&path, text.as_bytes(), &[]);
+        drop(text);
+        let size = fs::metadata(&path).unwrap().len() as usize;
+        let (took, result) = peak(|| load(&path));
+        assert!(result.is_err(), "{what}");
+        assert!(took <= size + BOUND, "{what}: {took} bytes for a file of {size}");
+        eprintln!("{what}: {} MiB for a file of {} MiB", took >> 20, size >> 20);
+    }
+    let index = directory.file("large.safetensors.index.json");
+    for text in [
+        repeated(r#"{"weight_map":{"#, &|_| r#""":"a""#.into(), "}}", max),
+        repeated(r#"{"weight_map":{"#, &|i| format!(r#""{i:x}":"{i:x}""#), "}}", max),
+    ] {
+        fs::write(&index, &text).unwrap();
+        drop(text);
+        let size = fs::metadata(&index).unwrap().len() as usize;
+        let (took, result) = peak(|| load(&index));
+        assert!(result.is_err());
+        assert!(took <= size + BOUND, "an index: {took} bytes for a file of {size}");
+    }
+}
+
+/// Neither way takes memory by the size of what is saved.
+#[test]
+fn both_ways_are_streams() {
+    /// Far below the 96 MB of the file; what there is of it are buffers of 1 MiB.
+    const STREAMED: usize = 8 << 20;
+    let directory = Directory::new("streams");
+    let path = directory.file("run.safetensors");
+    let group = Group::new("all", AdamW::default()).tensor("w", [6_000_000]).tensor("v", [2_000_000]);
+    let mut run = Run::new(Layout::new([group]).unwrap());
+    run.steps(1);
+    let (saving, result) = peak(|| run.save(&path, &Save::default()));
+    result.unwrap();
+    let (loading, result) = peak(|| run.load(&path, &Load::default()));
+    result.unwrap();
+    assert!(saving < STREAMED && loading < STREAMED, "{saving} and {loading} bytes");
+}
+
+/// The files that fuzzing starts from, and those that it has found worth keeping; and random damage to each: bytes changed, cut out and put in.
+#[test]
+fn damaged_files_are_errors_or_load() {
+    let directory = Directory::new("damaged");
+    let (header, data) = good(&directory);
+    let path = directory.file("bad.safetensors");
+    write(&path, header.to_string().as_bytes(), &data);
+    let mut files = vec![fs::read(&path).unwrap()];
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/checkpoint");
+    files.extend(fs::read_dir(corpus).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()));
+    assert!(files.len() > 4);
+    let index = directory.file("bad.safetensors.index.json");
+    let mut random = Random(11);
+    for whole in files {
+        for round in 0..500 {
+            let mut bytes = whole.clone();
+            for _ in 0..if round == 0 { 0 } else { 1 + random.below(3) } {
+                let at = random.below(bytes.len() as u64) as usize;
+                match random.below(4) {
+                    0 => bytes[at] = random.bits() as u8,
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, b"0123456789{}[],:\"\\"[random.below(18) as usize]),
+                    _ => bytes[at] ^= 1 << random.below(8),
+                }
+            }
+            // As it is, as a header, and as an index.
+            fs::write(&path, &bytes).unwrap();
+            fs::write(&index, &bytes).unwrap();
+            for path in [&path, &index] {
+                let _ = load(path);
+                if let Ok(reader) = Reader::open(path) {
+                    let _ = Record::read(&reader);
+                }
+            }
+            write(&path, &bytes, &data);
+            let _ = load(&path);
+        }
+    }
+}
