@@ -112,8 +112,9 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
         let mut start = span.start;
         while start < span.end {
             let room = |c: &Chunk| chunk_elements.saturating_sub(u64::from(c.state_quads) * QUAD);
-            let fits =
-                chunks.last().is_some_and(|c| start < c.start + chunk_elements && (block == 1 || room(c) > 0));
+            let fits = chunks
+                .last()
+                .is_some_and(|c| start < c.start + chunk_elements && (block == 1 || room(c) > 0));
             if !fits {
                 chunks.push(Chunk::empty(start));
             }

@@ -556,7 +556,6 @@ enum Place {
     Ema,
 }
 
-
 /// Hands the blocks to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
 /// last is in the cache still.
 fn sweep(

@@ -59,7 +59,7 @@ fn test(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     // The training run ends with an error below 95 % accuracy, those in other storage and the user's rule with one beyond their bounds.
-    for example in ["quickstart", "train_digits", "mixed_precision", "own_rule"] {
+    for example in ["quickstart", "train_digits", "mixed_precision", "own_rule", "offload"] {
         steps.run(&format!("example {example}"), &mut cargo(["run", "--example", example]))?;
     }
     // A quick look: one seed, 60 steps.
