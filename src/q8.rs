@@ -120,7 +120,7 @@ fn rounded(x: f32, scale: u32, part: u32, addend: impl Fn(u32) -> u32) -> u8 {
     }
     let divisor = (scale & (ONE - 1) | ONE) >> 8;
     // From 2^13 to 2^15, and its last digit is 2^−14 of the mantissas' quotient.
-    let quotient = (((magnitude & (ONE - 1) | ONE) << 6) + (part * divisor >> 16)) / divisor;
+    let quotient = (((magnitude & (ONE - 1) | ONE) << 6) + ((part * divisor) >> 16)) / divisor;
     let below = quotient >> QUOTIENT == 0;
     let digits = if below { quotient << 1 } else { quotient };
     let power = (magnitude >> 23) as i32 + TOP as i32 - exponent as i32 - i32::from(below);

@@ -131,7 +131,7 @@ fn lies_of_the_header() {
         }
     });
     lie("an unknown tensor", &|h| {
-        h["param/x"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+        h["param/x"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
     });
     let again = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
     let twice = format!("{{\"param/b\":{again},{}", &header.to_string()[1..]);
@@ -179,7 +179,7 @@ fn lies_of_the_record() {
             r["groups"][1]["lr_factor"] = json!(factor.to_string());
         }),
         ("hyperparameters of another rule", &|r| {
-            r["groups"][0]["hyperparameters"] = json!({"momentum": 0.9})
+            r["groups"][0]["hyperparameters"] = json!({"momentum": 0.9});
         }),
         ("hyperparameters out of range", &|r| r["groups"][0]["hyperparameters"]["beta1"] = json!(2.0)),
         ("an option that is none", &|r| r["options"]["speed"] = json!(1)),
