@@ -1,6 +1,6 @@
 """The CPU engine beside PyTorch and candle-nn: both on the same threads, in turn, in one run.
 
-    python3 -m venv venv && venv/bin/pip install torch==2.15 --index-url https://download.pytorch.org/whl/cpu
+    python3 -m venv venv && venv/bin/pip install torch==2.15
     cargo build --release --manifest-path benches/peers/cpu/Cargo.toml
     venv/bin/python benches/peers/cpu/compare.py [--threads 2] [--only WORD] [--rounds 11] [--plot FILE]
 
