@@ -367,6 +367,16 @@ fn formats() {
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let line = &lines(&output)[0];
     assert_eq!((&line["format"], &line["bytes_per_step"]), (&"bf16, f16, bf16".into(), &(1001 * 14).into()));
+    for device in ["gpu", "cpu"] {
+        let arguments = ["verify", "--device", device, "--json", "--rule", "adamw", "--elements", "5001"];
+        let output = optim(&[&arguments[..], &["--states", "q8", "--stochastic"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        assert!(lines(&output).iter().all(|line| line["pass"] == true), "{device}");
+    }
+    let arguments = ["bench", "--device", "gpu", "--json", "--rule", "adamw", "--elements", "1024"];
+    let output = optim(&[&arguments[..], &["--states", "q8"]].concat());
+    let line = &lines(&output)[0];
+    assert_eq!((&line["format"], &line["bytes_per_step"]), (&"f32, f32, q8".into(), &(512 * 33).into()));
 }
 
 #[test]
