@@ -299,6 +299,13 @@ pub enum Mismatch {
         /// What is wrong with it.
         bound: &'static str,
     },
+    /// The good steps of the file's loss scale are as many as the optimizer's grows after.
+    GoodSteps {
+        /// The file's.
+        found: u32,
+        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), below which they have to be.
+        bound: u32,
+    },
     /// More than are listed.
     More {
         /// How many.
@@ -332,6 +339,9 @@ impl fmt::Display for Mismatch {
             Self::More { count } => write!(f, "and {count} more"),
             Self::Seed => f.write_str("no seed, and rounding is at random here"),
             Self::LossScale { found: Some(found), bound } => write!(f, "loss scale {found}, must be {bound}"),
+            Self::GoodSteps { found, bound } => {
+                write!(f, "{found} good steps of the loss scale, must be below growth_interval = {bound}")
+            }
             Self::LossScale { found: None, .. } => f.write_str("no loss scale, and there is one here"),
         }
     }

@@ -20,6 +20,8 @@ pub(super) const VERSION: u32 = 1;
 const MAX_TEXT: usize = 64 << 10;
 /// Bytes of the record, of which what is made takes up to five times as much memory.
 const MAX_RECORD: usize = 6 << 20;
+/// Steps of a record: what is counted in f64 is exact up to there, and one more does not overflow.
+const MAX_STEPS: u64 = 1 << 53;
 /// Groups of a record.
 const MAX_GROUPS: usize = 1 << 16;
 
@@ -260,6 +262,10 @@ impl Record {
             return Err(Error::Version { path: path(), found: version, bound: VERSION });
         }
         let record: Self = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        if record.steps > MAX_STEPS {
+            let (field, value) = ("steps", record.steps.to_string());
+            return Err(malformed(Malformed::Value { field, value, bound: "at most 2^53" }));
+        }
         if record.taken > record.steps {
             let (field, value) = ("taken", record.taken.to_string());
             return Err(malformed(Malformed::Value { field, value, bound: "at most the steps recorded" }));

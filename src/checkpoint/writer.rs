@@ -182,8 +182,10 @@ impl Writer {
 
     /// Has the disk keep what has been written, and puts it in place.
     pub(super) fn finish(mut self) -> Result<(), Error> {
-        // A file without a byte of data has a header too.
-        self.file()?;
+        // A file without a byte of data has a header too; an index without tensors has no files.
+        if !self.shards.is_empty() {
+            self.file()?;
+        }
         self.close()?;
         self.done.iter_mut().try_for_each(Pending::rename)?;
         sync_directory(&self.directory)?;

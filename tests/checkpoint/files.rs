@@ -215,3 +215,34 @@ fn the_first_version_is_read() {
         assert_eq!(again.tensor(name).unwrap(), fixture.tensor(name).unwrap(), "{name}");
     }
 }
+
+#[test]
+fn an_index_without_tensors_has_no_shards() {
+    let directory = Directory::new("no-tensors");
+    let path = directory.file("run.safetensors.index.json");
+    let layout = || Layout::new([Group::new("all", Sgd::default()).tensor("w", [2])]).unwrap();
+    let mut optimizer = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    optimizer.step(cpu::Tensors::flat(&mut [0.0; 2], &[1.0; 2]), 0.1).unwrap();
+    let save = Save { shard_bytes: Some(96), ..Save::default() };
+    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &save, &mut quiet).unwrap();
+    assert_eq!(directory.names(), ["run.safetensors.index.json"]);
+    let mut fresh = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    checkpoint::load(&mut Cpu::new(&mut fresh), &path, &Load::default(), &mut quiet).unwrap();
+    assert_eq!(fresh.steps(), 1);
+}
+
+#[test]
+fn elements_that_are_not_there_are_errors() {
+    let directory = Directory::new("elements");
+    let path = directory.file("run.safetensors");
+    Run::new(layout()).save(&path, &Save::default()).unwrap();
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.plain_numbers("param/w", 13, 15).unwrap(), Some(vec![0.5; 2]));
+    for (first, last) in [(0, 16), (0, u64::MAX), (u64::MAX, u64::MAX), (2, 1)] {
+        for result in
+            [reader.plain_numbers("param/w", first, last), reader.numbers("param", "w", 0, first, last)]
+        {
+            assert!(matches!(result, Err(Error::Malformed { .. })), "{first}..{last}: {result:?}");
+        }
+    }
+}

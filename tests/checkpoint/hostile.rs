@@ -167,6 +167,7 @@ fn lies_of_the_record() {
         ("no object", &(|r: &mut Value| *r = json!(1)) as &dyn Fn(&mut Value)),
         ("a field more", &|r| r["more"] = json!(1)),
         ("more taken than recorded", &|r| r["taken"] = json!(3)),
+        ("more steps than can be counted", &|r| r["steps"] = json!(u64::MAX)),
         ("a carry of letters", &|r| r["groups"][0]["carry"] = json!("abcdefghijklmnop")),
         ("a negative place", &|r| r["groups"][0]["tensors"]["w"] = json!(-1)),
         ("two groups of one name", &|r| r["groups"][1]["name"] = json!("decay")),
