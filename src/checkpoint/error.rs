@@ -20,7 +20,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is no safetensors file, or is cut short or damaged.
+    /// The file is no safetensors file, or is cut short or damaged; or is not to be written because it would not be read.
     #[error("{path:?}: {reason}")]
     Malformed {
         /// The file.
@@ -125,6 +125,15 @@ pub enum Malformed {
         /// How large it may be.
         bound: u64,
     },
+    /// More of something than is read.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        found: u64,
+        /// How many there may be.
+        bound: u64,
+    },
     /// Text that is not the JSON it should be.
     Json {
         /// Of what.
@@ -186,6 +195,7 @@ impl fmt::Display for Malformed {
             Self::TooLarge { what, found, bound } => {
                 write!(f, "{what} of {found} bytes, must be at most {bound}")
             }
+            Self::TooMany { what, found, bound } => write!(f, "{found} {what}, must be at most {bound}"),
             Self::Json { what, reason } => write!(f, "{what}: {reason}"),
             Self::Duplicate { name } => write!(f, "tensor {name:?} is there twice"),
             Self::Offset { name, found, expected } => {

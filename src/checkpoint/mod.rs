@@ -300,8 +300,8 @@ pub trait Engine {
 /// Saves all of an optimizer's state to `path`. `progress` is told how many bytes of how many are done.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Optimizer`]; [`Error::Malformed`] if the header would be too large, for which there are shards. A file that was
-/// at `path` is still there then.
+/// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Parameters`], [`Error::Optimizer`]; [`Error::Malformed`] if it would be more than is read: 512 files, 16 MiB of headers or of
+/// the index, 1 024 keys of metadata, 32 dimensions, schedules within each other without end. A file that was at `path` is still there then.
 pub fn save<E: Engine>(
     engine: &mut E,
     path: impl AsRef<Path>,

@@ -233,6 +233,18 @@ fn lies_of_an_index() {
     assert!(matches!(load(&path), Err(Error::Malformed { .. })));
 }
 
+#[test]
+fn headers_of_all_shards_are_bounded() {
+    let directory = Directory::new("headers");
+    let index = directory.file("run.safetensors.index.json");
+    let header = format!("{{{}}}", " ".repeat(MAX as usize / 2));
+    let names = ["a", "b"];
+    names.iter().for_each(|name| write(&directory.file(name), header.as_bytes(), &[]));
+    fs::write(&index, json!({"weight_map": {"x": "a", "y": "b"}}).to_string()).unwrap();
+    let error = load(&index).unwrap_err();
+    assert!(matches!(error, Error::Malformed { reason: Malformed::TooLarge { .. }, .. }), "{error}");
+}
+
 /// Memory stays below the file's size and 64 MiB, whatever takes most of it a byte.
 #[test]
 fn memory_is_bounded() {
