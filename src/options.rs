@@ -154,6 +154,13 @@ impl Default for LossScale {
     }
 }
 
+impl LossScale {
+    /// Whether a scale is from the least to the largest, as they are where it is multiplied: in f32.
+    pub(crate) fn contains(&self, scale: f32) -> bool {
+        (self.min as f32..=self.max as f32).contains(&scale)
+    }
+}
+
 /// An exponential moving average of the weights, in the pass that updates them.
 ///
 /// ```text
@@ -254,7 +261,7 @@ impl Options {
         let Some(options) = self.loss_scale else {
             return refuse("loss_scale", scale, "unset without Options::loss_scale");
         };
-        if !(options.min..=options.max).contains(&scale) {
+        if !options.contains(scale as f32) {
             return refuse("loss_scale", scale, "from min to max");
         }
         if good_steps >= options.growth_interval {

@@ -190,7 +190,7 @@ pub fn inspect(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspec
                 reader.plain_numbers(name, first, last)?
             };
             part.iter().for_each(|part| numbers.add(part));
-            progress(done + tensor.bytes() * last / tensor.len(), total);
+            progress(done + tensor.bytes() / tensor.len() * last, total);
         }
         done += tensor.bytes();
         tensors.push(Tensor {

@@ -1,4 +1,5 @@
-//! Loads what the fuzzer makes up: an error or a load, never a panic; and of memory no more than the file's size and 64 MiB (`-malloc_limit_mb` and `-rss_limit_mb`).
+//! Loads what the fuzzer makes up: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory of the process, the fuzzer's own too, below 512 MiB
+//! (`-rss_limit_mb`). That a load takes no more than the file's size and 64 MiB is checked in `tests/checkpoint/hostile.rs`.
 //!
 //! The input is the file itself. Where it does not begin with the length of its header it is also tried as a header, with the length put before it and as many zeros behind it as its tensors take,
 //! so that the fuzzer need not guess numbers; and always as an index.

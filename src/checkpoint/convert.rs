@@ -1,9 +1,9 @@
 //! From what a file has to what an optimizer keeps.
 
-use super::error::Error;
+use super::error::{Error, Malformed};
 use super::reader::Reader;
 use super::{Content, Dtype, SCALE_END, blocks, lead};
-use crate::format::Format;
+use crate::format::{Format, joined_bf16};
 use crate::q8;
 
 /// Elements that are converted at a time: whole blocks.
@@ -48,6 +48,12 @@ pub(super) enum Numbers {
     Joined {
         params: usize,
         remainders: usize,
+    },
+    /// Masters; where one is zero there is none yet, and the parameter is what it is stored as.
+    Masters {
+        masters: usize,
+        params: usize,
+        format: Format,
     },
 }
 
@@ -199,11 +205,19 @@ impl Numbers {
             Self::Plain { tensor, .. } => [tensor; 2],
             Self::Blocks { codes, scales, .. } => [codes, scales],
             Self::Joined { params, remainders } => [params, remainders],
+            Self::Masters { masters, params, .. } => [masters, params],
         }
     }
 
     /// Elements `first..last`.
     fn read(self, reader: &mut Reader, first: u64, last: u64) -> Result<Vec<f32>, Error> {
+        // Before there is memory for them.
+        let stored = &reader.tensors()[self.tensors()[0]];
+        if first > last || last > stored.len() {
+            let expected = last.max(first).checked_mul(stored.dtype().bitsize() as u64 / 8);
+            let reason = Malformed::Size { name: stored.name().into(), found: stored.bytes(), expected };
+            return Err(Error::Malformed { path: reader.path().to_owned(), reason });
+        }
         let mut codes = |tensor, size: u64, first: u64, last: u64| {
             let mut bytes = vec![0; ((last - first) * size) as usize];
             reader.read(tensor, first * size, &mut bytes)?;
@@ -218,11 +232,20 @@ impl Numbers {
                 let (upper, lower) = (codes(params, 2, first, last)?, codes(remainders, 2, first, last)?);
                 let pairs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
                 let joined = pairs.map(|(upper, lower)| {
-                    let [upper, lower] = [upper, lower].map(get);
-                    // The upper half has been rounded up where the lower one is a half or more.
-                    f32::from_bits(upper.wrapping_sub(lower >> 15) << 16 | lower)
+                    let [upper, lower] = [upper, lower].map(|half| get(half) as u16);
+                    joined_bf16(upper, lower)
                 });
                 joined.collect()
+            }
+            Self::Masters { masters, params, format } => {
+                let (masters, params) =
+                    (codes(masters, 4, first, last)?, codes(params, format.bytes(), first, last)?);
+                let pairs = masters.chunks_exact(4).zip(params.chunks_exact(format.bytes() as usize));
+                let number = |(master, param)| match get(master) {
+                    0 => format.decode(get(param)),
+                    bits => f32::from_bits(bits),
+                };
+                pairs.map(number).collect()
             }
             Self::Blocks { codes: tensor, scales, lead } => {
                 let bytes = codes(tensor, 1, first, last)?;
@@ -253,7 +276,7 @@ impl Reader {
     /// ([`Places`](super::Places)). `None` if there is no such tensor, or it is no numbers, as remainders are not.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As [`read`](Self::read), also if `first` is beyond `last`.
     pub fn numbers(
         &mut self,
         slot: &str,
@@ -263,7 +286,7 @@ impl Reader {
         last: u64,
     ) -> Result<Option<Vec<f32>>, Error> {
         match Numbers::find(self, slot, tensor, offset) {
-            Some(numbers) => numbers.read(self, first, last.max(first)).map(Some),
+            Some(numbers) => numbers.read(self, first, last).map(Some),
             None => Ok(None),
         }
     }
@@ -271,11 +294,11 @@ impl Reader {
     /// The same of a tensor that is called `name` and nothing else, as in files of parameters.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As [`read`](Self::read), also if `first` is beyond `last`.
     pub fn plain_numbers(&mut self, name: &str, first: u64, last: u64) -> Result<Option<Vec<f32>>, Error> {
         let Some(tensor) = self.index(name) else { return Ok(None) };
         match format(self.tensors()[tensor].dtype()) {
-            Some(format) => Numbers::Plain { tensor, format }.read(self, first, last.max(first)).map(Some),
+            Some(format) => Numbers::Plain { tensor, format }.read(self, first, last).map(Some),
             None => Ok(None),
         }
     }

@@ -20,7 +20,8 @@ pub struct Cpu<'a, R: Twin> {
 enum Form<'a> {
     None,
     Flat(Params<'a>),
-    Each(HashMap<&'a str, Params<'a>>),
+    /// By name; and a name that was there twice.
+    Each(HashMap<&'a str, Params<'a>>, Option<&'a str>),
 }
 
 impl<'a, R: Twin> Cpu<'a, R> {
@@ -41,7 +42,13 @@ impl<'a, R: Twin> Cpu<'a, R> {
         self,
         tensors: impl IntoIterator<Item = (&'a str, P)>,
     ) -> Self {
-        Self { params: Form::Each(tensors.into_iter().map(|(name, p)| (name, p.into())).collect()), ..self }
+        let (mut each, mut twice) = (HashMap::new(), None);
+        for (name, params) in tensors {
+            if each.insert(name, params.into()).is_some() {
+                twice = Some(name);
+            }
+        }
+        Self { params: Form::Each(each, twice), ..self }
     }
 
     /// Slot and content of a plane.
@@ -60,7 +67,7 @@ impl Form<'_> {
                 let range = byte_range(params, tensor.offset, tensor.len);
                 (params.bytes_mut(), range)
             }
-            Self::Each(each) => match each.get_mut(tensor.name.as_str()) {
+            Self::Each(each, _) => match each.get_mut(tensor.name.as_str()) {
                 Some(params) => {
                     let range = byte_range(params, 0, tensor.len);
                     (params.bytes_mut(), range)
@@ -91,7 +98,7 @@ impl<R: Twin> Engine for Cpu<'_, R> {
     fn planes(&self) -> Vec<Plane> {
         let param = match self.params {
             Form::None => None,
-            Form::Flat(_) | Form::Each(_) => Some((PARAM, Content::Numbers(self.options().params))),
+            Form::Flat(_) | Form::Each(..) => Some((PARAM, Content::Numbers(self.options().params))),
         };
         let plane = |(slot, content): (&str, Content)| Plane {
             slot: slot.into(),
@@ -103,11 +110,19 @@ impl<R: Twin> Engine for Cpu<'_, R> {
 
     fn check(&self, _: bool) -> Result<(), Error> {
         let format = self.options().params;
+        if let Form::Each(each, twice) = &self.params {
+            for name in each.keys() {
+                self.layout().tensor(name)?;
+            }
+            if let Some(name) = *twice {
+                return Err(crate::Error::Duplicate { what: "tensor", name: name.into() }.into());
+            }
+        }
         for tensor in self.layout().by_offset() {
             let (found, bytes, expected) = match &self.params {
                 Form::None => return Ok(()),
                 Form::Flat(params) => (params.len() as u64, params.element_bytes(), tensor.end()),
-                Form::Each(each) => {
+                Form::Each(each, _) => {
                     each.get(tensor.name.as_str()).map_or((0, format.bytes(), tensor.len), |params| {
                         (params.len() as u64, params.element_bytes(), tensor.len)
                     })

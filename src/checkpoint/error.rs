@@ -20,7 +20,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is no safetensors file, or is cut short or damaged.
+    /// The file is no safetensors file, or is cut short or damaged; or is not to be written because it would not be read.
     #[error("{path:?}: {reason}")]
     Malformed {
         /// The file.
@@ -125,6 +125,15 @@ pub enum Malformed {
         /// How large it may be.
         bound: u64,
     },
+    /// More of something than is read.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        found: u64,
+        /// How many there may be.
+        bound: u64,
+    },
     /// Text that is not the JSON it should be.
     Json {
         /// Of what.
@@ -186,6 +195,7 @@ impl fmt::Display for Malformed {
             Self::TooLarge { what, found, bound } => {
                 write!(f, "{what} of {found} bytes, must be at most {bound}")
             }
+            Self::TooMany { what, found, bound } => write!(f, "{found} {what}, must be at most {bound}"),
             Self::Json { what, reason } => write!(f, "{what}: {reason}"),
             Self::Duplicate { name } => write!(f, "tensor {name:?} is there twice"),
             Self::Offset { name, found, expected } => {
@@ -299,6 +309,13 @@ pub enum Mismatch {
         /// What is wrong with it.
         bound: &'static str,
     },
+    /// The good steps of the file's loss scale are as many as the optimizer's grows after.
+    GoodSteps {
+        /// The file's.
+        found: u32,
+        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), below which they have to be.
+        bound: u32,
+    },
     /// More than are listed.
     More {
         /// How many.
@@ -332,6 +349,9 @@ impl fmt::Display for Mismatch {
             Self::More { count } => write!(f, "and {count} more"),
             Self::Seed => f.write_str("no seed, and rounding is at random here"),
             Self::LossScale { found: Some(found), bound } => write!(f, "loss scale {found}, must be {bound}"),
+            Self::GoodSteps { found, bound } => {
+                write!(f, "{found} good steps of the loss scale, must be below growth_interval = {bound}")
+            }
             Self::LossScale { found: None, .. } => f.write_str("no loss scale, and there is one here"),
         }
     }

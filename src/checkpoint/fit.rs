@@ -239,7 +239,7 @@ struct Finder<'a> {
     planes: &'a [Plane],
     reader: &'a Reader,
     load: &'a Load,
-    /// Whether steps have been taken: before, masters are zero and not yet what the parameters are.
+    /// Whether steps have been taken: before, no master is there yet.
     taken: bool,
     used: Vec<bool>,
     /// Slots in a format that is not ours, with both.
@@ -385,8 +385,15 @@ impl Finder<'_> {
     /// The parameters with all the digits that the file has of them.
     fn params(&self, wanted: Wanted<'_>) -> Option<Numbers> {
         let Wanted { tensor, .. } = wanted;
-        if self.taken && self.dtype(MASTER, tensor) == Some(Dtype::F32) {
-            return self.numbers(MASTER, wanted);
+        if let (Some(masters), Some(Dtype::F32)) = (self.stored(MASTER, tensor), self.dtype(MASTER, tensor)) {
+            match self.numbers(PARAM, wanted) {
+                Some(Numbers::Plain { tensor: params, format }) => {
+                    return Some(Numbers::Masters { masters, params, format });
+                }
+                // The file has no other: they are zero until the first step.
+                _ if self.taken => return self.numbers(MASTER, wanted),
+                _ => {}
+            }
         }
         if let (Some(Dtype::BF16), Some(Dtype::U16)) =
             (self.dtype(PARAM, tensor), self.dtype(REMAINDER, tensor))
@@ -427,12 +434,13 @@ fn loss_scale(
         }
         return None;
     };
-    let mut refuse = |found: f64, bound| wrong.add(|| Mismatch::LossScale { found: Some(found), bound });
-    if !(ours.min..=ours.max).contains(&saved.scale.into()) {
-        refuse(saved.scale.into(), "from min to max");
+    if !ours.contains(saved.scale) {
+        let found = Some(saved.scale.into());
+        wrong.add(|| Mismatch::LossScale { found, bound: "from min to max" });
     }
     if saved.good_steps >= ours.growth_interval {
-        refuse(saved.scale.into(), "with fewer good steps than growth_interval");
+        let (found, bound) = (saved.good_steps, ours.growth_interval);
+        wrong.add(|| Mismatch::GoodSteps { found, bound });
     }
     Some(saved)
 }

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::{Content, Counters, Engine, PARAM, Part, Plane, Sink, Source};
-use crate::bind::View;
+use crate::bind::{ByteRange, View};
 use crate::control::State;
 use crate::device::{checked, create_buffer};
 use crate::layout::Layout;
@@ -147,11 +147,16 @@ impl<'a, R: Rule> Gpu<'a, R> {
             return Ok(self.optimizer.saved_runs(*slot, *content));
         }
         let (layout, format) = (self.optimizer.layout(), self.optimizer.options().params);
-        let views: HashMap<&str, View<'_>> = match &self.parameters {
-            Some(Parameters(Form::Each(each))) => each.iter().copied().collect(),
-            _ => HashMap::new(),
-        };
-        let mut runs = Vec::new();
+        let mut views: HashMap<&str, View<'_>> = HashMap::new();
+        if let Some(Parameters(Form::Each(each))) = &self.parameters {
+            for (name, view) in each {
+                layout.tensor(name)?;
+                if views.insert(*name, *view).is_some() {
+                    return Err(crate::Error::Duplicate { what: "tensor", name: (*name).into() }.into());
+                }
+            }
+        }
+        let (mut runs, mut ranges) = (Vec::new(), Vec::new());
         for (i, tensor) in layout.by_offset().enumerate() {
             let bytes = tensor.len * format.bytes();
             let (view, before) = match &self.parameters {
@@ -179,8 +184,10 @@ impl<'a, R: Rule> Gpu<'a, R> {
                 }
                 .into());
             }
+            ranges.push(ByteRange { what: what(), buffer: view.buffer.clone(), start: offset, end });
             runs.push(Run { buffer: view.buffer.clone(), offset, bytes, tensor: i, start: 0 });
         }
+        self.optimizer.refuse_overlaps(ranges)?;
         Ok(runs)
     }
 

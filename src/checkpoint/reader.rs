@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 
 /// The end of an index's name.
 pub(super) const INDEX_END: &str = ".index.json";
-/// Bytes that a header or an index may have. What is made of them takes up to three times as much memory.
+/// Bytes that the headers of all files, or an index, may have. What is made of them takes up to three times as much memory.
 pub(super) const MAX_HEADER: u64 = 16 << 20;
+/// What they are called where they have more.
+pub(super) const HEADERS: &str = "headers";
 /// Dimensions of a tensor.
-const MAX_DIMENSIONS: usize = 32;
+pub(super) const MAX_DIMENSIONS: usize = 32;
 /// Keys of metadata.
-const MAX_KEYS: usize = 1_024;
+pub(super) const MAX_KEYS: usize = 1_024;
 /// Files of one checkpoint: each is open.
-const MAX_SHARDS: usize = 512;
+pub(super) const MAX_SHARDS: usize = 512;
 /// Bytes read at a time, where less is asked for.
 const BUFFER: usize = 1 << 20;
 /// Before the header, its length.
@@ -73,13 +75,15 @@ impl Stored {
 
 /// A safetensors file, or several with an index, open for reading.
 ///
-/// Opening reads and checks the headers, in memory of a few times their size, which is at most 16 MiB each; tensors are read when they are asked for.
+/// Opening reads and checks the headers, in memory of a few times their size, which is at most 16 MiB in all files together; tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct Reader {
     files: Vec<(PathBuf, File)>,
     /// By name.
     tensors: Vec<Stored>,
     metadata: BTreeMap<String, String>,
+    /// Bytes of their headers.
+    header_bytes: u64,
     buffer: Vec<u8>,
     /// Which file's bytes from where on are in the buffer.
     buffered: (u32, u64),
@@ -96,6 +100,7 @@ impl Reader {
             files: Vec::new(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
+            header_bytes: 0,
             buffer: Vec::new(),
             buffered: (0, 0),
         };
@@ -194,10 +199,11 @@ impl Reader {
         let mut bytes = [0; LENGTH_BYTES as usize];
         file.read_exact(&mut bytes).map_err(Error::io("read", &path))?;
         let header_bytes = u64::from_le_bytes(bytes);
-        if header_bytes > MAX_HEADER {
-            let (what, bound) = ("a header", MAX_HEADER);
-            return Err(malformed(Malformed::TooLarge { what, found: header_bytes, bound }));
+        let (found, bound) = (self.header_bytes.saturating_add(header_bytes), MAX_HEADER);
+        if found > bound {
+            return Err(malformed(Malformed::TooLarge { what: HEADERS, found, bound }));
         }
+        self.header_bytes = found;
         let data = LENGTH_BYTES + header_bytes;
         if len < data {
             return Err(malformed(Malformed::Truncated { len, expected: data }));
@@ -301,6 +307,13 @@ impl Reader {
         self.metadata = metadata;
         Ok(())
     }
+}
+
+/// The files that an index names; none if there is none that can be read.
+pub(super) fn shard_names(index: &Path) -> Vec<String> {
+    let mut text = Vec::new();
+    let read = File::open(index).and_then(|file| file.take(MAX_HEADER).read_to_end(&mut text));
+    read.ok().and_then(|_| parse::<Shards>("the index", &text).ok()).unwrap_or_default().names
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &'static str, text: &'a [u8]) -> Result<T, Malformed> {

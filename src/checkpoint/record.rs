@@ -6,6 +6,7 @@ use super::{Counters, LossScaleState};
 use crate::layout::Layout;
 use crate::options::Options;
 use crate::rules::Rule;
+use crate::schedule::Schedule;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -20,6 +21,8 @@ pub(super) const VERSION: u32 = 1;
 const MAX_TEXT: usize = 64 << 10;
 /// Bytes of the record, of which what is made takes up to five times as much memory.
 const MAX_RECORD: usize = 6 << 20;
+/// Steps of a record: what is counted in f64 is exact up to there, and one more does not overflow.
+const MAX_STEPS: u64 = 1 << 53;
 /// Groups of a record.
 const MAX_GROUPS: usize = 1 << 16;
 
@@ -241,14 +244,17 @@ impl Record {
     /// # Errors
     /// [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Malformed`].
     pub fn read(reader: &Reader) -> Result<Self, Error> {
+        let path = reader.path();
+        let none = || Error::NotACheckpoint { path: path.to_owned(), key: KEY };
+        Self::parse(path, reader.metadata().get(KEY).ok_or_else(none)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         #[derive(serde::Deserialize)]
         struct Version {
             version: u32,
         }
-        let path = || reader.path().to_owned();
-        let text =
-            reader.metadata().get(KEY).ok_or_else(|| Error::NotACheckpoint { path: path(), key: KEY })?;
-        let malformed = |reason| Error::Malformed { path: path(), reason };
+        let malformed = |reason| Error::Malformed { path: path.to_owned(), reason };
         bounded(text.len()).map_err(malformed)?;
         let json = |error: serde_json::Error| Malformed::Json {
             what: "the checkpoint's metadata",
@@ -257,9 +263,13 @@ impl Record {
         // A later version may have other fields.
         let Version { version } = serde_json::from_str(text).map_err(json).map_err(malformed)?;
         if version > VERSION {
-            return Err(Error::Version { path: path(), found: version, bound: VERSION });
+            return Err(Error::Version { path: path.to_owned(), found: version, bound: VERSION });
         }
         let record: Self = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        if record.steps > MAX_STEPS {
+            let (field, value) = ("steps", record.steps.to_string());
+            return Err(malformed(Malformed::Value { field, value, bound: "at most 2^53" }));
+        }
         if record.taken > record.steps {
             let (field, value) = ("taken", record.taken.to_string());
             return Err(malformed(Malformed::Value { field, value, bound: "at most the steps recorded" }));
@@ -267,10 +277,18 @@ impl Record {
         Ok(record)
     }
 
-    /// The text of the record for a file at `path`.
+    /// The text of the record for a file at `path`, if it can be read again.
     pub(super) fn text(&self, path: &Path) -> Result<String, Error> {
         let text = serde_json::to_string(self).map_err(|error| Error::io("write", path)(error.into()))?;
-        bounded(text.len()).map_err(|reason| Error::Malformed { path: path.to_owned(), reason })?;
+        let read = Self::parse(path, &text)?;
+        // What a load looks into later, and takes no deeper than the parser does.
+        let factors = read.groups.0.iter().filter_map(|group| group.lr_factor.as_ref());
+        let looked = factors.map(|json| json.parse::<Schedule>().map(drop));
+        let options = read.options.iter().map(|json| json.parse::<Options>().map(drop));
+        looked.chain(options).collect::<Result<(), _>>().map_err(|error| {
+            let (what, reason) = ("the checkpoint's metadata", error.to_string());
+            Error::Malformed { path: path.to_owned(), reason: Malformed::Json { what, reason } }
+        })?;
         Ok(text)
     }
 }

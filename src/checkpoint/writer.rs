@@ -1,7 +1,9 @@
 //! Writing safetensors files: a stream whose header is known beforehand, beside the file that it replaces when it is whole.
 
 use super::error::Error;
-use super::reader::{INDEX_END, LENGTH_BYTES, MAX_HEADER};
+use super::reader::{
+    HEADERS, INDEX_END, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER, MAX_KEYS, MAX_SHARDS, shard_names,
+};
 use crate::checkpoint::Malformed;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -14,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// The key of the tensors' bytes in an index.
 pub(super) const TOTAL_SIZE: &str = "total_size";
+/// The end of a file's name until it is whole.
+const PARTIAL_END: &str = ".partial";
 /// Bytes that are gathered before they are written, and written at a time. With 1 MiB and more, Linux (ext4) looks for memory in large pieces for its page cache: measured, that takes up to seven times as long.
 const BUFFER: usize = 256 << 10;
 /// The header is filled up to a multiple of this, so that data are aligned.
@@ -40,7 +44,7 @@ impl Pending {
     fn create(target: PathBuf) -> Result<Self, Error> {
         let mut name = std::ffi::OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
-        name.push(".partial");
+        name.push(PARTIAL_END);
         let temporary = target.with_file_name(name);
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         Ok(Self { file: BufWriter::with_capacity(BUFFER, file), temporary, target, renamed: false })
@@ -127,7 +131,7 @@ impl Writer {
         } else {
             vec![(0..tensors.len(), path.to_owned())]
         };
-        Ok(Self {
+        let writer = Self {
             path: path.to_owned(),
             directory,
             tensors,
@@ -136,7 +140,38 @@ impl Writer {
             sharded,
             done: Vec::new(),
             current: None,
-        })
+        };
+        writer.check()?;
+        Ok(writer)
+    }
+
+    /// What cannot be read again is not written, nor begun.
+    fn check(&self) -> Result<(), Error> {
+        let most = |what, found: usize, bound: usize| {
+            let (found, bound) = (found as u64, bound as u64);
+            let reason = Malformed::TooMany { what, found, bound };
+            if found <= bound { Ok(()) } else { Err(Error::Malformed { path: self.path.clone(), reason }) }
+        };
+        most("files", self.shards.len(), MAX_SHARDS)?;
+        most("keys of metadata", self.metadata.len() + usize::from(self.sharded), MAX_KEYS)?;
+        for tensor in &self.tensors {
+            most("dimensions of a tensor", tensor.shape.len(), MAX_DIMENSIONS)?;
+        }
+        let mut headers = 0;
+        for (range, _) in &self.shards {
+            headers += self.header(range)?.len() as u64 - LENGTH_BYTES;
+        }
+        bounded(&self.path, HEADERS, headers)?;
+        if self.sharded {
+            bounded(&self.path, "an index", self.index()?.len() as u64)?;
+        }
+        Ok(())
+    }
+
+    fn header(&self, range: &Range<usize>) -> Result<Vec<u8>, Error> {
+        let none = BTreeMap::new();
+        let metadata = if self.sharded { &none } else { &self.metadata };
+        header(&self.path, &self.tensors[range.clone()], metadata)
     }
 
     /// The next bytes; they do not reach from one tensor into the next.
@@ -158,18 +193,17 @@ impl Writer {
         {
             self.close()?;
         }
-        match &mut self.current {
-            Some(current) => Ok(current),
-            empty => {
+        let current = match self.current.take() {
+            Some(current) => current,
+            None => {
                 let (range, target) = &self.shards[self.done.len()];
-                let tensors = &self.tensors[range.clone()];
-                let none = BTreeMap::new();
-                let header = header(&self.path, tensors, if self.sharded { &none } else { &self.metadata })?;
+                let bytes = self.tensors[range.clone()].iter().map(|tensor| tensor.bytes).sum();
                 let mut file = Pending::create(target.clone())?;
-                file.write(&header)?;
-                Ok(empty.insert((file, tensors.iter().map(|tensor| tensor.bytes).sum())))
+                file.write(&self.header(range)?)?;
+                (file, bytes)
             }
-        }
+        };
+        Ok(self.current.insert(current))
     }
 
     fn close(&mut self) -> Result<(), Error> {
@@ -182,8 +216,10 @@ impl Writer {
 
     /// Has the disk keep what has been written, and puts it in place.
     pub(super) fn finish(mut self) -> Result<(), Error> {
-        // A file without a byte of data has a header too.
-        self.file()?;
+        // A file without a byte of data has a header too; an index without tensors has no files.
+        if !self.shards.is_empty() {
+            self.file()?;
+        }
         self.close()?;
         self.done.iter_mut().try_for_each(Pending::rename)?;
         sync_directory(&self.directory)?;
@@ -191,9 +227,10 @@ impl Writer {
             let mut index = Pending::create(self.path.clone())?;
             index.write(&self.index()?)?;
             index.sync()?;
+            let replaced = shard_names(&self.path);
             index.rename()?;
             sync_directory(&self.directory)?;
-            self.remove_old_shards();
+            self.remove_old_shards(&replaced);
         }
         Ok(())
     }
@@ -212,27 +249,23 @@ impl Writer {
             .map(|(name, file)| (name, file.and_then(|file| file.to_str()).unwrap_or_default()))
             .collect();
         let index = serde_json::json!({ "metadata": metadata, "weight_map": weights });
-        let text = serde_json::to_vec_pretty(&index).map_err(|error| Error::Io {
-            what: "write",
-            path: self.path.clone(),
-            source: error.into(),
-        })?;
-        bounded(&self.path, "an index", text)
+        serde_json::to_vec_pretty(&index).map_err(|error| Error::io("write", &self.path)(error.into()))
     }
 
-    /// Files of earlier saves, and of those that did not end, which no index names.
-    fn remove_old_shards(&self) {
+    /// Files of the save before, which the index has named, and what is left of those that did not end. Only what has a name of ours, and not what another index may name.
+    fn remove_old_shards(&self, replaced: &[String]) {
         let Some(stem) =
             self.path.file_name().and_then(|name| name.to_str()?.strip_suffix(".safetensors.index.json"))
         else {
             return;
         };
-        let kept = |path: &Path| self.shards.iter().any(|(_, shard)| shard.file_name() == path.file_name());
         // They only take room: what cannot be removed now can be later.
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if generation(stem, name).is_some() && !kept(&path) {
+            let partial = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL_END));
+            let ours = partial.or_else(|| replaced.iter().any(|old| old == name).then_some(name));
+            if ours.is_some_and(|ours| generation(stem, ours).is_some()) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -288,14 +321,13 @@ fn header(path: &Path, tensors: &[Planned], metadata: &BTreeMap<String, String>)
     text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
     let len = text.len() as u64 - LENGTH_BYTES;
     text[..LENGTH_BYTES as usize].copy_from_slice(&len.to_le_bytes());
-    bounded(path, "a header", text)
+    Ok(text)
 }
 
-/// What cannot be read again is not written.
-fn bounded(path: &Path, what: &'static str, text: Vec<u8>) -> Result<Vec<u8>, Error> {
-    let (found, bound) = (text.len() as u64, MAX_HEADER);
+fn bounded(path: &Path, what: &'static str, found: u64) -> Result<(), Error> {
+    let bound = MAX_HEADER;
     if found <= bound {
-        return Ok(text);
+        return Ok(());
     }
     Err(Error::Malformed { path: path.to_owned(), reason: Malformed::TooLarge { what, found, bound } })
 }

@@ -117,7 +117,7 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// Refuses ranges of one buffer that share bytes, with each other or with our state.
-    fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
+    pub(crate) fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
         ranges.extend(self.buffers().map(|buffer| ByteRange {
             what: "optimizer state".into(),
             buffer: buffer.clone(),

@@ -75,12 +75,14 @@ fn shards_have_an_index_and_replace_each_other() {
     let mut other = Run::new(layout());
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 2);
     assert_eq!(other.bits(), run.bits());
-    // What a save that did not end has left is gone with the next.
-    fs::write(directory.file("run-1-00009-of-00009.safetensors"), "").unwrap();
-    fs::write(directory.file("run-else.safetensors"), "").unwrap();
+    // What a save that did not end has left is gone with the next; what the index has not named stays.
+    fs::write(directory.file(".run-1-00009-of-00009.safetensors.partial"), "").unwrap();
+    for name in ["run-1-00009-of-00009.safetensors", ".else.safetensors.partial"] {
+        fs::write(directory.file(name), "").unwrap();
+    }
     run.steps(1).save(&path, &Save { shard_bytes: Some(1), ..Save::default() }).unwrap();
-    let others = ["run-else.safetensors".to_owned()];
-    assert_eq!(directory.names(), [&shards(2, 9)[..], &others, &index].concat());
+    let others = [".else.safetensors.partial", "run-1-00009-of-00009.safetensors"].map(str::to_owned);
+    assert_eq!(directory.names(), [&others[..], &shards(2, 9), &index].concat());
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 3);
     assert_eq!(other.bits(), run.bits());
 }
@@ -213,5 +215,82 @@ fn the_first_version_is_read() {
     assert_eq!(names.len(), 9);
     for name in names {
         assert_eq!(again.tensor(name).unwrap(), fixture.tensor(name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn an_index_without_tensors_has_no_shards() {
+    let directory = Directory::new("no-tensors");
+    let path = directory.file("run.safetensors.index.json");
+    let layout = || Layout::new([Group::new("all", Sgd::default()).tensor("w", [2])]).unwrap();
+    let mut optimizer = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    optimizer.step(cpu::Tensors::flat(&mut [0.0; 2], &[1.0; 2]), 0.1).unwrap();
+    let save = Save { shard_bytes: Some(96), ..Save::default() };
+    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &save, &mut quiet).unwrap();
+    assert_eq!(directory.names(), ["run.safetensors.index.json"]);
+    let mut fresh = cpu::Optimizer::<Sgd>::new(layout()).unwrap();
+    checkpoint::load(&mut Cpu::new(&mut fresh), &path, &Load::default(), &mut quiet).unwrap();
+    assert_eq!(fresh.steps(), 1);
+}
+
+#[test]
+fn elements_that_are_not_there_are_errors() {
+    let directory = Directory::new("elements");
+    let path = directory.file("run.safetensors");
+    Run::new(layout()).save(&path, &Save::default()).unwrap();
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.plain_numbers("param/w", 13, 15).unwrap(), Some(vec![0.5; 2]));
+    for (first, last) in [(0, 16), (0, u64::MAX), (u64::MAX, u64::MAX), (2, 1)] {
+        for result in
+            [reader.plain_numbers("param/w", first, last), reader.numbers("param", "w", 0, first, last)]
+        {
+            assert!(matches!(result, Err(Error::Malformed { .. })), "{first}..{last}: {result:?}");
+        }
+    }
+}
+
+/// What no load would read is refused before a byte is written, and the file before it stays.
+#[test]
+fn what_cannot_be_read_is_not_written() {
+    fn refused<R>(what: &str, layout: Layout<R>, save: &Save)
+    where
+        R: Rule + wgpu_optim::Twin + serde::Serialize + serde::de::DeserializeOwned,
+    {
+        let directory = Directory::new("unreadable");
+        let sharded = save.shard_bytes.is_some();
+        let path = directory.file(if sharded { "run.safetensors.index.json" } else { "run.safetensors" });
+        let mut run = Run::new(layout);
+        let error = run.save(&path, save).expect_err(what);
+        assert!(matches!(error, Error::Malformed { .. }), "{what}: {error}");
+        assert!(directory.names().is_empty(), "{what}");
+    }
+    let sharded = Save { shard_bytes: Some(1), ..Save::default() };
+    let group = || Group::new("all", AdamW::default());
+    let many = (0..200).fold(group(), |group, i| group.tensor(format!("{i}"), [1]));
+    refused("shards", Layout::new([many]).unwrap(), &sharded);
+    refused("dimensions", Layout::new([group().tensor("w", vec![1; 33])]).unwrap(), &Save::default());
+    // With the record, and of several files with their size.
+    let metadata = |keys: usize| (0..keys).map(|i| (i.to_string(), String::new())).collect();
+    refused("keys", layout(), &Save { metadata: metadata(1_024), ..Save::default() });
+    refused("keys", layout(), &Save { metadata: metadata(1_023), ..sharded.clone() });
+    let factor = (0..100).fold(Schedule::from(1.0), |factor, _| factor.warmup(1));
+    let nested = group().tensor("w", [1]).lr_factor(factor);
+    refused("schedules", Layout::new([nested]).unwrap(), &Save::default());
+}
+
+#[test]
+fn parameters_by_name_are_those_of_the_layout() {
+    let directory = Directory::new("by-name");
+    let path = directory.file("run.safetensors");
+    let [mut w, mut v, mut b, mut more] = [15, 7, 2, 15].map(|len| vec![0.0f32; len]);
+    let mut optimizer = cpu::Optimizer::<AdamW>::new(layout()).unwrap();
+    for name in ["w", "x"] {
+        let each = [("w", &mut w), ("v", &mut v), ("b", &mut b), (name, &mut more)];
+        let mut engine = Cpu::new(&mut optimizer).each_parameters(each.map(|(n, p)| (n, &mut p[..])));
+        let error = checkpoint::save(&mut engine, &path, &Save::default(), &mut quiet).unwrap_err();
+        let Error::Optimizer(error) = error else { panic!("{error}") };
+        let twice = matches!(error, wgpu_optim::Error::Duplicate { .. });
+        let unknown = matches!(error, wgpu_optim::Error::Unknown { .. });
+        assert!(if name == "w" { twice } else { unknown }, "{name}: {error}");
     }
 }

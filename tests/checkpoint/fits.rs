@@ -1,8 +1,10 @@
 //! What fits, what does not, and what the policies make of it.
 
 use crate::common::{Directory, Run, layout, mismatches, quiet};
-use wgpu_optim::checkpoint::{self, Cpu, Differing, Error, Extra, Formats, Load, Mismatch, Missing, Save};
-use wgpu_optim::{Adam, AdamW, Group, Layout, Schedule, cpu};
+use wgpu_optim::checkpoint::{
+    self, Cpu, Differing, Error, Extra, Formats, Load, Mismatch, Missing, Reader, Save,
+};
+use wgpu_optim::{Adam, AdamW, Group, Layout, LossScale, Options, Schedule, Sgd, cpu};
 
 fn saved(directory: &Directory) -> (std::path::PathBuf, Run<AdamW>) {
     let path = directory.file("run.safetensors");
@@ -141,4 +143,77 @@ fn parameters_without_state_are_no_checkpoint() {
     let error =
         Run::new(layout()).load(&path, &Load { formats: Formats::Convert, ..Load::default() }).unwrap_err();
     assert!(matches!(error, Error::NotACheckpoint { key: "wgpu_optim", .. }), "{error}");
+}
+
+/// A checkpoint of `Sgd` after a step, with these tensors.
+fn crafted(directory: &Directory, tensors: &[(&str, safetensors::Dtype, Vec<u8>)]) -> std::path::PathBuf {
+    let path = directory.file("crafted.safetensors");
+    let mut optimizer = cpu::Optimizer::<Sgd>::new(sgd()).unwrap();
+    optimizer.step(cpu::Tensors::flat(&mut [0.0; 4], &[1.0; 4]), 0.1).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &Save::default(), &mut quiet).unwrap();
+    let metadata = Reader::open(&path).unwrap().metadata().clone();
+    let views = tensors.iter().map(|(name, dtype, bytes)| {
+        (*name, safetensors::tensor::TensorView::new(*dtype, vec![4], bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, Some(metadata.into_iter().collect()), &path).unwrap();
+    path
+}
+
+fn sgd() -> Layout<Sgd> {
+    Layout::new([Group::new("all", Sgd::default()).tensor("w", [4])]).unwrap()
+}
+
+fn converted(path: &std::path::Path) -> [u32; 4] {
+    let mut optimizer = cpu::Optimizer::<Sgd>::new(sgd()).unwrap();
+    let mut params = [0.0f32; 4];
+    let load = Load { formats: Formats::Convert, ..Load::default() };
+    let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+    checkpoint::load(&mut engine, path, &load, &mut quiet).unwrap();
+    params.map(f32::to_bits)
+}
+
+#[test]
+fn a_zero_has_no_remainder() {
+    let directory = Directory::new("zeros");
+    let bytes = |codes: [u16; 4]| codes.iter().flat_map(|code| code.to_le_bytes()).collect::<Vec<_>>();
+    let path = crafted(
+        &directory,
+        &[
+            ("param/w", safetensors::Dtype::BF16, bytes([0, 0x8000, 0x3f80, 0x3f80])),
+            ("remainder/w", safetensors::Dtype::U16, bytes([0x8000, 0xffff, 0x8000, 1])),
+        ],
+    );
+    assert_eq!(converted(&path), [0, 0x8000_0000, 0x3f7f_8000, 0x3f80_0001]);
+}
+
+#[test]
+fn a_master_that_is_not_there_yet_is_the_parameter() {
+    let directory = Directory::new("no-masters");
+    let params: Vec<u8> = [0x3f80u16; 4].iter().flat_map(|code| code.to_le_bytes()).collect();
+    let masters = [0, 0x3f80_0001u32, 0x8000_0000, 0].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+    let path = crafted(
+        &directory,
+        &[("param/w", safetensors::Dtype::BF16, params), ("master/w", safetensors::Dtype::F32, masters)],
+    );
+    assert_eq!(converted(&path), [0x3f80_0000, 0x3f80_0001, 0x8000_0000, 0x3f80_0000]);
+}
+
+/// 0.1 is below the f32 that is nearest to it, which is what the scale is held to.
+#[test]
+fn a_loss_scale_is_compared_in_f32() {
+    let directory = Directory::new("loss-scale");
+    let path = directory.file("run.safetensors");
+    let scale = LossScale { initial: 0.1, min: 0.1, max: 1.0, ..LossScale::default() };
+    let options = |loss_scale| Options { loss_scale: Some(loss_scale), ..Options::default() };
+    let optimizer = |scale| cpu::Optimizer::with_options(sgd(), options(scale)).unwrap();
+    let mut saved = optimizer(LossScale { max: 0.1, ..scale });
+    saved.step(cpu::Tensors::flat(&mut [0.0; 4], &[1.0; 4]), 0.1).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut saved), &path, &Save::default(), &mut quiet).unwrap();
+    let load = Load { options: Differing::Ignore, ..Load::default() };
+    for scale in [LossScale { max: 0.1, ..scale }, scale] {
+        checkpoint::load(&mut Cpu::new(&mut optimizer(scale)), &path, &load, &mut quiet).unwrap();
+    }
+    let hasty = LossScale { growth_interval: 1, ..scale };
+    let found = mismatches(checkpoint::load(&mut Cpu::new(&mut optimizer(hasty)), &path, &load, &mut quiet));
+    assert_eq!(found, [Mismatch::GoodSteps { found: 1, bound: 1 }]);
 }

@@ -262,6 +262,24 @@ fn parameters_lie_anywhere() {
     let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(each);
     checkpoint::save(&mut engine, &again, &Save::default(), &mut quiet).unwrap();
     assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&path).unwrap());
+    for (what, name, offset) in
+        [("one place", "c", 0), ("a part", "c", 4), ("unknown", "e", 6_000), ("twice", "a", 6_000)]
+    {
+        let mut places = places.to_vec();
+        places.retain(|(other, _)| *other != name || what == "twice");
+        places.push((name, offset));
+        let each = Parameters::each(places.iter().map(|&(name, offset)| (name, View::new(&pool, offset))));
+        let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(each);
+        let error = checkpoint::load(&mut engine, &path, &Load::default(), &mut quiet).unwrap_err();
+        let Error::Optimizer(error) = error else { panic!("{what}: {error}") };
+        use wgpu_optim::Error::{BuffersOverlap, Duplicate, Unknown};
+        let right = match what {
+            "unknown" => matches!(error, Unknown { .. }),
+            "twice" => matches!(error, Duplicate { .. }),
+            _ => matches!(error, BuffersOverlap { .. }),
+        };
+        assert!(right, "{what}: {error}");
+    }
     let some =
         Parameters::each(places.into_iter().skip(1).map(|(name, offset)| (name, View::new(&pool, offset))));
     let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(some);

@@ -167,6 +167,7 @@ fn lies_of_the_record() {
         ("no object", &(|r: &mut Value| *r = json!(1)) as &dyn Fn(&mut Value)),
         ("a field more", &|r| r["more"] = json!(1)),
         ("more taken than recorded", &|r| r["taken"] = json!(3)),
+        ("more steps than can be counted", &|r| r["steps"] = json!(u64::MAX)),
         ("a carry of letters", &|r| r["groups"][0]["carry"] = json!("abcdefghijklmnop")),
         ("a negative place", &|r| r["groups"][0]["tensors"]["w"] = json!(-1)),
         ("two groups of one name", &|r| r["groups"][1]["name"] = json!("decay")),
@@ -230,6 +231,18 @@ fn lies_of_an_index() {
     let text = index.to_string().replacen("\"param/b\"", "\"param/v\"", 1);
     fs::write(&path, text).unwrap();
     assert!(matches!(load(&path), Err(Error::Malformed { .. })));
+}
+
+#[test]
+fn headers_of_all_shards_are_bounded() {
+    let directory = Directory::new("headers");
+    let index = directory.file("run.safetensors.index.json");
+    let header = format!("{{{}}}", " ".repeat(MAX as usize / 2));
+    let names = ["a", "b"];
+    names.iter().for_each(|name| write(&directory.file(name), header.as_bytes(), &[]));
+    fs::write(&index, json!({"weight_map": {"x": "a", "y": "b"}}).to_string()).unwrap();
+    let error = load(&index).unwrap_err();
+    assert!(matches!(error, Error::Malformed { reason: Malformed::TooLarge { .. }, .. }), "{error}");
 }
 
 /// Memory stays below the file's size and 64 MiB, whatever takes most of it a byte.
