@@ -1,7 +1,7 @@
 //! Everything that can be refused, by name, value and bound.
 
 /// Why a layout, a configuration, a binding or a step was refused. Nothing has been recorded and no
-/// state has changed when one of these is returned.
+/// state has changed when one of these is returned; but for `offload::Offload::advance`, whose step has done what came before and goes on there.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -253,6 +253,12 @@ pub enum Error {
         value: u64,
         /// What is needed.
         bound: u64,
+    },
+    /// A chunk of gradients that is next and that nobody has asked for.
+    #[error("chunk {chunk} of the gradients has not been requested")]
+    NotRequested {
+        /// Its number.
+        chunk: usize,
     },
     /// The host has too little memory.
     #[error("no memory for {bytes} bytes of optimizer state")]

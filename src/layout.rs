@@ -198,6 +198,7 @@ pub struct Layout<R> {
     groups: Vec<Group<R>>,
     tensors: Vec<Tensor>,
     by_offset: Vec<usize>,
+    by_name: Vec<usize>,
 }
 
 impl<R: Rule> Layout<R> {
@@ -261,7 +262,9 @@ impl<R: Rule> Layout<R> {
                 });
             }
         }
-        Ok(Self { groups, tensors, by_offset })
+        let mut by_name = by_offset.clone();
+        by_name.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        Ok(Self { groups, tensors, by_offset, by_name })
     }
 
     /// The groups, in the order they were declared.
@@ -286,10 +289,10 @@ impl<R: Rule> Layout<R> {
     /// # Errors
     /// [`Error::Unknown`].
     pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
-        self.tensors
-            .iter()
-            .find(|t| t.name == name)
-            .ok_or_else(|| Error::Unknown { what: "tensor", name: name.into() })
+        self.by_name
+            .binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name))
+            .map(|at| &self.tensors[self.by_name[at]])
+            .map_err(|_| Error::Unknown { what: "tensor", name: name.into() })
     }
 
     /// The extent of the flat space in elements: one past the last tensor's last element, gaps included.

@@ -32,7 +32,8 @@ impl Drop for Asked {
     }
 }
 
-/// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks, and while one chunk is updated the others are on their way.
+/// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks. A chunk is updated while others are on their way,
+/// where options and rule let the update begin with the first: with a clip by norm, steps that may be skipped or a layer-wise rule all chunks have to arrive before any is updated.
 ///
 /// Like the GPU optimizer it neither submits nor waits:
 ///
@@ -68,7 +69,7 @@ impl Drop for Asked {
 /// # }
 /// ```
 ///
-/// The host keeps the parameters too: 4 bytes a parameter beside the state. What the caller writes to the device's has no effect.
+/// The host keeps the parameters too, and the device's staging buffers hold all gradients once more in memory of the host: 8 bytes a parameter beside the state. What the caller writes to the device's has no effect.
 #[derive(Debug)]
 pub struct Offload<R: Twin> {
     optimizer: Optimizer<R>,
@@ -178,13 +179,15 @@ impl<R: Twin> Offload<R> {
         grads: &wgpu::Buffer,
         chunk: usize,
     ) -> Result<(), Error> {
-        let (found, expected) = (chunk as u64 + 1, self.chunks.len() as u64);
+        let (found, expected) = ((chunk as u64).saturating_add(1), self.chunks.len() as u64);
         let number = chunk;
         let chunk = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
         let (from, bytes) = chunk.bytes(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
-        if chunk.state.compare_exchange(ABSENT, ASKED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if let ASKED | HERE = chunk.state.load(Ordering::Acquire) {
             return Err(Error::Duplicate { what: "request of chunk", name: number.to_string() });
         }
+        // Nobody else changes what is not on its way.
+        chunk.state.store(ASKED, Ordering::Release);
         encoder.copy_buffer_to_buffer(grads, from, &chunk.staging, 0, Some(bytes));
         let asked = Asked(chunk.state.clone());
         encoder.map_buffer_on_submit(&chunk.staging, wgpu::MapMode::Read, .., move |mapped| {
@@ -197,15 +200,24 @@ impl<R: Twin> Offload<R> {
     /// decides its learning rate.
     ///
     /// # Errors
-    /// Those of a step's scalars ([`cpu::Optimizer::step`](Optimizer::step)), [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`], and [`Error::Device`] if gradients cannot be read.
+    /// Those of a step's scalars ([`cpu::Optimizer::step`](Optimizer::step)), [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`], [`Error::NotRequested`] if nobody has asked for the chunk that is next
+    /// (or the commands that did were dropped), and [`Error::Device`] if its gradients cannot be read. The step stays where it was: chunks before this one have been worked on, and it goes on when this one has been
+    /// requested again, of the same gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,
         params: &wgpu::Buffer,
         step: impl Into<Step>,
     ) -> Result<Progress, Error> {
-        for chunk in &self.chunks {
-            chunk.bytes(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
+        // Chunks are in the order of the flat space: where the last one fits, all do.
+        if let Some(last) = self.chunks.last() {
+            last.bytes(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
+        }
+        let state = self.chunks[self.next].state.load(Ordering::Acquire);
+        match state {
+            ABSENT => return Err(Error::NotRequested { chunk: self.next }),
+            FAILED => return Err(self.chunks[self.next].unreadable()),
+            _ => {}
         }
         if let Phase::Idle = self.phase {
             let unscale = self.optimizer.begin(step.into())?;
@@ -214,17 +226,19 @@ impl<R: Twin> Offload<R> {
                 self.decide(unscale);
             }
         }
-        let chunk = &self.chunks[self.next];
-        match chunk.state.load(Ordering::Acquire) {
-            ABSENT | ASKED => return Ok(Progress::Waiting),
-            HERE => {}
-            _ => return Err(chunk.unreadable()),
+        if state != HERE {
+            return Ok(Progress::Waiting);
         }
+        let chunk = &self.chunks[self.next];
         let blocks = chunk.blocks.clone();
         let range = chunk.flat.clone();
         {
-            let mapped = chunk.staging.get_mapped_range(..).map_err(|_| chunk.unreadable())?;
-            let grads = bytemuck::try_cast_slice(&mapped).map_err(|_| chunk.unreadable())?;
+            let mapped = chunk.staging.get_mapped_range(..).ok();
+            let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
+                drop(mapped);
+                chunk.staging.unmap();
+                return Err(chunk.unreadable());
+            };
             let own = &mut self.params[range.clone()];
             let mut tensors = Checked::part(range.start, own, grads);
             match self.phase {
@@ -279,18 +293,19 @@ impl Chunk {
         usage: wgpu::BufferUsages,
         name: &'static str,
     ) -> Result<(u64, u64), Error> {
-        let what = what.to_owned();
         if !buffer.usage().contains(usage) {
-            return Err(Error::MissingUsage { what, usage: name });
+            return Err(Error::MissingUsage { what: what.into(), usage: name });
         }
         let [start, end] = [self.flat.start, self.flat.end].map(|at| (at * ELEMENT) as u64);
         if end > buffer.size() {
-            return Err(Error::OutOfBounds { what, start, end, size: buffer.size() });
+            return Err(Error::OutOfBounds { what: what.into(), start, end, size: buffer.size() });
         }
         Ok((start, end - start))
     }
 
+    /// What did not arrive can be requested again.
     fn unreadable(&self) -> Error {
+        self.state.store(ABSENT, Ordering::Release);
         Error::Device { what: "gradients".into(), reason: "they cannot be mapped".into() }
     }
 }

@@ -216,10 +216,12 @@ fn options_are_those_of_the_gpu() {
         let Some(gpu) = harness::test_gpu() else { return };
         let layout = many(rule);
         let len = layout.len() as usize;
-        let clips = [Clip::GlobalNorm(1.0), Clip::GroupNorm(0.5), Clip::Value(0.25)];
+        // Gradients are 0.02 at most by then.
+        let clips = [Clip::GlobalNorm(1.0), Clip::GroupNorm(0.5), Clip::Value(0.005)];
         for options in clips.map(all) {
             let mut random = Random::new(12);
-            let start = random.values(len);
+            // A step of the learning rate is a hundredth of the largest parameter.
+            let start: Vec<f32> = (0..len).map(|_| 2.0 * random.unit() as f32 - 1.0).collect();
             let mut params = start.clone();
             let (device_params, device_grads) = (gpu.upload(&start), gpu.buffer(layout.buffer_size()));
             let mut device = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
@@ -471,7 +473,7 @@ fn slices_of_any_alignment() {
     (1..9).for_each(|first| assert_same_bits(&run(first), &run(0), "an offset"));
 }
 
-/// A run that goes on on the CPU from the GPU's state, and back: every step is within the budget of the reference.
+/// A run that goes on on the CPU from the GPU's state: every step is within the budget of the reference.
 #[test]
 fn a_run_changes_devices() {
     let Some(gpu) = harness::test_gpu() else { return };

@@ -93,20 +93,31 @@ fn bad_requests() {
     let mut encoder = gpu.encoder();
     let error = offload.request(&mut encoder, &good, 1).unwrap_err();
     assert_eq!(error, Error::Mismatch { what: "chunks", found: 2, expected: 1 });
+    let error = offload.request(&mut encoder, &good, usize::MAX).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { what: "chunks", expected: 1, .. }), "{error}");
     let error = offload.request(&mut encoder, &short, 0).unwrap_err();
     assert!(matches!(error, Error::OutOfBounds { start: 0, end: 40, size: 36, .. }), "{error}");
     let error = offload.advance(&gpu.queue, &short, 0.1).unwrap_err();
     assert!(matches!(error, Error::OutOfBounds { .. }), "{error}");
+    let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
+    assert_eq!(error, Error::NotRequested { chunk: 0 });
+    offload.request(&mut encoder, &good, 0).unwrap();
     let error = offload.advance(&gpu.queue, &good, f64::NAN).unwrap_err();
     assert!(matches!(error, Error::Step { .. }), "{error}");
-    offload.request(&mut encoder, &good, 0).unwrap();
     let error = offload.request(&mut encoder, &good, 0).unwrap_err();
     assert!(matches!(error, Error::Duplicate { .. }), "{error}");
     // Commands that are dropped are no request.
     drop(encoder);
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, &good, 0).unwrap();
-    drop(encoder);
     // Nothing has arrived.
     assert_eq!(offload.advance(&gpu.queue, &good, 0.1).unwrap(), Progress::Waiting);
+    drop(encoder);
+    // Within a step that has begun.
+    let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
+    assert_eq!(error, Error::NotRequested { chunk: 0 });
+    let mut encoder = gpu.encoder();
+    offload.request(&mut encoder, &good, 0).unwrap();
+    gpu.run(encoder);
+    assert_eq!(advance(&gpu, &mut offload, &good, 0.1), None);
 }

@@ -32,15 +32,23 @@ macro_rules! in_every_case {
 /// Each NaN or infinity stays in its own element, in parameters and state: of rules that are not layer-wise, whose norms it reaches.
 #[test]
 fn a_non_finite_gradient_stays_in_its_element() {
-    const BAD: [(usize, f32); 4] =
-        [(0, f32::NAN), (1, f32::INFINITY), (5, f32::NEG_INFINITY), (66, f32::INFINITY)];
+    /// Two whole tiles of the CPU engine and a part of one, with bad elements in each.
+    const LEN: usize = 300;
+    const BAD: [(usize, f32); 6] = [
+        (0, f32::NAN),
+        (1, f32::INFINITY),
+        (5, f32::NEG_INFINITY),
+        (66, f32::INFINITY),
+        (200, f32::NAN),
+        (299, f32::INFINITY),
+    ];
     fn test<R: Twin>(rule: R) {
         if R::RATIO.is_some() {
             return;
         }
         let mut random = Random::new(5);
-        let params: Vec<f32> = random.values(67);
-        let clean: Vec<_> = (0..3).map(|_| random.values(67)).collect();
+        let params: Vec<f32> = random.values(LEN);
+        let clean: Vec<_> = (0..3).map(|_| random.values(LEN)).collect();
         let mut dirty = clean.clone();
         for (at, bad) in BAD {
             dirty[1][at] = bad;
