@@ -4,8 +4,10 @@
 //! cargo run --release --example offload -- [SEED]
 //! ```
 //!
-//! What to look at: the loop in [`train`]. The device computes gradients; they come to the host in chunks, each is updated as it arrives, and the new parameters go back while the next one
-//! is worked on. The device keeps nothing but parameters and gradients.
+//! What to look at: the loop in [`train`]. The device computes gradients; they come to the host in chunks, and the new parameters go back. The device keeps nothing but parameters and gradients.
+//!
+//! This network is one chunk, and a clip by norm has to see all gradients before any is used: nothing overlaps here. Larger ones without it are updated while other chunks are on their
+//! way, by the same loop.
 //!
 //! It fails if it recognises fewer than 95 % of the images that it has not trained on.
 

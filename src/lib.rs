@@ -40,7 +40,7 @@
 //! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step; [`accumulate`]: micro-batches.
 //! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8 bits.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
-//! * [`cpu`]: the same over slices, at `f32` on all cores, at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
+//! * [`cpu`]: the same over slices, at `f32` (with feature `rayon` on all cores), at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 #![cfg_attr(feature = "checkpoint", doc = "* [`checkpoint`]: state in files, and runs that go on from them.")]
 //! * [`check`]: a device's step against the reference, in ulps.
 //!

@@ -33,7 +33,7 @@ impl Drop for Asked {
 }
 
 /// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks. A chunk is updated while others are on their way,
-/// where options and rule let the update begin with the first: with a clip by norm, steps that may be skipped or a layer-wise rule all chunks have to arrive before any is updated.
+/// where options and rule let the update begin with the first: with a clip by norm, steps that may be skipped, reports or a layer-wise rule all chunks have to arrive before any is updated.
 ///
 /// Like the GPU optimizer it neither submits nor waits:
 ///
@@ -69,7 +69,7 @@ impl Drop for Asked {
 /// # }
 /// ```
 ///
-/// The host keeps the parameters too, and the device's staging buffers hold all gradients once more in memory of the host: 8 bytes a parameter beside the state. What the caller writes to the device's has no effect.
+/// The host keeps the parameters too, and the device's staging buffers hold all gradients once more in memory of the host: 8 bytes a parameter beside the state. What the caller writes to the device's parameters has no effect.
 #[derive(Debug)]
 pub struct Offload<R: Twin> {
     optimizer: Optimizer<R>,
@@ -233,10 +233,12 @@ impl<R: Twin> Offload<R> {
         let blocks = chunk.blocks.clone();
         let range = chunk.flat.clone();
         {
-            let mapped = chunk.staging.get_mapped_range(..).ok();
+            let mut mapped = chunk.staging.get_mapped_range(..).ok();
             let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
-                drop(mapped);
-                chunk.staging.unmap();
+                // What is not mapped cannot be unmapped.
+                if mapped.take().is_some() {
+                    chunk.staging.unmap();
+                }
                 return Err(chunk.unreadable());
             };
             let own = &mut self.params[range.clone()];
@@ -307,5 +309,42 @@ impl Chunk {
     fn unreadable(&self) -> Error {
         self.state.store(ABSENT, Ordering::Release);
         Error::Device { what: "gradients".into(), reason: "they cannot be mapped".into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdamW, Group};
+
+    /// What no adapter does when it is asked to: a copy that fails, and one that cannot be read.
+    #[test]
+    fn what_failed_can_be_requested_again() {
+        let Some(gpu) = harness::test_gpu() else { return };
+        let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [10])]).unwrap();
+        let mut offload = Offload::new(&gpu.device, layout, Options::default(), vec![0.0; 10]).unwrap();
+        let buffer = gpu.buffer(40);
+        let request = |offload: &mut Offload<AdamW>| {
+            let mut encoder = gpu.encoder();
+            offload.request(&mut encoder, &buffer, 0).unwrap();
+            gpu.run(encoder);
+        };
+        let advance = |offload: &mut Offload<AdamW>| offload.advance(&gpu.queue, &buffer, 0.1);
+        let done = Ok(Progress::Done(None));
+        offload.chunks[0].state.store(FAILED, Ordering::Release);
+        assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
+        assert_eq!(advance(&mut offload), Err(Error::NotRequested { chunk: 0 }));
+        request(&mut offload);
+        assert_eq!(advance(&mut offload), done);
+        // Without a look at the error.
+        offload.chunks[0].state.store(FAILED, Ordering::Release);
+        request(&mut offload);
+        assert_eq!(advance(&mut offload), done);
+        request(&mut offload);
+        offload.chunks[0].staging.unmap();
+        assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
+        request(&mut offload);
+        assert_eq!(advance(&mut offload), done);
+        assert_eq!(offload.optimizer().steps(), 3);
     }
 }

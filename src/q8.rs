@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A block in which nothing is negative is unsigned, and its scale's sign bit says so: mean squares need no word from the rule. The scale is the block's largest
-//! magnitude, rounded to [`SCALE_BITS`] bits, so that every product of a value and a scale is an f32, exactly; no value is above 1. A number is off by 1/16 of
-//! itself at most (signed) or 1/32 (unsigned), down to 2⁻¹⁴ of the largest, and from there on by the same amount.
+//! magnitude, rounded to [`SCALE_BITS`] bits, so that every product of a value and a scale is an f32, exactly; no value is above 1. Rounded to the nearest, a number is off by
+//! 1/16 of itself at most (signed) or 1/32 (unsigned), at random by 1/8 or 1/16, down to 2⁻¹⁴ of the largest, and from there on by the same amount.
 //!
 //! Numbers are rounded to the nearest, of two the larger in magnitude, or at random; in an unsigned block what is not zero stays so, for a mean square of zero under a mean that is
 //! not would make a step without bound. What is below 2⁻¹²⁶ is zero. A block with a number that is not finite is NaN, all of it.

@@ -134,7 +134,7 @@ fn check(options: Options) {
     assert!(all > 0, "nothing was traced");
 }
 
-/// The CPU engine over flat slices, here and on the threads of a pool, whose queues are the pool's own.
+/// The CPU engine over flat slices.
 fn check_cpu(options: Options) {
     let group = Group::new("g", AdamW::default()).tensor("large", [200_000]).tensor("small", [3]);
     let layout = Layout::new([group]).unwrap();

@@ -5,6 +5,7 @@ use crate::engine::Stored;
 use crate::presets;
 use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use harness::{Gpu, median};
+use rayon::prelude::*;
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
@@ -20,6 +21,9 @@ const MAX_REPEATS: u32 = 64;
 const ELEMENT: u64 = 4;
 /// What the copy kernel's size has to be a multiple of, in elements.
 const COPY_MULTIPLE: u64 = 64;
+
+/// Elements that a thread of the CPU's copy takes at a time, as in a step.
+const COPY_BLOCK: usize = 1 << 14;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +59,7 @@ pub struct Measurement {
     pub seconds: f64,
     /// Billions of bytes a second of the step.
     pub gb_per_s: f64,
-    /// Those of a copy of as many elements.
+    /// Those of a copy of as many elements; on the CPU by the same threads.
     pub copy_gb_per_s: f64,
     /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the GPU, for several tensors.
     #[serde(skip)]
@@ -183,8 +187,9 @@ impl<F: FnMut()> Bench<'_, F> {
         };
         let mut copy = |repeats: u32| {
             for _ in 0..repeats {
-                target.copy_from_slice(black_box(&source));
-                black_box(&mut target);
+                let (target, source) = (black_box(&mut target), black_box(&source));
+                let blocks = target.par_chunks_mut(COPY_BLOCK).zip(source.par_chunks(COPY_BLOCK));
+                blocks.for_each(|(target, source)| target.copy_from_slice(source));
             }
             Ok(())
         };

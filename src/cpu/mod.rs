@@ -9,7 +9,7 @@
 //! # Instructions
 //!
 //! The update is compiled several times, for AVX-512, AVX2 and what every processor of the architecture has (SSE2, or NEON on 64-bit ARM), and the best that the processor knows is chosen
-//! as it runs. Multiplications and additions are never fused, so that the results are the same bit for bit here too.
+//! as it runs. Multiplications and additions are never fused, so that the results are the same bit for bit here too, but for what a NaN carries.
 
 mod blocks;
 mod kernel;

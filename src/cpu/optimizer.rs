@@ -287,7 +287,7 @@ impl<R: Twin> Optimizer<R> {
         }
     }
 
-    /// Turns the choice of instructions off, for tests: results are the same.
+    /// Turns the choice of instructions off for the update, not for the passes before it, for tests: results are the same.
     #[doc(hidden)]
     #[must_use]
     pub fn without_dispatch(self) -> Self {
@@ -318,7 +318,7 @@ impl<R: Twin> Optimizer<R> {
 
     /// Takes one step, or skips it as the options say; the report is there if they ask for one.
     ///
-    /// `step` is a learning rate, or a [`Step`]. Once warm it allocates nothing for flat slices. `steps()` counts it.
+    /// `step` is a learning rate, or a [`Step`]. Once warm it allocates nothing of its own for flat slices (rayon's queues may grow). `steps()` counts it.
     ///
     /// # Errors
     /// [`Error::Mismatch`], [`Error::Length`], [`Error::Unknown`] or [`Error::Duplicate`] for tensors that are not the layout's, [`Error::Format`] for slices of another type,

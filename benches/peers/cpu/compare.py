@@ -68,19 +68,25 @@ class Torch:
             p.grad = torch.randn(elements, generator=generator)
         self.optimizer = getattr(torch.optim, rule)(self.params, lr=LR, **options)
         self.clip = clip
+        # Gradients that are set to zero are filled again before every step, which is not timed: as on the other side.
+        self.fresh = [p.grad.clone() for p in self.params] if clip else []
 
     def time(self, steps):
-        start = time.perf_counter()
+        seconds = 0.0
         for _ in range(steps):
+            for p, fresh in zip(self.params, self.fresh):
+                p.grad.copy_(fresh)
+            start = time.perf_counter()
             if self.clip:
                 torch.nn.utils.clip_grad_norm_(self.params, 1.0)
             self.optimizer.step()
             if self.clip:
                 self.optimizer.zero_grad(set_to_none=False)
-        return (time.perf_counter() - start) / steps
+            seconds += time.perf_counter() - start
+        return seconds / steps
 
     def close(self):
-        del self.params, self.optimizer
+        del self.params, self.optimizer, self.fresh
 
 
 def medians(contenders):
