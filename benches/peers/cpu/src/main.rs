@@ -89,7 +89,8 @@ fn ours<R: Twin>(
     elements: usize,
 ) -> Result<Work, Box<dyn std::error::Error>> {
     let names: Vec<String> = (0..tensors).map(|i| format!("tensor {i}")).collect();
-    let group = names.iter().fold(Group::new("all", rule), |group, name| group.tensor(name, [elements as u64]));
+    let group =
+        names.iter().fold(Group::new("all", rule), |group, name| group.tensor(name, [elements as u64]));
     let layout = Layout::new([group])?;
     let clips = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
     let clip = contender == "clip";
@@ -108,7 +109,10 @@ fn ours<R: Twin>(
     } else {
         let fresh = if clip { grads.clone() } else { Vec::new() };
         Box::new(move || {
-            grads.par_chunks_mut(BLOCK).zip(fresh.par_chunks(BLOCK)).for_each(|(g, fresh)| g.copy_from_slice(fresh));
+            grads
+                .par_chunks_mut(BLOCK)
+                .zip(fresh.par_chunks(BLOCK))
+                .for_each(|(g, fresh)| g.copy_from_slice(fresh));
             time(|| {
                 let tensors = cpu::Tensors::flat(&mut params, &mut grads);
                 optimizer.step(tensors, 1e-4).expect("a good step");
@@ -125,7 +129,8 @@ fn candle(tensors: usize, elements: usize) -> Result<Work, Box<dyn std::error::E
         .collect::<Result<Vec<_>, _>>()?;
     let mut sum = Tensor::zeros((), DType::F32, &device)?;
     for var in &vars {
-        sum = (sum + (var.as_tensor() * Tensor::from_vec(pattern(elements), elements, &device)?)?.sum_all()?)?;
+        sum = (sum
+            + (var.as_tensor() * Tensor::from_vec(pattern(elements), elements, &device)?)?.sum_all()?)?;
     }
     let grads: GradStore = sum.backward()?;
     let mut adamw = candle_nn::AdamW::new(vars, ParamsAdamW { lr: 1e-4, ..ParamsAdamW::default() })?;
