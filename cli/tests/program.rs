@@ -436,5 +436,5 @@ fn inspect_tells_what_a_checkpoint_holds() {
     let path = write("none.safetensors", b"no file of this form");
     let output = optim(&["inspect", path.to_str().expect("UTF-8")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(errors(&output).contains("a headers of"), "{}", errors(&output));
+    assert!(errors(&output).contains("headers of"), "{}", errors(&output));
 }
