@@ -17,6 +17,8 @@ pub(super) const MAX_SLOTS: usize = 8;
 
 /// Elements in registers at a time: two of the widest there are, or several.
 const CHUNK: usize = 32;
+/// Elements that are updated where they lie before what follows the update is done to them, which are in the nearest cache then.
+const STRIP: usize = 4 * TILE;
 
 type Tile = [f32; TILE];
 
@@ -202,6 +204,21 @@ impl Cells<'_> {
         }
     }
 
+    /// f32, where they lie; none where they do not.
+    #[inline(always)]
+    fn numbers(&self, range: &Range<usize>) -> &[f32] {
+        match self {
+            Self::Read4(x) => &x[range.clone()],
+            Self::Write4(x) => &x[range.clone()],
+            Self::None | Self::Read2(_) | Self::Write2(_) | Self::Write1(..) => &[],
+        }
+    }
+
+    #[inline(always)]
+    fn numbers_mut(&mut self, range: &Range<usize>) -> &mut [f32] {
+        if let Self::Write4(x) = self { &mut x[range.clone()] } else { &mut [] }
+    }
+
     #[inline(always)]
     fn tile_mut(&mut self, range: &Range<usize>) -> Option<&mut Tile> {
         if let Self::Write4(x) = self { x.get_mut(range.clone())?.first_chunk_mut() } else { None }
@@ -239,7 +256,7 @@ impl Squares {
     }
 
     /// In pairs.
-    fn sum(mut self) -> f64 {
+    fn sum(&mut self) -> f64 {
         let mut half = TILE / 2;
         while half > 0 {
             let (low, high) = self.0.split_at_mut(half);
@@ -291,6 +308,11 @@ struct Place {
 impl Place {
     fn len(&self) -> usize {
         self.own.len()
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) {
+        (self.state.end, self.own.end) = (self.state.start + len, self.own.start + len);
     }
 }
 
@@ -461,27 +483,30 @@ pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, 
             left -= place.len();
             next(&mut place, left);
         }
-        *sums = squares.map(Squares::sum);
+        *sums = squares.each_mut().map(Squares::sum);
     }
 }
 
-/// The update of a tile, chunk by chunk: copies that stay in registers, which a compiler knows to be apart.
+/// The update of whole chunks: copies that stay in registers, which a compiler knows to be apart. A slot that is not kept has no elements.
 #[inline(always)]
-fn update_tile<R: Twin>(
+fn update_chunks<R: Twin>(
     scalars: &R::Scalars<f32>,
     factor: f32,
     bound: f32,
-    p: &mut Tile,
-    g: &Tile,
-    state: &mut [&mut Tile],
+    p: &mut [f32],
+    g: &[f32],
+    state: [&mut [f32]; MAX_SLOTS],
 ) {
     let slots = slots::<R>().len();
-    let (all_p, all_g) = (p.as_chunks_mut::<CHUNK>().0, g.as_chunks::<CHUNK>().0);
-    for nth in 0..TILE / CHUNK {
-        let (mut p, g) = (all_p[nth], all_g[nth]);
+    let mut state = state.map(|x| x.as_chunks_mut::<CHUNK>().0);
+    let chunks = p.as_chunks_mut::<CHUNK>().0.iter_mut().zip(g.as_chunks::<CHUNK>().0);
+    for (nth, (all_p, g)) in chunks.enumerate() {
+        let (mut p, g) = (*all_p, *g);
         let mut own = [[0.0; CHUNK]; MAX_SLOTS];
-        for (own, tile) in own.iter_mut().zip(&*state).take(slots) {
-            *own = tile.as_chunks::<CHUNK>().0[nth];
+        for (own, x) in own.iter_mut().zip(&state).take(slots) {
+            if let Some(x) = x.get(nth) {
+                *own = *x;
+            }
         }
         for i in 0..CHUNK {
             let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
@@ -490,9 +515,11 @@ fn update_tile<R: Twin>(
                 own[i] = state.get(slot);
             }
         }
-        all_p[nth] = p;
-        for (own, tile) in own.iter().zip(&mut *state).take(slots) {
-            tile.as_chunks_mut::<CHUNK>().0[nth] = *own;
+        *all_p = p;
+        for (own, x) in own.iter().zip(&mut state).take(slots) {
+            if let Some(x) = x.get_mut(nth) {
+                *x = *own;
+            }
         }
     }
 }
@@ -512,55 +539,60 @@ pub(super) fn update_plainly<R: Twin>(
 ) {
     let slots = slots::<R>().len();
     let mut values = Values::new();
-    let mut before = values.p;
+    let mut before = [0.0; STRIP];
+    let mut squares = [Squares::new(), Squares::new()];
+    let strip = if pass.norms || pass.zero || pass.average.is_some() { STRIP } else { usize::MAX };
     for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
         let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
         let Row { scalars, factor } = pass.rows[segment.row];
-        let mut squares = [Squares::new(), Squares::new()];
+        if pass.norms {
+            squares = [Squares::new(), Squares::new()];
+        }
         let mut left = segment.end - segment.start;
         while left > 0 {
-            let whole = pass.in_place && place.len() == TILE;
             let state = &mut part.state[..slots];
-            if !whole {
+            let whole = pass.in_place && left >= CHUNK;
+            if whole {
+                place.resize(left.min(strip) / CHUNK * CHUNK);
+            } else {
                 values.load(&pass.storage, &place, &pair, state, &part.master);
             }
-            let Values { p, g, state: tiles } = &mut values;
-            let (mut p, mut g, mut tiles) = (p, &*g, tiles.each_mut());
-            if whole {
-                p = pair.p.tile_mut(&place.own).unwrap_or(p);
-                g = pair.g.tile(&place.own).unwrap_or(g);
-                for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
-                    match cells.tile_mut(&place.state) {
-                        Some(own) => *tile = own,
-                        None => tile.fill(0.0),
+            let len = place.len();
+            {
+                let mut tiles = values.state.each_mut().map(|tile| tile.as_mut_slice());
+                let (mut p, mut g) = (values.p.as_mut_slice(), values.g.as_slice());
+                if whole {
+                    (p, g) = (pair.p.numbers_mut(&place.own), pair.g.numbers(&place.own));
+                    for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
+                        *tile = cells.numbers_mut(&place.state);
                     }
                 }
+                if pass.norms {
+                    before[..len].copy_from_slice(&p[..len]);
+                }
+                update_chunks::<R>(&scalars, factor, pass.bound, p, g, tiles);
             }
-            if pass.norms {
-                before = *p;
-            }
-            update_tile::<R>(&scalars, factor, pass.bound, p, g, &mut tiles[..slots]);
             if !whole {
                 values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
             }
-            let p = if whole { pair.p.tile(&place.own).unwrap_or(&values.p) } else { &values.p };
+            let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
             if let (Some(weight), Cells::Write4(ema)) = (pass.average, &mut part.ema) {
                 average(&mut ema[place.state.clone()], p, weight);
             }
             if pass.norms {
-                let mut moved = *p;
-                moved.iter_mut().zip(&before).for_each(|(p, before)| *p -= before);
-                add_squares(&mut squares[0], &before[..place.len()]);
-                add_squares(&mut squares[1], &moved[..place.len()]);
+                let before = &mut before[..len];
+                add_squares(&mut squares[0], before);
+                before.iter_mut().zip(p).for_each(|(before, p)| *before = p - *before);
+                add_squares(&mut squares[1], before);
             }
             if pass.zero {
                 pair.g.zero(place.own.clone());
             }
-            left -= place.len();
+            left -= len;
             next(&mut place, left);
         }
         if pass.norms {
-            *sums = squares.map(Squares::sum);
+            *sums = [squares[0].sum(), squares[1].sum()];
         }
     }
 }

@@ -105,6 +105,9 @@ impl Numbers {
     }
 }
 
+/// Parts of the work that a thread has, if there is enough: so many that none waits long for another at the end.
+const SHARES: usize = 32;
+
 /// What has been decided about a step.
 pub(crate) struct Decision {
     pub(crate) skip: bool,
@@ -556,7 +559,7 @@ enum Place {
     Ema,
 }
 
-/// Hands the blocks to `leaf`, those of one half to other threads if there are any. `backwards` from the last one: where a pass has been before, what it read
+/// Hands blocks to `leaf`, several that follow each other as one, those of one half to other threads if there are any. `backwards` from the last ones: where a pass has been before, what it read
 /// last is in the cache still.
 fn sweep(
     plan: &Plan,
@@ -571,18 +574,22 @@ fn sweep(
         mut part: Part<'_, '_>,
         leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
         backwards: bool,
+        grain: usize,
     ) {
-        match blocks {
-            [] => {}
-            [block] => leaf(block, &mut part),
-            _ => {
-                let (first, second) = blocks.split_at(blocks.len() / 2);
-                let (part, rest) = part.split(plan, &second[0]);
-                let first = || halve(plan, first, part, leaf, backwards);
-                let second = || halve(plan, second, rest, leaf, backwards);
-                if backwards { threads::join(second, first) } else { threads::join(first, second) }
+        if blocks.len() <= grain {
+            if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
+                let segments = first.segments.start..last.segments.end;
+                leaf(&Block { start: first.start, segments }, &mut part);
             }
+            return;
         }
+        let (first, second) = blocks.split_at(blocks.len() / 2);
+        let (part, rest) = part.split(plan, &second[0]);
+        let first = || halve(plan, first, part, leaf, backwards, grain);
+        let second = || halve(plan, second, rest, leaf, backwards, grain);
+        if backwards { threads::join(second, first) } else { threads::join(first, second) }
     }
-    halve(plan, &plan.blocks[blocks], part, leaf, backwards);
+    // A thread that looks for work waits for all it has written: not after every block.
+    let grain = (blocks.len() / (threads::count() * SHARES)).max(1);
+    halve(plan, &plan.blocks[blocks], part, leaf, backwards, grain);
 }

@@ -11,6 +11,17 @@ pub(super) fn within<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Threads that [`join`] divides work among.
+#[cfg(feature = "rayon")]
+pub(super) fn count() -> usize {
+    rayon::current_num_threads()
+}
+
+#[cfg(not(feature = "rayon"))]
+pub(super) fn count() -> usize {
+    1
+}
+
 /// Runs both, at once if there is a thread for it.
 #[cfg(feature = "rayon")]
 pub(super) fn join(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
