@@ -63,6 +63,7 @@ impl Format {
     /// The number that `bits` stand for; those of 2 bytes are the lower half. A code of [`Q8`](Self::Q8) stands for nothing without its block: here and in the functions
     /// below, it is the f32 that a block is made of. [`q8`] has the rest.
     #[must_use]
+    #[inline]
     pub fn decode(self, bits: u32) -> f32 {
         match self {
             Self::F32 | Self::Q8 => f32::from_bits(bits),
@@ -73,6 +74,7 @@ impl Format {
 
     /// The nearest stored number, of two the even one. Beyond the largest it is an infinity; NaN stays NaN.
     #[must_use]
+    #[inline]
     pub fn encode(self, x: f32) -> u32 {
         let bits = x.to_bits();
         match self {
@@ -100,6 +102,7 @@ impl Format {
     /// One of the two neighbours of `x`, the nearer with the higher probability, so that the mean is `x`; `random` is a uniform 32-bit number. Never beyond
     /// the largest finite number; infinities and NaN stay what they are, and f32 stays as it is.
     #[must_use]
+    #[inline]
     pub fn encode_stochastic(self, x: f32, random: u32) -> u32 {
         let bits = x.to_bits();
         let up = |magnitude, shift| stochastic(magnitude, shift, random);
@@ -123,10 +126,12 @@ const NORMAL_F16: u32 = (127 - 14) << 23;
 /// What the exponents' biases differ by.
 const REBIAS: u32 = (127 - 15) << 23;
 
+#[inline]
 fn sign_16(bits: u32) -> u32 {
     bits >> 16 & 0x8000
 }
 
+#[inline]
 fn decode_f16(code: u32) -> f32 {
     let (sign, magnitude) = ((code & 0x8000) << 16, code & 0x7fff);
     let bits = if magnitude >= INFINITE_F16 {
@@ -141,6 +146,7 @@ fn decode_f16(code: u32) -> f32 {
 }
 
 /// The code of a finite magnitude, whose lower digits `round` takes away.
+#[inline(always)]
 fn f16_magnitude(magnitude: u32, round: impl Fn(u32, u32) -> u32) -> u32 {
     if magnitude >= NORMAL_F16 {
         round(magnitude - REBIAS, 13)
@@ -151,12 +157,14 @@ fn f16_magnitude(magnitude: u32, round: impl Fn(u32, u32) -> u32) -> u32 {
 }
 
 /// `m / 2^shift`, of two equally near the even one; 24 digits at most where the shift is above 16.
+#[inline(always)]
 fn nearest(m: u32, shift: u32) -> u32 {
     let shift = shift.min(25);
     (m + (1 << (shift - 1)) - 1 + (m >> shift & 1)) >> shift
 }
 
 /// `m / 2^shift`, rounded up with the probability that its fraction says.
+#[inline(always)]
 fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
     let most = shift.min(31);
     // Probabilities below 2⁻³¹ have to do.
@@ -176,24 +184,25 @@ pub(crate) fn tensor_key(name: &str) -> u32 {
 }
 
 /// An f32 as the bf16 that is nearest, of two the larger in magnitude, and the lower half of its bits: the f32 again, but for what NaN carries there.
+#[inline]
 pub(crate) fn split_bf16(x: f32) -> [u16; 2] {
     let bits = if x.is_nan() { x.to_bits() & 0xffff_0000 | 0x40_0000 } else { x.to_bits() };
     [(bits.wrapping_add(0x8000) >> 16) as u16, bits as u16]
 }
 
 /// What [`split_bf16`] has split.
+#[inline]
 pub(crate) fn joined_bf16(code: u16, rest: u16) -> f32 {
     // A zero with such a remainder is the caller's, and not what we have written.
     let low = if code & 0x7fff == 0 && rest >= 0x8000 { 0 } else { rest };
     f32::from_bits(u32::from(code.wrapping_sub(low >> 15)) << 16 | u32::from(low))
 }
 
-/// A random number of the `nth` value of element `at` of a tensor, under a [`step_key`] and a [`tensor_key`].
-#[inline]
-pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
+/// Random numbers of the `nth` value of a vector of four elements of a tensor, under a [`step_key`] and a [`tensor_key`].
+#[inline(always)]
+pub(crate) fn random_four(key: [f32; 3], tensor: u32, four: u64, nth: u32) -> [u32; 4] {
     let [x, y, z] = key.map(|part| part as u32);
-    // The element's vector of four, which share a hash of four numbers.
-    let mut v = [(at / 4) as u32, x | y << 16, z | nth << 16, tensor]
+    let mut v = [four as u32, x | y << 16, z | nth << 16, tensor]
         .map(|v| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
     let rounds = |v: &mut [u32; 4]| {
         v[0] = v[0].wrapping_add(v[1].wrapping_mul(v[3]));
@@ -204,8 +213,7 @@ pub(crate) fn random(key: [f32; 3], tensor: u32, at: u64, nth: u32) -> u32 {
     rounds(&mut v);
     v = v.map(|v| v ^ v >> 16);
     rounds(&mut v);
-    let v = v.map(|v| v ^ v >> 16);
-    v[at as usize % 4]
+    v.map(|v| v ^ v >> 16)
 }
 
 /// 48 random bits of step `t`, in three parts that an f32 holds.

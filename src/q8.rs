@@ -39,6 +39,7 @@ const QUOTIENT: u32 = 14;
 const MORE: u32 = 16;
 
 /// Bits of a code behind its exponent.
+#[inline(always)]
 fn fraction(scale: u32) -> u32 {
     if scale & UNSIGNED == 0 { 3 } else { 4 }
 }
@@ -55,7 +56,8 @@ pub fn scale(block: &[f32]) -> u32 {
     }
     // The largest f32 is not rounded up to an infinity.
     let rounded = ((peak + 0x80) & !0xff).min(INFINITE - 0x100);
-    let negative = block.iter().any(|x| x.to_bits() > UNSIGNED);
+    // Of all of them, for a loop without a way out is vectorised.
+    let negative = block.iter().fold(false, |any, x| any | (x.to_bits() > UNSIGNED));
     if negative { rounded } else { rounded | UNSIGNED }
 }
 
@@ -78,6 +80,7 @@ pub fn spacing(x: f64, scale: u32) -> f64 {
 
 /// The number that `code` stands for in a block of this scale.
 #[must_use]
+#[inline]
 pub fn decode(code: u8, scale: u32) -> f32 {
     let exponent = scale >> 23 & 0xff;
     if exponent == 0xff {
@@ -99,6 +102,7 @@ pub fn decode(code: u8, scale: u32) -> f32 {
 
 /// The nearest code in a block of this [`scale`], of two the larger in magnitude. `x` is not larger than what the scale is of.
 #[must_use]
+#[inline]
 pub fn encode(x: f32, scale: u32) -> u8 {
     rounded(x, scale, 0, |lost| 1 << (lost - 1))
 }
@@ -106,37 +110,41 @@ pub fn encode(x: f32, scale: u32) -> u8 {
 /// One of the two codes around `x`, the nearer with the higher probability, so that the mean is `x`, but for what is less than the least code of an unsigned block, which it becomes; `random` is
 /// a uniform 32-bit number.
 #[must_use]
+#[inline]
 pub fn encode_stochastic(x: f32, scale: u32, random: u32) -> u8 {
     // The quotient too is rounded at random: if it always were down, a slow running mean would sink by that in every step.
     rounded(x, scale, random >> 16, |lost| random & ((1 << lost) - 1))
 }
 
-/// `part` is added to the quotient, in units of 2⁻¹⁶, and `addend` to the digits that a code does not have, of which it is told the number.
+/// `part` is added to the quotient, in units of 2⁻¹⁶, and `addend` to the digits that a code does not have, of which it is told the number. Without a branch, so that loops over it are
+/// vectorised.
+#[inline(always)]
 fn rounded(x: f32, scale: u32, part: u32, addend: impl Fn(u32) -> u32) -> u8 {
     let (bits, exponent) = (x.to_bits(), scale >> 23 & 0xff);
     let magnitude = bits & MAGNITUDE;
-    if magnitude < ONE || exponent == 0 || exponent == 0xff {
-        return 0;
-    }
     let divisor = (scale & (ONE - 1) | ONE) >> 8;
     // From 2^13 to 2^15, and its last digit is 2^−14 of the mantissas' quotient.
-    let quotient = (((magnitude & (ONE - 1) | ONE) << 6) + ((part * divisor) >> 16)) / divisor;
+    let quotient = divided(((magnitude & (ONE - 1) | ONE) << 6) + ((part * divisor) >> 16), divisor);
     let below = quotient >> QUOTIENT == 0;
     let digits = if below { quotient << 1 } else { quotient };
     let power = (magnitude >> 23) as i32 + TOP as i32 - exponent as i32 - i32::from(below);
     // What is left of the exponent's last bit is linear, and loses a digit more for every power.
     let more = (1 - power).max(0) as u32;
-    let position = if more == 0 {
-        digits + ((power as u32 - 1) << QUOTIENT)
-    } else {
-        digits >> (more - more.min(MORE)).min(31)
-    };
+    let normal = digits.wrapping_add((power.wrapping_sub(1) as u32) << QUOTIENT);
+    let linear = digits >> (more - more.min(MORE)).min(31);
+    let position = if more == 0 { normal } else { linear };
     let fraction = fraction(scale);
     let lost = QUOTIENT - fraction + more.min(MORE);
-    let code = ((position + addend(lost)) >> lost).min(TOP << fraction) as u8;
-    match (fraction, code) {
-        (3, 0) => 0,
-        (3, _) => code | (bits >> 24) as u8 & 0x80,
-        _ => code.max(1),
-    }
+    let code = (position.wrapping_add(addend(lost)) >> lost).min(TOP << fraction);
+    let sign = if code == 0 { 0 } else { bits >> 24 & 0x80 };
+    let code = if fraction == 3 { code | sign } else { code.max(1) };
+    let none = magnitude < ONE || exponent == 0 || exponent == 0xff;
+    if none { 0 } else { code as u8 }
+}
+
+/// `⌊n / d⌋` of `n` below 2³¹ and `d` below 2¹⁶, exactly: `(n + ½) / d` lies half of `1 / d` from an integer at least, far more than f64 may lose, and 2⁵² more has no digits behind the point.
+#[inline(always)]
+fn divided(n: u32, d: u32) -> u32 {
+    let quotient = (f64::from(n as i32) + 0.5) * (1.0 / f64::from(d as i32));
+    (quotient - 0.5 + (1u64 << 52) as f64).to_bits() as u32
 }

@@ -5,7 +5,7 @@
 
 use super::blocks::{Block, Plan, Segment, TILE};
 use super::tensors::{Cells, Memory, Pair};
-use crate::format::{Format, joined_bf16, random, split_bf16};
+use crate::format::{Format, joined_bf16, random_four, split_bf16};
 use crate::kernel::Storage;
 use crate::q8;
 use crate::rules::{Fields, Twin, slots};
@@ -103,12 +103,18 @@ struct Draw {
 }
 
 impl Draw {
-    /// Of element `i` from the first on.
+    /// Of a tile's elements, from the lane on that is returned.
     #[inline(always)]
-    fn at(&self, i: usize) -> u32 {
-        random(self.key, self.tensor, self.first + i as u64, self.nth)
+    fn fill(&self, randoms: &mut Randoms) -> usize {
+        for (four, randoms) in (self.first / 4..).zip(&mut *randoms) {
+            *randoms = random_four(self.key, self.tensor, four, self.nth);
+        }
+        (self.first % 4) as usize
     }
 }
+
+/// Random numbers of a tile, which may begin and end inside of a vector of four.
+type Randoms = [[u32; 4]; TILE / 4 + 1];
 
 /// Part of a tile, or 2 bytes an element.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
@@ -119,8 +125,11 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write1(x, scales) => {
             for block in blocks(range.clone()) {
-                let (scale, at) = (scales[block.start / q8::BLOCK], block.start - range.start);
-                to[at..].iter_mut().zip(&x[block]).for_each(|(to, &code)| *to = q8::decode(code, scale));
+                let (scale, at, len) =
+                    (scales[block.start / q8::BLOCK], block.start - range.start, block.len());
+                let (codes, mut numbers) = (padded(&x[block]), [0.0; q8::BLOCK]);
+                numbers.iter_mut().zip(&codes).for_each(|(x, &code)| *x = q8::decode(code, scale));
+                put(&mut to[at..at + len], &numbers);
             }
             return;
         }
@@ -137,33 +146,42 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Option<Draw>) {
+    let mut randoms: Randoms = [[0; 4]; TILE / 4 + 1];
+    let first = draw.map_or(0, |draw| draw.fill(&mut randoms));
+    let randoms = &randoms.as_flattened()[first..];
     let codes = match cells {
         Cells::Write4(x) => return x[range].copy_from_slice(from),
         Cells::Write1(x, scales) => {
             for block in blocks(range.clone()) {
-                let at = block.start - range.start;
-                let from = &from[at..at + block.len()];
-                let scale = q8::scale(from);
+                let (at, len) = (block.start - range.start, block.len());
+                let from = padded(&from[at..at + len]);
+                let scale = q8::scale(&from);
                 scales[block.start / q8::BLOCK] = scale;
-                let pairs = x[block].iter_mut().zip(from);
-                match draw {
-                    None => pairs.for_each(|(to, &x)| *to = q8::encode(x, scale)),
-                    Some(draw) => pairs.enumerate().for_each(|(i, (to, &x))| {
-                        *to = q8::encode_stochastic(x, scale, draw.at(at + i));
-                    }),
+                let mut codes = [0; q8::BLOCK];
+                let pairs = codes.iter_mut().zip(&from);
+                if draw.is_some() {
+                    let pairs = pairs.zip(padded(&randoms[at..at + len]));
+                    pairs.for_each(|((to, &x), random)| *to = q8::encode_stochastic(x, scale, random));
+                } else {
+                    pairs.for_each(|(to, &x)| *to = q8::encode(x, scale));
                 }
+                put(&mut x[block], &codes);
             }
             return;
         }
         Cells::Write2(x) => &mut x[range],
         Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
     };
+    // A loop for each, so that the format is not asked for every element.
     let pairs = codes.iter_mut().zip(from);
     match (format, draw) {
         (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
         (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
-        (_, Some(draw)) => pairs.enumerate().for_each(|(i, (to, &x))| {
-            *to = format.encode_stochastic(x, draw.at(i)) as u16;
+        (Format::F16, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+            *to = Format::F16.encode_stochastic(x, random) as u16;
+        }),
+        (_, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+            *to = Format::Bf16.encode_stochastic(x, random) as u16;
         }),
     }
 }
@@ -172,6 +190,25 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
 fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let first = range.start / q8::BLOCK * q8::BLOCK;
     (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
+}
+
+/// A block, with zeros behind what there is of it: loops over as many elements as a compiler knows of have no ends to mind.
+#[inline(always)]
+fn padded<T: Copy + Default>(x: &[T]) -> [T; q8::BLOCK] {
+    x.first_chunk().copied().unwrap_or_else(|| {
+        let mut block = [T::default(); q8::BLOCK];
+        block[..x.len()].copy_from_slice(x);
+        block
+    })
+}
+
+/// What there is of a block.
+#[inline(always)]
+fn put<T: Copy>(to: &mut [T], block: &[T; q8::BLOCK]) {
+    match to.first_chunk_mut() {
+        Some(whole) => *whole = *block,
+        None => to.copy_from_slice(&block[..to.len()]),
+    }
 }
 
 impl Cells<'_> {

@@ -180,6 +180,26 @@ fn whoever_does_the_work() {
     test::<Lamb>();
 }
 
+/// So much work that a thread takes several blocks at a time, and others take fewer.
+#[test]
+fn whoever_does_much_work() {
+    let tensors = (0..36).map(|nth| (format!("{nth}"), [if nth % 3 == 0 { 77 } else { 49_999 }]));
+    let group =
+        tensors.fold(Group::new("all", AdamW::default()), |group, (name, shape)| group.tensor(name, shape));
+    let layout = Layout::new([group]).unwrap();
+    for options in [Options { divide: true, ..Options::default() }, all(Clip::GlobalNorm(1.0))] {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| end(&layout, options, Form::Flat))
+        };
+        let want = on(8);
+        for threads in [1, 2] {
+            assert!(on(threads) == want, "{threads} threads, {options:?}");
+        }
+        assert!(end(&layout, options, Form::Each { backwards: true }) == want, "{options:?}");
+    }
+}
+
 macro_rules! undispatched {
     ($($rule:ty),*) => {
         $(for (name, rule) in <$rule>::cases() {

@@ -5,7 +5,7 @@
 //! time STEPS                                answers seconds a step
 //! ```
 //!
-//! Contenders: `flat` and `each` (ours, in one slice and in slices of tensors), `clip` (ours with the norm clipped and gradients set to zero, filled again before every step, which is not timed), `candle`, `triad`.
+//! Contenders: `flat` and `each` (ours, in one slice and in slices of tensors), `bf16`, `bf16-random`, `q8` and `q8-random` (ours in one slice, all in bf16 or state in 8 bits), `clip` (ours with the norm clipped and gradients set to zero, filled again before every step, which is not timed), `candle`, `triad`.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -13,7 +13,7 @@ use candle_nn::optim::{Optimizer as _, ParamsAdamW};
 use rayon::prelude::*;
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
-use wgpu_optim::{Clip, Group, Layout, Options, Twin, cpu, for_each_rule};
+use wgpu_optim::{Clip, Format, Group, Layout, Master, Options, Rounding, Twin, cpu, for_each_rule};
 
 /// A step, and how long it took without what prepares it.
 type Work = Box<dyn FnMut() -> Duration>;
@@ -94,10 +94,30 @@ fn ours<R: Twin>(
     let layout = Layout::new([group])?;
     let clips = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
     let clip = contender == "clip";
-    let options = if clip { clips } else { Options::default() };
+    let random = Rounding::Stochastic { seed: 0 };
+    let bf16 = Options { params: Format::Bf16, grads: Format::Bf16, states: Format::Bf16, ..Options::default() };
+    let bf16 = Options { master: Master::None, ..bf16 };
+    let q8 = Options { states: Format::Q8, ..Options::default() };
+    let options = match contender {
+        "clip" => clips,
+        "bf16" => bf16,
+        "bf16-random" => Options { rounding: random, ..bf16 },
+        "q8" => q8,
+        "q8-random" => Options { rounding: random, ..q8 },
+        _ => Options::default(),
+    };
     let mut optimizer = cpu::Optimizer::with_options(layout, options)?;
     let len = tensors * elements;
     let (mut params, mut grads) = (pattern(len), pattern(len));
+    if options.params == Format::Bf16 {
+        let codes = |x: &[f32]| x.iter().map(|&x| Format::Bf16.encode(x) as u16).collect::<Vec<_>>();
+        let (mut params, grads) = (codes(&params), codes(&grads));
+        return Ok(Box::new(move || {
+            time(|| {
+                optimizer.step(cpu::Tensors::flat(&mut params, &grads), 1e-4).expect("a good step");
+            })
+        }));
+    }
     Ok(if contender == "each" {
         Box::new(move || {
             time(|| {
