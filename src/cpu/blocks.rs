@@ -10,9 +10,9 @@ use crate::plan::QUAD;
 use crate::rules::Rule;
 use core::ops::Range;
 
-/// Elements that are updated at a time: few, so that memory is read ahead while they are worked on.
+/// Elements of a copy, and of sums beside each other.
 pub(super) const TILE: usize = 128;
-/// Elements of a block, which one thread updates: enough that handing it over does not count, few enough that all threads have work to the end.
+/// Elements of a block, which one thread updates: few enough that all threads have work to the end.
 pub(super) const BLOCK: usize = 128 * TILE;
 
 /// A tensor.

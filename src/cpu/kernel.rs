@@ -1,7 +1,7 @@
-//! What is done to a block: everything that stands around a rule's update, and the update, tile by tile.
+//! What is done to a block: everything that stands around a rule's update, and the update.
 //!
-//! A whole tile of f32 is worked on where it lies; what is stored otherwise, or ends inside of a tile, in copies in the nearest cache: storage formats and tensors that end anywhere are the copies'
-//! affair. Loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
+//! Where all is f32, whole chunks are worked on where they lie, in runs as long as the segment or, with something to do after the update, as a strip. What is stored otherwise, and a tensor's last
+//! elements, are worked on in copies in the nearest cache, tile by tile: storage formats and tensors that end anywhere are the copies' affair. Loops run over arrays of a fixed length that nothing else refers to, which is what a compiler needs to vectorise them. What no rule is part of is compiled once for each set of instructions, and the update once more for each rule.
 
 use super::blocks::{Block, Plan, Segment, TILE};
 use super::tensors::{Cells, Memory, Pair};
@@ -216,7 +216,7 @@ impl Cells<'_> {
     #[inline(always)]
     fn load(&self, range: &Range<usize>, to: &mut Tile, format: Format) {
         // A whole tile is copied without a call.
-        match self.tile(range) {
+        match self.numbers(range).first_chunk() {
             Some(x) => *to = *x,
             None => load_other(self, range.clone(), &mut to[..range.len()], format),
         }
@@ -225,19 +225,9 @@ impl Cells<'_> {
     /// Encodes the start of a tile.
     #[inline(always)]
     fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
-        match self.tile_mut(range) {
+        match self.numbers_mut(range).first_chunk_mut() {
             Some(x) => *x = *from,
             None => store_other(self, range.clone(), &from[..range.len()], format, draw),
-        }
-    }
-
-    /// A whole tile of f32, where it lies.
-    #[inline(always)]
-    fn tile(&self, range: &Range<usize>) -> Option<&Tile> {
-        match self {
-            Self::Read4(x) => x.get(range.clone())?.first_chunk(),
-            Self::Write4(x) => x.get(range.clone())?.first_chunk(),
-            Self::None | Self::Read2(_) | Self::Write2(_) | Self::Write1(..) => None,
         }
     }
 
@@ -254,11 +244,6 @@ impl Cells<'_> {
     #[inline(always)]
     fn numbers_mut(&mut self, range: &Range<usize>) -> &mut [f32] {
         if let Self::Write4(x) = self { &mut x[range.clone()] } else { &mut [] }
-    }
-
-    #[inline(always)]
-    fn tile_mut(&mut self, range: &Range<usize>) -> Option<&mut Tile> {
-        if let Self::Write4(x) = self { x.get_mut(range.clone())?.first_chunk_mut() } else { None }
     }
 
     /// Codes of 2 bytes.
