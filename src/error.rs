@@ -260,6 +260,19 @@ pub enum Error {
         /// Its number.
         chunk: usize,
     },
+    /// A chunk of gradients that is none of those that there is room for now.
+    #[error("chunk {chunk} of the gradients, must be at least {first} and below {end} now")]
+    OutOfTurn {
+        /// Its number.
+        chunk: usize,
+        /// The first that can be requested.
+        first: usize,
+        /// One past the last.
+        end: usize,
+    },
+    /// What can only be done between steps.
+    #[error("a step is under way: chunks of its gradients have not been worked on yet")]
+    StepUnderWay,
     /// The host has too little memory.
     #[error("no memory for {bytes} bytes of optimizer state")]
     Memory {

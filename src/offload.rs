@@ -1,6 +1,6 @@
 //! Parameters and gradients on the GPU, optimizer state in host memory: where the device has no room for it.
 
-use crate::cpu::{Checked, Decision, Optimizer};
+use crate::cpu::{Checked, Decision, Optimizer, StateMut};
 use crate::device::create_buffer;
 use crate::error::Error;
 use crate::layout::Layout;
@@ -11,8 +11,6 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 
-/// Blocks of the CPU engine in a chunk: 4 MiB of gradients.
-const CHUNK_BLOCKS: usize = 64;
 /// Bytes of an element.
 const ELEMENT: usize = size_of::<f32>();
 
@@ -22,7 +20,7 @@ const ASKED: u8 = 1;
 const HERE: u8 = 2;
 const FAILED: u8 = 3;
 
-/// A request under way, which is none any more when its commands are dropped.
+/// A request under way, which is none any more when its commands are dropped. Its state is its own: when it is dropped, a newer one may be under way.
 struct Asked(Arc<AtomicU8>);
 
 impl Drop for Asked {
@@ -32,8 +30,24 @@ impl Drop for Asked {
     }
 }
 
+/// How gradients come to the host: in chunks, through a ring of staging buffers, which are memory of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfers {
+    /// Blocks of the CPU engine in a chunk, each 16 384 parameters; by default 64, which have 4 MiB of gradients.
+    pub chunk_blocks: usize,
+    /// Chunks that are on their way or have arrived, at a time; by default 4. With all of them ([`usize::MAX`]) gradients stay on the host until the step is done: they cross once also where a step takes more than one pass.
+    pub staged_chunks: usize,
+}
+
+impl Default for Transfers {
+    fn default() -> Self {
+        Self { chunk_blocks: 64, staged_chunks: 4 }
+    }
+}
+
 /// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks. A chunk is updated while others are on their way,
-/// where options and rule let the update begin with the first: with a clip by norm, steps that may be skipped, reports or a layer-wise rule all chunks have to arrive before any is updated.
+/// where options and rule let the update begin with the first. Otherwise there is a pass over all gradients before the update: for a clip by norm, steps that may be skipped and reports one, for a layer-wise rule one (more).
+/// Gradients cross once a pass, unless [`Transfers`] keep all of them; so they must not change before the step is done.
 ///
 /// Like the GPU optimizer it neither submits nor waits:
 ///
@@ -46,19 +60,19 @@ impl Drop for Asked {
 /// let mut offload = Offload::new(device, layout, Options::default(), start)?;
 /// for _ in 0..100 {
 ///     // … forward and backward passes …
-///     for chunk in 0..offload.chunks() {
-///         // In a submission of its own, so that it is here when its copy is done and not when all are.
-///         let mut encoder = device.create_command_encoder(&Default::default());
-///         offload.request(&mut encoder, grads, chunk)?;
-///         queue.submit([encoder.finish()]);
-///     }
 ///     loop {
+///         while let Some(chunk) = offload.wanted() {
+///             // In a submission of its own, so that it is here when its copy is done and not when all are.
+///             let mut encoder = device.create_command_encoder(&Default::default());
+///             offload.request(&mut encoder, grads, chunk)?;
+///             queue.submit([encoder.finish()]); // also sends what has been updated
+///         }
 ///         match offload.advance(queue, params, 1e-3)? {
 ///             Progress::Waiting => {
 ///                 device.poll(wgpu::PollType::Poll)?;
 ///             }
 ///             Progress::Working => {
-///                 queue.submit([]); // sends what has been updated
+///                 queue.submit([]);
 ///             }
 ///             Progress::Done(_) => break,
 ///         }
@@ -69,12 +83,15 @@ impl Drop for Asked {
 /// # }
 /// ```
 ///
-/// The host keeps the parameters too, and the device's staging buffers hold all gradients once more in memory of the host: 8 bytes a parameter beside the state. What the caller writes to the device's parameters has no effect.
+/// Host memory beside the state: 4 bytes a parameter for the parameters, which the host keeps too, and [`staging_bytes`](Self::staging_bytes): 16 MiB at most by default if no tensors of a chunk are apart, 4 bytes a parameter if all chunks are kept.
+/// What the caller writes to the device's parameters has no effect.
 #[derive(Debug)]
 pub struct Offload<R: Twin> {
     optimizer: Optimizer<R>,
     params: Vec<f32>,
     chunks: Vec<Chunk>,
+    /// A ring: chunk `c` comes through the one at `c` modulo their number.
+    staging: Vec<Staging>,
     phase: Phase,
     /// The chunk that is next in this phase.
     next: usize,
@@ -98,7 +115,13 @@ struct Chunk {
     flat: Range<usize>,
     /// The same without what lies between tensors, which is the caller's.
     written: Vec<Range<usize>>,
-    staging: wgpu::Buffer,
+}
+
+/// Where a chunk's gradients arrive.
+#[derive(Debug)]
+struct Staging {
+    buffer: wgpu::Buffer,
+    /// Of the last request.
     state: Arc<AtomicU8>,
 }
 
@@ -123,6 +146,26 @@ impl<R: Twin> Offload<R> {
         options: Options,
         params: Vec<f32>,
     ) -> Result<Self, Error> {
+        Self::with_transfers(device, layout, options, Transfers::default(), params)
+    }
+
+    /// [`new`](Self::new) with chunks of another size, or more or fewer of them at a time.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::Options`] for a field of `transfers` that is 0.
+    pub fn with_transfers(
+        device: &wgpu::Device,
+        layout: Layout<R>,
+        options: Options,
+        transfers: Transfers,
+        params: Vec<f32>,
+    ) -> Result<Self, Error> {
+        let Transfers { chunk_blocks, staged_chunks } = transfers;
+        for (field, value) in [("chunk_blocks", chunk_blocks), ("staged_chunks", staged_chunks)] {
+            if value == 0 {
+                return Err(Error::Options { field, value: 0.0, bound: "at least 1" });
+            }
+        }
         for (field, format) in [("params", options.params), ("grads", options.grads)] {
             if format != crate::Format::F32 {
                 return Err(Error::Format {
@@ -140,14 +183,20 @@ impl<R: Twin> Offload<R> {
             return Err(Error::Mismatch { what: "parameters", found, expected });
         }
         let optimizer = Optimizer::with_options(layout, options)?;
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let chunks = optimizer.chunks(CHUNK_BLOCKS).map(|(blocks, written)| {
+        let chunk = |(blocks, written): (_, Vec<Range<usize>>)| {
             let flat = written[0].start..written[written.len() - 1].end;
-            let staging = create_buffer(device, "gradients", (flat.len() * ELEMENT) as u64, usage)?;
-            Ok(Chunk { blocks, flat, written, staging, state: Arc::new(AtomicU8::new(ABSENT)) })
+            Chunk { blocks, flat, written }
+        };
+        let chunks: Vec<Chunk> = optimizer.chunks(chunk_blocks).map(chunk).collect();
+        let ring = staged_chunks.min(chunks.len());
+        let staging = (0..ring).map(|nth| {
+            let most = chunks.iter().skip(nth).step_by(ring).map(Chunk::byte_len).max().unwrap_or(0);
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let buffer = create_buffer(device, "gradients", most, usage)?;
+            Ok(Staging { buffer, state: Arc::new(AtomicU8::new(ABSENT)) })
         });
-        let chunks = chunks.collect::<Result<_, Error>>()?;
-        Ok(Self { optimizer, params, chunks, phase: Phase::Idle, next: 0 })
+        let staging = staging.collect::<Result<_, Error>>()?;
+        Ok(Self { optimizer, params, chunks, staging, phase: Phase::Idle, next: 0 })
     }
 
     /// The optimizer, with state, options and layout.
@@ -162,17 +211,79 @@ impl<R: Twin> Offload<R> {
         &self.params
     }
 
-    /// How many requests a step takes.
+    /// The chunks of the flat space.
     #[must_use]
     pub fn chunks(&self) -> usize {
         self.chunks.len()
+    }
+
+    /// Bytes of the staging buffers. Of a chunk they hold what lies between its tensors too.
+    #[must_use]
+    pub fn staging_bytes(&self) -> u64 {
+        self.staging.iter().map(|staging| staging.buffer.size()).sum()
+    }
+
+    /// Goes on with a saved loss scale, as [`cpu::Optimizer::set_loss_scale`](Optimizer::set_loss_scale).
+    ///
+    /// # Errors
+    /// Its errors, and [`Error::StepUnderWay`].
+    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.set_loss_scale(scale, good_steps)
+    }
+
+    /// State to be written, as [`cpu::Optimizer::state_mut`](Optimizer::state_mut). With feature `checkpoint`, `checkpoint::Cpu::offloaded` saves and loads all there is.
+    ///
+    /// # Errors
+    /// Its errors, and [`Error::StepUnderWay`].
+    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
+        self.between_steps()?;
+        self.optimizer.state_mut(slot, tensor)
+    }
+
+    /// Writes all parameters that the host has to the device's, by the queue: they are sent with the next submission. What lies between tensors stays.
+    ///
+    /// # Errors
+    /// [`Error::StepUnderWay`], [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`].
+    pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), Error> {
+        self.between_steps()?;
+        self.check_params(params)?;
+        self.chunks.iter().for_each(|chunk| chunk.upload(queue, params, &self.params));
+        Ok(())
+    }
+
+    /// What a checkpoint is of.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn parts_mut(&mut self) -> Result<(&mut Optimizer<R>, &mut [f32]), Error> {
+        self.between_steps()?;
+        Ok((&mut self.optimizer, &mut self.params))
+    }
+
+    fn between_steps(&self) -> Result<(), Error> {
+        if let Phase::Idle = self.phase { Ok(()) } else { Err(Error::StepUnderWay) }
+    }
+
+    fn staging(&self, chunk: usize) -> &Staging {
+        &self.staging[chunk % self.staging.len()]
+    }
+
+    /// The chunks for which there is room now.
+    fn window(&self) -> Range<usize> {
+        self.next..self.chunks.len().min(self.next + self.staging.len())
+    }
+
+    /// The chunk that is to be [requested](Self::request) next; `None` if all for which there is room are on their way or here. Between steps it is of the next one.
+    #[must_use]
+    pub fn wanted(&self) -> Option<usize> {
+        let absent = |chunk: &usize| !self.staging(*chunk).is_taken();
+        self.window().find(absent)
     }
 
     /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have been submitted.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`, [`Error::OutOfBounds`] for a buffer that is too short,
-    /// [`Error::Duplicate`] for a chunk that is on its way; nothing is recorded then.
+    /// [`Error::OutOfTurn`] for a chunk that this pass is done with, or for which there is no room yet, [`Error::Duplicate`] for one that is on its way; nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -180,17 +291,21 @@ impl<R: Twin> Offload<R> {
         chunk: usize,
     ) -> Result<(), Error> {
         let (found, expected) = ((chunk as u64).saturating_add(1), self.chunks.len() as u64);
-        let number = chunk;
-        let chunk = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
-        let (from, bytes) = chunk.bytes(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
-        if let ASKED | HERE = chunk.state.load(Ordering::Acquire) {
-            return Err(Error::Duplicate { what: "request of chunk", name: number.to_string() });
+        let place = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
+        let (from, bytes) = place.bytes(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
+        let Range { start: first, end } = self.window();
+        if !(first..end).contains(&chunk) {
+            return Err(Error::OutOfTurn { chunk, first, end });
         }
-        // Nobody else changes what is not on its way.
-        chunk.state.store(ASKED, Ordering::Release);
-        encoder.copy_buffer_to_buffer(grads, from, &chunk.staging, 0, Some(bytes));
-        let asked = Asked(chunk.state.clone());
-        encoder.map_buffer_on_submit(&chunk.staging, wgpu::MapMode::Read, .., move |mapped| {
+        if self.staging(chunk).is_taken() {
+            return Err(Error::Duplicate { what: "request of chunk", name: chunk.to_string() });
+        }
+        let ring = self.staging.len();
+        let staging = &mut self.staging[chunk % ring];
+        staging.state = Arc::new(AtomicU8::new(ASKED));
+        encoder.copy_buffer_to_buffer(grads, from, &staging.buffer, 0, Some(bytes));
+        let asked = Asked(staging.state.clone());
+        encoder.map_buffer_on_submit(&staging.buffer, wgpu::MapMode::Read, ..bytes, move |mapped| {
             asked.0.store(if mapped.is_ok() { HERE } else { FAILED }, Ordering::Release);
         });
         Ok(())
@@ -209,14 +324,12 @@ impl<R: Twin> Offload<R> {
         params: &wgpu::Buffer,
         step: impl Into<Step>,
     ) -> Result<Progress, Error> {
-        // Chunks are in the order of the flat space: where the last one fits, all do.
-        if let Some(last) = self.chunks.last() {
-            last.bytes(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
-        }
-        let state = self.chunks[self.next].state.load(Ordering::Acquire);
+        self.check_params(params)?;
+        let (next, keeps_all) = (self.next, self.staging.len() == self.chunks.len());
+        let state = self.staging(next).state.load(Ordering::Acquire);
         match state {
-            ABSENT => return Err(Error::NotRequested { chunk: self.next }),
-            FAILED => return Err(self.chunks[self.next].unreadable()),
+            ABSENT => return Err(Error::NotRequested { chunk: next }),
+            FAILED => return Err(self.staging(next).unreadable()),
             _ => {}
         }
         if let Phase::Idle = self.phase {
@@ -229,20 +342,19 @@ impl<R: Twin> Offload<R> {
         if state != HERE {
             return Ok(Progress::Waiting);
         }
-        let chunk = &self.chunks[self.next];
+        let (chunk, staging) = (&self.chunks[next], &self.staging[next % self.staging.len()]);
         let blocks = chunk.blocks.clone();
-        let range = chunk.flat.clone();
         {
-            let mut mapped = chunk.staging.get_mapped_range(..).ok();
+            let mut mapped = staging.buffer.get_mapped_range(..chunk.byte_len()).ok();
             let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
                 // What is not mapped cannot be unmapped.
                 if mapped.take().is_some() {
-                    chunk.staging.unmap();
+                    staging.buffer.unmap();
                 }
-                return Err(chunk.unreadable());
+                return Err(staging.unreadable());
             };
-            let own = &mut self.params[range.clone()];
-            let mut tensors = Checked::part(range.start, own, grads);
+            let own = &mut self.params[chunk.flat.clone()];
+            let mut tensors = Checked::part(chunk.flat.start, own, grads);
             match self.phase {
                 Phase::Idle => {}
                 Phase::Look { .. } => self.optimizer.look(&mut tensors, blocks),
@@ -250,13 +362,12 @@ impl<R: Twin> Offload<R> {
                 Phase::Update { skip, .. } => self.optimizer.update(&mut tensors, blocks, false, skip),
             }
         }
-        if let Phase::Update { skip, .. } = self.phase {
-            chunk.staging.unmap();
-            chunk.state.store(ABSENT, Ordering::Release);
-            for range in chunk.written.iter().filter(|_| !skip) {
-                let at = (range.start * ELEMENT) as u64;
-                queue.write_buffer(params, at, bytemuck::cast_slice(&self.params[range.clone()]));
-            }
+        if let (Phase::Update { .. }, _) | (_, false) = (self.phase, keeps_all) {
+            staging.buffer.unmap();
+            staging.state.store(ABSENT, Ordering::Release);
+        }
+        if let Phase::Update { skip: false, .. } = self.phase {
+            chunk.upload(queue, params, &self.params);
         }
         self.next += 1;
         if self.next < self.chunks.len() {
@@ -277,6 +388,14 @@ impl<R: Twin> Offload<R> {
             Phase::Idle => {}
         }
         Ok(Progress::Working)
+    }
+
+    fn check_params(&self, params: &wgpu::Buffer) -> Result<(), Error> {
+        // Chunks are in the order of the flat space: where the last one fits, all do.
+        let last = self.chunks.last();
+        last.map_or(Ok(()), |last| {
+            last.bytes(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST").map(|_| ())
+        })
     }
 
     fn decide(&mut self, unscale: f64) {
@@ -305,6 +424,25 @@ impl Chunk {
         Ok((start, end - start))
     }
 
+    fn byte_len(&self) -> u64 {
+        (self.flat.len() * ELEMENT) as u64
+    }
+
+    /// Its parameters to the device, without what is the caller's.
+    fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer, values: &[f32]) {
+        for range in &self.written {
+            let at = (range.start * ELEMENT) as u64;
+            queue.write_buffer(params, at, bytemuck::cast_slice(&values[range.clone()]));
+        }
+    }
+}
+
+impl Staging {
+    /// Whether a request is under way, or has brought what nobody has worked on.
+    fn is_taken(&self) -> bool {
+        matches!(self.state.load(Ordering::Acquire), ASKED | HERE)
+    }
+
     /// What did not arrive can be requested again.
     fn unreadable(&self) -> Error {
         self.state.store(ABSENT, Ordering::Release);
@@ -331,20 +469,42 @@ mod tests {
         };
         let advance = |offload: &mut Offload<AdamW>| offload.advance(&gpu.queue, &buffer, 0.1);
         let done = Ok(Progress::Done(None));
-        offload.chunks[0].state.store(FAILED, Ordering::Release);
+        offload.staging[0].state.store(FAILED, Ordering::Release);
         assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
         assert_eq!(advance(&mut offload), Err(Error::NotRequested { chunk: 0 }));
         request(&mut offload);
         assert_eq!(advance(&mut offload), done);
         // Without a look at the error.
-        offload.chunks[0].state.store(FAILED, Ordering::Release);
+        offload.staging[0].state.store(FAILED, Ordering::Release);
         request(&mut offload);
         assert_eq!(advance(&mut offload), done);
         request(&mut offload);
-        offload.chunks[0].staging.unmap();
+        offload.staging[0].buffer.unmap();
         assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
         request(&mut offload);
         assert_eq!(advance(&mut offload), done);
         assert_eq!(offload.optimizer().steps(), 3);
+    }
+
+    /// A request that has failed is dropped when a newer one is under way.
+    #[test]
+    fn a_late_drop_is_of_its_own_request() {
+        let Some(gpu) = harness::test_gpu() else { return };
+        let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [10])]).unwrap();
+        let mut offload = Offload::new(&gpu.device, layout, Options::default(), vec![0.0; 10]).unwrap();
+        let buffer = gpu.buffer(40);
+        let mut encoder = gpu.encoder();
+        offload.request(&mut encoder, &buffer, 0).unwrap();
+        let late = Asked(offload.staging[0].state.clone());
+        drop(encoder);
+        assert_eq!(offload.wanted(), Some(0));
+        let mut encoder = gpu.encoder();
+        offload.request(&mut encoder, &buffer, 0).unwrap();
+        // As if its callback had only now come to its end.
+        late.0.store(ASKED, Ordering::Release);
+        drop(late);
+        assert_eq!(offload.wanted(), None);
+        gpu.run(encoder);
+        assert_eq!(offload.advance(&gpu.queue, &buffer, 0.1), Ok(Progress::Done(None)));
     }
 }

@@ -30,6 +30,16 @@ impl<'a, R: Twin> Cpu<'a, R> {
         Self { optimizer, params: Form::None }
     }
 
+    /// An optimizer whose state is in host memory for a GPU, with its parameters. After a load, [`Offload::upload`](crate::offload::Offload::upload) brings them to the device.
+    ///
+    /// # Errors
+    /// [`StepUnderWay`](crate::Error::StepUnderWay).
+    #[cfg(feature = "gpu")]
+    pub fn offloaded(offload: &'a mut crate::offload::Offload<R>) -> Result<Self, crate::Error> {
+        let (optimizer, params) = offload.parts_mut()?;
+        Ok(Self { optimizer, params: Form::Flat(params.into()) })
+    }
+
     /// With parameters in one slice, each tensor at its layout's offset.
     #[must_use]
     pub fn parameters(self, params: impl Into<Params<'a>>) -> Self {

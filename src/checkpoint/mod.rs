@@ -33,7 +33,7 @@
 //! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8 MiB, a few at a time.
 //!
 //! Unlike a step, saving and loading submit to the queue and wait for the device, and for the disk. They are not for the browser.
-//! State that is kept in host memory for a GPU, by `Offload`, cannot be saved yet.
+//! State that is kept in host memory for a GPU, by `Offload`, is saved and loaded between steps, by [`Cpu::offloaded`], which does neither.
 //!
 //! # Several files
 //!

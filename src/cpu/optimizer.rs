@@ -263,7 +263,7 @@ impl<R: Twin> Optimizer<R> {
     pub(crate) fn chunks(&self, blocks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
         let plan = &self.plan;
         (0..plan.blocks.len()).step_by(blocks).map(move |first| {
-            let blocks = first..plan.blocks.len().min(first + blocks);
+            let blocks = first..plan.blocks.len().min(first.saturating_add(blocks));
             let mut ranges: Vec<Range<usize>> = Vec::new();
             for segment in plan.blocks[blocks.clone()].iter().flat_map(|b| &plan.segments[b.segments.clone()])
             {

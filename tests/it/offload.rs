@@ -2,8 +2,10 @@
 
 use crate::common::{Random, lr, single};
 use harness::Gpu;
-use wgpu_optim::offload::{Offload, Progress};
-use wgpu_optim::{AdamW, Clip, Error, Format, Group, Lamb, Layout, Options, Report, Twin, cpu, wgpu};
+use wgpu_optim::offload::{Offload, Progress, Transfers};
+use wgpu_optim::{
+    AdamW, Clip, Error, Format, Group, Lamb, Layout, LossScale, Options, Report, Twin, cpu, wgpu,
+};
 
 /// Several chunks, with a gap in the second.
 fn large<R: Twin>(rule: R) -> Layout<R> {
@@ -11,8 +13,25 @@ fn large<R: Twin>(rule: R) -> Layout<R> {
     Layout::new([group]).unwrap()
 }
 
-fn advance<R: Twin>(gpu: &Gpu, offload: &mut Offload<R>, params: &wgpu::Buffer, lr: f64) -> Option<Report> {
+/// A submission of its own for one chunk.
+fn request<R: Twin>(gpu: &Gpu, offload: &mut Offload<R>, grads: &wgpu::Buffer, chunk: usize) {
+    let mut encoder = gpu.encoder();
+    offload.request(&mut encoder, grads, chunk).unwrap();
+    gpu.queue.submit([encoder.finish()]);
+}
+
+/// A whole step.
+pub fn step<R: Twin>(
+    gpu: &Gpu,
+    offload: &mut Offload<R>,
+    params: &wgpu::Buffer,
+    grads: &wgpu::Buffer,
+    lr: f64,
+) -> Option<Report> {
     loop {
+        while let Some(chunk) = offload.wanted() {
+            request(gpu, offload, grads, chunk);
+        }
         match offload.advance(&gpu.queue, params, lr).unwrap() {
             Progress::Waiting => {
                 gpu.device.poll(wgpu::PollType::Poll).unwrap();
@@ -30,7 +49,7 @@ fn advance<R: Twin>(gpu: &Gpu, offload: &mut Offload<R>, params: &wgpu::Buffer, 
 
 #[test]
 fn the_same_bits_as_on_the_cpu_alone() {
-    fn test<R: Twin>(rule: R, options: Options) {
+    fn test<R: Twin>(rule: R, options: Options, transfers: Transfers) {
         let Some(gpu) = harness::test_gpu() else { return };
         let layout = large(rule);
         let len = layout.len() as usize;
@@ -38,7 +57,8 @@ fn the_same_bits_as_on_the_cpu_alone() {
         let mut start = random.values(len);
         start[1_500_003] = 7.0;
         let (params, grads) = (gpu.upload(&start), gpu.buffer(layout.buffer_size()));
-        let mut offload = Offload::new(&gpu.device, layout.clone(), options, start.clone()).unwrap();
+        let mut offload =
+            Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, start.clone()).unwrap();
         let mut alone = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
         assert!(offload.chunks() > 1);
         // Between tensors nothing is the optimizer's.
@@ -49,12 +69,7 @@ fn the_same_bits_as_on_the_cpu_alone() {
                 values[2_400_000] = f32::NAN;
             }
             gpu.write(&grads, 0, &values);
-            for chunk in 0..offload.chunks() {
-                let mut encoder = gpu.encoder();
-                offload.request(&mut encoder, &grads, chunk).unwrap();
-                gpu.queue.submit([encoder.finish()]);
-            }
-            let got = advance(&gpu, &mut offload, &params, lr(t));
+            let got = step(&gpu, &mut offload, &params, &grads, lr(t));
             let want = alone.step(cpu::Tensors::flat(&mut start, &values), lr(t)).unwrap();
             assert_eq!(format!("{got:?}"), format!("{want:?}"));
         }
@@ -72,9 +87,132 @@ fn the_same_bits_as_on_the_cpu_alone() {
         }
     }
     let skip = Options { skip_nonfinite: true, clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() };
-    test(AdamW::default(), Options::default());
-    test(AdamW::default(), Options { norms: true, ..skip });
-    test(Lamb::default(), skip);
+    // In 3 chunks, all of which there is room for; in 21, with room for two; in 147, with room for one.
+    let [large, few, one] = [(64, 4), (7, 2), (1, 1)]
+        .map(|(chunk_blocks, staged_chunks)| Transfers { chunk_blocks, staged_chunks });
+    assert_eq!(large, Transfers::default());
+    test(AdamW::default(), Options::default(), large);
+    test(AdamW::default(), Options::default(), few);
+    test(AdamW::default(), Options { norms: true, ..skip }, large);
+    test(AdamW::default(), Options { norms: true, ..skip }, few);
+    test(Lamb::default(), skip, Transfers { staged_chunks: usize::MAX, ..few });
+    test(Lamb::default(), skip, one);
+}
+
+/// Elements of a block of the CPU engine.
+const BLOCK: usize = 16_384;
+
+/// The first chunk is updated, and its parameters are on the device, while the second has not even been asked for.
+#[test]
+fn a_chunk_does_not_wait_for_the_next() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let transfers = Transfers { chunk_blocks: 1, staged_chunks: 2 };
+    let len = 2 * BLOCK + 5;
+    let layout = single(AdamW::default(), len as u64);
+    let new = |options| {
+        Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, vec![1.0; len]).unwrap()
+    };
+    let (params, grads) = (gpu.upload(&vec![1.0; len]), gpu.upload(&vec![1.0; len]));
+    let mut offload = new(Options::default());
+    // The buffers of the ring, of which the last chunk has the first's.
+    assert_eq!((offload.chunks(), offload.staging_bytes()), (3, 8 * BLOCK as u64));
+    for chunk in 0..3 {
+        assert_eq!(offload.wanted(), Some(chunk));
+        request(&gpu, &mut offload, &grads, chunk);
+        gpu.wait();
+        let done = if chunk == 2 { Progress::Done(None) } else { Progress::Working };
+        assert_eq!(offload.advance(&gpu.queue, &params, 0.5).unwrap(), done);
+        gpu.queue.submit([]);
+        let moved = gpu.read(&params, 0, len).iter().filter(|&&p| p < 1.0).count();
+        assert_eq!(moved, len.min((chunk + 1) * BLOCK));
+        if chunk < 2 {
+            let error = offload.advance(&gpu.queue, &params, 0.5).unwrap_err();
+            assert_eq!(error, Error::NotRequested { chunk: chunk + 1 });
+        }
+    }
+    // With a look at all gradients first, nothing is written before the second pass.
+    let params = gpu.upload(&vec![1.0; len]);
+    let mut offload = new(Options { skip_nonfinite: true, ..Options::default() });
+    for chunk in [0, 1, 2, 0] {
+        let moved = gpu.read(&params, 0, len).iter().filter(|&&p| p < 1.0).count();
+        assert_eq!((offload.wanted(), moved), (Some(chunk), 0));
+        request(&gpu, &mut offload, &grads, chunk);
+        gpu.wait();
+        assert_eq!(offload.advance(&gpu.queue, &params, 0.5).unwrap(), Progress::Working);
+        gpu.queue.submit([]);
+    }
+    assert_eq!(gpu.read(&params, 0, len).iter().filter(|&&p| p < 1.0).count(), BLOCK);
+}
+
+/// What there is no room for cannot be requested, nor what is done with.
+#[test]
+fn a_ring_has_an_order() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let transfers = Transfers { chunk_blocks: 1, staged_chunks: 2 };
+    let (len, options) = (4 * BLOCK, Options::default());
+    let layout = single(AdamW::default(), len as u64);
+    let new =
+        |transfers| Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, vec![0.0; len]);
+    for (field, bad) in [
+        ("chunk_blocks", Transfers { chunk_blocks: 0, ..transfers }),
+        ("staged_chunks", Transfers { staged_chunks: 0, ..transfers }),
+    ] {
+        let error = new(bad).unwrap_err();
+        assert_eq!(error, Error::Options { field, value: 0.0, bound: "at least 1" });
+    }
+    // All in one chunk, whatever there would be room for.
+    let most = Transfers { chunk_blocks: usize::MAX, staged_chunks: usize::MAX };
+    let most = new(most).unwrap();
+    assert_eq!((most.chunks(), most.staging_bytes()), (1, 4 * len as u64));
+    let mut offload = new(transfers).unwrap();
+    let (params, grads) = (gpu.buffer(4 * len as u64), gpu.buffer(4 * len as u64));
+    let refused = |offload: &mut Offload<AdamW>, chunk, first| {
+        let error = offload.request(&mut gpu.encoder(), &grads, chunk).unwrap_err();
+        assert_eq!(error, Error::OutOfTurn { chunk, first, end: first + 2 });
+    };
+    refused(&mut offload, 2, 0);
+    // Not in order: there is room for both.
+    request(&gpu, &mut offload, &grads, 1);
+    assert_eq!(offload.wanted(), Some(0));
+    request(&gpu, &mut offload, &grads, 0);
+    assert_eq!(offload.wanted(), None);
+    gpu.wait();
+    assert_eq!(offload.advance(&gpu.queue, &params, 0.1).unwrap(), Progress::Working);
+    assert_eq!(offload.wanted(), Some(2));
+    refused(&mut offload, 0, 1);
+    refused(&mut offload, 3, 1);
+}
+
+/// Between chunks nothing can be read or written that is of whole steps.
+#[test]
+fn nothing_changes_within_a_step() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = single(AdamW::default(), 2 * BLOCK as u64);
+    let options = Options { loss_scale: Some(LossScale::default()), ..Options::default() };
+    let transfers = Transfers { chunk_blocks: 1, ..Transfers::default() };
+    let start = vec![0.0; 2 * BLOCK];
+    let mut offload =
+        Offload::with_transfers(&gpu.device, layout, options, transfers, start.clone()).unwrap();
+    let (params, grads) = (gpu.upload(&start), gpu.upload(&start));
+    offload.set_loss_scale(16.0, 3).unwrap();
+    request(&gpu, &mut offload, &grads, 0);
+    // A request alone is no step yet.
+    offload.set_loss_scale(32.0, 3).unwrap();
+    gpu.wait();
+    assert_eq!(offload.advance(&gpu.queue, &params, 0.1).unwrap(), Progress::Working);
+    let refused = Error::StepUnderWay;
+    assert_eq!(offload.set_loss_scale(64.0, 0).unwrap_err(), refused);
+    assert_eq!(offload.state_mut("exp_avg", "w").unwrap_err(), refused);
+    assert_eq!(offload.upload(&gpu.queue, &params).unwrap_err(), refused);
+    #[cfg(feature = "checkpoint")]
+    assert_eq!(wgpu_optim::checkpoint::Cpu::offloaded(&mut offload).unwrap_err(), refused);
+    let report = step(&gpu, &mut offload, &params, &grads, 0.1).unwrap();
+    assert_eq!((report.loss_scale, report.good_steps), (32.0, 4));
+    assert!(matches!(offload.state_mut("exp_avg", "w"), Ok(Some(cpu::StateMut::F32(_)))));
+    assert!(matches!(offload.state_mut("momentum", "w"), Err(Error::Unknown { .. })));
+    assert!(matches!(offload.set_loss_scale(-1.0, 0), Err(Error::Options { .. })));
+    let short = gpu.buffer(4);
+    assert!(matches!(offload.upload(&gpu.queue, &short), Err(Error::OutOfBounds { .. })));
 }
 
 #[test]
@@ -119,5 +257,5 @@ fn bad_requests() {
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, &good, 0).unwrap();
     gpu.run(encoder);
-    assert_eq!(advance(&gpu, &mut offload, &good, 0.1), None);
+    assert_eq!(step(&gpu, &mut offload, &good, &good, 0.1), None);
 }
