@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use wgpu_optim::offload::{Offload, Progress, Transfers};
-use wgpu_optim::{AdamW, Clip, Group, Layout, Options, schedule, wgpu};
+use wgpu_optim::{AdamW, Clip, Group, Layout, Options, Step, schedule, wgpu};
 
 /// Images a step: a window of the order, 256 bytes of indices.
 const BATCH: usize = 64;
@@ -55,7 +55,7 @@ fn update(
     offload: &mut Offload<AdamW>,
     params: &wgpu::Buffer,
     grads: &wgpu::Buffer,
-    lr: f64,
+    step: Step,
 ) -> Result<(), wgpu_optim::Error> {
     loop {
         while let Some(chunk) = offload.wanted() {
@@ -64,7 +64,7 @@ fn update(
             // Also sends what has been updated.
             gpu.queue.submit([encoder.finish()]);
         }
-        match offload.advance(&gpu.queue, params, lr)? {
+        match offload.advance(&gpu.queue, params, step)? {
             Progress::Waiting => {
                 gpu.device.poll(wgpu::PollType::Poll).map_err(|error| wgpu_optim::Error::Device {
                     what: "gradients".into(),
@@ -93,10 +93,11 @@ fn measure(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
     };
     let mut overlapped = new(Transfers::default())?;
     let mut waiting = new(Transfers { staged_chunks: usize::MAX, ..Transfers::default() })?;
+    let step = Step::from(1e-3);
     let [mut times, mut waiting_times] = [Vec::new(), Vec::new()];
     for round in 0..=ROUNDS {
         let start = Instant::now();
-        update(gpu, &mut overlapped, &params, &grads, 1e-3)?;
+        update(gpu, &mut overlapped, &params, &grads, step)?;
         gpu.wait();
         let middle = Instant::now();
         while let Some(chunk) = waiting.wanted() {
@@ -105,7 +106,7 @@ fn measure(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
             gpu.queue.submit([encoder.finish()]);
         }
         gpu.wait();
-        update(gpu, &mut waiting, &params, &grads, 1e-3)?;
+        update(gpu, &mut waiting, &params, &grads, step)?;
         gpu.wait();
         if round > 0 {
             times.push((middle - start).as_secs_f64());

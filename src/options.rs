@@ -54,7 +54,7 @@ pub struct Options {
     /// How the rule's state is stored: f32, bf16 or 8 bits, [block-wise](crate::q8). In bf16 a running mean with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
     /// nearest, and in 8 bits one below 1/32: [round at random](Rounding::Stochastic).
     pub states: Format,
-    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and gains, for a dispatch more. Default 0. State in 8 bits, and what lies beside it, takes whole blocks of 32 elements:
+    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and gains, for a dispatch more on the GPU. Default 0. State in 8 bits, and what lies beside it, takes whole blocks of 32 elements:
     /// for tensors of up to 8 elements f32 takes less.
     pub f32_states_below: u64,
     /// What is kept of parameters that have 2 bytes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Optimizer, Rule, Twin, cpu, q8};
+use wgpu_optim::{Format, Layout, Optimizer, Options, Rule, Twin, cpu, q8};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -329,13 +329,13 @@ pub fn snapshot<R: Rule>(
     offset: u64,
 ) -> Snapshot {
     let options = optimizer.options();
-    let numbers = |format: Format, codes: Vec<u32>| codes.into_iter().map(|c| format.decode(c)).collect();
-    let state = slots::<R>()
-        .iter()
-        .map(|name| numbers(options.states, slot(gpu, optimizer, name).expect("the rule's own names")));
+    let state = slots::<R>().iter().map(|name| {
+        let codes = slot(gpu, optimizer, name).expect("the rule's own names");
+        decoded(optimizer.layout(), options, &codes)
+    });
     let state = state.collect();
     let stored = param_codes(gpu, optimizer, params, offset);
-    let mut params: Vec<f32> = numbers(options.params, stored.clone());
+    let mut params: Vec<f32> = stored.iter().map(|&code| options.params.decode(code)).collect();
     let (master, remainder) = (slot(gpu, optimizer, "master"), slot(gpu, optimizer, "remainder"));
     // What lies between tensors has nothing beside it.
     for i in optimizer.layout().tensors().iter().flat_map(|tensor| tensor.range()) {
@@ -348,21 +348,31 @@ pub fn snapshot<R: Rule>(
     Snapshot { params, state }
 }
 
+/// The numbers of a slot, of which small tensors may have other codes than the rest; of no codes none.
+fn decoded<R: Rule>(layout: &Layout<R>, options: &Options, codes: &[u32]) -> Vec<f32> {
+    let mut numbers = vec![0.0; codes.len()];
+    for tensor in layout.tensors().iter().filter(|_| !codes.is_empty()) {
+        let format = options.states_of(tensor.len);
+        let pairs = numbers[tensor.range()].iter_mut().zip(&codes[tensor.range()]);
+        pairs.for_each(|(x, &code)| *x = format.decode(code));
+    }
+    numbers
+}
+
 /// Parameters and state of an optimizer on the CPU, in the flat space as [`snapshot`] has them.
 #[must_use]
 pub fn cpu_snapshot<R: Twin>(optimizer: &cpu::Optimizer<R>, params: cpu::State<'_>) -> Snapshot {
     let (layout, options) = (optimizer.layout(), optimizer.options());
-    let decoded = |stored: cpu::State<'_>, format: Format| match stored {
+    let numbers = |stored: cpu::State<'_>, format: Format| match stored {
         cpu::State::F32(x) => x.to_vec(),
         cpu::State::U16(x) => x.iter().map(|&code| format.decode(code.into())).collect(),
         cpu::State::Q8(..) => unreachable!("parameters are not stored in blocks"),
     };
-    let state = slots::<R>().iter().map(|slot| {
-        let codes = cpu_slot(optimizer, slot).unwrap_or_default();
-        codes.into_iter().map(|code| options.states.decode(code)).collect()
-    });
+    let state = slots::<R>()
+        .iter()
+        .map(|slot| decoded(layout, options, &cpu_slot(optimizer, slot).unwrap_or_default()));
     let state = state.collect();
-    let mut params = decoded(params, options.params);
+    let mut params = numbers(params, options.params);
     let (master, remainder) = (cpu_slot(optimizer, "master"), cpu_slot(optimizer, "remainder"));
     for i in layout.tensors().iter().flat_map(|tensor| tensor.range()) {
         if let Some(master) = &master {

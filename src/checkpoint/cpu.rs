@@ -60,12 +60,6 @@ impl<'a, R: Twin> Cpu<'a, R> {
         }
         Self { params: Form::Each(each, twice), ..self }
     }
-
-    /// Slot and content of a plane.
-    fn saved(&self, plane: usize) -> (&'static str, Content) {
-        let param = (PARAM, Content::Numbers(self.options().params));
-        self.optimizer.saved_slots().get(plane).copied().unwrap_or(param)
-    }
 }
 
 impl Form<'_> {
@@ -106,16 +100,15 @@ impl<R: Twin> Engine for Cpu<'_, R> {
     }
 
     fn planes(&self) -> Vec<Plane> {
-        let param = match self.params {
-            Form::None => None,
-            Form::Flat(_) | Form::Each(..) => Some((PARAM, Content::Numbers(self.options().params))),
-        };
-        let plane = |(slot, content): (&str, Content)| Plane {
-            slot: slot.into(),
-            content,
-            tensors: (0..self.layout().tensors().len()).collect(),
-        };
-        self.optimizer.saved_slots().into_iter().chain(param).map(plane).collect()
+        let mut planes = self.optimizer.saved_slots();
+        if !matches!(self.params, Form::None) {
+            planes.push(Plane {
+                slot: PARAM.into(),
+                content: Content::Numbers(self.options().params),
+                tensors: (0..self.layout().tensors().len()).collect(),
+            });
+        }
+        planes
     }
 
     fn check(&self, _: bool) -> Result<(), Error> {
@@ -154,12 +147,13 @@ impl<R: Twin> Engine for Cpu<'_, R> {
     }
 
     fn read(&mut self, plane: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
-        let (slot, content) = self.saved(plane);
-        for (i, tensor) in self.optimizer.layout().by_offset().enumerate() {
-            let part = Part { tensor: i, start: 0 };
+        let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
+        let by_offset: Vec<_> = self.optimizer.layout().by_offset().collect();
+        for i in tensors {
+            let (part, tensor) = (Part { tensor: i, start: 0 }, by_offset[i]);
             if slot == PARAM {
                 sink(part, self.params.bytes_mut(tensor))?;
-            } else if let Some(state) = self.optimizer.state(slot, &tensor.name)? {
+            } else if let Some(state) = self.optimizer.state(&slot, &tensor.name)? {
                 sink(part, state.bytes(content))?;
             }
         }
@@ -167,13 +161,13 @@ impl<R: Twin> Engine for Cpu<'_, R> {
     }
 
     fn write(&mut self, plane: usize, source: &mut Source<'_>) -> Result<(), Error> {
-        let (slot, content) = self.saved(plane);
-        let tensors: Vec<_> = self.layout().by_offset().cloned().collect();
-        for (i, tensor) in tensors.iter().enumerate() {
-            let part = Part { tensor: i, start: 0 };
+        let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
+        let by_offset: Vec<_> = self.layout().by_offset().cloned().collect();
+        for i in tensors {
+            let (part, tensor) = (Part { tensor: i, start: 0 }, &by_offset[i]);
             if slot == PARAM {
                 source(part, self.params.bytes_mut(tensor))?;
-            } else if let Some(mut state) = self.optimizer.state_mut(slot, &tensor.name)? {
+            } else if let Some(mut state) = self.optimizer.state_mut(&slot, &tensor.name)? {
                 source(part, state.bytes_mut(content))?;
             }
         }

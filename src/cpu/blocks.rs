@@ -1,11 +1,12 @@
 //! How the work is divided: into blocks of a fixed number of elements, whatever tensors they belong to.
 //!
 //! Elements are numbered as state is kept: all tensors in the order of the flat space, without the gaps between them. Where state has [scales](crate::q8), tensors begin at the lane of a multiple
-//! of 32 that is theirs in the flat space.
+//! of 32 that is theirs in the flat space. Small tensors, whose state stays f32, are numbered among the others, and their state has an array of its own.
 
 use crate::error::Error;
-use crate::format::{Format, tensor_key};
+use crate::format::tensor_key;
 use crate::layout::{Layout, Tensor};
+use crate::options::Options;
 use crate::plan::QUAD;
 use crate::rules::Rule;
 use core::ops::Range;
@@ -26,11 +27,20 @@ pub(super) struct Span {
     pub(super) flat: usize,
     /// What stands for it in random numbers.
     pub(super) key: u32,
+    /// Which of the two arrays of a slot has its state: 0 as the options say, 1 in f32 as it is small.
+    pub(super) kind: usize,
+    /// Its first element there.
+    pub(super) kept: usize,
 }
 
 impl Span {
     pub(super) fn end(&self) -> usize {
         self.start + self.len
+    }
+
+    /// Its elements in the array of its state.
+    pub(super) fn state(&self) -> Range<usize> {
+        self.kept..self.kept + self.len
     }
 }
 
@@ -49,6 +59,8 @@ pub(super) struct Segment {
 pub(super) struct Block {
     /// No later than its first segment, and a multiple of [`BLOCK`].
     pub(super) start: usize,
+    /// The same of the state of each kind.
+    pub(super) kept: [usize; 2],
     pub(super) segments: Range<usize>,
 }
 
@@ -61,25 +73,32 @@ pub(super) struct Plan {
     pub(super) blocks: Vec<Block>,
     /// The group of each row.
     pub(super) groups: Vec<usize>,
-    /// Elements of state that there is room for.
+    /// Elements, with those that scales take more.
     pub(super) len: usize,
+    /// Elements of state of each kind that there is room for.
+    pub(super) kept: [usize; 2],
     /// Elements of state that have a scale in common, or one.
     pub(super) scaled: usize,
 }
 
 impl Plan {
     /// Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
-    pub(super) fn new<R: Rule>(layout: &Layout<R>, states: Format) -> Result<Self, Error> {
+    pub(super) fn new<R: Rule>(layout: &Layout<R>, options: &Options) -> Result<Self, Error> {
         let (mut spans, mut rows) = (Vec::new(), Vec::new());
         let mut groups = if R::RATIO.is_some() { Vec::new() } else { (0..layout.groups().len()).collect() };
-        let (mut start, scaled) = (0usize, states.block().unwrap_or(1) as usize);
+        let scaled = options.states.block().unwrap_or(1) as usize;
+        let (mut start, mut kept) = (0usize, [0usize; 2]);
         for tensor in layout.by_offset() {
-            let len = tensor.len as usize;
-            if scaled > 1 {
-                start = start.next_multiple_of(scaled) + tensor.offset as usize % QUAD as usize;
+            let (len, flat) = (tensor.len as usize, tensor.offset as usize);
+            let kind = usize::from(options.states_of(tensor.len) != options.states);
+            if scaled > 1 && kind == 0 {
+                let lane = flat % QUAD as usize;
+                start = start.next_multiple_of(scaled) + lane;
+                kept[0] = kept[0].next_multiple_of(scaled) + lane;
             }
-            spans.push(Span { start, len, flat: tensor.offset as usize, key: tensor_key(&tensor.name) });
+            spans.push(Span { start, len, flat, key: tensor_key(&tensor.name), kind, kept: kept[kind] });
             start += len;
+            kept[kind] += len;
             if R::RATIO.is_some() {
                 rows.push(groups.len());
                 groups.push(tensor.group);
@@ -92,20 +111,24 @@ impl Plan {
         let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Segment>()) as u64);
         blocks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
         segments.try_reserve(count + spans.len()).map_err(|_| Error::Memory { bytes })?;
-        let mut span = 0;
+        let (mut span, mut reached) = (0, [0usize; 2]);
         for from in (0..start).step_by(BLOCK) {
             let (to, first) = (start.min(from + BLOCK), segments.len());
+            // Scales are not divided.
+            let kept = [reached[0].next_multiple_of(scaled), reached[1]];
             while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
                 let (start, end) = (tensor.start.max(from), tensor.end().min(to));
                 segments.push(Segment { span, row: rows[span], start, end });
+                reached[tensor.kind] = tensor.kept + (end - tensor.start);
                 if end < tensor.end() {
                     break;
                 }
                 span += 1;
             }
-            blocks.push(Block { start: from, segments: first..segments.len() });
+            blocks.push(Block { start: from, kept, segments: first..segments.len() });
         }
-        Ok(Self { spans, segments, blocks, groups, len: start.next_multiple_of(scaled), scaled })
+        kept[0] = kept[0].next_multiple_of(scaled);
+        Ok(Self { spans, segments, blocks, groups, len: start.next_multiple_of(scaled), kept, scaled })
     }
 
     /// The place of one of the layout's tensors in [`spans`](Self::spans).

@@ -37,7 +37,8 @@ pub(super) type Sums = [f64; 2];
 /// What does not change in a pass.
 pub(super) struct Pass<'a, S> {
     pub(super) plan: &'a Plan,
-    pub(super) storage: Storage,
+    /// Of tensors of each kind.
+    pub(super) storage: [Storage; 2],
     pub(super) rows: &'a [Row<S>],
     /// Bound of the gradients' elements.
     pub(super) bound: f32,
@@ -54,10 +55,13 @@ pub(super) struct Pass<'a, S> {
 /// The memory of one block, or of several that follow each other.
 pub(super) struct Part<'m, 'a> {
     pub(super) start: usize,
+    /// Where the state of each kind starts.
+    pub(super) kept: [usize; 2],
     /// The segment of the first of [`sums`](Self::sums).
     pub(super) segment: usize,
     pub(super) memory: Memory<'m, 'a>,
-    pub(super) state: [Cells<'m>; MAX_SLOTS],
+    /// Of each kind of tensors, of each slot.
+    pub(super) state: [[Cells<'m>; MAX_SLOTS]; 2],
     pub(super) master: Cells<'m>,
     pub(super) ema: Cells<'m>,
     pub(super) sums: &'m mut [Sums],
@@ -67,21 +71,21 @@ impl<'m, 'a> Part<'m, 'a> {
     /// What comes before `block`, and the rest.
     pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
         let at = block.start - self.start;
-        let mut behind: [Cells<'m>; MAX_SLOTS] = Default::default();
-        let mut slots = behind.iter_mut();
-        let state = self.state.map(|cells| {
-            let (cells, rest) = cells.split_at(at);
-            if let Some(slot) = slots.next() {
-                *slot = rest;
+        let mut behind: [[Cells<'m>; MAX_SLOTS]; 2] = Default::default();
+        let mut state = self.state;
+        for (kind, slots) in state.iter_mut().enumerate() {
+            let at = block.kept[kind] - self.kept[kind];
+            for (slot, behind) in slots.iter_mut().zip(&mut behind[kind]) {
+                (*slot, *behind) = core::mem::take(slot).split_at(at);
             }
-            cells
-        });
+        }
         let (memory, memory_behind) = self.memory.split(plan, block);
         let (master, master_behind) = self.master.split_at(at);
         let (ema, ema_behind) = self.ema.split_at(at);
         let (sums, sums_behind) = self.sums.split_at_mut(block.segments.start - self.segment);
         let behind = Self {
             start: block.start,
+            kept: block.kept,
             segment: block.segments.start,
             memory: memory_behind,
             state: behind,
@@ -317,8 +321,11 @@ fn average(ema: &mut [f32], p: &[f32], weight: f32) {
 
 /// Where a tile lies.
 struct Place {
-    /// In the state that a part has.
+    /// In the state that a part has of this kind.
     state: Range<usize>,
+    kind: usize,
+    /// In what a part has beside it: master and average.
+    beside: Range<usize>,
     /// In the caller's slices.
     own: Range<usize>,
     /// In the tensor.
@@ -335,6 +342,7 @@ impl Place {
     #[inline(always)]
     fn resize(&mut self, len: usize) {
         (self.state.end, self.own.end) = (self.state.start + len, self.own.start + len);
+        self.beside.end = self.beside.start + len;
     }
 }
 
@@ -345,14 +353,24 @@ fn of_segment<'s>(
     segment: &Segment,
     memory: &'s mut Memory<'_, '_>,
     part_start: usize,
+    part_kept: [usize; 2],
 ) -> (Pair<'s>, Place) {
     let (pair, begin) = memory.of(plan, segment.span);
     // Tiles have whole blocks.
     let most = TILE - segment.start % plan.scaled;
     let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(most));
-    let (own, state) = (segment.start.wrapping_sub(begin), segment.start - part_start);
-    let first = (segment.start - span.start) as u64;
-    (pair, Place { state: state..state + len, own: own..own + len, first, tensor: span.key })
+    let (own, beside) = (segment.start.wrapping_sub(begin), segment.start - part_start);
+    let (first, kind) = (segment.start - span.start, span.kind);
+    let state = span.kept + first - part_kept[kind];
+    let place = Place {
+        state: state..state + len,
+        kind,
+        beside: beside..beside + len,
+        own: own..own + len,
+        first: first as u64,
+        tensor: span.key,
+    };
+    (pair, place)
 }
 
 /// The next tile of a segment with `left` more elements.
@@ -360,6 +378,7 @@ fn of_segment<'s>(
 fn next(place: &mut Place, left: usize) {
     let len = place.len();
     place.state = place.state.end..place.state.end + left.min(TILE);
+    place.beside = place.beside.end..place.beside.end + left.min(TILE);
     place.own = place.own.end..place.own.end + left.min(TILE);
     place.first += len as u64;
 }
@@ -428,11 +447,11 @@ impl Values {
 fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'_>) {
     if let Cells::Write4(master) = master {
         // The stored parameter is the master until there is one.
-        for (p, &master) in p.iter_mut().zip(&master[place.state.clone()]) {
+        for (p, &master) in p.iter_mut().zip(&master[place.beside.clone()]) {
             *p = if master.to_bits() == 0 { *p } else { master };
         }
     } else {
-        let codes = stored.codes(place.own.clone()).iter().zip(master.codes(place.state.clone()));
+        let codes = stored.codes(place.own.clone()).iter().zip(master.codes(place.beside.clone()));
         p.iter_mut().zip(codes).for_each(|(p, (&code, &rest))| *p = joined_bf16(code, rest));
     }
 }
@@ -440,11 +459,11 @@ fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn store_master(p: &Tile, place: &Place, stored: &mut Cells<'_>, master: &mut Cells<'_>, params: Format) {
     if let Cells::Write4(master) = master {
-        master[place.state.clone()].copy_from_slice(&p[..place.len()]);
+        master[place.beside.clone()].copy_from_slice(&p[..place.len()]);
         store_other(stored, place.own.clone(), &p[..place.len()], params, None);
     } else {
         let codes = stored.codes_mut(place.own.clone()).iter_mut();
-        let rests = master.codes_mut(place.state.clone()).iter_mut();
+        let rests = master.codes_mut(place.beside.clone()).iter_mut();
         codes.zip(rests).zip(p).for_each(|((code, rest), &p)| [*code, *rest] = split_bf16(p));
     }
 }
@@ -463,7 +482,7 @@ pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_
     let mut g = [0.0; TILE];
     for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
         let mut squares = Squares::new();
-        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start);
+        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start, part.kept);
         let own = place.own.start..place.own.start + (segment.end - segment.start);
         match &pair.g {
             Cells::Read4(x) => squares.add(&x[own]),
@@ -489,12 +508,13 @@ pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, 
     let mut values = Values::new();
     let mut u = [0.0; TILE];
     for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
-        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
         let Row { scalars, factor } = pass.rows[segment.row];
         let mut squares = [Squares::new(), Squares::new()];
         let mut left = segment.end - segment.start;
         while left > 0 {
-            values.load(&pass.storage, &place, &pair, &part.state[..slots], &part.master);
+            let (storage, state) = (&pass.storage[place.kind], &part.state[place.kind][..slots]);
+            values.load(storage, &place, &pair, state, &part.master);
             for (i, u) in u.iter_mut().enumerate() {
                 let g = prepared(values.g[i], factor, pass.bound);
                 let state = R::State::<f32>::from_fn(|slot| values.state[slot][i]);
@@ -565,19 +585,19 @@ pub(super) fn update_plainly<R: Twin>(
     let mut squares = [Squares::new(), Squares::new()];
     let strip = if pass.norms || pass.zero || pass.average.is_some() { STRIP } else { usize::MAX };
     for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
-        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
         let Row { scalars, factor } = pass.rows[segment.row];
         if pass.norms {
             squares = [Squares::new(), Squares::new()];
         }
         let mut left = segment.end - segment.start;
         while left > 0 {
-            let state = &mut part.state[..slots];
+            let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..slots]);
             let whole = pass.in_place && left >= CHUNK;
             if whole {
                 place.resize(left.min(strip) / CHUNK * CHUNK);
             } else {
-                values.load(&pass.storage, &place, &pair, state, &part.master);
+                values.load(storage, &place, &pair, state, &part.master);
             }
             let len = place.len();
             {
@@ -595,11 +615,11 @@ pub(super) fn update_plainly<R: Twin>(
                 update_chunks::<R>(&scalars, factor, pass.bound, p, g, tiles);
             }
             if !whole {
-                values.store(&pass.storage, &place, &mut pair, state, &mut part.master, pass.key);
+                values.store(storage, &place, &mut pair, state, &mut part.master, pass.key);
             }
             let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
             if let (Some(weight), Cells::Write4(ema)) = (pass.average, &mut part.ema) {
-                average(&mut ema[place.state.clone()], p, weight);
+                average(&mut ema[place.beside.clone()], p, weight);
             }
             if pass.norms {
                 let before = &mut before[..len];
@@ -623,12 +643,12 @@ pub(super) fn update_plainly<R: Twin>(
 pub(super) fn rest<S>(pass: &Pass<'_, S>, block: &Block, part: &mut Part<'_, '_>) {
     let mut values = Values::new();
     for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
-        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start);
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
         let mut squares = Squares::new();
         let mut left = segment.end - segment.start;
         while left > 0 {
             if pass.norms {
-                values.load(&pass.storage, &place, &pair, &[], &part.master);
+                values.load(&pass.storage[place.kind], &place, &pair, &[], &part.master);
                 add_squares(&mut squares, &values.p[..place.len()]);
             }
             if pass.zero {

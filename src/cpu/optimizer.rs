@@ -8,6 +8,7 @@ use super::threads;
 use crate::checkpoint::{Counters, LossScaleState};
 use crate::error::Error;
 use crate::format::{Format, step_key};
+use crate::kernel::Storage;
 use crate::layout::Layout;
 use crate::options::{Clip, EMA, Options, Rounding};
 use crate::q8;
@@ -43,8 +44,8 @@ pub struct Optimizer<R: Twin> {
     layout: Layout<R>,
     options: Options,
     plan: Plan,
-    /// One a slot of the rule.
-    state: Vec<Numbers>,
+    /// One a slot of the rule, of each kind of tensors.
+    state: Vec<[Numbers; 2]>,
     master: Numbers,
     ema: Numbers,
     carries: Vec<f64>,
@@ -137,20 +138,18 @@ impl<R: Twin> Optimizer<R> {
         if usize::try_from(elements).is_err() {
             return Err(Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) });
         }
-        if layout.tensors().iter().any(|tensor| options.states_of(tensor.len) != options.states) {
-            let (field, value) = ("f32_states_below", options.f32_states_below as f64);
-            return Err(Error::Options {
-                field,
-                value,
-                bound: "at most the smallest tensor's elements on the CPU",
-            });
-        }
-        let plan = Plan::new(&layout, options.states)?;
+        let plan = Plan::new(&layout, &options)?;
         let numbers = |format: Option<Format>| {
             format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format))
         };
-        let kept = |slot| layout.keeps_slot(slot).then_some(options.states);
-        let state = (0..count).map(|slot| numbers(kept(slot))).collect::<Result<_, _>>()?;
+        let [large, small] = plan.kept;
+        let state = |slot| {
+            if !layout.keeps_slot(slot) {
+                return Ok([Numbers::None, Numbers::None]);
+            }
+            Ok([Numbers::zeros(large, options.states)?, Numbers::zeros(small, Format::F32)?])
+        };
+        let state = (0..count).map(state).collect::<Result<_, Error>>()?;
         let master = numbers(options.storage().master().map(|(_, format)| format))?;
         let ema = numbers(options.ema.map(|_| Format::F32))?;
         let groups = layout.groups().len();
@@ -213,7 +212,7 @@ impl<R: Twin> Optimizer<R> {
     /// Bytes of host memory held as optimizer state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.state.iter().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
+        self.state.iter().flatten().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
     }
 
     /// Slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of `tensor`; `None` if no group's configuration keeps it.
@@ -223,11 +222,10 @@ impl<R: Twin> Optimizer<R> {
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<State<'_>>, Error> {
         let place = self.place(slot)?;
         let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
-        let range = span.start..span.end();
-        let numbers = match place {
-            Place::Slot(nth) => &self.state[nth],
-            Place::Master => &self.master,
-            Place::Ema => &self.ema,
+        let (numbers, range) = match place {
+            Place::Slot(nth) => (&self.state[nth][span.kind], span.state()),
+            Place::Master => (&self.master, span.start..span.end()),
+            Place::Ema => (&self.ema, span.start..span.end()),
         };
         Ok(match numbers {
             Numbers::None => None,
@@ -244,11 +242,10 @@ impl<R: Twin> Optimizer<R> {
     pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
         let place = self.place(slot)?;
         let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
-        let range = span.start..span.end();
-        let numbers = match place {
-            Place::Slot(nth) => &mut self.state[nth],
-            Place::Master => &mut self.master,
-            Place::Ema => &mut self.ema,
+        let (numbers, range) = match place {
+            Place::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
+            Place::Master => (&mut self.master, span.start..span.end()),
+            Place::Ema => (&mut self.ema, span.start..span.end()),
         };
         Ok(match numbers {
             Numbers::None => None,
@@ -277,6 +274,12 @@ impl<R: Twin> Optimizer<R> {
             }
             (blocks, ranges)
         })
+    }
+
+    /// Whether the state of a tensor, by its place in the order of the flat space, stays f32 as it is small.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn is_small(&self, tensor: usize) -> bool {
+        self.plan.spans[tensor].kind == 1
     }
 
     fn place(&self, slot: &str) -> Result<Place, Error> {
@@ -496,22 +499,25 @@ impl<R: Twin> Optimizer<R> {
 
     /// All memory from a block on, and what divides it.
     fn parts<'m, 'a>(&'m mut self, tensors: &'m mut Checked<'a>, first: usize) -> (&'m Plan, Part<'m, 'a>) {
-        let Block { start, segments } = &self.plan.blocks[first];
-        let from = |numbers: &'m mut Numbers| {
+        let Block { start, kept, segments } = &self.plan.blocks[first];
+        let from = |numbers: &'m mut Numbers, start: usize| {
             let cells = numbers.cells();
             // What is not kept has no elements to leave out.
-            let at = (*start).min(cells.len());
+            let at = start.min(cells.len());
             cells.split_at(at).1
         };
-        let mut state: [Cells<'m>; MAX_SLOTS] = Default::default();
-        state.iter_mut().zip(&mut self.state).for_each(|(cells, numbers)| *cells = from(numbers));
+        let mut state: [[Cells<'m>; MAX_SLOTS]; 2] = Default::default();
+        for (slot, [large, small]) in self.state.iter_mut().enumerate() {
+            (state[0][slot], state[1][slot]) = (from(large, kept[0]), from(small, kept[1]));
+        }
         let part = Part {
             start: *start,
+            kept: *kept,
             segment: segments.start,
             memory: tensors.memory(),
             state,
-            master: from(&mut self.master),
-            ema: from(&mut self.ema),
+            master: from(&mut self.master, *start),
+            ema: from(&mut self.ema, *start),
             sums: &mut self.sums[segments.start..],
         };
         (&self.plan, part)
@@ -534,7 +540,7 @@ impl<R: Twin> Optimizer<R> {
         let (plan, part) = self.parts(tensors, blocks.start);
         let pass = Pass {
             plan,
-            storage,
+            storage: [storage, Storage { states: Format::F32, ..storage }],
             rows: &rows,
             bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
             zero: last && options.zero_gradients,
@@ -579,7 +585,7 @@ fn sweep(
         if blocks.len() <= grain {
             if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
                 let segments = first.segments.start..last.segments.end;
-                leaf(&Block { start: first.start, segments }, &mut part);
+                leaf(&Block { segments, ..first.clone() }, &mut part);
             }
             return;
         }

@@ -2,25 +2,37 @@
 
 use super::tensors::{Cells, Params};
 use super::{Optimizer, State, StateMut};
-use crate::checkpoint::Content;
+use crate::checkpoint::{Content, Plane};
 use crate::format::Format;
 use crate::options::{EMA, REMAINDER};
 use crate::rules::{Twin, slots};
 
 impl<R: Twin> Optimizer<R> {
-    /// The slots that are kept, and what their values are.
-    pub(crate) fn saved_slots(&self) -> Vec<(&'static str, Content)> {
-        let kept = slots::<R>().iter().enumerate().filter(|(i, _)| self.layout().keeps_slot(*i));
+    /// The slots that are kept, and what their values are of which tensors.
+    pub(crate) fn saved_slots(&self) -> Vec<Plane> {
+        let all: Vec<usize> = (0..self.layout().tensors().len()).collect();
+        let (small, large): (Vec<_>, Vec<_>) = all.iter().partition(|&&tensor| self.is_small(tensor));
+        let plane = |slot: &str, content, tensors: &[usize]| Plane {
+            slot: slot.into(),
+            content,
+            tensors: tensors.to_vec(),
+        };
         let contents = match self.options().states {
             Format::Q8 => &[Content::Codes, Content::Scales][..],
             format => &[Content::Numbers(format)],
         };
-        let state = kept.flat_map(|(_, slot)| contents.iter().map(|content| (*slot, *content)));
-        let master = self.options().storage().master().map(|(slot, format)| {
-            (slot, if slot == REMAINDER { Content::Remainders } else { Content::Numbers(format) })
-        });
-        let ema = self.options().ema.map(|_| (EMA, Content::Numbers(Format::F32)));
-        state.chain(master).chain(ema).collect()
+        let mut planes = Vec::new();
+        for (_, slot) in slots::<R>().iter().enumerate().filter(|(i, _)| self.layout().keeps_slot(*i)) {
+            planes.extend(contents.iter().map(|content| plane(slot, *content, &large)));
+            planes.push(plane(slot, Content::Numbers(Format::F32), &small));
+        }
+        planes.retain(|plane| !plane.tensors.is_empty());
+        planes.extend(self.options().storage().master().map(|(slot, format)| {
+            let content = if slot == REMAINDER { Content::Remainders } else { Content::Numbers(format) };
+            plane(slot, content, &all)
+        }));
+        planes.extend(self.options().ema.map(|_| plane(EMA, Content::Numbers(Format::F32), &all)));
+        planes
     }
 }
 

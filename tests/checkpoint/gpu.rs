@@ -199,6 +199,8 @@ fn engines_read_each_other() {
         bf16,
         Options { master: Master::Remainder, rounding: Rounding::Stochastic { seed: 3 }, ..bf16 },
         Options { params: Format::F16, master: Master::None, ..around },
+        Options { states: Format::Q8, f32_states_below: 100, ..around },
+        Options { f32_states_below: u64::MAX, ..bf16 },
     ] {
         let mut run = Run::new(&gpu, layout(0), options).steps(3);
         run.save(&first);

@@ -208,7 +208,9 @@ fn stored() -> impl Iterator<Item = Options> {
     ways().into_iter().enumerate().map(|(i, way)| {
         let around = if i % 2 == 0 { arounds().swap_remove(1) } else { arounds().swap_remove(2) };
         let Options { params, grads, states, master, rounding, .. } = way;
-        Options { params, grads, states, master, rounding, ..around }
+        // Every third keeps small tensors in f32.
+        let f32_states_below = [0, 0, 302][i % 3];
+        Options { params, grads, states, master, rounding, f32_states_below, ..around }
     })
 }
 
@@ -275,11 +277,6 @@ fn a_resumed_run_is_the_run_on_the_cpu() {
         assert_eq!(run(HALF..2 * HALF, true, true), reports.split_off(HALF), "{context}");
         assert!(std::fs::read(path).unwrap() == whole, "{context}");
     }
-    /// Whether the CPU stores so.
-    fn on_the_cpu(options: &Options) -> bool {
-        cpu::Optimizer::with_options(odd(wgpu_optim::Lion::default()), *options).is_ok()
-    }
-    assert!(stored().filter(on_the_cpu).count() > 10);
     let directory = Directory::new("resume-cpu");
     let path = directory.file("run.safetensors");
     macro_rules! all {
@@ -287,7 +284,7 @@ fn a_resumed_run_is_the_run_on_the_cpu() {
             for case in <$rule as Cases>::cases() {
                 check(case, Options::default(), &path);
             }
-            for options in arounds().into_iter().chain(stored().filter(on_the_cpu)) {
+            for options in arounds().into_iter().chain(stored()) {
                 check(<$rule as Cases>::cases().pop().unwrap(), options, &path);
             }
         )* };
@@ -360,8 +357,8 @@ fn a_resumed_run_is_the_run_offloaded() {
         let mut params = vec![7.0; len];
         let mut engine = checkpoint::Cpu::new(&mut alone).parameters(&mut params);
         checkpoint::load(&mut engine, &path, &Load::default(), &mut quiet).unwrap();
-        for t in HALF..2 * HALF {
-            let want = alone.step(cpu::Tensors::flat(&mut params, &grads[t]), lr(t)).unwrap();
+        for (t, grads) in grads.iter().enumerate().skip(HALF) {
+            let want = alone.step(cpu::Tensors::flat(&mut params, grads), lr(t)).unwrap();
             assert_eq!(run(&mut offloaded, t), want, "{options:?}, step {t}");
         }
         let want = directory.file(&format!("alone-{nth}.safetensors"));

@@ -152,6 +152,10 @@ fn variants() -> Vec<Options> {
         Options { master: Master::None, rounding: stochastic, divide: true, norms: true, ..bf16 },
         Options { states: Format::Q8, ..all(Clip::GlobalNorm(1.0)) },
         Options { states: Format::Q8, master: Master::None, rounding: stochastic, divide: true, ..bf16 },
+        // Sixteen thousand small elements: blocks that have none, some or nothing else.
+        Options { states: Format::Q8, f32_states_below: 128, ..all(Clip::GroupNorm(0.5)) },
+        Options { states: Format::Bf16, f32_states_below: 20_000, ..all(Clip::GlobalNorm(1.0)) },
+        Options { master: Master::None, rounding: stochastic, f32_states_below: 40, divide: true, ..bf16 },
     ]
 }
 
@@ -313,6 +317,10 @@ fn formats_are_those_of_the_gpu() {
         Options { master: Master::None, rounding: stochastic, ..bf16 },
         Options { states: Format::Q8, ..Options::default() },
         Options { states: Format::Q8, rounding: stochastic, ..bf16 },
+        Options { states: Format::Q8, rounding: stochastic, f32_states_below: 128, ..bf16 },
+        Options { states: Format::Q8, f32_states_below: 45, ..Options::default() },
+        Options { master: Master::None, rounding: stochastic, f32_states_below: 17_000, ..bf16 },
+        Options { f32_states_below: u64::MAX, ..bf16 },
         Options {
             params: Format::F16,
             grads: Format::F16,
@@ -346,6 +354,40 @@ fn formats_are_those_of_the_gpu() {
             assert_eq!(cpu_slot(&host, slot), harness::slot(&gpu, &device, slot), "{slot}, {options:?}");
         }
     }
+}
+
+/// State of small tensors has 4 bytes an element, that of the others what the options say, and none has both.
+#[test]
+fn small_tensors_stay_f32() {
+    let tensors = [("a", 100u64), ("b", 10), ("c", 33), ("d", 5)];
+    let group =
+        tensors.iter().fold(Group::new("g", AdamW::default()), |g, (name, len)| g.tensor(*name, [*len]));
+    let layout = Layout::new([group]).unwrap();
+    let new = |states, f32_states_below| {
+        let options = Options { states, f32_states_below, ..Options::default() };
+        cpu::Optimizer::with_options(layout.clone(), options).unwrap()
+    };
+    // Two slots.
+    assert_eq!(new(Format::Bf16, 20).state_bytes(), 2 * (2 * 133 + 4 * 15));
+    assert_eq!(new(Format::F32, 20).state_bytes(), 2 * 4 * 148);
+    assert_eq!(new(Format::Q8, u64::MAX).state_bytes(), 2 * 4 * 148);
+    // 100 elements in 4 blocks, and 33 from lane 2 on in 2.
+    assert_eq!(new(Format::Q8, 20).state_bytes(), 2 * ((4 + 2) * (32 + 4) + 4 * 15));
+    let mut optimizer = new(Format::Q8, 20);
+    optimizer.step(cpu::Tensors::flat(&mut [0.5; 148], &[0.25; 148]), 0.1).unwrap();
+    for (name, len) in tensors {
+        match optimizer.state("exp_avg", name).unwrap().unwrap() {
+            cpu::State::F32(x) => assert!(len < 20 && x.len() == len as usize && x[0] > 0.0, "{name}"),
+            cpu::State::Q8(x, scales) => {
+                assert!(len > 20 && x.len() == len as usize && scales.iter().all(|&s| s != 0), "{name}");
+            }
+            cpu::State::U16(_) => panic!("{name}"),
+        }
+    }
+    assert!(matches!(
+        optimizer.state_mut("exp_avg_sq", "d").unwrap(),
+        Some(cpu::StateMut::F32([_, _, _, _, _]))
+    ));
 }
 
 /// A skipped step leaves no bit of parameters, state or average, and counts for nothing.

@@ -68,8 +68,8 @@ pub(super) fn fresh_seed() -> u64 {
 fn check(arguments: Verify, common: Common) -> anyhow::Result<bool> {
     let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
-    // Blocks, and formats by size, are the GPU's.
-    let on_both = storage.states.block().is_none() && storage.f32_states_below == 0;
+    // Blocks are the GPU's.
+    let on_both = storage.states.block().is_none();
     if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && on_both {
         devices.push(Device::Cpu);
     }
