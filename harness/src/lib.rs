@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+pub use cpu_harness::{cpu_slot, cpu_snapshot};
+use cpu_harness::{decoded, joined};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Layout, Optimizer, Options, Rule, Twin, cpu, q8};
+use wgpu_optim::{Format, Optimizer, Rule, q8};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -346,69 +348,6 @@ pub fn snapshot<R: Rule>(
         }
     }
     Snapshot { params, state }
-}
-
-/// The numbers of a slot, of which small tensors may have other codes than the rest; of no codes none.
-fn decoded<R: Rule>(layout: &Layout<R>, options: &Options, codes: &[u32]) -> Vec<f32> {
-    let mut numbers = vec![0.0; codes.len()];
-    for tensor in layout.tensors().iter().filter(|_| !codes.is_empty()) {
-        let format = options.states_of(tensor.len);
-        let pairs = numbers[tensor.range()].iter_mut().zip(&codes[tensor.range()]);
-        pairs.for_each(|(x, &code)| *x = format.decode(code));
-    }
-    numbers
-}
-
-/// Parameters and state of an optimizer on the CPU, in the flat space as [`snapshot`] has them.
-#[must_use]
-pub fn cpu_snapshot<R: Twin>(optimizer: &cpu::Optimizer<R>, params: cpu::State<'_>) -> Snapshot {
-    let (layout, options) = (optimizer.layout(), optimizer.options());
-    let numbers = |stored: cpu::State<'_>, format: Format| match stored {
-        cpu::State::F32(x) => x.to_vec(),
-        cpu::State::U16(x) => x.iter().map(|&code| format.decode(code.into())).collect(),
-        cpu::State::Q8(..) => unreachable!("parameters are not stored in blocks"),
-    };
-    let state = slots::<R>()
-        .iter()
-        .map(|slot| decoded(layout, options, &cpu_slot(optimizer, slot).unwrap_or_default()));
-    let state = state.collect();
-    let mut params = numbers(params, options.params);
-    let (master, remainder) = (cpu_slot(optimizer, "master"), cpu_slot(optimizer, "remainder"));
-    for i in layout.tensors().iter().flat_map(|tensor| tensor.range()) {
-        if let Some(master) = &master {
-            params[i] = f32::from_bits(master[i]);
-        } else if let Some(remainder) = &remainder {
-            params[i] = joined(params[i].to_bits() >> 16, remainder[i]);
-        }
-    }
-    Snapshot { params, state }
-}
-
-/// The codes of a slot on the CPU as [`slot`] has them.
-#[must_use]
-pub fn cpu_slot<R: Twin>(optimizer: &cpu::Optimizer<R>, slot: &str) -> Option<Vec<u32>> {
-    let layout = optimizer.layout();
-    let mut flat = Vec::new();
-    for tensor in layout.tensors() {
-        let Some(part) = optimizer.state(slot, &tensor.name).ok()? else { continue };
-        flat.resize(layout.len() as usize, 0);
-        let to = flat[tensor.range()].iter_mut();
-        match part {
-            cpu::State::F32(x) => to.zip(x).for_each(|(to, x)| *to = x.to_bits()),
-            cpu::State::U16(x) => to.zip(x).for_each(|(to, &x)| *to = x.into()),
-            cpu::State::Q8(x, scales) => {
-                let first = tensor.offset as usize % 4;
-                let number = |i: usize| q8::decode(x[i], scales[(first + i) / q8::BLOCK]);
-                to.enumerate().for_each(|(i, to)| *to = number(i).to_bits());
-            }
-        }
-    }
-    Some(flat)
-}
-
-/// A bf16 and its remainder.
-fn joined(code: u32, remainder: u32) -> f32 {
-    f32::from_bits(code.wrapping_sub(remainder >> 15) << 16 | remainder)
 }
 
 /// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.

@@ -4,7 +4,7 @@
 //! of 32 that is theirs in the flat space. Small tensors, whose state stays f32, are numbered among the others, and their state has an array of its own.
 
 use crate::error::Error;
-use crate::format::tensor_key;
+use crate::format::{Format, tensor_key};
 use crate::layout::{Layout, Tensor};
 use crate::options::Options;
 use crate::plan::QUAD;
@@ -31,6 +31,8 @@ pub(super) struct Span {
     pub(super) kind: usize,
     /// Its first element there.
     pub(super) kept: usize,
+    /// Of its scalars.
+    pub(super) row: usize,
 }
 
 impl Span {
@@ -82,11 +84,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
+    /// Where tensors lie; [`divide`](Self::divide) adds the blocks. Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
     pub(super) fn new<R: Rule>(layout: &Layout<R>, options: &Options) -> Result<Self, Error> {
-        let (mut spans, mut rows) = (Vec::new(), Vec::new());
+        let mut spans = Vec::new();
         let mut groups = if R::RATIO.is_some() { Vec::new() } else { (0..layout.groups().len()).collect() };
         let scaled = options.states.block().unwrap_or(1) as usize;
+        // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of elements lacks.
+        let tensors = layout.tensors().len() as u64;
+        let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + BLOCK as u64);
+        if usize::try_from(bound).is_err() {
+            return Err(Error::Memory { bytes: layout.parameters().saturating_mul(Format::F32.bytes()) });
+        }
         let (mut start, mut kept) = (0usize, [0usize; 2]);
         for tensor in layout.by_offset() {
             let (len, flat) = (tensor.len as usize, tensor.offset as usize);
@@ -96,17 +104,24 @@ impl Plan {
                 start = start.next_multiple_of(scaled) + lane;
                 kept[0] = kept[0].next_multiple_of(scaled) + lane;
             }
-            spans.push(Span { start, len, flat, key: tensor_key(&tensor.name), kind, kept: kept[kind] });
+            if R::RATIO.is_some() {
+                groups.push(tensor.group);
+            }
+            let row = if R::RATIO.is_some() { groups.len() - 1 } else { tensor.group };
+            let key = tensor_key(&tensor.name);
+            spans.push(Span { start, len, flat, key, kind, kept: kept[kind], row });
             start += len;
             kept[kind] += len;
-            if R::RATIO.is_some() {
-                rows.push(groups.len());
-                groups.push(tensor.group);
-            } else {
-                rows.push(tensor.group);
-            }
         }
-        let (mut segments, mut blocks) = (Vec::new(), Vec::new());
+        kept[0] = kept[0].next_multiple_of(scaled);
+        let len = start.next_multiple_of(scaled);
+        Ok(Self { spans, segments: Vec::new(), blocks: Vec::new(), groups, len, kept, scaled })
+    }
+
+    /// Divides what there is. Behind the reservation of state, which a layout that is too large fails at.
+    pub(super) fn divide(&mut self) -> Result<(), Error> {
+        let Self { spans, segments, blocks, scaled, .. } = self;
+        let start = spans.last().map_or(0, Span::end);
         let count = start.div_ceil(BLOCK);
         let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Segment>()) as u64);
         blocks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
@@ -115,10 +130,10 @@ impl Plan {
         for from in (0..start).step_by(BLOCK) {
             let (to, first) = (start.min(from + BLOCK), segments.len());
             // Scales are not divided.
-            let kept = [reached[0].next_multiple_of(scaled), reached[1]];
+            let kept = [reached[0].next_multiple_of(*scaled), reached[1]];
             while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
                 let (start, end) = (tensor.start.max(from), tensor.end().min(to));
-                segments.push(Segment { span, row: rows[span], start, end });
+                segments.push(Segment { span, row: tensor.row, start, end });
                 reached[tensor.kind] = tensor.kept + (end - tensor.start);
                 if end < tensor.end() {
                     break;
@@ -127,8 +142,7 @@ impl Plan {
             }
             blocks.push(Block { start: from, kept, segments: first..segments.len() });
         }
-        kept[0] = kept[0].next_multiple_of(scaled);
-        Ok(Self { spans, segments, blocks, groups, len: start.next_multiple_of(scaled), kept, scaled })
+        Ok(())
     }
 
     /// The place of one of the layout's tensors in [`spans`](Self::spans).

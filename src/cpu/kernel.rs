@@ -479,6 +479,12 @@ fn prepared(g: f32, factor: f32, bound: f32) -> f32 {
 /// The first pass where gradients are looked at: their squares.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
+    look_plainly(plan, grads, block, part);
+}
+
+/// [`look`] with the instructions that this crate is compiled for.
+#[inline(always)]
+pub(super) fn look_plainly(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
     let mut g = [0.0; TILE];
     for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
         let mut squares = Squares::new();
@@ -504,6 +510,16 @@ pub(super) fn look(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_
 /// The first phase of a layer-wise rule: squares of parameters and direction.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 pub(super) fn measure<R: Twin>(pass: &Pass<'_, R::Scalars<f32>>, block: &Block, part: &mut Part<'_, '_>) {
+    measure_plainly::<R>(pass, block, part);
+}
+
+/// [`measure`] with the instructions that this crate is compiled for.
+#[inline(always)]
+pub(super) fn measure_plainly<R: Twin>(
+    pass: &Pass<'_, R::Scalars<f32>>,
+    block: &Block,
+    part: &mut Part<'_, '_>,
+) {
     let slots = slots::<R>().len();
     let mut values = Values::new();
     let mut u = [0.0; TILE];

@@ -134,11 +134,7 @@ impl<R: Twin> Optimizer<R> {
         if count > MAX_SLOTS {
             return Err(Error::TooManySlots { rule: R::NAME, slots: count, bound: MAX_SLOTS });
         }
-        let elements = layout.parameters();
-        if usize::try_from(elements).is_err() {
-            return Err(Error::Memory { bytes: elements.saturating_mul(Format::F32.bytes()) });
-        }
-        let plan = Plan::new(&layout, &options)?;
+        let mut plan = Plan::new(&layout, &options)?;
         let numbers = |format: Option<Format>| {
             format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format))
         };
@@ -152,6 +148,7 @@ impl<R: Twin> Optimizer<R> {
         let state = (0..count).map(state).collect::<Result<_, Error>>()?;
         let master = numbers(options.storage().master().map(|(_, format)| format))?;
         let ema = numbers(options.ema.map(|_| Format::F32))?;
+        plan.divide()?;
         let groups = layout.groups().len();
         Ok(Self {
             state,
@@ -293,7 +290,7 @@ impl<R: Twin> Optimizer<R> {
         }
     }
 
-    /// Turns the choice of instructions off for the update, not for the passes before it, for tests: results are the same.
+    /// Turns the choice of instructions off for the passes, not for what they call to convert formats, for tests: results are the same.
     #[doc(hidden)]
     #[must_use]
     pub fn without_dispatch(self) -> Self {
@@ -374,15 +371,15 @@ impl<R: Twin> Optimizer<R> {
     /// Squares of the gradients of `blocks`.
     pub(crate) fn look(&mut self, tensors: &mut Checked<'_>, blocks: Range<usize>) {
         let grads = self.options.grads;
+        let look = if self.vectorised { kernel::look } else { kernel::look_plainly };
         let (plan, part) = self.parts(tensors, blocks.start);
-        sweep(plan, blocks, part, false, &|block, part| kernel::look(plan, grads, block, part));
+        sweep(plan, blocks, part, false, &|block, part| look(plan, grads, block, part));
     }
 
     /// Squares that the ratios of a layer-wise rule are of.
     pub(crate) fn measure(&mut self, tensors: &mut Checked<'_>, blocks: Range<usize>, backwards: bool) {
-        self.sweep(tensors, blocks, backwards, false, &|pass, block, part| {
-            kernel::measure::<R>(pass, block, part);
-        });
+        let measure = if self.vectorised { kernel::measure::<R> } else { kernel::measure_plainly::<R> };
+        self.sweep(tensors, blocks, backwards, false, &|pass, block, part| measure(pass, block, part));
     }
 
     /// The update, or what is left of it in a step that is skipped.
