@@ -18,10 +18,17 @@ usage: cargo xtask COMMAND
   bench [ARGS]  setup, then cargo bench with ARGS
   crash [N]     kills processes that save checkpoints, N times each way: 100 by default
   fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
-  ci            formatting, lints, every set of features, documentation, then cargo xtask test";
+  emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
+  ci            formatting, lints, every set of features, documentation, other platforms, then cargo xtask test";
 
 /// Features of the library that can be had one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
+
+/// Platforms whose compilers are asked: the name of the target, and the sets of features that there are for it.
+const TARGETS: [(&str, &[&str]); 2] = [
+    ("wasm32-unknown-unknown", &["", "web"]),
+    ("aarch64-unknown-linux-gnu", &["", "native,rayon,checkpoint"]),
+];
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
@@ -34,6 +41,7 @@ fn main() -> ExitCode {
         ("bench", _) => bench(&mut steps, &rest),
         ("crash", [] | [_]) => crash(&mut steps, rest.first().map_or("100", String::as_str)),
         ("fuzz", [] | [_]) => fuzz(&mut steps, rest.first().map_or("600", String::as_str)),
+        ("emulate", []) => emulate(&mut steps),
         ("ci", []) => ci(&mut steps),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -115,17 +123,64 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
         check.args(library).args(["--features", feature, "--", "-D", "warnings"]);
         steps.run(&format!("feature {feature}"), &mut check)?;
     }
+    // The engine alone, on one thread: beside the other tests it has all features.
+    steps.run("engine without features", &mut cargo(["test", "-p", "cpu-harness"]))?;
+    let skipped = check_targets(steps)?;
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command that the README gives, as it is given there.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
     if can_fuzz() {
-        return fuzz(steps, "20");
+        fuzz(steps, "20")?;
+    } else {
+        eprintln!(
+            "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
+        );
     }
-    eprintln!(
-        "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
-    );
+    // At the end, where it is seen.
+    skipped.iter().for_each(|target| {
+        eprintln!("not checked for {target}: its standard library is not here and rustup cannot add it");
+    });
     Ok(())
+}
+
+/// Compiles the library for other platforms; returns those that this machine cannot compile for.
+fn check_targets(steps: &mut Steps) -> Result<Vec<&'static str>, Failure> {
+    let mut skipped = Vec::new();
+    for (target, sets) in TARGETS {
+        // Without a network, or without rustup, a contributor can do nothing about it.
+        if !succeeds(Command::new("rustup").args(["target", "add", target])) {
+            skipped.push(target);
+            continue;
+        }
+        for features in sets {
+            let mut check =
+                cargo(["clippy", "-p", "wgpu-optim", "--no-default-features", "--target", target]);
+            check.args(["--features", features, "--", "-D", "warnings"]);
+            let with = if features.is_empty() { "none" } else { features };
+            steps.run(&format!("{target}, features {with}"), &mut check)?;
+        }
+    }
+    Ok(skipped)
+}
+
+/// Processors that the CPU engine has other instructions for than a machine may have: AVX2 without AVX-512, and neither.
+const PROCESSORS: [&str; 2] = ["Haswell", "Nehalem"];
+
+fn emulate(steps: &mut Steps) -> Result<(), Failure> {
+    let test = |target: &str, runner: &str| {
+        let variable = target.to_uppercase().replace('-', "_");
+        let mut command = cargo(["test", "-p", "cpu-harness", "--features", "rayon", "--target", target]);
+        command.env(format!("CARGO_TARGET_{variable}_RUNNER"), runner);
+        command
+    };
+    for processor in PROCESSORS {
+        let mut command = test("x86_64-unknown-linux-gnu", &format!("qemu-x86_64 -cpu {processor}"));
+        steps.run(&format!("emulated {processor}"), &mut command)?;
+    }
+    let mut command = test("aarch64-unknown-linux-gnu", "qemu-aarch64 -L /usr/aarch64-linux-gnu");
+    command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+    steps.run("emulated 64-bit ARM", &mut command)
 }
 
 /// Makes sure that a component of the toolchain is there: minimal installations lack rustfmt and clippy.
