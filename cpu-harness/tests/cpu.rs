@@ -241,6 +241,44 @@ fn norms_at_the_edges() {
     }
 }
 
+/// What is reported of groups, of what is not finite and of norms, by hand.
+#[test]
+fn reports_say_what_was() {
+    let close = |got: f32, want: f32| approx::assert_relative_eq!(got, want, max_relative = 1e-5);
+    // Of a layer-wise rule, whose tensors are groups of their own to it and not to the clip. The first group's norm is 5.
+    let first = Group::new("first", Lamb::default()).tensor("a", [1]).tensor("b", [1]);
+    let layout = Layout::new([first, Group::new("second", Lamb::default()).tensor("c", [1])]).unwrap();
+    let options = Options { clip: Some(Clip::GroupNorm(1.0)), report: true, ..Options::default() };
+    let mut optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
+    let mut params = [1.0; 3];
+    let report = optimizer.step(cpu::Tensors::flat(&mut params, &[3.0, 4.0, 0.5]), 0.1).unwrap().unwrap();
+    close(report.clip_factor, 0.2);
+    // What is not finite and not to be skipped is no skipped step.
+    let report =
+        optimizer.step(cpu::Tensors::flat(&mut params, &[3.0, f32::NAN, 0.5]), 0.1).unwrap().unwrap();
+    assert_eq!((report.finite, report.skipped), (false, 0));
+    // Norms, and those of a step that is skipped.
+    let options = Options { norms: true, skip_nonfinite: true, ..Options::default() };
+    let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 2), options).unwrap();
+    let mut params = [3.0, 4.0];
+    for (grad, update_norm) in [(f32::NAN, 0.0), (0.6, 1.0)] {
+        let report = optimizer.step(cpu::Tensors::flat(&mut params, &[grad, 0.8]), 1.0).unwrap().unwrap();
+        close(report.param_norm.unwrap(), 5.0);
+        close(report.update_norm.unwrap(), update_norm);
+    }
+}
+
+/// The average is of what the caller reads, not of what was rounded to it.
+#[test]
+fn an_average_of_stored_parameters() {
+    let ema = Some(Ema { decay: 0.0, debias: false });
+    let options = Options { params: Format::Bf16, master: Master::None, ema, ..Options::default() };
+    let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 1), options).unwrap();
+    let mut params = [Format::Bf16.encode(1.0) as u16];
+    optimizer.step(cpu::Tensors::flat(&mut params, &[-1e-3f32]), 1.0).unwrap();
+    assert_eq!(optimizer.state("ema", "w").unwrap().unwrap().as_f32(), Some(&[1.0][..]));
+}
+
 /// What a bound does to what is no number: nothing.
 #[test]
 fn a_bounded_nan_stays_one() {
