@@ -184,6 +184,10 @@ impl Reports {
     fn new(norms: bool) -> Self {
         // Room for all, so that nothing is allocated later.
         let inbox = Inbox { norms, newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
+        #[cfg_attr(
+            target_arch = "wasm32",
+            expect(clippy::arc_with_non_send_sync, reason = "a browser's buffers stay on their thread")
+        )]
         let free = Arc::new(Mutex::new(Vec::with_capacity(KEPT_REPORTS)));
         Self { inbox: Arc::new(Mutex::new(inbox)), free }
     }

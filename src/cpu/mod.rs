@@ -10,6 +10,7 @@
 //!
 //! The update is compiled several times, for AVX-512, AVX2 and what every processor of the architecture has (SSE2, or NEON on 64-bit ARM), and the best that the processor knows is chosen
 //! as it runs. Multiplications and additions are never fused, so that the results are the same bit for bit here too, but for what a NaN carries.
+//! Tests compare a run on an emulated AVX2, SSE2 and 64-bit ARM processor with that of one with AVX-512. On other architectures there is what the target has.
 
 mod blocks;
 mod kernel;
