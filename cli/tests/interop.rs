@@ -6,7 +6,7 @@ use optim::trajectory::Trajectory;
 use std::path::{Path, PathBuf};
 use wgpu_optim::checkpoint::{self, Cpu, Gpu, Load, Parameters, Reader, Record, Save};
 use wgpu_optim::rules::slots;
-use wgpu_optim::{Group, Layout, Optimizer, Tensors, cpu};
+use wgpu_optim::{Group, Layout, Optimizer, Schedule, Tensors, cpu};
 
 /// The rules that PyTorch has too, and its files.
 const RULES: [&str; 9] =
@@ -133,7 +133,7 @@ fn a_run_begins_with_the_files_of_a_model() {
     }
 }
 
-/// Ten steps here, saved for PyTorch to go on from; and what went on there.
+/// Ten steps here, saved for PyTorch to go on from.
 struct Begin<'a>(&'a Path);
 
 impl RuleVisitor for Begin<'_> {
@@ -149,56 +149,65 @@ impl RuleVisitor for Begin<'_> {
         let path = self.0.join(format!("{}.safetensors", R::NAME));
         let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
         checkpoint::save(&mut engine, &path, &Save::default(), &mut quiet).unwrap();
-        went_on::<R>(&run, &path);
-        // Both files have the same tensors, and say the same of the run but who has written it and how the options are.
         let [ours, theirs] =
             [path, file(&format!("{}-{HALF}.safetensors", R::NAME))].map(|path| Reader::open(path).unwrap());
-        let form = |reader: &Reader| -> Vec<_> {
-            reader.tensors().iter().map(|t| (t.name().to_owned(), t.dtype(), t.shape().to_vec())).collect()
+        same_run::<R>(&ours, &theirs);
+    }
+}
+
+/// The same tensors, and the same said of the run but who has written it and how the options are.
+fn same_run<R: BuiltIn>(ours: &Reader, theirs: &Reader) {
+    let form = |reader: &Reader| -> Vec<_> {
+        reader.tensors().iter().map(|t| (t.name().to_owned(), t.dtype(), t.shape().to_vec())).collect()
+    };
+    assert_eq!(form(ours), form(theirs));
+    let [ours, theirs] = [ours, theirs].map(|reader| Record::read(reader).unwrap());
+    assert_eq!((&ours.rule, ours.steps, ours.taken), (&theirs.rule, theirs.steps, theirs.taken));
+    assert_eq!(ours.loss_scale, theirs.loss_scale);
+    assert_eq!(ours.groups.0.len(), theirs.groups.0.len());
+    for (ours, theirs) in ours.groups.0.iter().zip(&theirs.groups.0) {
+        assert_eq!(ours.name, theirs.name);
+        let rule = |json: &checkpoint::Json| serde_json::from_str::<R>(json.text()).unwrap();
+        assert_eq!(rule(&ours.hyperparameters), rule(&theirs.hyperparameters));
+        let factor = |json: &Option<checkpoint::Json>| -> Schedule {
+            serde_json::from_str(json.as_ref().unwrap().text()).unwrap()
         };
-        assert_eq!(form(&ours), form(&theirs));
-        let [ours, theirs] = [ours, theirs].map(|reader| Record::read(&reader).unwrap());
-        assert_eq!((ours.steps, ours.taken), (theirs.steps, theirs.taken));
-        for (ours, theirs) in ours.groups.0.iter().zip(&theirs.groups.0) {
-            assert_eq!(ours.name, theirs.name);
-            let rule = |json: &checkpoint::Json| serde_json::from_str::<R>(json.text()).unwrap();
-            assert_eq!(rule(&ours.hyperparameters), rule(&theirs.hyperparameters));
-            assert!(ours.tensors.iter().eq(theirs.tensors.iter()));
-            // PyTorch has NAdam's product in f32.
-            assert!((ours.carry - theirs.carry).abs() <= f64::from(f32::EPSILON) * ours.carry);
-        }
+        assert_eq!(factor(&ours.lr_factor), factor(&theirs.lr_factor));
+        assert!(ours.tensors.iter().eq(theirs.tensors.iter()));
+        // PyTorch has NAdam's product in f32.
+        assert!((ours.carry - theirs.carry).abs() <= f64::from(f32::EPSILON) * ours.carry);
     }
 }
 
 /// What PyTorch went on from is what is saved here, and where it came to is within the bar.
-fn went_on<R: BuiltIn>(run: &Trajectory, saved: &Path) {
-    let open = |what: &str| Reader::open(file(&format!("{}-{what}.safetensors", R::NAME))).unwrap();
-    let [mut saved, mut here] = [Reader::open(saved).unwrap(), open("here")];
-    let records = [&saved, &here].map(|reader| {
-        let mut record = serde_json::to_value(Record::read(reader).unwrap()).unwrap();
-        // The version of the program.
-        record.as_object_mut().unwrap().remove("writer");
-        record
-    });
-    assert_eq!(records[0], records[1]);
-    assert_eq!(saved.tensors().len(), here.tensors().len());
-    for tensor in here.tensors().to_vec() {
-        let name = tensor.name();
-        assert_eq!(saved.tensor(name).map(|t| (t.dtype(), t.shape())), Some((tensor.dtype(), tensor.shape())));
-        let [ours, kept] = [&mut saved, &mut here].map(|reader| all(reader, name));
-        let size = kept.iter().fold(0f64, |size, x| size.max(x.abs().into()));
-        for (ours, kept) in ours.iter().zip(&kept) {
-            let off = (f64::from(*ours) - f64::from(*kept)).abs();
-            assert!(off <= AGAIN * size, "{}: {name} {ours:e}, went on from {kept:e}", R::NAME);
+struct WentOn<'a>(&'a Path);
+
+impl RuleVisitor for WentOn<'_> {
+    type Output = ();
+
+    fn visit<R: BuiltIn>(self) {
+        let run = Trajectory::read(&file(&format!("{}.safetensors", R::NAME))).unwrap();
+        let saved = self.0.join(format!("{}.safetensors", R::NAME));
+        let open = |what: &str| Reader::open(file(&format!("{}-{what}.safetensors", R::NAME))).unwrap();
+        let [mut saved, mut here] = [Reader::open(&saved).unwrap(), open("here")];
+        same_run::<R>(&saved, &here);
+        for tensor in here.tensors().to_vec() {
+            let name = tensor.name();
+            let [ours, kept] = [&mut saved, &mut here].map(|reader| all(reader, name));
+            let size = kept.iter().fold(0f64, |size, x| size.max(x.abs().into()));
+            for (ours, kept) in ours.iter().zip(&kept) {
+                let off = (f64::from(*ours) - f64::from(*kept)).abs();
+                assert!(off <= AGAIN * size, "{}: {name} {ours:e}, went on from {kept:e}", R::NAME);
+            }
         }
+        let mut back = open("back");
+        let numbers = |target: &optim::trajectory::Target| {
+            let numbers = all(&mut back, &target.name());
+            numbers.into_iter().map(f64::from).collect()
+        };
+        let numbers: Vec<Vec<f64>> = run.targets.iter().map(numbers).collect();
+        hold::<R>(&run, &numbers);
     }
-    let mut back = open("back");
-    let numbers = |target: &optim::trajectory::Target| {
-        let numbers = all(&mut back, &target.name());
-        numbers.into_iter().map(f64::from).collect()
-    };
-    let numbers: Vec<Vec<f64>> = run.targets.iter().map(numbers).collect();
-    hold::<R>(run, &numbers);
 }
 
 /// What the script writes for Hugging Face are the parameters of the checkpoint, under their own names.
@@ -221,4 +230,7 @@ fn runs_begin_here() {
         by_name(rule, Begin(&directory)).unwrap();
     }
     eprintln!("python interop/golden.py --check {}", directory.display());
+    for rule in RULES {
+        by_name(rule, WentOn(&directory)).unwrap();
+    }
 }

@@ -308,11 +308,11 @@ fn host_options(rule: usize) -> Vec<Options> {
     arounds().into_iter().chain(stored).collect()
 }
 
-/// The same on the GPU, where each takes kernels that have to be compiled: one of those that are alike, for each rule another.
+/// The same on the GPU, where each takes kernels that have to be compiled: of those that are alike one, and of those every other, by turns.
 fn device_options(rule: usize) -> Vec<Options> {
     let stored = stored();
-    let ways =
-        stored.chunks(ALIKE).enumerate().map(|(i, of)| with_around(i + rule, of[(i + rule) % of.len()]));
+    let of_alike = stored.chunks(ALIKE).enumerate().skip(rule % 2).step_by(2);
+    let ways = of_alike.map(|(i, of)| with_around(i + rule, of[(i / 2 + rule) % of.len()]));
     // That of small tensors in f32 is what the CPU has not got.
     let small = |options: Options| Options { f32_states_below: options.f32_states_below * 4, ..options };
     arounds().into_iter().chain(ways).map(small).collect()
@@ -326,7 +326,8 @@ fn every_option_is_in_a_resumed_run() {
         other => panic!("{other}"),
     };
     let plain = fields(&Options::default());
-    for all in [host_options(0), device_options(0)] {
+    // Two rules in a row have all turns of the second.
+    for all in [host_options(0), device_options(0), device_options(1)] {
         for (name, value) in &plain {
             assert!(all.iter().any(|options| fields(options)[name] != *value), "{name} is always {value}");
             assert!(all.iter().any(|options| fields(options)[name] == *value), "{name} is never {value}");
@@ -478,7 +479,7 @@ fn a_run_goes_on_in_another_process_on_the_cpu() {
 /// Kernels that are compiled for a run that does not save in between: one of so many.
 const WITHOUT_SAVE: usize = 8;
 
-/// On the GPU every rule with every option and every way to store parameters and state, and gradients and rounding by turns.
+/// On the GPU every rule with every option and every format, whose combinations take turns.
 #[test]
 fn a_run_goes_on_in_another_process_on_the_gpu() {
     fn check<R: Cases + Serialize + DeserializeOwned>(
