@@ -377,18 +377,18 @@ fn memory_is_bounded() {
         let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
     };
-    // The most that `f` takes at a time.
-    let peak = |f: &mut dyn FnMut()| {
-        std::fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = status("VmRSS:");
-        f();
-        status("VmHWM:").saturating_sub(before)
-    };
     let directory = Directory::new("gpu-memory");
     let path = directory.file("run.safetensors");
     let group = Group::new("all", AdamW::default()).tensor("w", [16 << 20]).tensor("v", [8 << 20]);
     // A step, so that all state is in memory.
     let mut run = Run::new(&gpu, Layout::new([group]).unwrap(), Options::default()).steps(1);
+    let before = status("VmRSS:");
+    let peak = |f: &mut dyn FnMut()| {
+        // The most that the process has at a time begins anew.
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        f();
+        status("VmHWM:").saturating_sub(before)
+    };
     let saving = peak(&mut || run.save(&path));
     let loading = peak(&mut || drop(run.load(&path, &Load::default()).unwrap()));
     eprintln!("saving {} MiB, loading {} MiB", saving >> 20, loading >> 20);

@@ -372,28 +372,3 @@ fn damaged_files_are_errors_or_load() {
         }
     }
 }
-
-#[test]
-fn temporary_seed() {
-    use wgpu_optim::checkpoint::{self, Cpu};
-    use wgpu_optim::{Ema, Format, LossScale, Master, Options, Rounding, cpu};
-    let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
-    let decay = Group::new("decay", adamw).tensor("w", [4, 3]).tensor("v", [5]);
-    let layout =
-        Layout::new([decay, Group::new("plain", AdamW { weight_decay: 0.0, ..adamw }).tensor("b", [3])])
-            .unwrap();
-    let around = Options {
-        ema: Some(Ema { decay: 0.5, debias: true }),
-        loss_scale: Some(LossScale::default()),
-        rounding: Rounding::Stochastic { seed: 1 },
-        ..Options::default()
-    };
-    let split = Options { params: Format::Bf16, master: Master::Remainder, states: Format::Q8, ..around };
-    let mut optimizer = cpu::Optimizer::with_options(layout, split).unwrap();
-    let mut narrow = [0x3f80u16; 20];
-    for _ in 0..2 {
-        optimizer.step(cpu::Tensors::flat(&mut narrow, &[0.5f32; 20]), 0.01).unwrap();
-    }
-    let mut engine = Cpu::new(&mut optimizer).parameters(&mut narrow);
-    checkpoint::save(&mut engine, "/tmp/h/adamw-split", &Save::default(), &mut |_, _| ()).unwrap();
-}
