@@ -30,7 +30,7 @@
 //! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the file from before is there, or the new one; what is left lying is overwritten or removed by the next. One path is saved to by one process at a time.
 //! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of [`Load`]
 //!   says what to do. A file is not believed: whatever is in it, an error is the worst, and memory stays below its size and 64 MiB more.
-//! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8 MiB, a few at a time: the process, on software Vulkan with 192 MiB of state, takes 24 MiB for saving.
+//! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8 MiB, a few at a time: the process, on software Vulkan with 192 MiB of state, takes 24 MiB for saving and 32 MiB for loading.
 //!
 //! Unlike a step, saving and loading submit to the queue and wait for the device, and for the disk. They are not for the browser.
 //! State that is kept in host memory for a GPU, by `Offload`, cannot be saved yet.
