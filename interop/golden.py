@@ -1,18 +1,24 @@
 """Make the files of tests/interop, and check that runs go from PyTorch to wgpu-optim and back.
 
-    python interop/golden.py                      # makes tests/interop/*.safetensors
-    python interop/golden.py --check DIRECTORY    # goes on in PyTorch from the checkpoints that `cargo test -p optim --test interop` has left there
+    python interop/golden.py                             # makes tests/interop/*.safetensors, but for those of the way back
+    python interop/golden.py --check DIRECTORY           # goes on in PyTorch from the checkpoints that `cargo test -p optim --test interop` has left there
+    python interop/golden.py --check DIRECTORY --keep    # and makes the files of the way back
 
 For every rule that both have: `RULE.safetensors` is a run of 20 steps in PyTorch in the format `optim-trajectory/1` (tests/golden/README.md): gradients, the truth in f64, and what PyTorch gets in f32.
-`RULE-10.safetensors` is PyTorch's state after 10 of them, converted by torch_state.py. The test loads it, takes the other 10 steps and holds the result to the bar of the recorded runs. It also
-takes the first 10 steps here and saves; `--check` converts that to a state_dict and takes the other 10 in PyTorch.
+`RULE-10.safetensors` is PyTorch's state after 10 of them, converted by torch_state.py, with parameters from two files and their index in the form of Hugging Face. The test loads it, takes the other 10 steps and
+holds the result to the bar of the recorded runs. `adamw-0.safetensors` is of a run that has a model's files and no step yet.
+
+The test also takes the first 10 steps here and saves; `--check` has torch_state.py convert that to a state_dict and to a file of parameters, and takes the other 10 in PyTorch. Kept of it are `RULE-here.safetensors`, the checkpoint,
+`RULE-back.safetensors`, parameters and state after the 20 steps, and `adamw-model.safetensors`, the parameters after the 10: the test holds what it saves to the first, and the second to the bar.
 """
 
 import argparse
 import copy
 import json
 import math
+import shutil
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -85,11 +91,11 @@ def generate(rule: str) -> None:
     lr, _, _ = CASES[rule]
     half, half_params = run(rule, params, grads[:HALF], torch.float32)
     state = copy.deepcopy(half.state_dict())
-    tensors, record = torch_state.from_torch(
-        state, rule, params=detached(half_params), steps=HALF if rule == "sgd" else None
-    )
-    torch_state.write_checkpoint(FILES / f"{rule}-{HALF}.safetensors", tensors, record)
+    tensors, record = convert(FILES / f"{rule}-{HALF}.safetensors", rule, state, detached(half_params), HALF)
     round_trip(rule, state, tensors, record, lr)
+    refusals(rule, tensors, record, lr)
+    if rule == "adamw":
+        convert(FILES / f"{rule}-0.safetensors", rule, optimizer(rule, params, torch.float32)[0].state_dict(), params, 0)
 
     tensors = {"lr": torch.full((STEPS,), lr, dtype=torch.float64)}
     tensors |= {f"param/{n}": x for n, x in params.items()}
@@ -112,6 +118,37 @@ def generate(rule: str) -> None:
         ),
     }
     save_file(tensors, FILES / f"{rule}.safetensors", metadata)
+
+
+def convert(path: Path, rule: str, state: dict, params: dict, steps: int) -> tuple[dict, dict]:
+    """By torch_state.py as it is called from a shell."""
+    with tempfile.TemporaryDirectory() as directory:
+        optim, index = Path(directory) / "optimizer.pt", Path(directory) / "model.safetensors.index.json"
+        torch.save(state, optim)
+        shards = {f"model-{i:05}-of-00002.safetensors": names for i, names in enumerate((["w"], ["v", "b"]), 1)}
+        for shard, names in shards.items():
+            save_file({name: params[name] for name in names}, index.parent / shard, {"format": "pt"})
+        weights = {name: shard for shard, names in shards.items() for name in names}
+        total = sum(x.numel() * x.element_size() for x in params.values())
+        index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weights}))
+        count = ["--steps", str(steps)] if rule == "sgd" else []
+        torch_state.main(["from-torch", str(optim), str(path), "--rule", rule, "--params", str(index), *count])
+    return torch_state.read_checkpoint(path)
+
+
+def refusals(rule: str, tensors: dict, record: dict, lr: float) -> None:
+    """What PyTorch has no place for is not lost unasked."""
+    more = tensors | {"ema/w": tensors["param/w"], "master/w": tensors["param/w"]}
+    scaled = record | {"loss_scale": {"scale": 1.0, "good_steps": 0}}
+    for names in ([], ["ema", "master"], ["ema", "loss_scale", "master", "remainder"]):
+        try:
+            torch_state.to_torch(more, scaled, lr, names)
+        except torch_state.Refused as error:
+            for name in {"ema", "loss_scale", "master"}.symmetric_difference(names):
+                assert name in str(error), f"{rule}: {error}"
+        else:
+            raise AssertionError(f"{rule}: {names} are not all that is lost")
+    torch_state.to_torch(more, scaled, lr, ["ema", "loss_scale", "master"])
 
 
 def numbers(optim, rule: str) -> tuple[dict, None]:
@@ -143,14 +180,24 @@ def ulp(x: float) -> float:
     return 2.0 ** (max(math.floor(math.log2(x)), -126) - 23) if x else 2.0**-149
 
 
-def check(rule: str, directory: Path) -> bool:
+def check(rule: str, directory: Path, keep: bool) -> bool:
     """Ten steps here, ten there."""
     params, grads = data(rule)
     lr, _, _ = CASES[rule]
-    state, half_params = torch_state.to_torch(*torch_state.read_checkpoint(directory / f"{rule}.safetensors"), lr)
+    here = directory / f"{rule}.safetensors"
+    with tempfile.TemporaryDirectory() as temporary:
+        there, model = Path(temporary) / "optimizer.pt", Path(temporary) / "model.safetensors"
+        torch_state.main(["to-torch", str(here), str(there), "--lr", str(lr), "--params", str(model)])
+        state, (half_params, _) = torch.load(there, weights_only=True), torch_state.read(model)
+        if keep and rule == "adamw":
+            shutil.copy(model, FILES / f"{rule}-model.safetensors")
     optim, own = optimizer(rule, half_params, torch.float32)
     optim.load_state_dict(state)
     steps(optim, own, grads[HALF:])
+    if keep:
+        shutil.copy(here, FILES / f"{rule}-here.safetensors")
+        after = numbers(optim, rule)[0] | {f"param/{name}": x for name, x in detached(own).items()}
+        save_file(after, FILES / f"{rule}-back.safetensors")
     _, truth = run(rule, params, grads, torch.float64)
     _, peer = run(rule, params, grads, torch.float32)
     passed, squares = True, [0.0, 0.0, 0]
@@ -171,9 +218,10 @@ def check(rule: str, directory: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", type=Path, metavar="DIRECTORY")
-    directory = parser.parse_args().check
-    if directory:
-        sys.exit(not all([check(rule, directory) for rule in CASES]))
+    parser.add_argument("--keep", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.check:
+        sys.exit(not all([check(rule, arguments.check, arguments.keep) for rule in CASES]))
     FILES.mkdir(exist_ok=True)
     for rule in CASES:
         generate(rule)

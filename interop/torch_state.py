@@ -4,7 +4,8 @@
     python interop/torch_state.py to-torch run.safetensors optimizer.pt --params model.safetensors
 
 `optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`. `model.safetensors` has the parameters under their names, in the form of Hugging Face
-(`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone.
+(`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone. From the
+state of an optimizer that has not stepped yet it makes a checkpoint of step 0, with which a run begins here from a model's file.
 
 Parameters of a state_dict are numbers. Their names are the `param_names` that PyTorch keeps where an optimizer was made of `named_parameters()`; otherwise `--names` lists them in
 order. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
@@ -17,7 +18,9 @@ Where the two differ:
   `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
 * Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. Of rules or hyperparameters that only one
   side has, nothing is converted: that is an error.
-* A checkpoint from here says nothing of options (clipping, loss scale, …), and a load does not compare them.
+* A checkpoint from PyTorch says nothing of options (clipping, loss scale, …), and a load does not compare them. On the way back they are the program's to repeat.
+* What a checkpoint has beside the rule's state, torch.optim has no place for: `ema`, `master`, `remainder`, `loss_scale`. It is refused unless `--drop` names it; without `master` or `remainder` the parameters are
+  what is stored of them.
 """
 
 import argparse
@@ -203,12 +206,19 @@ def from_torch(state_dict: dict, rule: str, shapes: dict | None = None, names=No
     return tensors, record
 
 
-def to_torch(tensors: dict, record: dict, lr: float) -> tuple[dict, dict]:
-    """A state_dict, with `param_names`, and the parameters by name, if the checkpoint has them."""
+def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dict]:
+    """A state_dict, with `param_names`, and the parameters by name, if the checkpoint has them. What torch.optim has no place for is refused, but for what is in `drop`."""
     rule = record["rule"]
     if rule not in RULES:
         raise Refused(f"torch.optim has no {rule}")
     known = RULES[rule]
+    there = {name.split("/", 1)[0].removesuffix(".scale") for name in tensors}
+    if record["loss_scale"] is not None:
+        there.add("loss_scale")
+    if lost := sorted(there - {"param", *known.slots, *drop}):
+        raise Refused(f"torch.optim has no place for {', '.join(lost)}: give --drop {' '.join(lost)}")
+    if never := sorted(set(drop) - there):
+        raise Refused(f"there is no {', '.join(never)} to drop")
     state, groups, number = {}, [], 0
     for group in record["groups"]:
         hyper = group["hyperparameters"]
@@ -286,7 +296,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict]:
     return tensors, record
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from-torch")
@@ -301,7 +311,8 @@ def main() -> None:
     command.add_argument("out", type=Path)
     command.add_argument("--lr", type=float, default=1.0, help="what lr_factor multiplies")
     command.add_argument("--params", type=Path, help="where the parameters go")
-    arguments = parser.parse_args()
+    command.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="what may be lost: ema, master, remainder, loss_scale")
+    arguments = parser.parse_args(arguments)
     try:
         if arguments.command == "from-torch":
             state = torch.load(arguments.state, map_location="cpu", weights_only=True)
@@ -311,7 +322,7 @@ def main() -> None:
             tensors, record = from_torch(state, arguments.rule, names=names, steps=arguments.steps, params=params)
             write_checkpoint(arguments.out, tensors, record)
         else:
-            state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr)
+            state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)
             torch.save(state, arguments.out)
             if arguments.params:
                 save_file(params, arguments.params)

@@ -81,6 +81,11 @@ pub enum Master {
     None,
 }
 
+impl Master {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Remainder, Self::None];
+}
+
 /// How a number is rounded to one of fewer digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -407,6 +407,15 @@ fn inspect_tells_what_a_checkpoint_holds() {
         assert!(min < max && 0.0 < rms && rms <= max.abs().max(min.abs()), "{slot}");
         assert_eq!(of(slot)["nonfinite"], 0);
     }
+    let output = optim(&["inspect", &fixture("v1-gpu.safetensors")]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let columns: Vec<&str> =
+        text.lines().find(|line| line.contains("shape")).expect("tensors").split("  ").collect();
+    let columns: Vec<_> = columns.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+    assert_eq!(columns, ["tensor", "slot", "format", "shape", "bytes", "not finite", "min", "max", "rms"]);
+    for part in ["loss scale 32768, 1 good steps", "f32 q8", "u16", "\n874 bytes\n"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
     let output = optim(&["inspect", &fixture("v1.safetensors")]);
     let text = String::from_utf8_lossy(&output.stdout);
     for part in [

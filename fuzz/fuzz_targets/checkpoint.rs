@@ -1,4 +1,4 @@
-//! Loads what the fuzzer makes up: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory of the process, the fuzzer's own too, below 512 MiB
+//! Loads what the fuzzer makes up onto optimizers of several rules and formats, and steps where it can be loaded: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory of the process, the fuzzer's own too, below 512 MiB
 //! (`-rss_limit_mb`). That a load takes no more than the file's size and 64 MiB is checked in `tests/checkpoint/hostile.rs`.
 //!
 //! The input is the file itself. Where it does not begin with the length of its header it is also tried as a header, with the length put before it and as many zeros behind it as its tensors take,
@@ -7,11 +7,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use wgpu_optim::checkpoint::{self, Cpu, Differing, Extra, Formats, Load, Missing, Reader, Record};
-use wgpu_optim::{AdamW, Group, Layout, cpu};
+use wgpu_optim::{AdamW, Ema, Format, Group, Layout, LossScale, Master, NAdam, Options, Rounding, Twin, cpu};
 
 /// What an index finds under the name "a".
 const SHARD: &[u8] = include_bytes!("../../tests/interop/adamw-10.safetensors");
@@ -35,16 +37,17 @@ fn directory() -> PathBuf {
     })
 }
 
-fn load(name: &str, bytes: &[u8]) {
-    let path = directory().join(name);
-    fs::write(&path, bytes).expect("the temporary directory can be written");
-    // That of tests/interop/adamw-10.safetensors.
-    let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
-    let decay = Group::new("decay", adamw).tensor("w", [4, 3]).tensor("v", [5]);
-    let plain = Group::new("plain", AdamW { weight_decay: 0.0, ..adamw }).tensor("b", [3]);
-    let layout = Layout::new([decay, plain]).expect("a good layout");
-    let mut optimizer = cpu::Optimizer::<AdamW>::new(layout).expect("memory");
-    let mut params = [0.0; 20];
+/// The tensors of tests/interop.
+fn layout<R: Twin>(decay: R, plain: R) -> Layout<R> {
+    let decay = Group::new("decay", decay).tensor("w", [4, 3]).tensor("v", [5]);
+    Layout::new([decay, Group::new("plain", plain).tensor("b", [3])]).expect("a good layout")
+}
+
+/// Loads, and where that succeeds steps.
+fn onto<R: Twin + Serialize + DeserializeOwned>(layout: Layout<R>, options: Options, path: &Path) {
+    let mut optimizer = cpu::Optimizer::with_options(layout, options).expect("memory");
+    let (mut wide, mut narrow) = ([0.0f32; 20], [0u16; 20]);
+    let is_wide = options.params == Format::F32;
     let lenient = Load {
         missing: Missing::Zero,
         extra: Extra::Ignore,
@@ -53,9 +56,37 @@ fn load(name: &str, bytes: &[u8]) {
         options: Differing::Ignore,
     };
     for load in [Load::default(), lenient] {
-        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-        let _ = checkpoint::load(&mut engine, &path, &load, &mut |_, _| ());
+        let engine = Cpu::new(&mut optimizer);
+        let mut engine = if is_wide { engine.parameters(&mut wide) } else { engine.parameters(&mut narrow) };
+        if checkpoint::load(&mut engine, path, &load, &mut |_, _| ()).is_ok() {
+            let tensors = match is_wide {
+                true => cpu::Tensors::flat(&mut wide, &[0.5f32; 20]),
+                false => cpu::Tensors::flat(&mut narrow, &[0.5f32; 20]),
+            };
+            let _ = optimizer.step(tensors, 0.01);
+        }
     }
+}
+
+fn load(name: &str, bytes: &[u8]) {
+    let path = directory().join(name);
+    fs::write(&path, bytes).expect("the temporary directory can be written");
+    // Those of tests/interop/adamw-10.safetensors and nadam-10.safetensors.
+    let adamw = AdamW { beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
+    let adamw = || layout(adamw, AdamW { weight_decay: 0.0, ..adamw });
+    let nadam = NAdam { beta2: 0.95, momentum_decay: 0.01, ..NAdam::default() };
+    let nadam = || layout(nadam, NAdam { weight_decay: 0.1, ..nadam });
+    let around = Options {
+        ema: Some(Ema { decay: 0.5, debias: true }),
+        loss_scale: Some(LossScale::default()),
+        rounding: Rounding::Stochastic { seed: 1 },
+        ..Options::default()
+    };
+    let split = Options { params: Format::Bf16, master: Master::Remainder, states: Format::Q8, ..around };
+    onto(adamw(), Options::default(), &path);
+    onto(adamw(), split, &path);
+    onto(nadam(), Options::default(), &path);
+    onto(nadam(), Options { params: Format::F16, states: Format::Bf16, ..around }, &path);
     if let Ok(mut reader) = Reader::open(&path) {
         let _ = Record::read(&reader);
         for tensor in reader.tensors().to_vec() {

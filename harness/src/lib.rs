@@ -430,3 +430,21 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
     let (low, high) = (samples[(samples.len() - 1) / 2], samples[samples.len() / 2]);
     f64::midpoint(low, high)
 }
+
+/// A test's name as the test's program knows it, so that none can be misspelt.
+#[must_use]
+pub fn name<F: Fn()>(_: &F) -> &'static str {
+    let path = std::any::type_name::<F>();
+    path.split_once("::").map_or(path, |(_, name)| name)
+}
+
+/// The test's program in another process, which runs this test alone; the environment tells the test which of the two it is in.
+///
+/// # Panics
+/// If the program is not known.
+#[must_use]
+pub fn again<F: Fn()>(test: &F) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().expect("the program's path"));
+    command.args([name(test), "--exact", "--nocapture"]);
+    command
+}

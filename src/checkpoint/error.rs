@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a checkpoint was not saved or not loaded.
 ///
-/// Whatever it is, a file of the same name from before is whole, and so is the optimizer's state but after [`Torn`](Self::Torn).
+/// Whatever it is, the file of that name is whole, from before or (a directory that could not be flushed) the new one, and so is the optimizer's state but after [`Torn`](Self::Torn).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -99,6 +99,7 @@ pub(super) fn fit<R: Rule + Serialize + DeserializeOwned>(
     if !wrong.listed.is_empty() {
         return Err(Error::Mismatches(wrong.listed));
     }
+    // Of a group that the file lacks: SGD's velocity begins with its next step, and NAdam's product is what it tends to, as all corrections of state that begins late are those of the run's count.
     let carry = |group: &Group<R>| groups.get(group.name()).map_or(0.0, |saved| saved.carry);
     let carries = layout.groups().iter().map(carry).collect();
     Ok((sources, Counters { steps: record.steps, taken: record.taken, carries, loss_scale }))

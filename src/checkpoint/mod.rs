@@ -27,10 +27,10 @@
 //! * **Exact.** `n` steps, a save, a load elsewhere and `m` steps are bit for bit `n + m` steps, skipped steps and rounding at random included, on the same device. Tensors may be declared in
 //!   another order and lie at other places: state is bit for bit what it was, in [blocks](crate::q8) only at the same remainder by 4, of which the blocks are a function. So are the steps that follow, unless
 //!   norms are taken, whose squares are added in the order of the tiles.
-//! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the file from before is there; what is left lying is overwritten or removed by the next. One path is saved to by one process at a time.
+//! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the file from before is there, or the new one; what is left lying is overwritten or removed by the next. One path is saved to by one process at a time.
 //! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of [`Load`]
 //!   says what to do. A file is not believed: whatever is in it, an error is the worst, and memory stays below its size and 64 MiB more.
-//! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8 MiB, a few at a time.
+//! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8 MiB, a few at a time: the process, on software Vulkan with 192 MiB of state, takes 24 MiB for saving and 32 MiB for loading.
 //!
 //! Unlike a step, saving and loading submit to the queue and wait for the device, and for the disk. They are not for the browser.
 //! State that is kept in host memory for a GPU, by `Offload`, is saved and loaded between steps, by [`Cpu::offloaded`], which does neither.
@@ -38,8 +38,8 @@
 //! # Several files
 //!
 //! With [`Save::shard_bytes`] the path is that of an index, `NAME.safetensors.index.json`, in the form of Hugging Face, beside which the shards lie. They have new names in every save, so that the index from before
-//! has its shards until the new one takes its place. Then those that it has named are removed, and what is left of files that were not whole. A save that ends after its last shard is whole and before its index is leaves
-//! shards that no index names: they are not removed, as other files are not.
+//! has its shards until the new one takes its place. Then all others with names of this index are removed, whole or not: what a save that was killed has left goes with the next, whenever that was. Files of
+//! other names are not touched.
 
 mod convert;
 mod cpu;
@@ -304,7 +304,8 @@ pub trait Engine {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Parameters`], [`Error::Optimizer`]; [`Error::Malformed`] if it would be more than is read: 512 files, 16 MiB of headers or of
-/// the index, 1 024 keys of metadata, 32 dimensions, schedules within each other without end. A file that was at `path` is still there then.
+/// the index, 1 024 keys of metadata, 32 dimensions, schedules within each other without end. A file that was at `path` is still there then; but
+/// where the directory could not be flushed ([`Error::Io`], "write" with the directory's path) the new one is in its place, whole, and whether a crash of the machine brings back the old one is not known.
 pub fn save<E: Engine>(
     engine: &mut E,
     path: impl AsRef<Path>,

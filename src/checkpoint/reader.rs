@@ -309,13 +309,6 @@ impl Reader {
     }
 }
 
-/// The files that an index names; none if there is none that can be read.
-pub(super) fn shard_names(index: &Path) -> Vec<String> {
-    let mut text = Vec::new();
-    let read = File::open(index).and_then(|file| file.take(MAX_HEADER).read_to_end(&mut text));
-    read.ok().and_then(|_| parse::<Shards>("the index", &text).ok()).unwrap_or_default().names
-}
-
 fn parse<'a, T: Deserialize<'a>>(what: &'static str, text: &'a [u8]) -> Result<T, Malformed> {
     serde_json::from_slice(text).map_err(|error| Malformed::Json { what, reason: error.to_string() })
 }

@@ -1,9 +1,7 @@
 //! Writing safetensors files: a stream whose header is known beforehand, beside the file that it replaces when it is whole.
 
 use super::error::Error;
-use super::reader::{
-    HEADERS, INDEX_END, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER, MAX_KEYS, MAX_SHARDS, shard_names,
-};
+use super::reader::{HEADERS, INDEX_END, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER, MAX_KEYS, MAX_SHARDS};
 use crate::checkpoint::Malformed;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -32,12 +30,13 @@ pub(super) struct Planned {
     pub(super) bytes: u64,
 }
 
-/// A file under a name of its own, until it takes the place of another; gone if it does not.
+/// A file under a name of its own until it is whole; gone if it is not to be kept.
 struct Pending {
     file: BufWriter<File>,
-    temporary: PathBuf,
+    /// Where it lies.
+    at: PathBuf,
     target: PathBuf,
-    renamed: bool,
+    kept: bool,
 }
 
 impl Pending {
@@ -45,34 +44,34 @@ impl Pending {
         let mut name = std::ffi::OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
         name.push(PARTIAL_END);
-        let temporary = target.with_file_name(name);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), temporary, target, renamed: false })
+        let at = target.with_file_name(name);
+        let file = File::create(&at).map_err(Error::io("create", &at))?;
+        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), at, target, kept: false })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let mut parts = bytes.chunks(BUFFER);
-        parts.try_for_each(|part| self.file.write_all(part)).map_err(Error::io("write", &self.temporary))
+        parts.try_for_each(|part| self.file.write_all(part)).map_err(Error::io("write", &self.at))
     }
 
     /// Has the disk keep it.
     fn sync(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(Error::io("write", &self.temporary))?;
-        self.file.get_ref().sync_all().map_err(Error::io("write", &self.temporary))
+        self.file.flush().map_err(Error::io("write", &self.at))?;
+        self.file.get_ref().sync_all().map_err(Error::io("write", &self.at))
     }
 
     fn rename(&mut self) -> Result<(), Error> {
-        fs::rename(&self.temporary, &self.target).map_err(Error::io("replace", &self.target))?;
-        self.renamed = true;
+        fs::rename(&self.at, &self.target).map_err(Error::io("replace", &self.target))?;
+        self.at.clone_from(&self.target);
         Ok(())
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.renamed {
-            // What is left of it is overwritten by the next save.
-            let _ = fs::remove_file(&self.temporary);
+        if !self.kept {
+            // What cannot be removed is overwritten or removed by the next save.
+            let _ = fs::remove_file(&self.at);
         }
     }
 }
@@ -221,18 +220,32 @@ impl Writer {
             self.file()?;
         }
         self.close()?;
-        self.done.iter_mut().try_for_each(Pending::rename)?;
-        sync_directory(&self.directory)?;
-        if self.sharded {
-            let mut index = Pending::create(self.path.clone())?;
-            index.write(&self.index()?)?;
-            index.sync()?;
-            let replaced = shard_names(&self.path);
-            index.rename()?;
-            sync_directory(&self.directory)?;
-            self.remove_old_shards(&replaced);
+        if !self.sharded {
+            self.rename()?;
+            self.keep();
+            return sync_directory(&self.directory);
         }
+        // All that takes room is on the disk before a name changes.
+        let mut index = Pending::create(self.path.clone())?;
+        index.write(&self.index()?)?;
+        index.sync()?;
+        self.rename()?;
+        sync_directory(&self.directory)?;
+        index.rename()?;
+        index.kept = true;
+        self.keep();
+        sync_directory(&self.directory)?;
+        self.remove_old_shards();
         Ok(())
+    }
+
+    fn rename(&mut self) -> Result<(), Error> {
+        self.done.iter_mut().try_for_each(Pending::rename)
+    }
+
+    /// From here on an error is one of the directory, and what it has is whole.
+    fn keep(&mut self) {
+        self.done.iter_mut().for_each(|file| file.kept = true);
     }
 
     fn index(&self) -> Result<Vec<u8>, Error> {
@@ -252,11 +265,10 @@ impl Writer {
         serde_json::to_vec_pretty(&index).map_err(|error| Error::io("write", &self.path)(error.into()))
     }
 
-    /// Files of the save before, which the index has named, and what is left of those that did not end. Only what has a name of ours, and not what another index may name.
-    fn remove_old_shards(&self, replaced: &[String]) {
-        let Some(stem) =
-            self.path.file_name().and_then(|name| name.to_str()?.strip_suffix(".safetensors.index.json"))
-        else {
+    /// Files of saves before this one, whole or not, named by an index or by none: their names are those of this index alone.
+    fn remove_old_shards(&self) {
+        let end = [".safetensors", INDEX_END].concat();
+        let Some(stem) = self.path.file_name().and_then(|name| name.to_str()?.strip_suffix(&end)) else {
             return;
         };
         // They only take room: what cannot be removed now can be later.
@@ -264,8 +276,8 @@ impl Writer {
             let path = entry.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let partial = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL_END));
-            let ours = partial.or_else(|| replaced.iter().any(|old| old == name).then_some(name));
-            if ours.is_some_and(|ours| generation(stem, ours).is_some()) {
+            let new = self.shards.iter().any(|(_, shard)| shard.file_name() == path.file_name());
+            if !new && generation(stem, partial.unwrap_or(name)).is_some() {
                 let _ = fs::remove_file(path);
             }
         }
@@ -289,19 +301,20 @@ fn ranges(tensors: &[Planned], most: u64) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Every save has names of its own, so that the files of the one before are whole until the index names the new ones.
+/// Every save has names of its own, so that the files of the one before are whole until the index names the new ones. With the generation at the end no name is one that Hugging Face gives, and
+/// none is that of an index with another stem.
 fn shard_name(stem: &str, generation: u64, i: usize, of: usize) -> String {
-    format!("{stem}-{generation}-{i:05}-of-{of:05}.safetensors")
+    format!("{stem}-{i:05}-of-{of:05}-{generation}.safetensors")
 }
 
 /// The generation of a shard, if `name` is one's.
 fn generation(stem: &str, name: &str) -> Option<u64> {
     let rest = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?;
-    let mut parts = rest.split('-');
-    let numbers = [parts.next()?, parts.next()?];
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    let of = parts.next()? == "of" && parts.next().is_some_and(digits) && parts.next().is_none();
-    (of && numbers.iter().all(|part| digits(part))).then(|| numbers[0].parse().ok())?
+    match rest.split('-').collect::<Vec<_>>()[..] {
+        [i, "of", of, generation] if digits(i) && digits(of) && digits(generation) => generation.parse().ok(),
+        _ => None,
+    }
 }
 
 /// A generation that no file has.

@@ -4,60 +4,62 @@
 
 use crate::common::{Directory, Run, quiet};
 use std::io::Read;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use wgpu_optim::checkpoint::{self, Load, Save};
 use wgpu_optim::{AdamW, Group, Layout};
 
-/// Tells the test that it is the process to be killed, and where it saves.
+/// Tells a test that it is the process that saves, and where.
 const CHILD: &str = "WGPU_OPTIM_TEST_SAVE";
+/// Steps of that process, where they are counted.
+const STEPS: &str = "WGPU_OPTIM_TEST_STEPS";
 /// How often it is killed; `cargo xtask crash` asks for more.
 const KILLS: &str = "WGPU_OPTIM_TEST_KILLS";
+/// The target in one file and in several.
+const TARGETS: [&str; 2] = ["run.safetensors", "run.safetensors.index.json"];
+/// Of so many kills at random moments of a process that saves most of the time, one is in a save.
+const MANY: usize = 50;
 
 fn layout() -> Layout<AdamW> {
     let group = Group::new("all", AdamW::default());
     Layout::new([group.tensor("w", [300, 1_000]).tensor("b", [17])]).unwrap()
 }
 
-/// Saves after each of its steps, until it is killed, and says so.
-fn child(path: &Path) -> ! {
-    let mut run = Run::new(layout());
-    let sharded = path.to_str().unwrap().ends_with(".index.json");
-    let save = Save { shard_bytes: sharded.then_some(1 << 20), ..Save::default() };
-    loop {
-        run.steps(1).save(path, &save).unwrap();
-        println!("{}", run.optimizer.steps());
-    }
+/// Where the process that saves does, if this is it.
+fn child() -> Option<(PathBuf, Save)> {
+    let path = PathBuf::from(std::env::var_os(CHILD)?);
+    let shard_bytes = path.to_str().unwrap().ends_with(".index.json").then_some(1 << 20);
+    Some((path, Save { shard_bytes, ..Save::default() }))
 }
 
 /// What is saved after so many steps, bit for bit: a run is a function of its steps.
 fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
-    let mut run = Run::new(layout());
     while (all.len() as u64) <= steps {
-        if all.is_empty() {
-            all.push(run.bits());
-        } else {
-            run = Run::new(layout());
-            run.steps(all.len());
-            all.push(run.bits());
-        }
+        let mut run = Run::new(layout());
+        run.steps(all.len());
+        all.push(run.bits());
     }
     &all[steps as usize]
 }
 
 /// Kills a saving process at random moments: what it has said to be saved is there, whole, or what came after it.
-fn kill(name: &str, file: &str, kills: usize) {
-    if let Some(path) = std::env::var_os(CHILD) {
-        child(Path::new(&path));
+fn kill<F: Fn()>(test: F, target: &str) {
+    if let Some((path, save)) = child() {
+        // After each of its steps, until it is killed, and says so.
+        let mut run = Run::new(layout());
+        loop {
+            run.steps(1).save(&path, &save).unwrap();
+            println!("{}", run.optimizer.steps());
+        }
     }
-    let directory = Directory::new(name);
-    let path = directory.file(file);
-    let mut random = crate::common::Random(name.len() as u64);
+    let kills = std::env::var(KILLS).map_or(5, |kills| kills.parse().unwrap());
+    let directory = Directory::new(target);
+    let path = directory.file(target);
+    let mut random = crate::common::Random(target.len() as u64);
     let mut all = Vec::new();
     let mut between = 0;
     for _ in 0..kills {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([&format!("crash::{name}"), "--exact", "--nocapture"])
+        let mut child = harness::again(&test)
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -84,56 +86,116 @@ fn kill(name: &str, file: &str, kills: usize) {
         let loaded = checkpoint::load(&mut run.engine(), &path, &Load::default(), &mut quiet).unwrap();
         assert!(loaded.steps == least || loaded.steps == least + 1, "{} of {least}", loaded.steps);
         assert!(&run.bits() == after(loaded.steps, &mut all), "after {} steps", loaded.steps);
-        let left = directory.names().iter().filter(|name| name.ends_with(".partial")).count();
-        between += usize::from(left > 0);
+        between += usize::from(partial(&directory) > 0);
     }
     eprintln!("{kills} kills, {between} of them while a file was being written");
+    assert!(between > 0 || kills < MANY, "no kill was in a save");
 }
 
-fn kills() -> usize {
-    std::env::var(KILLS).map_or(5, |kills| kills.parse().unwrap())
+/// Files that are not whole.
+fn partial(directory: &Directory) -> usize {
+    directory.names().iter().filter(|name| name.ends_with(".partial")).count()
 }
 
 #[test]
 fn killed_while_saving() {
-    kill("killed_while_saving", "run.safetensors", kills());
+    kill(killed_while_saving, TARGETS[0]);
 }
 
 #[test]
 fn killed_while_saving_shards() {
-    kill("killed_while_saving_shards", "run.safetensors.index.json", kills());
+    kill(killed_while_saving_shards, TARGETS[1]);
 }
 
-/// A limit of a file's size stands for a full disk: the error is an error, nothing is left lying, and the old file is whole.
+/// At every report of progress, from before the first byte to behind the last: what was saved before is there. The next save leaves nothing of it.
+#[test]
+fn killed_at_every_report_of_progress() {
+    if let Some((path, save)) = child() {
+        let reports: usize = std::env::var(STEPS).unwrap().parse().unwrap();
+        let mut run = Run::new(layout());
+        run.steps(2);
+        let mut seen = 0;
+        let mut progress = |_, _| {
+            if seen == reports {
+                let me = std::process::id().to_string();
+                Command::new("kill").args(["-KILL", &me]).status().unwrap();
+                unreachable!("it has been killed");
+            }
+            seen += 1;
+        };
+        checkpoint::save(&mut run.engine(), &path, &save, &mut progress).unwrap();
+        return;
+    }
+    for target in TARGETS {
+        let directory = Directory::new(&format!("progress-{target}"));
+        let path = directory.file(target);
+        let mut run = Run::new(layout());
+        let save = Save { shard_bytes: target.ends_with(".json").then_some(1 << 20), ..Save::default() };
+        run.steps(1).save(&path, &save).unwrap();
+        let names = directory.names();
+        let mut killed = 0;
+        loop {
+            let status = harness::again(&killed_at_every_report_of_progress)
+                .env(CHILD, &path)
+                .env(STEPS, killed.to_string())
+                .stdout(Stdio::null())
+                .status()
+                .unwrap();
+            if status.success() {
+                break;
+            }
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+            // Before the first byte there is none.
+            assert_eq!(partial(&directory) > 0, killed > 0, "{target}, {killed}");
+            let mut loaded = Run::new(layout());
+            loaded.load(&path, &Load::default()).unwrap();
+            assert!(loaded.bits() == run.bits(), "{target}, {killed}");
+            killed += 1;
+        }
+        // Of six tensors one each, and of both ends.
+        assert!(killed > 6, "{killed}");
+        let mut loaded = Run::new(layout());
+        assert_eq!(loaded.load(&path, &Load::default()).unwrap().steps, 2);
+        assert!(loaded.bits() == run.steps(1).bits(), "{target}");
+        assert_eq!(directory.names().len(), names.len(), "{:?}", directory.names());
+    }
+}
+
+/// A limit of a file's size stands for a full disk: the error is an error, nothing is left lying, and the old files are whole.
 #[test]
 fn a_full_disk() {
-    const STEPS: &str = "a_full_disk";
-    if let Some(path) = std::env::var_os(CHILD) {
+    if let Some((path, save)) = child() {
         // Under the limit: SIGXFSZ is ignored by the shell that has set it.
-        let mut run = Run::new(layout());
-        let error = run.steps(2).save(Path::new(&path), &Save::default()).unwrap_err();
+        let error = Run::new(layout()).steps(2).save(&path, &save).unwrap_err();
         assert!(matches!(error, checkpoint::Error::Io { what: "write", .. }), "{error}");
         return;
     }
-    let directory = Directory::new(STEPS);
-    let path = directory.file("run.safetensors");
-    let mut run = Run::new(layout());
-    run.steps(1).save(&path, &Save::default()).unwrap();
-    let size = std::fs::metadata(&path).unwrap().len();
-    // In the header, in the data, at the end: in blocks of 512 bytes.
-    for blocks in [0, 1, size / 1024, size / 512] {
-        let status = Command::new("sh")
-            .args(["-c", &format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"")])
-            .arg(std::env::current_exe().unwrap())
-            .args([&format!("crash::{STEPS}"), "--exact"])
-            .env(CHILD, &path)
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success(), "{blocks} blocks");
-        assert_eq!(directory.names(), ["run.safetensors"]);
-        let mut loaded = Run::new(layout());
-        loaded.load(&path, &Load::default()).unwrap();
-        assert_eq!(loaded.bits(), run.bits());
+    for target in TARGETS {
+        let directory = Directory::new(&format!("full-{target}"));
+        let path = directory.file(target);
+        let mut run = Run::new(layout());
+        let sharded = target.ends_with(".json");
+        let save = Save { shard_bytes: sharded.then_some(1 << 20), ..Save::default() };
+        run.steps(1).save(&path, &save).unwrap();
+        let names = directory.names();
+        let size = |name: &String| std::fs::metadata(directory.file(name)).unwrap().len();
+        let size = names.iter().map(size).max().unwrap();
+        // In the header, in the data, at the end of the largest file: in blocks of 512 bytes.
+        for blocks in [0, 1, size / 1024, size / 512] {
+            let again = harness::again(&a_full_disk);
+            let status = Command::new("sh")
+                .args(["-c", &format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"")])
+                .arg(again.get_program())
+                .args(again.get_args())
+                .env(CHILD, &path)
+                .stdout(Stdio::null())
+                .status()
+                .unwrap();
+            assert!(status.success(), "{target}: {blocks} blocks");
+            assert_eq!(directory.names(), names);
+            let mut loaded = Run::new(layout());
+            loaded.load(&path, &Load::default()).unwrap();
+            assert_eq!(loaded.bits(), run.bits());
+        }
     }
 }

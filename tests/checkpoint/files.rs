@@ -65,7 +65,7 @@ fn shards_have_an_index_and_replace_each_other() {
     let save = Save { shard_bytes: Some(96), ..Save::default() };
     run.steps(2).save(&path, &save).unwrap();
     let shards = |generation: u64, of: usize| {
-        (1..=of).map(|i| format!("run-{generation}-{i:05}-of-{of:05}.safetensors")).collect::<Vec<_>>()
+        (1..=of).map(|i| format!("run-{i:05}-of-{of:05}-{generation}.safetensors")).collect::<Vec<_>>()
     };
     let index = ["run.safetensors.index.json".to_owned()];
     assert_eq!(directory.names(), [&shards(1, 3)[..], &index].concat());
@@ -75,14 +75,28 @@ fn shards_have_an_index_and_replace_each_other() {
     let mut other = Run::new(layout());
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 2);
     assert_eq!(other.bits(), run.bits());
-    // What a save that did not end has left is gone with the next; what the index has not named stays.
-    fs::write(directory.file(".run-1-00009-of-00009.safetensors.partial"), "").unwrap();
-    for name in ["run-1-00009-of-00009.safetensors", ".else.safetensors.partial"] {
-        fs::write(directory.file(name), "").unwrap();
+    // What saves that were killed have left is gone with the next: files that are not whole, whole ones before their index was, and old ones behind it. Those of others stay.
+    let index_before = fs::read(&path).unwrap();
+    run.steps(1).save(&path, &save).unwrap();
+    let orphans = shards(2, 3);
+    let kept: Vec<_> = orphans.iter().map(|name| fs::read(directory.file(name)).unwrap()).collect();
+    fs::write(&path, index_before).unwrap();
+    for name in shards(1, 3).iter().chain([&".run-00009-of-00009-7.safetensors.partial".to_owned()]) {
+        fs::write(directory.file(name), &kept[0]).unwrap();
     }
-    run.steps(1).save(&path, &Save { shard_bytes: Some(1), ..Save::default() }).unwrap();
-    let others = [".else.safetensors.partial", "run-1-00009-of-00009.safetensors"].map(str::to_owned);
-    assert_eq!(directory.names(), [&others[..], &shards(2, 9), &index].concat());
+    let others = [
+        ".else.safetensors.partial",
+        "run-1-00001-of-00001-2.safetensors",
+        "run-1-00009-of-00009.safetensors",
+        "run-00001-of-00002.safetensors",
+        "run.safetensors",
+        "rune-00001-of-00002-1.safetensors",
+    ];
+    others.iter().for_each(|name| fs::write(directory.file(name), "").unwrap());
+    run.save(&path, &Save { shard_bytes: Some(1), ..Save::default() }).unwrap();
+    let mut names = [&others.map(str::to_owned)[..], &shards(3, 9), &index].concat();
+    names.sort();
+    assert_eq!(directory.names(), names);
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 3);
     assert_eq!(other.bits(), run.bits());
 }

@@ -132,7 +132,7 @@ fn hyperparameters_of_the_optimizer_hold_on_request() {
     assert_eq!(run.optimizer.layout().groups()[0].rule().beta2, 0.5);
 }
 
-/// Formats that the CPU has not got are tried on the GPU, in `gpu_formats`.
+/// What makes one of a model's file is `interop/torch_state.py`.
 #[test]
 fn parameters_without_state_are_no_checkpoint() {
     let directory = Directory::new("bare");

@@ -123,6 +123,48 @@ fn states_are_converted() {
     }
 }
 
+/// Of a parameter that both engines have updated from the same numbers: a few units of the last place of what is below 2, for divisions and roots that a device rounds as it likes.
+const ENGINES_APART: f32 = 4.0 * f32::EPSILON;
+
+/// From f32 to every other format of state, and on from there: as from a checkpoint of its own bit for bit, and on both engines alike.
+#[test]
+fn a_converted_run_goes_on() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("converted");
+    let [path, own] = ["f32.safetensors", "own.safetensors"].map(|name| directory.file(name));
+    let skips = Options { skip_nonfinite: true, ..Options::default() };
+    let mut saved = Run::new(&gpu, layout(0), skips).steps(3);
+    saved.save(&path);
+    for states in Format::STATES {
+        let options = Options { states, ..skips };
+        let mut converted = Run::new(&gpu, layout(0), options);
+        converted.load(&path, &CONVERT).unwrap();
+        converted.save(&own);
+        let mut again = Run::new(&gpu, layout(0), options);
+        again.load(&own, &Load::default()).unwrap();
+        let mut optimizer = cpu::Optimizer::<AdamW>::with_options(layout(0), options).unwrap();
+        let mut params = vec![0.25; optimizer.layout().len() as usize];
+        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+        checkpoint::load(&mut engine, &path, &CONVERT, &mut quiet).unwrap();
+        let slots =
+            |run: &Run<'_>| ["exp_avg", "exp_avg_sq"].map(|slot| harness::slot(&gpu, &run.optimizer, slot));
+        let host = ["exp_avg", "exp_avg_sq"].map(|slot| harness::cpu_slot(&optimizer, slot));
+        assert!(slots(&converted) == host, "{states:?}");
+        let [mut converted, again] = [converted.steps(1), again.steps(1)];
+        let grads = Random(0).values(params.len());
+        optimizer.step(cpu::Tensors::flat(&mut params, &grads), 0.01).unwrap();
+        let theirs = harness::snapshot(&gpu, &converted.optimizer, &converted.params, 0).params;
+        for (i, (ours, theirs)) in params.iter().zip(&theirs).enumerate() {
+            assert!((ours - theirs).abs() <= ENGINES_APART, "{states:?}: {ours:e} and {theirs:e} at {i}");
+        }
+        let counters = converted.engine().counters().unwrap();
+        assert_eq!(counters, Cpu::new(&mut optimizer).counters().unwrap(), "{states:?}");
+        assert_eq!(counters.taken, 4);
+        let [converted, again] = [converted.steps(4), again.steps(4)];
+        assert_eq!(converted.numbers(), again.numbers(), "{states:?}");
+    }
+}
+
 /// Parameters with what is kept of them, from every way to keep to every other.
 #[test]
 fn parameters_are_converted() {
@@ -181,7 +223,7 @@ fn assert_same_tensors(first: &Path, second: &Path, context: &str) {
     assert!(first == second, "{context}: other tensors");
 }
 
-/// What the GPU saves, the CPU goes on from, and the other way round: the same files, in all formats that both have.
+/// What the GPU saves, the CPU goes on from, and the other way round: the same files, in all formats.
 #[test]
 fn engines_read_each_other() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -192,16 +234,22 @@ fn engines_read_each_other() {
         loss_scale: Some(wgpu_optim::LossScale::default()),
         ..Options::default()
     };
+    let mut all = vec![Options::default()];
+    for (params, states) in Format::TENSORS.into_iter().flat_map(|p| Format::STATES.map(|s| (p, s))) {
+        for master in Master::ALL {
+            let rounding = Rounding::Stochastic { seed: 3 };
+            let options = Options { params, grads: params, states, master, rounding, ..around };
+            // Of parameters of 4 bytes there is nothing more to keep.
+            let other = params != Format::F32 || master == Master::default();
+            if other && options.validate().is_ok() {
+                all.push(options);
+            }
+        }
+    }
     let bf16 = Options { params: Format::Bf16, grads: Format::Bf16, states: Format::Bf16, ..around };
-    for options in [
-        Options::default(),
-        around,
-        bf16,
-        Options { master: Master::Remainder, rounding: Rounding::Stochastic { seed: 3 }, ..bf16 },
-        Options { params: Format::F16, master: Master::None, ..around },
-        Options { states: Format::Q8, f32_states_below: 100, ..around },
-        Options { f32_states_below: u64::MAX, ..bf16 },
-    ] {
+    all.push(Options { states: Format::Q8, f32_states_below: 100, ..around });
+    all.push(Options { f32_states_below: u64::MAX, ..bf16 });
+    for options in all {
         let mut run = Run::new(&gpu, layout(0), options).steps(3);
         run.save(&first);
         let mut optimizer = cpu::Optimizer::<AdamW>::with_options(layout(0), options).unwrap();
@@ -312,6 +360,44 @@ fn many_chunks_and_batches() {
     }
 }
 
+/// What the process may take beside what it has, whichever way: with 192 MiB of state.
+#[cfg(target_os = "linux")]
+const BOUND: u64 = 64 << 20;
+
+/// All memory of the process is counted, that of the driver too, which has the state in it; so it is a process of its own.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_bounded() {
+    const CHILD: &str = "WGPU_OPTIM_TEST_MEMORY";
+    let Some(gpu) = harness::test_gpu() else { return };
+    if std::env::var_os(CHILD).is_none() {
+        let status = harness::again(&memory_is_bounded).env(CHILD, "").status().unwrap();
+        assert!(status.success());
+        return;
+    }
+    let status = |field: &str| -> u64 {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
+    };
+    let directory = Directory::new("gpu-memory");
+    let path = directory.file("run.safetensors");
+    let group = Group::new("all", AdamW::default()).tensor("w", [16 << 20]).tensor("v", [8 << 20]);
+    // A step, so that all state is in memory.
+    let mut run = Run::new(&gpu, Layout::new([group]).unwrap(), Options::default()).steps(1);
+    let before = status("VmRSS:");
+    let peak = |f: &mut dyn FnMut()| {
+        // The most that the process has at a time begins anew.
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        f();
+        status("VmHWM:").saturating_sub(before)
+    };
+    let saving = peak(&mut || run.save(&path));
+    let loading = peak(&mut || drop(run.load(&path, &Load::default()).unwrap()));
+    eprintln!("saving {} MiB, loading {} MiB", saving >> 20, loading >> 20);
+    assert!(saving < BOUND && loading < BOUND, "{saving} and {loading} bytes");
+}
+
 #[test]
 fn what_is_in_flight_is_refused() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -380,7 +466,7 @@ fn a_seed_is_wanted_where_rounding_is_at_random() {
     assert!(matches!(&found[..], [Mismatch::Option { field, .. }] if field == "rounding"), "{found:?}");
 }
 
-/// The same of all that only the GPU has: blocks, remainders, an average, a loss scale and skipped steps.
+/// The same of all that is around a rule: blocks, small tensors without them, remainders, an average, a loss scale and skipped steps.
 #[test]
 fn the_first_version_is_read() {
     let Some(gpu) = harness::test_gpu() else { return };
