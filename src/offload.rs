@@ -47,7 +47,7 @@ impl Default for Transfers {
 
 /// The CPU engine for parameters and gradients that lie on a device, flat and in f32. Gradients come to the host and parameters go back in chunks. A chunk is updated while others are on their way,
 /// where options and rule let the update begin with the first. Otherwise there is a pass over all gradients before the update: for a clip by norm, steps that may be skipped and reports one, for a layer-wise rule one (more).
-/// Gradients cross once a pass, unless [`Transfers`] keep all of them; so they must not change before the step is done.
+/// Gradients cross once a pass, unless [`Transfers`] keep all of them; so they must not change before the step is done. A step that is skipped is done when all have been looked at.
 ///
 /// Like the GPU optimizer it neither submits nor waits:
 ///
@@ -131,7 +131,7 @@ enum Phase {
     Idle,
     Look { unscale: f64 },
     Measure { report: Report },
-    Update { skip: bool, report: Report },
+    Update { report: Report },
 }
 
 impl<R: Twin> Offload<R> {
@@ -279,7 +279,8 @@ impl<R: Twin> Offload<R> {
         self.window().find(absent)
     }
 
-    /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have been submitted.
+    /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have been submitted. A submission that the device refuses is not noticed: what the staging buffer had
+    /// before then counts as the gradients.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`, [`Error::OutOfBounds`] for a buffer that is too short,
@@ -336,6 +337,7 @@ impl<R: Twin> Offload<R> {
             let unscale = self.optimizer.begin(step.into())?;
             self.phase = Phase::Look { unscale };
             if !self.optimizer.options().looks_first() {
+                // What nobody has looked at is not skipped.
                 self.decide(unscale);
             }
         }
@@ -354,19 +356,18 @@ impl<R: Twin> Offload<R> {
                 return Err(staging.unreadable());
             };
             let own = &mut self.params[chunk.flat.clone()];
-            let mut tensors = Checked::part(chunk.flat.start, own, grads);
+            let mut tensors = Checked::part(chunk.flat.start, own, Some(grads));
             match self.phase {
                 Phase::Idle => {}
                 Phase::Look { .. } => self.optimizer.look(&mut tensors, blocks),
                 Phase::Measure { .. } => self.optimizer.measure(&mut tensors, blocks, false),
-                Phase::Update { skip, .. } => self.optimizer.update(&mut tensors, blocks, false, skip),
+                Phase::Update { .. } => self.optimizer.update(&mut tensors, blocks, false, false),
             }
         }
         if let (Phase::Update { .. }, _) | (_, false) = (self.phase, keeps_all) {
-            staging.buffer.unmap();
-            staging.state.store(ABSENT, Ordering::Release);
+            staging.release();
         }
-        if let Phase::Update { skip: false, .. } = self.phase {
+        if let Phase::Update { .. } = self.phase {
             chunk.upload(queue, params, &self.params);
         }
         self.next += 1;
@@ -375,16 +376,16 @@ impl<R: Twin> Offload<R> {
         }
         self.next = 0;
         match self.phase {
-            Phase::Look { unscale } => self.decide(unscale),
+            Phase::Look { unscale } => {
+                if let Some(report) = self.decide(unscale) {
+                    return Ok(self.done(true, report));
+                }
+            }
             Phase::Measure { report } => {
                 self.optimizer.set_ratios();
-                self.phase = Phase::Update { skip: false, report };
+                self.phase = Phase::Update { report };
             }
-            Phase::Update { skip, mut report } => {
-                self.optimizer.end(skip, &mut report);
-                self.phase = Phase::Idle;
-                return Ok(Progress::Done(self.optimizer.options().reports().then_some(report)));
-            }
+            Phase::Update { report } => return Ok(self.done(false, report)),
             Phase::Idle => {}
         }
         Ok(Progress::Working)
@@ -398,10 +399,24 @@ impl<R: Twin> Offload<R> {
         })
     }
 
-    fn decide(&mut self, unscale: f64) {
+    /// What follows the look at the gradients; the report of a step that is skipped, of which no gradient is needed any more.
+    fn decide(&mut self, unscale: f64) -> Option<Report> {
         let Decision { skip, report } = self.optimizer.decide(unscale);
-        let measures = R::RATIO.is_some() && !skip;
-        self.phase = if measures { Phase::Measure { report } } else { Phase::Update { skip, report } };
+        if skip {
+            self.staging.iter().filter(|staging| staging.is_taken()).for_each(Staging::release);
+            let blocks = self.chunks.last().map_or(0, |chunk| chunk.blocks.end);
+            let mut tensors = Checked::part(0, &mut self.params, None);
+            self.optimizer.update(&mut tensors, 0..blocks, false, true);
+            return Some(report);
+        }
+        self.phase = if R::RATIO.is_some() { Phase::Measure { report } } else { Phase::Update { report } };
+        None
+    }
+
+    fn done(&mut self, skip: bool, mut report: Report) -> Progress {
+        self.optimizer.end(skip, &mut report);
+        self.phase = Phase::Idle;
+        Progress::Done(self.optimizer.options().reports().then_some(report))
     }
 }
 
@@ -441,6 +456,12 @@ impl Staging {
     /// Whether a request is under way, or has brought what nobody has worked on.
     fn is_taken(&self) -> bool {
         matches!(self.state.load(Ordering::Acquire), ASKED | HERE)
+    }
+
+    /// What has arrived is not needed any more.
+    fn release(&self) {
+        self.buffer.unmap();
+        self.state.store(ABSENT, Ordering::Release);
     }
 
     /// What did not arrive can be requested again.

@@ -94,11 +94,24 @@ fn whoever_does_the_work() {
 #[cfg(feature = "rayon")]
 #[test]
 fn whoever_does_much_work() {
-    let tensors = (0..36).map(|nth| (format!("{nth}"), [if nth % 3 == 0 { 77 } else { 49_999 }]));
+    // A leaf of up to three blocks on one thread; small tensors are kept apart from others where the options say so.
+    let lens = [77, 49_999, 16_384, 130_003].into_iter().cycle().take(34);
+    let tensors = lens.enumerate().map(|(nth, len)| (format!("{nth}"), [len]));
     let group =
         tensors.fold(Group::new("all", AdamW::default()), |group, (name, shape)| group.tensor(name, shape));
     let layout = Layout::new([group]).unwrap();
-    for options in [Options { divide: true, ..Options::default() }, all(Clip::GlobalNorm(1.0))] {
+    let stochastic = Rounding::Stochastic { seed: 5 };
+    for options in [
+        Options { divide: true, ..Options::default() },
+        all(Clip::GlobalNorm(1.0)),
+        Options {
+            params: Format::Bf16,
+            states: Format::Q8,
+            f32_states_below: 100,
+            rounding: stochastic,
+            ..all(Clip::GlobalNorm(1.0))
+        },
+    ] {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| end(&layout, options, Form::Flat))
@@ -320,6 +333,8 @@ fn bad_tensors() {
     assert_eq!(error, Error::Length { what: "gradients of tensor \"a\"".into(), found: 2, expected: 3 });
     let error = refused(each(of("a", &mut b, &g[..3]), of("b", &mut a, &g[..2])));
     assert_eq!(error, Error::Length { what: "parameters of tensor \"a\"".into(), found: 2, expected: 3 });
+    let error = refused(each(of("a", &mut [], &g[..3]), of("b", &mut b, &g[..2])));
+    assert_eq!(error, Error::Length { what: "parameters of tensor \"a\"".into(), found: 0, expected: 3 });
     let error = refused(each(of("a", &mut a, &g[..3]), of("c", &mut b, &g[..2])));
     assert_eq!(error, Error::Unknown { what: "tensor", name: "c".into() });
     let error = refused(each(of("a", &mut a, &g[..3]), of("a", &mut all[..3], &g[..3])));
@@ -364,6 +379,57 @@ fn slices_of_any_alignment() {
         cpu_snapshot(&optimizer, cpu::State::F32(&shifted[first..]))
     };
     (1..9).for_each(|first| assert_same_bits(&run(first), &run(0), "an offset"));
+
+    // Codes of 2 bytes, tensor by tensor.
+    let options = Options {
+        params: Format::Bf16,
+        grads: Format::F16,
+        states: Format::Bf16,
+        master: Master::None,
+        ..Options::default()
+    };
+    let codes = |x: &[f32], format: Format| x.iter().map(|&x| format.encode(x) as u16).collect::<Vec<_>>();
+    let run = |first: usize| {
+        let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+        let (mut p, mut g) = (vec![0; first], vec![0; 2 * first]);
+        p.extend(codes(&params, options.params));
+        g.extend(codes(&grads, options.grads));
+        let name = layout.tensors()[0].name.as_str();
+        let tensors = cpu::Tensors::each([(name, &mut p[first..], &g[2 * first..])]);
+        optimizer.step(tensors, 0.1).unwrap();
+        cpu_snapshot(&optimizer, cpu::State::U16(&p[first..]))
+    };
+    (1..9).for_each(|first| assert_same_bits(&run(first), &run(0), "an offset of codes"));
+}
+
+/// A NaN stays in its element, its block of 8 bits excepted, in all that is kept and in every part of the work.
+#[test]
+fn a_nan_stays_where_it_is() {
+    const LEN: usize = 40_000;
+    const BAD: [usize; 5] = [0, 31, 16_383, 16_384, LEN - 1];
+    let layout = single(AdamW::default(), LEN as u64);
+    let bf16 = Options { params: Format::Bf16, states: Format::Bf16, ..Options::default() };
+    let ema = Some(Ema { decay: 0.5, debias: false });
+    for options in [Options { ema, ..Options::default() }, Options { ema, ..bf16 }] {
+        let run = |bad: &[usize]| {
+            let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+            let mut random = Random::new(8);
+            let mut values = random.values(LEN);
+            let codes = |x: &[f32]| x.iter().map(|&x| options.params.encode(x)).collect::<Vec<_>>();
+            let mut params = codes(&values);
+            values = random.values(LEN);
+            bad.iter().for_each(|&i| values[i] = f32::NAN);
+            let mut grads: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
+            step(&mut optimizer, [&mut params, &mut grads], Form::Flat, Step::from(0.1));
+            let slots = ["exp_avg", "exp_avg_sq", "ema", "master"];
+            let slots = slots.map(|slot| cpu_slot(&optimizer, slot).unwrap_or_default());
+            [vec![params], slots.to_vec()].concat()
+        };
+        for (got, want) in run(&BAD).iter().zip(run(&[])) {
+            let differ: Vec<usize> = (0..want.len()).filter(|&i| got[i] != want[i]).collect();
+            assert!(want.is_empty() || differ == BAD, "{options:?}: {differ:?}");
+        }
+    }
 }
 
 /// What a rule of one's own may ask for.

@@ -56,12 +56,12 @@ pub(super) struct Segment {
     pub(super) end: usize,
 }
 
-/// What a thread does at a time.
+/// What a thread is handed, one or several that follow each other.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// No later than its first segment, and a multiple of [`BLOCK`].
     pub(super) start: usize,
-    /// The same of the state of each kind.
+    /// No later than the state of its first segment of each kind, and a multiple of what has a scale in common.
     pub(super) kept: [usize; 2],
     pub(super) segments: Range<usize>,
 }

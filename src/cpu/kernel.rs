@@ -46,8 +46,8 @@ pub(super) struct Pass<'a, S> {
     /// Weight of the parameters in their average.
     pub(super) average: Option<f32>,
     pub(super) norms: bool,
-    /// Whether everything is stored as it is worked on.
-    pub(super) in_place: bool,
+    /// Whether everything is stored as it is worked on, of tensors of each kind.
+    pub(super) in_place: [bool; 2],
     /// Of random numbers, if any are needed.
     pub(super) key: Option<[f32; 3]>,
 }
@@ -128,7 +128,7 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::Read4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write1(x, scales) => {
-            for block in blocks(range.clone()) {
+            for block in scaled_blocks(range.clone()) {
                 let (scale, at, len) =
                     (scales[block.start / q8::BLOCK], block.start - range.start, block.len());
                 let (codes, mut numbers) = (padded(&x[block]), [0.0; q8::BLOCK]);
@@ -150,13 +150,15 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format: Format, draw: Option<Draw>) {
+    if let Cells::Write4(x) = cells {
+        return x[range].copy_from_slice(from);
+    }
     let mut randoms: Randoms = [[0; 4]; TILE / 4 + 1];
     let first = draw.map_or(0, |draw| draw.fill(&mut randoms));
     let randoms = &randoms.as_flattened()[first..];
     let codes = match cells {
-        Cells::Write4(x) => return x[range].copy_from_slice(from),
         Cells::Write1(x, scales) => {
-            for block in blocks(range.clone()) {
+            for block in scaled_blocks(range.clone()) {
                 let (at, len) = (block.start - range.start, block.len());
                 let from = padded(&from[at..at + len]);
                 let scale = q8::scale(&from);
@@ -174,7 +176,7 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
             return;
         }
         Cells::Write2(x) => &mut x[range],
-        Cells::None | Cells::Read4(_) | Cells::Read2(_) => return,
+        Cells::None | Cells::Read4(_) | Cells::Read2(_) | Cells::Write4(_) => return,
     };
     // A loop for each, so that the format is not asked for every element.
     let pairs = codes.iter_mut().zip(from);
@@ -191,7 +193,7 @@ fn store_other(cells: &mut Cells<'_>, range: Range<usize>, from: &[f32], format:
 }
 
 /// The blocks of elements that have scales, or what there is of them.
-fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+fn scaled_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let first = range.start / q8::BLOCK * q8::BLOCK;
     (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
 }
@@ -405,11 +407,16 @@ impl Values {
         state: &[Cells<'_>],
         master: &Cells<'_>,
     ) {
-        pair.p.load(&place.own, &mut self.p, storage.params);
+        self.load_params(storage, place, pair, master);
         pair.g.load(&place.own, &mut self.g, storage.grads);
         for (to, cells) in self.state.iter_mut().zip(state) {
             cells.load(&place.state, to, storage.states);
         }
+    }
+
+    #[inline(always)]
+    fn load_params(&mut self, storage: &Storage, place: &Place, pair: &Pair<'_>, master: &Cells<'_>) {
+        pair.p.load(&place.own, &mut self.p, storage.params);
         if !matches!(master, Cells::None) {
             load_master(&mut self.p, place, &pair.p, master);
         }
@@ -609,7 +616,7 @@ pub(super) fn update_plainly<R: Twin>(
         let mut left = segment.end - segment.start;
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..slots]);
-            let whole = pass.in_place && left >= CHUNK;
+            let whole = pass.in_place[place.kind] && left >= CHUNK;
             if whole {
                 place.resize(left.min(strip) / CHUNK * CHUNK);
             } else {
@@ -617,8 +624,10 @@ pub(super) fn update_plainly<R: Twin>(
             }
             let len = place.len();
             {
-                let mut tiles = values.state.each_mut().map(|tile| tile.as_mut_slice());
-                let (mut p, mut g) = (values.p.as_mut_slice(), values.g.as_slice());
+                // Of a copy as many chunks as it takes.
+                let copied = len.next_multiple_of(CHUNK).min(TILE);
+                let mut tiles = values.state.each_mut().map(|tile| &mut tile[..copied]);
+                let (mut p, mut g) = (&mut values.p[..copied], &values.g[..copied]);
                 if whole {
                     (p, g) = (pair.p.numbers_mut(&place.own), pair.g.numbers(&place.own));
                     for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
@@ -664,7 +673,7 @@ pub(super) fn rest<S>(pass: &Pass<'_, S>, block: &Block, part: &mut Part<'_, '_>
         let mut left = segment.end - segment.start;
         while left > 0 {
             if pass.norms {
-                values.load(&pass.storage[place.kind], &place, &pair, &[], &part.master);
+                values.load_params(&pass.storage[place.kind], &place, &pair, &part.master);
                 add_squares(&mut squares, &values.p[..place.len()]);
             }
             if pass.zero {

@@ -220,15 +220,15 @@ impl<R: Twin> Optimizer<R> {
         let place = self.place(slot)?;
         let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
         let (numbers, range) = match place {
-            Place::Slot(nth) => (&self.state[nth][span.kind], span.state()),
-            Place::Master => (&self.master, span.start..span.end()),
-            Place::Ema => (&self.ema, span.start..span.end()),
+            Kept::Slot(nth) => (&self.state[nth][span.kind], span.state()),
+            Kept::Master => (&self.master, span.start..span.end()),
+            Kept::Ema => (&self.ema, span.start..span.end()),
         };
         Ok(match numbers {
             Numbers::None => None,
             Numbers::F32(x) => Some(State::F32(&x[range])),
             Numbers::U16(x) => Some(State::U16(&x[range])),
-            Numbers::Q8(x, scales) => Some(State::Q8(&x[range.clone()], &scales[blocks(range)])),
+            Numbers::Q8(x, scales) => Some(State::Q8(&x[range.clone()], &scales[scales_of(range)])),
         })
     }
 
@@ -240,15 +240,17 @@ impl<R: Twin> Optimizer<R> {
         let place = self.place(slot)?;
         let span = &self.plan.spans[self.plan.span_of(self.layout.tensor(tensor)?)];
         let (numbers, range) = match place {
-            Place::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
-            Place::Master => (&mut self.master, span.start..span.end()),
-            Place::Ema => (&mut self.ema, span.start..span.end()),
+            Kept::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
+            Kept::Master => (&mut self.master, span.start..span.end()),
+            Kept::Ema => (&mut self.ema, span.start..span.end()),
         };
         Ok(match numbers {
             Numbers::None => None,
             Numbers::F32(x) => Some(StateMut::F32(&mut x[range])),
             Numbers::U16(x) => Some(StateMut::U16(&mut x[range])),
-            Numbers::Q8(x, scales) => Some(StateMut::Q8(&mut x[range.clone()], &mut scales[blocks(range)])),
+            Numbers::Q8(x, scales) => {
+                Some(StateMut::Q8(&mut x[range.clone()], &mut scales[scales_of(range)]))
+            }
         })
     }
 
@@ -279,13 +281,13 @@ impl<R: Twin> Optimizer<R> {
         self.plan.spans[tensor].kind == 1
     }
 
-    fn place(&self, slot: &str) -> Result<Place, Error> {
+    fn place(&self, slot: &str) -> Result<Kept, Error> {
         if let Some(nth) = slots::<R>().iter().position(|name| *name == slot) {
-            return Ok(Place::Slot(nth));
+            return Ok(Kept::Slot(nth));
         }
         match self.options.storage().master() {
-            Some((name, _)) if name == slot => Ok(Place::Master),
-            _ if slot == EMA && self.options.ema.is_some() => Ok(Place::Ema),
+            Some((name, _)) if name == slot => Ok(Kept::Master),
+            _ if slot == EMA && self.options.ema.is_some() => Ok(Kept::Ema),
             _ => Err(Error::Unknown { what: "slot", name: slot.into() }),
         }
     }
@@ -531,19 +533,21 @@ impl<R: Twin> Optimizer<R> {
     ) {
         let options = self.options;
         let storage = options.storage();
+        // Of tensors of each kind.
+        let storages = [storage, Storage { states: Format::F32, ..storage }];
         let t = self.steps + 1 - self.skipped;
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let rows = core::mem::take(&mut self.rows);
         let (plan, part) = self.parts(tensors, blocks.start);
         let pass = Pass {
             plan,
-            storage: [storage, Storage { states: Format::F32, ..storage }],
+            storage: storages,
             rows: &rows,
             bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
             zero: last && options.zero_gradients,
             average: options.ema.map(|ema| ema.weight(t) as f32),
             norms: last && options.norms,
-            in_place: [storage.params, storage.grads, storage.states] == [Format::F32; 3],
+            in_place: storages.map(|of| [of.params, of.grads, of.states] == [Format::F32; 3]),
             key: storage.stochastic.then(|| step_key(seed, t)),
         };
         sweep(plan, blocks, part, backwards, &|block, part| leaf(&pass, block, part));
@@ -552,11 +556,12 @@ impl<R: Twin> Optimizer<R> {
 }
 
 /// The blocks of elements that have scales.
-fn blocks(range: Range<usize>) -> Range<usize> {
+fn scales_of(range: Range<usize>) -> Range<usize> {
     range.start / q8::BLOCK..range.end.div_ceil(q8::BLOCK)
 }
 
-enum Place {
+/// Where state is.
+enum Kept {
     Slot(usize),
     Master,
     Ema,

@@ -238,10 +238,11 @@ pub(crate) enum Checked<'a> {
 }
 
 impl<'a> Checked<'a> {
-    /// Slices that start at element `first` of the flat space.
+    /// Slices that start at element `first` of the flat space, without gradients where none are looked at.
     #[cfg(feature = "gpu")]
-    pub(crate) fn part(first: usize, params: &'a mut [f32], grads: &'a [f32]) -> Self {
-        Self::Flat { first, pair: Pair { p: Cells::Write4(params), g: Cells::Read4(grads) } }
+    pub(crate) fn part(first: usize, params: &'a mut [f32], grads: Option<&'a [f32]>) -> Self {
+        let g = grads.map_or(Cells::None, Cells::Read4);
+        Self::Flat { first, pair: Pair { p: Cells::Write4(params), g } }
     }
 
     pub(super) fn memory(&mut self) -> Memory<'_, 'a> {

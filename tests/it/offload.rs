@@ -47,6 +47,37 @@ pub fn step<R: Twin>(
     }
 }
 
+/// Gradients that are not used do not cross again.
+#[test]
+fn a_skipped_step_is_done_with_a_look() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = single(AdamW::default(), 60_000);
+    let options = Options { skip_nonfinite: true, norms: true, ..Options::default() };
+    let (params, grads) = (gpu.upload(&vec![2.0; 60_000]), gpu.upload(&vec![f32::NAN; 60_000]));
+    for staged_chunks in [2, usize::MAX] {
+        let transfers = Transfers { chunk_blocks: 1, staged_chunks };
+        let start = vec![2.0; 60_000];
+        let mut offload =
+            Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, start).unwrap();
+        let mut requests = 0;
+        let report = loop {
+            while let Some(chunk) = offload.wanted() {
+                requests += 1;
+                request(&gpu, &mut offload, &grads, chunk);
+            }
+            match offload.advance(&gpu.queue, &params, 0.1).unwrap() {
+                Progress::Done(report) => break report.unwrap(),
+                _ => gpu.device.poll(wgpu::PollType::Poll).unwrap(),
+            };
+        };
+        assert_eq!((requests, offload.chunks()), (4, 4));
+        assert_eq!((report.skipped, report.update_norm), (1, Some(0.0)));
+        assert_eq!(report.param_norm, Some((4.0 * 60_000f64).sqrt() as f32));
+        // The next step has room for all that it wants.
+        assert_eq!(offload.wanted(), Some(0));
+    }
+}
+
 #[test]
 fn the_same_bits_as_on_the_cpu_alone() {
     fn test<R: Twin>(rule: R, options: Options, transfers: Transfers) {

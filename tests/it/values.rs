@@ -32,7 +32,7 @@ macro_rules! in_every_case {
 /// Each NaN or infinity stays in its own element, in parameters and state: of rules that are not layer-wise, whose norms it reaches.
 #[test]
 fn a_non_finite_gradient_stays_in_its_element() {
-    /// Two whole tiles of the CPU engine and a part of one, with bad elements in each.
+    /// Whole chunks of the CPU engine and a part of one, with bad elements in each.
     const LEN: usize = 300;
     const BAD: [(usize, f32); 6] = [
         (0, f32::NAN),

@@ -21,7 +21,7 @@ SAMPLE = 0.1
 # Idle before a sample, in seconds: threads of the other side that still spin for work go to sleep.
 PAUSE = 0.02
 LARGE = 16_777_216
-PEER = "torch==2.15.*"
+VERSION = "2.15"
 LR = 1e-4
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,12 +44,16 @@ def prepare():
         if sys.executable == str(python):
             sys.exit("PyTorch is installed and cannot be imported")
         venv.create(target / "venv", with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", f"torch=={VERSION}.*"], check=True)
         os.execv(python, [python, *sys.argv])
 
 
 prepare()
 import torch  # noqa: E402  (after the arguments: it takes seconds)
+
+print(f"PyTorch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds")
+if not torch.__version__.startswith(VERSION):
+    sys.exit(f"PyTorch {VERSION} is what the bounds are of")
 
 torch.set_num_threads(arguments.threads)
 
