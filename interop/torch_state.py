@@ -1,9 +1,11 @@
 """Convert the state of torch.optim optimizers to checkpoints of wgpu-optim, and back; and files of parameters with them.
 
     python interop/torch_state.py from-torch optimizer.pt run.safetensors --rule adamw --params model.safetensors
-    python interop/torch_state.py to-torch run.safetensors optimizer.pt --params model.safetensors
+    python interop/torch_state.py to-torch run.safetensors optimizer.pt --lr 1e-3 --params model.safetensors
 
-`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`. `model.safetensors` has the parameters under their names, in the form of Hugging Face
+Tests of what it refuses, and of what it takes, are run by hand: python interop/test_torch_state.py
+
+`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`, or a dictionary with one such state_dict among other things. `model.safetensors` has the parameters under their names, in the form of Hugging Face
 (`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone. From the
 state of an optimizer that has not stepped yet it makes a checkpoint of step 0, with which a run begins here from a model's file.
 
@@ -11,12 +13,13 @@ Parameters of a state_dict are numbers. Their names are the `param_names` that P
 order. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
 
 Where the two differ:
-* PyTorch counts steps for each parameter, and SGD not at all; here an optimizer has one count. Counts that differ are refused. For SGD, `--steps` gives the number.
+* PyTorch counts steps for each parameter, and SGD not at all; here an optimizer has one count. Counts that differ are refused, as where a parameter never had a gradient. For SGD, `--steps` gives the number.
 * NAdam's `mu_product` and whether SGD's velocity has begun are carries of the group. PyTorch keeps the first in f32, so that it is a little less exact from there on.
 * AdaGrad's sum starts at `initial_accumulator_value` there, and here at zero, with which the first step adds it.
 * PyTorch's learning rates are in its groups; here they are each step's. If those of all groups are the same, `lr_factor` is 1 and the rate is to be passed to each step; if not, each group's
   `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
-* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. Of rules or hyperparameters that only one
+* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. So is what its schedulers keep in groups (`initial_lr`, `max_lr`, `max_momentum`, …);
+  a momentum or `betas` that one of them varies is what it was last. What older versions of PyTorch did not have yet is what PyTorch itself fills in. Of rules or hyperparameters that only one
   side has, nothing is converted: that is an error.
 * A checkpoint from PyTorch says nothing of options (clipping, loss scale, …), and a load does not compare them. On the way back they are the program's to repeat.
 * What a checkpoint has beside the rule's state, torch.optim has no place for: `ema`, `master`, `remainder`, `loss_scale`. It is refused unless `--drop` names it; without `master` or `remainder` the parameters are
@@ -26,19 +29,21 @@ Where the two differ:
 import argparse
 import json
 import math
+import os
 import struct
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 KEY = "wgpu_optim"
 VERSION = 1
 
-# What changes nothing in the results.
-IGNORED = {"lr", "params", "param_names", "name", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+# What changes nothing in the results: the first are PyTorch's, the others of its schedulers.
+IGNORED = {"lr", "params", "param_names", "name", "foreach", "fused", "capturable", "differentiable"}
+IGNORED |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -106,16 +111,23 @@ def kept(rule: str, hyper: dict) -> list[str]:
     return [slot for slot in RULES[rule].slots if needs.get(slot, True)]
 
 
+def filled(rule: str, group: dict) -> dict:
+    """The group, with what PyTorch fills in of an older version's."""
+    optimizer = RULES[rule].cls([torch.nn.Parameter(torch.zeros(1))])
+    optimizer.__setstate__({"state": {}, "param_groups": [group | {"params": []}]})
+    return optimizer.param_groups[0] | group
+
+
 def hyper_from(rule: str, group: dict) -> dict:
     known = RULES[rule]
-    hyper = dict(known.fixed)
+    hyper, group = dict(known.fixed), filled(rule, group)
+    own = {name for name, _ in known.hyper.values()}
+    if missing := sorted({"lr", *own} - group.keys()):
+        raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}")
     for ours, (theirs, i) in known.hyper.items():
-        if theirs not in group:
-            raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {theirs}")
         value = group[theirs] if i is None else group[theirs][i]
         hyper[ours] = value.item() if isinstance(value, torch.Tensor) else value
-    theirs = {name for name, _ in known.hyper.values()}
-    for name in group.keys() - theirs - IGNORED:
+    for name in sorted(group.keys() - own - IGNORED):
         if known.torch_fixed.get(name) != group[name]:
             raise Refused(f"{rule} has no {name} = {group[name]} here")
     return hyper
@@ -133,37 +145,77 @@ def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
         found = dict(zip(numbers, names))
     if missing := [number for number in numbers if number not in found]:
         raise Refused(f"parameters {missing} have no names: give --names")
+    unique("parameters", [found[number] for number in numbers])
     return found
 
 
-def from_torch(state_dict: dict, rule: str, shapes: dict | None = None, names=None, steps=None, params=None):
-    """The tensors and the record of a checkpoint. `shapes` are needed for parameters without state, `params` to be in it."""
+def unique(what: str, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(f"several {what} have the name {listed(twice)}: names must differ")
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def agreed(what: str, found: dict):
+    """The one value of all parameters; `found` has their names by value."""
+    if len(found) > 1:
+        each = "; ".join(f"{value} of {listed(names)}" for value, names in sorted(found.items()))
+        raise Refused(f"{what}: {each}")
+    return next(iter(found))
+
+
+def steps_taken(rule: str, state: dict, names: dict[int, str], steps: int | None) -> int:
+    counts = {} if steps is None else {steps: ["--steps"]}
+    for number, name in names.items():
+        own = state.get(number, {})
+        if "step" in own:
+            counts.setdefault(int(own["step"]), []).append(name)
+        elif rule != "sgd":
+            counts.setdefault(0, []).append(f"{name} (it has no state: it never had a gradient)")
+    if not counts:
+        raise Refused("PyTorch does not count the steps of SGD: give --steps")
+    return agreed("steps differ, here all parameters have one number", counts)
+
+
+def shape_of(name: str, param: torch.Tensor | None, own: dict, slots: list[str]) -> tuple | None:
+    """The shape of a parameter and of all that is kept of it, if there is anything."""
+    found = {"parameter": param} | {slot: own.get(slot) for slot in slots}
+    shapes = {what: tuple(x.shape) for what, x in found.items() if x is not None}
+    if len(set(shapes.values())) > 1:
+        raise Refused(f"shapes of {name} differ: " + ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items()))
+    return next(iter(shapes.values()), None)
+
+
+def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None):
+    """The tensors and the record of a checkpoint, with `params` in it. They are needed for parameters without state, whose shapes nothing else tells."""
     known = RULES[rule]
     names = named(state_dict, names)
-    state, groups, tensors, counts = state_dict["state"], [], {}, set()
-    rates = [float(group["lr"]) for group in state_dict["param_groups"]]
+    if params is not None and (missing := [name for name in names.values() if name not in params]):
+        raise Refused(
+            f"--params has no {listed(missing)}; of parameters that are tied to each other a file has one: --names must have its name"
+        )
+    state, groups, tensors = state_dict["state"], [], {}
     # The slots that any group keeps are kept of all.
     hypers = [hyper_from(rule, group) for group in state_dict["param_groups"]]
     slots = [slot for slot in known.slots if any(slot in kept(rule, hyper) for hyper in hypers)]
+    rates = [float(group["lr"]) for group in state_dict["param_groups"]]
+    titles = [str(group.get("name", i)) for i, group in enumerate(state_dict["param_groups"])]
+    unique("groups", titles)
+    count = steps_taken(rule, state, names, steps)
     offset = 0
-    for i, (group, hyper) in enumerate(zip(state_dict["param_groups"], hypers)):
-        carries, places = set(), {}
+    for title, rate, group, hyper in zip(titles, rates, state_dict["param_groups"], hypers):
+        carries, places = {}, {}
         for number in group["params"]:
             name, own = names[number], state.get(number, {})
-            shape = (params or {}).get(name, next((x for x in own.values() if isinstance(x, torch.Tensor) and x.ndim), None))
-            shape = tuple(shape.shape) if shape is not None else (shapes or {}).get(name)
+            shape = shape_of(name, params and params[name], own, known.slots)
             if shape is None:
-                raise Refused(f"the shape of {name} is not known: it has no state yet; give --params")
-            if "step" in own:
-                counts.add(int(own["step"]))
-            elif rule != "sgd":
-                counts.add(0)
+                raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
             for slot in slots:
                 x = own.get(slot)
-                if x is None:
-                    x = torch.zeros(shape)
-                elif rule == "adagrad" and int(own["step"]) == 0:
-                    # Here the first step adds it.
+                # The first step of AdaGrad adds the initial value here.
+                if x is None or (rule == "adagrad" and count == 0):
                     x = torch.zeros(shape)
                 if x.dtype not in (torch.float32, torch.bfloat16):
                     raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16")
@@ -173,26 +225,20 @@ def from_torch(state_dict: dict, rule: str, shapes: dict | None = None, names=No
             places[name] = offset
             offset += math.prod(shape)
             if rule == "nadam":
-                carries.add(float(own.get("mu_product", 0.0)))
+                carries.setdefault(float(own.get("mu_product", 0.0)), []).append(name)
             elif rule == "sgd":
-                carries.add(1.0 if own.get("momentum_buffer") is not None else 0.0)
-        if len(carries) > 1:
-            raise Refused(f"the parameters of group {i} have been updated a different number of times")
-        factor = 1.0 if len(set(rates)) == 1 else rates[i]
+                carries.setdefault(1.0 if own.get("momentum_buffer") is not None else 0.0, []).append(name)
+        what = "mu_product" if rule == "nadam" else "velocity (1 that has begun, 0 of a parameter that never had a gradient)"
+        carry = agreed(f"parameters of group {title} differ in {what}", carries) if carries else 0.0
         groups.append(
             {
-                "name": str(group.get("name", i)),
+                "name": title,
                 "hyperparameters": hyper,
-                "lr_factor": {"constant": factor},
-                "carry": carry_bits(carries.pop() if carries else 0.0),
+                "lr_factor": {"constant": 1.0 if len(set(rates)) == 1 else rate},
+                "carry": carry_bits(carry),
                 "tensors": places,
             }
         )
-    if steps is not None:
-        counts.add(steps)
-    if len(counts) != 1:
-        raise Refused(f"steps {sorted(counts)}: one number is needed for all parameters" + (" (--steps)" if rule == "sgd" else ""))
-    count = counts.pop()
     record = {
         "version": VERSION,
         "writer": f"torch {torch.__version__}",
@@ -254,6 +300,7 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
                 if f"{slot}.scale/{name}" in tensors:
                     raise Refused(f"{slot} of {name} is in blocks; load it and save it as f32 first")
                 own[slot] = x.clone()
+            shape_of(name, tensors.get(f"param/{name}"), own, known.slots)
             if rule == "sgd" and begun == 0.0:
                 own.pop("momentum_buffer", None)
             if rule == "nadam":
@@ -273,26 +320,83 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
 def read(path: Path) -> tuple[dict, dict]:
     """All tensors of a file, or of those that an index names, and its metadata."""
     if path.name.endswith(".index.json"):
-        index = json.loads(path.read_text())
+        index = parsed(path, path.read_bytes())
+        if not isinstance(index.get("weight_map"), dict):
+            raise Refused(f"{path} is no index of safetensors files: it has no weight_map")
         tensors = {}
         for shard in sorted(set(index["weight_map"].values())):
             tensors |= read(path.parent / shard)[0]
-        return tensors, index.get("metadata", {})
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        return tensors, index.get("metadata") or {}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise Refused(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def parsed(path: Path, text: str | bytes) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Refused(f"the JSON in {path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise Refused(f"the JSON in {path} is {type(found).__name__}, must be an object")
+    return found
+
+
+def read_state(path: Path) -> dict:
+    """An optimizer's state_dict, alone or as the only one of a dictionary with other things."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    # Whatever a damaged file has unpickling end with.
+    except Exception as error:
+        raise Refused(f"{path} is damaged or not of torch.save: {str(error).split(chr(10))[0]}") from None
+    if is_state(loaded):
+        return loaded
+    found = []
+    for key, entry in loaded.items() if isinstance(loaded, dict) else ():
+        # Some keep a list of them.
+        found += [(str(key), x) for x in (entry if isinstance(entry, list) else [entry]) if is_state(x)]
+    if not found:
+        raise Refused(f"{path} has no state_dict of an optimizer, with state and param_groups")
+    if len(found) > 1:
+        raise Refused(f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): save the one that is meant")
+    return found[0][1]
+
+
+def is_state(x) -> bool:
+    return isinstance(x, dict) and {"state", "param_groups"} <= x.keys()
+
+
+def write(path: Path, writer) -> None:
+    """What `writer` writes takes the place of a file when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        # Says what is wrong with the place as an OSError, which the writers do not.
+        partial.touch()
+        writer(partial)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_checkpoint(path: Path, tensors: dict, record: dict) -> None:
-    save_file(tensors, path, {KEY: json.dumps(record)})
+    write(path, lambda partial: save_file(tensors, partial, {KEY: json.dumps(record)}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict]:
     tensors, metadata = read(path)
     if KEY not in metadata:
         raise Refused(f"{path} is no checkpoint of wgpu-optim")
-    record = json.loads(metadata[KEY])
-    if record["version"] > VERSION:
-        raise Refused(f"{path} has version {record['version']}, this script reads up to {VERSION}")
+    record = parsed(path, metadata[KEY])
+    if record.get("version") != VERSION:
+        raise Refused(f"{path} has version {record.get('version')}, this script reads {VERSION}")
+    if missing := sorted({"rule", "taken", "loss_scale", "groups"} - record.keys()):
+        raise Refused(f"the record in {path} has no {listed(missing)}")
     return tensors, record
 
 
@@ -309,13 +413,13 @@ def main(arguments: list[str] | None = None) -> None:
     command = commands.add_parser("to-torch")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("out", type=Path)
-    command.add_argument("--lr", type=float, default=1.0, help="what lr_factor multiplies")
+    command.add_argument("--lr", type=float, required=True, help="the learning rate, which lr_factor multiplies")
     command.add_argument("--params", type=Path, help="where the parameters go")
     command.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="what may be lost: ema, master, remainder, loss_scale")
     arguments = parser.parse_args(arguments)
     try:
         if arguments.command == "from-torch":
-            state = torch.load(arguments.state, map_location="cpu", weights_only=True)
+            state = read_state(arguments.state)
             params = read(arguments.params)[0] if arguments.params else None
             names = arguments.names.read_text().split("\n") if arguments.names else None
             names = [name for name in names if name] if names else None
@@ -323,10 +427,13 @@ def main(arguments: list[str] | None = None) -> None:
             write_checkpoint(arguments.out, tensors, record)
         else:
             state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)
-            torch.save(state, arguments.out)
+            if arguments.params and not params:
+                raise Refused(f"{arguments.checkpoint} has no parameters for --params")
+            write(arguments.out, lambda partial: torch.save(state, partial))
             if arguments.params:
-                save_file(params, arguments.params)
-    except (Refused, OSError) as error:
+                # Libraries of Hugging Face want to know whose tensors they are.
+                write(arguments.params, lambda partial: save_file(params, partial, {"format": "pt"}))
+    except (Refused, OSError, UnicodeError) as error:
         sys.exit(f"error: {error}")
 
 

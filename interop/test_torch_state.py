@@ -1,0 +1,222 @@
+"""Tests of torch_state.py beside the runs of golden.py: what it refuses, and what it takes of other versions and of schedulers.
+
+    python interop/test_torch_state.py
+
+They take PyTorch, and are run by hand.
+"""
+
+import contextlib
+import io
+import tempfile
+import unittest
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import torch_state
+
+SHAPES = {"w": (4, 3), "scale": ()}
+
+
+def optimizer(cls=torch.optim.AdamW, steps=3, without=(), named=True, **hyper):
+    """One that has stepped, with no gradient of the parameters `without`."""
+    own = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in SHAPES.items()}
+    made = cls(own.items() if named else own.values(), lr=0.1, **hyper)
+    for _ in range(steps):
+        for name, p in own.items():
+            p.grad = None if name in without else torch.ones_like(p)
+        made.step()
+    return made
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+
+    def file(self, name: str) -> Path:
+        return self.directory / name
+
+    def call(self, *arguments):
+        torch_state.main([str(x) for x in arguments])
+
+    def from_torch(self, state, *more, rule="adamw"):
+        torch.save(state, self.file("in.pt"))
+        self.call("from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", rule, *more)
+        return torch_state.read_checkpoint(self.file("out.safetensors"))
+
+    def refused(self, words: str, call, *arguments, **more):
+        """As a shell has it: a message, nothing written, no other exception."""
+        with self.assertRaises(SystemExit) as caught:
+            call(*arguments, **more)
+        self.assertRegex(str(caught.exception.code), f"^error: .*{words}")
+        self.assertFalse(self.file("out.safetensors").exists())
+
+    def params(self, **shapes) -> Path:
+        save_file({name: torch.ones(shape) for name, shape in shapes.items()}, self.file("model.safetensors"))
+        return self.file("model.safetensors")
+
+
+class Names(Case):
+    def test_names_differ(self):
+        self.file("names").write_text("a\na\n")
+        state = optimizer(named=False).state_dict()
+        self.refused("several parameters have the name a:", self.from_torch, state, "--names", self.file("names"))
+
+    def test_names_of_two_groups_differ(self):
+        state = optimizer().state_dict()
+        (group,) = state["param_groups"]
+        first, second = ({**group, "params": [i], "param_names": ["w"]} for i in range(2))
+        self.refused("several parameters have the name w:", self.from_torch, state | {"param_groups": [first, second]})
+
+    def test_groups_differ(self):
+        state = optimizer().state_dict()
+        (group,) = state["param_groups"]
+        groups = [{**group, "params": [0], "param_names": ["w"], "name": "1"}, {**group, "params": [1], "param_names": ["scale"]}]
+        self.refused("several groups have the name 1:", self.from_torch, state | {"param_groups": groups})
+        del groups[0]["name"]
+        _, record = self.from_torch(state | {"param_groups": groups})
+        self.assertEqual([group["name"] for group in record["groups"]], ["0", "1"])
+
+
+class Groups(Case):
+    def test_what_older_versions_lack_is_filled_in(self):
+        later = {"maximize", "amsgrad", "decoupled_weight_decay", "foreach", "capturable", "differentiable", "fused", "nesterov", "centered"}
+        for rule, known in torch_state.RULES.items():
+            state = optimizer(known.cls, **({"momentum": 0.9} if rule == "sgd" else {})).state_dict()
+            steps = ["--steps", 3] if rule == "sgd" else []
+            now = self.from_torch(state, *steps, rule=rule)[1]
+            for group in state["param_groups"]:
+                for name in later:
+                    group.pop(name, None)
+            self.assertEqual(self.from_torch(state, *steps, rule=rule)[1], now, rule)
+
+    def test_another_optimizer_is_refused(self):
+        self.refused("no state of torch.optim.SGD: its groups have no dampening", self.from_torch, optimizer().state_dict(), rule="sgd")
+        self.refused("adamw has no decoupled_weight_decay = False", self.from_torch, optimizer(torch.optim.Adam).state_dict())
+
+    def test_schedulers_leave_their_own_in_groups(self):
+        schedulers = torch.optim.lr_scheduler
+        for schedule in (
+            lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=10),
+            lambda o: schedulers.CyclicLR(o, 0.01, 0.1),
+            lambda o: schedulers.CosineAnnealingLR(o, 10),
+            lambda o: torch.optim.swa_utils.SWALR(o, 0.05),
+        ):
+            made = optimizer()
+            schedule(made)
+            self.from_torch(made.state_dict())
+
+
+class State(Case):
+    def test_a_scalar_needs_no_params(self):
+        tensors, _ = self.from_torch(optimizer().state_dict())
+        self.assertEqual(tensors["exp_avg/scale"].shape, ())
+
+    def test_a_parameter_without_gradient_is_named(self):
+        self.refused("0 of scale .*never had a gradient.*; 3 of w", self.from_torch, optimizer(without=["scale"]).state_dict())
+        state = optimizer(torch.optim.SGD, without=["scale"], momentum=0.9).state_dict()
+        params = self.params(**SHAPES)
+        self.refused("0.0 of scale; 1.0 of w", self.from_torch, state, "--steps", 3, "--params", params, rule="sgd")
+
+    def test_steps_of_sgd_are_given(self):
+        self.refused("give --steps", self.from_torch, optimizer(torch.optim.SGD).state_dict(), rule="sgd")
+
+    def test_shapes_agree(self):
+        state = optimizer().state_dict()
+        params = self.params(w=(3, 4), scale=())
+        self.refused(r"shapes of w differ: parameter \[3, 4\], exp_avg \[4, 3\]", self.from_torch, state, "--params", params)
+
+    def test_no_shape_without_state(self):
+        self.refused("shape of w is not known", self.from_torch, optimizer(steps=0).state_dict())
+        self.from_torch(optimizer(steps=0).state_dict(), "--params", self.params(**SHAPES))
+
+
+class Files(Case):
+    def test_a_parameter_that_params_lack_is_named(self):
+        self.refused("--params has no scale;", self.from_torch, optimizer().state_dict(), "--params", self.params(w=(4, 3)))
+
+    def test_the_state_among_other_things(self):
+        state = optimizer().state_dict()
+        for wrapped in ({"model": {}, "optimizer": state, "epoch": 3}, {"optimizer_states": [state]}):
+            self.from_torch(wrapped)
+            self.file("out.safetensors").unlink()
+        self.refused("2 state_dicts of optimizers .a, b.:", self.from_torch, {"a": state, "b": state})
+        for other in ({"model": {}}, [state], {"state": {}}):
+            self.refused("no state_dict of an optimizer", self.from_torch, other)
+
+    def test_damaged_files(self):
+        state, params = optimizer().state_dict(), self.params(**SHAPES)
+        params.write_bytes(params.read_bytes()[:-1])
+        self.refused("damaged", self.from_torch, state, "--params", params)
+        index = self.file("model.safetensors.index.json")
+        for text, words in (("{}", "has no weight_map"), ("[]", "must be an object"), ("{", "damaged")):
+            index.write_text(text)
+            self.refused(words, self.from_torch, state, "--params", index)
+        self.refused("No such file", self.from_torch, state, "--params", self.file("none.safetensors"))
+        self.file("in.pt").write_bytes(b"PK")
+        self.refused("damaged", self.call, "from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
+        self.refused("damaged", self.call, "to-torch", params, self.file("out.pt"), "--lr", 1)
+        self.refused("no checkpoint", self.call, "to-torch", self.params(w=()), self.file("out.pt"), "--lr", 1)
+        for record, words in (("{", "damaged"), ("{}", "version None"), ('{"version": 1, "rule": "sgd"}', "has no groups, loss_scale, taken")):
+            save_file({"w": torch.ones(1)}, params, {torch_state.KEY: record})
+            self.refused(words, self.call, "to-torch", params, self.file("out.pt"), "--lr", 1)
+
+
+class Back(Case):
+    def test_the_learning_rate_is_given(self):
+        with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit):
+            self.call("to-torch", self.file("in"), self.file("out"))
+        self.assertIn("--lr", said.getvalue())
+
+    def test_parameters_say_whose_they_are(self):
+        self.from_torch(optimizer().state_dict(), "--params", self.params(**SHAPES))
+        self.call("to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1, "--params", self.file("back.safetensors"))
+        with safe_open(self.file("back.safetensors"), "pt") as file:
+            self.assertEqual((file.metadata(), set(file.keys())), ({"format": "pt"}, set(SHAPES)))
+        made = optimizer(steps=0)
+        made.load_state_dict(torch.load(self.file("out.pt"), weights_only=True))
+
+    def test_no_parameters_to_write(self):
+        self.from_torch(optimizer().state_dict())
+        arguments = ["to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1, "--params", self.file("back.safetensors")]
+        with self.assertRaisesRegex(SystemExit, "has no parameters"):
+            self.call(*arguments)
+        self.assertFalse(self.file("out.pt").exists())
+
+    def test_shapes_agree(self):
+        tensors, record = self.from_torch(optimizer().state_dict(), "--params", self.params(**SHAPES))
+        tensors["param/w"] = torch.ones(12)
+        with self.assertRaisesRegex(torch_state.Refused, "shapes of w differ"):
+            torch_state.to_torch(tensors, record, 0.1)
+
+    def test_a_stateless_optimizer(self):
+        self.from_torch(optimizer(torch.optim.SGD).state_dict(), "--steps", 3, "--params", self.params(**SHAPES), rule="sgd")
+        self.call("to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1)
+
+
+class Whole(Case):
+    def test_what_fails_leaves_the_file_from_before(self):
+        out = self.file("run.safetensors")
+        out.write_text("before")
+
+        def fails(path):
+            path.write_text("half")
+            raise OSError("full")
+
+        with self.assertRaises(OSError):
+            torch_state.write(out, fails)
+        self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "before")])
+        torch_state.write(out, lambda path: path.write_text("after"))
+        self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "after")])
+
+    def test_no_directory(self):
+        torch.save(optimizer().state_dict(), self.file("in.pt"))
+        self.refused("No such file", self.call, "from-torch", self.file("in.pt"), self.file("none/out"), "--rule", "adamw")
+
+
+if __name__ == "__main__":
+    unittest.main()
