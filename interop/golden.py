@@ -17,13 +17,14 @@ import copy
 import json
 import math
 import shutil
+import struct
 import sys
 import tempfile
 import zlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 import torch_state
 
@@ -117,7 +118,18 @@ def generate(rule: str) -> None:
             ]
         ),
     }
-    save_file(tensors, FILES / f"{rule}.safetensors", metadata)
+    save_sorted(tensors, FILES / f"{rule}.safetensors", metadata)
+
+
+def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
+    """The same bytes every time: the metadata's keys, which safetensors writes in random order, are sorted."""
+    data = save(tensors, metadata)
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    assert len(text) == length
+    path.write_bytes(data[:8] + text + data[8 + length :])
 
 
 def convert(path: Path, rule: str, state: dict, params: dict, steps: int) -> tuple[dict, dict]:

@@ -153,7 +153,7 @@ class Files(Case):
         params.write_bytes(params.read_bytes()[:-1])
         self.refused("damaged", self.from_torch, state, "--params", params)
         index = self.file("model.safetensors.index.json")
-        for text, words in (("{}", "has no weight_map"), ("[]", "must be an object"), ("{", "damaged")):
+        for text, words in (("{}", "has no weight_map"), ('{"weight_map": {"w": 1}}', "has no weight_map"), ("[]", "must be an object"), ("{", "damaged")):
             index.write_text(text)
             self.refused(words, self.from_torch, state, "--params", index)
         self.refused("No such file", self.from_torch, state, "--params", self.file("none.safetensors"))

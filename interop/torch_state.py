@@ -209,7 +209,7 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None)
         carries, places = {}, {}
         for number in group["params"]:
             name, own = names[number], state.get(number, {})
-            shape = shape_of(name, params and params[name], own, known.slots)
+            shape = shape_of(name, None if params is None else params[name], own, known.slots)
             if shape is None:
                 raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
             for slot in slots:
@@ -321,10 +321,11 @@ def read(path: Path) -> tuple[dict, dict]:
     """All tensors of a file, or of those that an index names, and its metadata."""
     if path.name.endswith(".index.json"):
         index = parsed(path, path.read_bytes())
-        if not isinstance(index.get("weight_map"), dict):
-            raise Refused(f"{path} is no index of safetensors files: it has no weight_map")
+        weights = index.get("weight_map")
+        if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
+            raise Refused(f"{path} is no index of safetensors files: it has no weight_map from names to files")
         tensors = {}
-        for shard in sorted(set(index["weight_map"].values())):
+        for shard in sorted(set(weights.values())):
             tensors |= read(path.parent / shard)[0]
         return tensors, index.get("metadata") or {}
     try:
