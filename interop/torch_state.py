@@ -32,6 +32,7 @@ import math
 import os
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -150,7 +151,7 @@ def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
 
 
 def unique(what: str, names: list[str]) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
         raise Refused(f"several {what} have the name {listed(twice)}: names must differ")
 
 
