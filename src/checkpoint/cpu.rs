@@ -9,6 +9,9 @@ use crate::rules::Twin;
 use std::collections::HashMap;
 use std::ops::Range;
 
+/// Bytes that are handed over at a time, so that progress is seen within a tensor: whole values of every kind.
+const PART: usize = 4 << 20;
+
 /// An optimizer on the CPU, and parameters if they are to be saved or loaded too.
 #[derive(Debug)]
 pub struct Cpu<'a, R: Twin> {
@@ -88,6 +91,11 @@ fn byte_range(params: &Params<'_>, first: u64, len: u64) -> Range<usize> {
     (first * bytes) as usize..((first + len) * bytes) as usize
 }
 
+/// The `n`th part of a tensor.
+fn part(tensor: usize, n: usize) -> Part {
+    Part { tensor, start: (n * PART) as u64 }
+}
+
 impl<R: Twin> Engine for Cpu<'_, R> {
     type Rule = R;
 
@@ -150,11 +158,15 @@ impl<R: Twin> Engine for Cpu<'_, R> {
         let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
         let by_offset: Vec<_> = self.optimizer.layout().by_offset().collect();
         for i in tensors {
-            let (part, tensor) = (Part { tensor: i, start: 0 }, by_offset[i]);
+            let tensor = by_offset[i];
+            let mut all = |bytes: &[u8]| {
+                let mut parts = bytes.chunks(PART).enumerate();
+                parts.try_for_each(|(n, bytes)| sink(part(i, n), bytes))
+            };
             if slot == PARAM {
-                sink(part, self.params.bytes_mut(tensor))?;
+                all(self.params.bytes_mut(tensor))?;
             } else if let Some(state) = self.optimizer.state(&slot, &tensor.name)? {
-                sink(part, state.bytes(content))?;
+                all(state.bytes(content))?;
             }
         }
         Ok(())
@@ -164,11 +176,15 @@ impl<R: Twin> Engine for Cpu<'_, R> {
         let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
         let by_offset: Vec<_> = self.layout().by_offset().cloned().collect();
         for i in tensors {
-            let (part, tensor) = (Part { tensor: i, start: 0 }, &by_offset[i]);
+            let tensor = &by_offset[i];
+            let mut all = |bytes: &mut [u8]| {
+                let mut parts = bytes.chunks_mut(PART).enumerate();
+                parts.try_for_each(|(n, bytes)| source(part(i, n), bytes).map(drop))
+            };
             if slot == PARAM {
-                source(part, self.params.bytes_mut(tensor))?;
+                all(self.params.bytes_mut(tensor))?;
             } else if let Some(mut state) = self.optimizer.state_mut(&slot, &tensor.name)? {
-                source(part, state.bytes_mut(content))?;
+                all(state.bytes_mut(content))?;
             }
         }
         Ok(())

@@ -28,15 +28,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: Malformed,
     },
-    /// A path that does not say by its end what it is.
-    #[error("{path:?}: the name of {what} ends in {end:?}")]
+    /// A path whose end says that it is something else.
+    #[error("{path:?}: the name of {what} {bound}")]
     Name {
         /// The path.
         path: PathBuf,
         /// What was asked for.
         what: &'static str,
-        /// How it has to end.
-        end: &'static str,
+        /// What its name has to be.
+        bound: &'static str,
     },
     /// A safetensors file without the optimizer's metadata: parameters, perhaps.
     #[error("{path:?} is no checkpoint of an optimizer: its metadata has no {key:?}")]
@@ -65,15 +65,21 @@ pub enum Error {
         /// How many.
         steps: usize,
     },
-    /// A metadata key of the caller's that is not the caller's to use, or is given twice.
-    #[error("metadata {key:?} is {reason}")]
+    /// A metadata key of the caller's that is the checkpoint's own.
+    #[error("metadata {key:?} is taken")]
     Key {
         /// The key.
         key: String,
-        /// What is wrong with it.
-        reason: &'static str,
     },
-    /// A tensor's parameters that were not handed over, or are too few or too many.
+    /// An [`Engine`](super::Engine) that does not keep to what its planes say.
+    #[error("the engine has handed over or asked for {found} bytes, its planes have {expected}")]
+    Engine {
+        /// Bytes that it has handed over or asked for.
+        found: u64,
+        /// Bytes of its planes, or of the one tensor of which it has asked for more.
+        expected: u64,
+    },
+    /// A tensor's parameters that were not handed over, or are too few.
     #[error("parameters of {tensor:?}: {found} elements, the layout has {expected}")]
     Parameters {
         /// The tensor.
@@ -129,7 +135,7 @@ pub enum Malformed {
     TooMany {
         /// Of what.
         what: &'static str,
-        /// How many.
+        /// How many, as far as they were counted.
         found: u64,
         /// How many there may be.
         bound: u64,
@@ -318,7 +324,7 @@ pub enum Mismatch {
     },
     /// More than are listed.
     More {
-        /// How many.
+        /// How many at least: of tensors that only the file has no more than 1 000 are counted.
         count: usize,
     },
 }
@@ -346,7 +352,7 @@ impl fmt::Display for Mismatch {
             Self::Format { slot, found, expected } => {
                 write!(f, "{slot} stored as {found}, here as {expected}")
             }
-            Self::More { count } => write!(f, "and {count} more"),
+            Self::More { count } => write!(f, "and at least {count} more"),
             Self::Seed => f.write_str("no seed, and rounding is at random here"),
             Self::LossScale { found: Some(found), bound } => write!(f, "loss scale {found}, must be {bound}"),
             Self::GoodSteps { found, bound } => {

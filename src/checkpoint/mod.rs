@@ -39,7 +39,7 @@
 //!
 //! With [`Save::shard_bytes`] the path is that of an index, `NAME.safetensors.index.json`, in the form of Hugging Face, beside which the shards lie. They have new names in every save, so that the index from before
 //! has its shards until the new one takes its place. Then all others with names of this index are removed, whole or not: what a save that was killed has left goes with the next, whenever that was. Files of
-//! other names are not touched.
+//! other names are not touched. A copy of the index under another name has the same shards, which the next save removes: a checkpoint that is to stay is copied with them to another directory, or saved under a name of its own.
 
 mod convert;
 mod cpu;
@@ -94,9 +94,9 @@ pub struct Load {
     pub extra: Extra,
     /// Slots that are stored in another format.
     pub formats: Formats,
-    /// Hyperparameters and learning-rate factors that differ.
+    /// Hyperparameters and learning-rate factors that differ, or cannot be read.
     pub hyperparameters: Differing,
-    /// Options that differ, other than formats.
+    /// Options that differ, other than formats; or that cannot be read.
     pub options: Differing,
 }
 
@@ -303,7 +303,7 @@ pub trait Engine {
 /// Saves all of an optimizer's state to `path`. `progress` is told how many bytes of how many are done.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Parameters`], [`Error::Optimizer`]; [`Error::Malformed`] if it would be more than is read: 512 files, 16 MiB of headers or of
+/// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Parameters`], [`Error::Optimizer`], [`Error::Engine`]; [`Error::Malformed`] if it would be more than is read: 512 files, 16 MiB of headers or of
 /// the index, 1 024 keys of metadata, 32 dimensions, schedules within each other without end. A file that was at `path` is still there then; but
 /// where the directory could not be flushed ([`Error::Io`], "write" with the directory's path) the new one is in its place, whole, and whether a crash of the machine brings back the old one is not known.
 pub fn save<E: Engine>(
@@ -322,7 +322,7 @@ where
     let text = record.text(path.as_ref())?;
     for key in [record::KEY, writer::TOTAL_SIZE] {
         if metadata.contains_key(key) {
-            return Err(Error::Key { key: key.into(), reason: "taken" });
+            return Err(Error::Key { key: key.into() });
         }
     }
     metadata.insert(record::KEY.into(), text);
@@ -360,7 +360,7 @@ where
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Malformed`], [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Mismatches`], [`Error::Unsubmitted`], [`Error::Optimizer`]: nothing has changed then.
-/// [`Error::Torn`] if the file could not be read to its end although its length was right.
+/// [`Error::Torn`] if the file could not be read to its end although its length was right, or with [`Error::Engine`].
 pub fn load<E: Engine>(
     engine: &mut E,
     path: impl AsRef<Path>,
@@ -382,12 +382,20 @@ where
     progress(done, total);
     for (i, sources) in sources.iter().enumerate() {
         let mut fill = |part: Part, bytes: &mut [u8]| {
+            let end = part.start.saturating_add(bytes.len() as u64);
+            let expected = sources.get(part.tensor).map_or(0, |source| source.bytes);
+            if end > expected {
+                return Err(Error::Engine { found: end, expected });
+            }
             let filled = sources[part.tensor].fill(&mut reader, part.start, bytes)?;
             done += bytes.len() as u64;
             progress(done, total);
             Ok(filled)
         };
         engine.write(i, &mut fill).map_err(|error| Error::Torn(error.into()))?;
+    }
+    if done != total {
+        return Err(Error::Torn(Error::Engine { found: done, expected: total }.into()));
     }
     engine.restore(&counters).map_err(|error| Error::Torn(error.into()))?;
     let mut metadata = reader.metadata().clone();

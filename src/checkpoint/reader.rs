@@ -78,6 +78,8 @@ impl Stored {
 /// Opening reads and checks the headers, in memory of a few times their size, which is at most 16 MiB in all files together; tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct Reader {
+    /// What was opened: the file, or the index.
+    path: PathBuf,
     files: Vec<(PathBuf, File)>,
     /// By name.
     tensors: Vec<Stored>,
@@ -97,6 +99,7 @@ impl Reader {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let mut reader = Self {
+            path: path.to_owned(),
             files: Vec::new(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
@@ -134,9 +137,9 @@ impl Reader {
         &self.metadata
     }
 
-    /// The path of the file, of several the first.
+    /// The path that was opened.
     pub(super) fn path(&self) -> &Path {
-        self.files.first().map_or(Path::new(""), |(path, _)| path)
+        &self.path
     }
 
     /// Reads bytes of tensor `i` of [`tensors`](Self::tensors), from byte `start` of it on, until `into` is full.
@@ -267,6 +270,9 @@ impl Reader {
         file.take(MAX_HEADER).read_to_end(&mut text).map_err(Error::io("read", path))?;
         // Twice, so that no list of the index's own is needed: first the shards, then what they have.
         let shards: Shards = parse("the index", &text).map_err(malformed)?;
+        if let Some(reason) = shards.wrong {
+            return Err(malformed(reason));
+        }
         let beside = path.parent().unwrap_or(Path::new(""));
         for shard in &shards.names {
             self.open_file(beside.join(shard))?;
@@ -464,6 +470,8 @@ impl<'de> Deserialize<'de> for Text {
 struct Shards {
     metadata: BTreeMap<String, String>,
     names: Vec<String>,
+    /// What the parser has no word for.
+    wrong: Option<Malformed>,
 }
 
 impl<'de> Deserialize<'de> for Shards {
@@ -473,18 +481,16 @@ impl<'de> Deserialize<'de> for Shards {
         let mut each = |_, shard: String| {
             if wrong.is_some() || names.contains(&shard) {
             } else if Path::new(&shard).file_name().is_none_or(|file| file != shard.as_str()) {
-                wrong = Some(Malformed::ShardName { name: shard }.to_string());
+                wrong = Some(Malformed::ShardName { name: shard });
             } else if names.len() == MAX_SHARDS {
-                wrong = Some(format!("more than {MAX_SHARDS} files"));
+                let (found, bound) = (MAX_SHARDS as u64 + 1, MAX_SHARDS as u64);
+                wrong = Some(Malformed::TooMany { what: "files", found, bound });
             } else {
                 names.insert(shard);
             }
         };
         let metadata = Fields(&mut each).deserialize(deserializer)?;
-        match wrong {
-            Some(wrong) => Err(D::Error::custom(wrong)),
-            None => Ok(Self { metadata, names: names.into_iter().collect() }),
-        }
+        Ok(Self { metadata, names: names.into_iter().collect(), wrong })
     }
 }
 

@@ -6,7 +6,7 @@ use crate::checkpoint::Malformed;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
@@ -96,6 +96,9 @@ pub(super) struct Writer {
     sharded: bool,
     done: Vec<Pending>,
     current: Option<(Pending, u64)>,
+    /// Bytes of all tensors, and how many of them have been written.
+    total: u64,
+    written: u64,
 }
 
 impl Writer {
@@ -107,14 +110,17 @@ impl Writer {
         shard_bytes: Option<u64>,
     ) -> Result<Self, Error> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let refuse = |what, end| Err(Error::Name { path: path.to_owned(), what, end });
+        let refuse = |what, bound| Err(Error::Name { path: path.to_owned(), what, bound });
         let end = [".safetensors", INDEX_END].concat();
         let sharded = shard_bytes.is_some();
         if sharded && (!name.ends_with(&end) || name.len() == end.len()) {
-            return refuse("the index of several files", ".safetensors.index.json");
+            return refuse(
+                "the index of several files",
+                "must end in \".safetensors.index.json\", behind a name",
+            );
         }
         if !sharded && (name.is_empty() || name.ends_with(INDEX_END)) {
-            return refuse("one file", ".safetensors");
+            return refuse("one file", "must be there, and not end in \".index.json\" as an index's");
         }
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -130,6 +136,7 @@ impl Writer {
         } else {
             vec![(0..tensors.len(), path.to_owned())]
         };
+        let total = tensors.iter().map(|tensor| tensor.bytes).sum();
         let writer = Self {
             path: path.to_owned(),
             directory,
@@ -139,6 +146,8 @@ impl Writer {
             sharded,
             done: Vec::new(),
             current: None,
+            total,
+            written: 0,
         };
         writer.check()?;
         Ok(writer)
@@ -175,6 +184,8 @@ impl Writer {
 
     /// The next bytes; they do not reach from one tensor into the next.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        self.written = self.written.saturating_add(bytes.len() as u64);
+        self.check_written(self.written > self.total)?;
         while !bytes.is_empty() {
             let (file, left) = self.file()?;
             let n = (bytes.len() as u64).min(*left) as usize;
@@ -183,6 +194,11 @@ impl Writer {
             bytes = &bytes[n..];
         }
         Ok(())
+    }
+
+    fn check_written(&self, wrong: bool) -> Result<(), Error> {
+        let (found, expected) = (self.written, self.total);
+        if wrong { Err(Error::Engine { found, expected }) } else { Ok(()) }
     }
 
     /// The file that has room for what comes next, and how much.
@@ -215,6 +231,7 @@ impl Writer {
 
     /// Has the disk keep what has been written, and puts it in place.
     pub(super) fn finish(mut self) -> Result<(), Error> {
+        self.check_written(self.written != self.total)?;
         // A file without a byte of data has a header too; an index without tensors has no files.
         if !self.shards.is_empty() {
             self.file()?;
@@ -251,8 +268,7 @@ impl Writer {
     fn index(&self) -> Result<Vec<u8>, Error> {
         let mut metadata: BTreeMap<&str, serde_json::Value> =
             self.metadata.iter().map(|(key, text)| (key.as_str(), text.as_str().into())).collect();
-        let total: u64 = self.tensors.iter().map(|tensor| tensor.bytes).sum();
-        metadata.insert(TOTAL_SIZE, total.into());
+        metadata.insert(TOTAL_SIZE, self.total.into());
         let weights: BTreeMap<&str, _> = self
             .shards
             .iter()
@@ -307,21 +323,24 @@ fn shard_name(stem: &str, generation: u64, i: usize, of: usize) -> String {
     format!("{stem}-{i:05}-of-{of:05}-{generation}.safetensors")
 }
 
-/// The generation of a shard, if `name` is one's.
+/// The generation of a shard, if `name` is one that [`shard_name`] gives: what it would not write is somebody else's.
 fn generation(stem: &str, name: &str) -> Option<u64> {
     let rest = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?;
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    match rest.split('-').collect::<Vec<_>>()[..] {
-        [i, "of", of, generation] if digits(i) && digits(of) && digits(generation) => generation.parse().ok(),
-        _ => None,
-    }
+    let mut parts = rest.split('-');
+    let (i, _of, of) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?.parse().ok()?);
+    let generation = parts.next()?.parse().ok()?;
+    let ours = (1..=of).contains(&i) && of <= MAX_SHARDS && shard_name(stem, generation, i, of) == name;
+    ours.then_some(generation)
 }
 
-/// A generation that no file has.
+/// A generation that no file has: the one behind the last, and the first that is free where there is none behind it.
 fn free_generation(directory: &Path, stem: &str) -> Result<u64, Error> {
     let entries = fs::read_dir(directory).map_err(Error::io("read", directory))?;
-    let last = entries.flatten().filter_map(|entry| generation(stem, entry.file_name().to_str()?)).max();
-    Ok(last.unwrap_or(0).saturating_add(1))
+    let named = |entry: fs::DirEntry| generation(stem, entry.file_name().to_str()?);
+    let taken: BTreeSet<u64> = entries.flatten().filter_map(named).collect();
+    let next = taken.last().map_or(Some(1), |last| last.checked_add(1));
+    // There are not as many files as numbers.
+    Ok(next.or_else(|| (1..u64::MAX).find(|free| !taken.contains(free))).unwrap_or(u64::MAX))
 }
 
 fn header(path: &Path, tensors: &[Planned], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {

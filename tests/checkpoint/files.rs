@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use wgpu_optim::checkpoint::{self, Cpu, Error, Load, Reader, Record, Save};
+use wgpu_optim::checkpoint::{self, Counters, Cpu, Engine, Error, Load, Part, Plane, Reader, Record, Save};
 use wgpu_optim::{AdamW, Group, Layout, NAdam, Rule, Schedule, Sgd, cpu};
 
 #[test]
@@ -89,6 +89,12 @@ fn shards_have_an_index_and_replace_each_other() {
         "run-1-00001-of-00001-2.safetensors",
         "run-1-00009-of-00009.safetensors",
         "run-00001-of-00002.safetensors",
+        "run-1-of-2-3.safetensors",
+        "run-5-of-5-2024.safetensors",
+        "run-00003-of-00002-1.safetensors",
+        "run-00000-of-00002-1.safetensors",
+        "run-00001-of-00513-1.safetensors",
+        "run-00001-of-00002-01.safetensors",
         "run.safetensors",
         "rune-00001-of-00002-1.safetensors",
     ];
@@ -99,6 +105,112 @@ fn shards_have_an_index_and_replace_each_other() {
     assert_eq!(directory.names(), names);
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 3);
     assert_eq!(other.bits(), run.bits());
+}
+
+/// Behind the last number there is none: the shards that the index names are not written over.
+#[test]
+fn the_last_number_is_not_used_twice() {
+    let directory = Directory::new("last-number");
+    let path = directory.file("run.safetensors.index.json");
+    let save = Save { shard_bytes: Some(96), ..Save::default() };
+    let mut run = Run::new(layout());
+    run.steps(1).save(&path, &save).unwrap();
+    let first = directory.names();
+    let [end, last] = ["-1.safetensors".to_owned(), format!("-{}.safetensors", u64::MAX)];
+    for name in first.iter().filter(|name| name.ends_with(&end)) {
+        fs::rename(directory.file(name), directory.file(&name.replace(&end, &last))).unwrap();
+    }
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace(&end, &last)).unwrap();
+    assert_eq!(Run::new(layout()).load(&path, &Load::default()).unwrap().steps, 1);
+    run.steps(1).save(&path, &save).unwrap();
+    assert_eq!(directory.names(), first);
+    assert_eq!(Run::new(layout()).load(&path, &Load::default()).unwrap().steps, 2);
+}
+
+/// In what an engine is wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lie {
+    TooLittle,
+    TooMuch,
+    /// Planes that have no tensors, and bytes of them.
+    NoTensors,
+    OtherTensor,
+}
+
+struct Lying<'a>(Cpu<'a, AdamW>, Lie);
+
+impl Engine for Lying<'_> {
+    type Rule = AdamW;
+    fn layout(&self) -> &Layout<AdamW> {
+        self.0.layout()
+    }
+    fn options(&self) -> &wgpu_optim::Options {
+        self.0.options()
+    }
+    fn planes(&self) -> Vec<Plane> {
+        let mut planes = self.0.planes();
+        if self.1 == Lie::NoTensors {
+            planes.iter_mut().for_each(|plane| plane.tensors.clear());
+        }
+        planes
+    }
+    fn check(&self, writing: bool) -> Result<(), Error> {
+        self.0.check(writing)
+    }
+    fn counters(&mut self) -> Result<Counters, Error> {
+        self.0.counters()
+    }
+    fn read(&mut self, plane: usize, sink: &mut checkpoint::Sink<'_>) -> Result<(), Error> {
+        let lie = self.1;
+        self.0.read(plane, &mut |part, bytes| {
+            sink(part, if lie == Lie::TooLittle { &bytes[4..] } else { bytes })?;
+            if lie == Lie::TooMuch { sink(part, bytes) } else { Ok(()) }
+        })
+    }
+    fn write(&mut self, plane: usize, source: &mut checkpoint::Source<'_>) -> Result<(), Error> {
+        let lie = self.1;
+        self.0.write(plane, &mut |mut part, bytes| match lie {
+            Lie::TooLittle => source(part, &mut bytes[4..]),
+            Lie::OtherTensor => source(Part { tensor: 99, ..part }, bytes),
+            Lie::TooMuch | Lie::NoTensors => {
+                part.start = u64::MAX;
+                source(part, bytes)
+            }
+        })
+    }
+    fn restore(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.0.restore(counters)
+    }
+}
+
+/// Anyone may write an engine: what is wrong with it is an error, and the file from before is whole.
+#[test]
+fn an_engine_is_not_believed() {
+    let directory = Directory::new("lying");
+    for (name, shard_bytes) in [("run.safetensors", None), ("run.safetensors.index.json", Some(96))] {
+        let path = directory.file(name);
+        let save = Save { shard_bytes, ..Save::default() };
+        let mut run = Run::new(layout());
+        run.steps(1).save(&path, &save).unwrap();
+        let (names, bits) = (directory.names(), run.bits());
+        for lie in [Lie::TooLittle, Lie::TooMuch, Lie::NoTensors, Lie::OtherTensor] {
+            let mut other = Run::new(layout());
+            if lie != Lie::OtherTensor {
+                let mut engine = Lying(other.engine(), lie);
+                let error = checkpoint::save(&mut engine, &path, &save, &mut quiet).unwrap_err();
+                assert!(matches!(error, Error::Engine { .. }), "{lie:?}: {error}");
+                assert_eq!(directory.names(), names, "{lie:?}");
+            }
+            if lie != Lie::NoTensors {
+                let mut engine = Lying(other.engine(), lie);
+                let error = checkpoint::load(&mut engine, &path, &Load::default(), &mut quiet).unwrap_err();
+                let Error::Torn(error) = error else { panic!("{lie:?}: {error}") };
+                assert!(matches!(*error, Error::Engine { .. }), "{lie:?}: {error}");
+            }
+            other.load(&path, &Load::default()).unwrap();
+            assert_eq!(other.bits(), bits, "{lie:?}");
+        }
+    }
 }
 
 #[test]
@@ -154,6 +266,50 @@ fn progress_counts_to_the_end() {
     checkpoint::load(&mut run.engine(), &path, &Load::default(), &mut |done, total| seen.push((done, total)))
         .unwrap();
     assert_eq!((seen[0], seen[seen.len() - 1]), ((0, 288), (288, 288)));
+}
+
+/// A tensor is handed over in parts, and each is reported.
+#[test]
+fn progress_is_seen_within_a_tensor() {
+    const MOST: u64 = 8 << 20;
+    let directory = Directory::new("within");
+    let path = directory.file("run.safetensors");
+    let layout = || Layout::new([Group::new("all", AdamW::default()).tensor("w", [3_000_000])]).unwrap();
+    let mut run = Run::new(layout());
+    run.steps(1);
+    let mut seen = Vec::new();
+    checkpoint::save(&mut run.engine(), &path, &Save::default(), &mut |done, _| seen.push(done)).unwrap();
+    let mut loaded = Run::new(layout());
+    checkpoint::load(&mut loaded.engine(), &path, &Load::default(), &mut |done, _| seen.push(done)).unwrap();
+    assert!(seen.windows(2).all(|pair| pair[1] < pair[0] + MOST), "{seen:?}");
+    assert!(loaded.bits() == run.bits());
+}
+
+/// A file that gets shorter while it is read: what has been read of it is in the optimizer, and it is said so.
+#[test]
+fn a_file_that_shrinks_leaves_torn_state() {
+    let directory = Directory::new("shrinks");
+    let path = directory.file("run.safetensors");
+    let layout = || Layout::new([Group::new("all", AdamW::default()).tensor("w", [500_000])]).unwrap();
+    let mut run = Run::new(layout());
+    run.steps(1).save(&path, &Save::default()).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let mut loaded = Run::new(layout());
+    let before = loaded.bits();
+    let mut cut = |done, _| {
+        if done > 0 {
+            file.set_len(100).unwrap();
+        }
+    };
+    let error = checkpoint::load(&mut loaded.engine(), &path, &Load::default(), &mut cut).unwrap_err();
+    let Error::Torn(error) = error else { panic!("{error}") };
+    assert!(matches!(*error, Error::Io { what: "read", .. }), "{error}");
+    assert!(loaded.bits() != before);
+    assert_eq!(loaded.optimizer.steps(), 0, "it has not gone on");
+    // As the error says: a whole file makes it whole.
+    run.save(&path, &Save::default()).unwrap();
+    loaded.load(&path, &Load::default()).unwrap();
+    assert!(loaded.bits() == run.bits());
 }
 
 proptest! {

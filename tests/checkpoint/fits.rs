@@ -28,6 +28,24 @@ fn changed(
     Layout::new([decay, plain]).unwrap()
 }
 
+/// Of a large file that has nothing to do with the layout, a thousand are listed and the others counted.
+#[test]
+fn mismatches_without_end_are_counted() {
+    let directory = Directory::new("more");
+    let path = directory.file("run.safetensors");
+    let layout = |prefix: &str| {
+        let group = Group::new("all", AdamW::default());
+        Layout::new([(0..1_200).fold(group, |group, i| group.tensor(format!("{prefix}{i}"), [1]))]).unwrap()
+    };
+    Run::new(layout("a")).save(&path, &Save::default()).unwrap();
+    let found = mismatches(Run::new(layout("b")).load(&path, &Load::default()));
+    assert_eq!(found.len(), 1_001);
+    let missing = |m: &&Mismatch| matches!(m, Mismatch::MissingTensor { .. });
+    assert_eq!(found.iter().filter(missing).count(), 1_000);
+    // Of 1 200 that the layout lacks no more than 1 000 are looked at.
+    assert_eq!(found[1_000], Mismatch::More { count: 200 + 1_000 });
+}
+
 #[test]
 fn every_mismatch_is_listed_and_nothing_changes() {
     let directory = Directory::new("mismatches");

@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
-use wgpu_optim::checkpoint::{Error, Load, Malformed, Reader, Record, Save};
+use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Reader, Record, Save};
 use wgpu_optim::{AdamW, Group, Layout};
 
 /// What loading may take beside the file's size.
@@ -189,6 +189,10 @@ fn lies_of_the_record() {
         let error = lie(what, change);
         assert!(matches!(error, Error::Malformed { .. } | Error::Mismatches(_)), "{what}: {error}");
     }
+    // The policy holds for what cannot be read too.
+    lie("an option that is none", &|r| r["options"]["speed"] = json!(1));
+    let ignore = Load { options: Differing::Ignore, ..Load::default() };
+    assert_eq!(Run::new(layout()).load(&path, &ignore).unwrap().steps, 2);
     let mut header = header.clone();
     header["__metadata__"] = json!({});
     write(&path, header.to_string().as_bytes(), &data);
@@ -224,9 +228,24 @@ fn lies_of_an_index() {
             }
         }),
     ] {
-        let error = lie(what, change);
-        assert!(matches!(error, Error::Malformed { .. }), "{what}: {error}");
+        let Error::Malformed { path: of, reason } = lie(what, change) else { panic!("{what}") };
+        assert_eq!(of, path, "{what}");
+        let typed = match what {
+            "no map" => matches!(reason, Malformed::Json { .. }),
+            "a file elsewhere" | "an absolute file" | "a directory" => {
+                matches!(reason, Malformed::ShardName { .. })
+            }
+            "shards without end" => matches!(reason, Malformed::TooMany { what: "files", .. }),
+            "a shard with the tensors of another" => matches!(reason, Malformed::Duplicate { .. }),
+            _ => matches!(reason, Malformed::Shard { .. }),
+        };
+        assert!(typed, "{what}: {reason}");
     }
+    // The index has the record, and the blame for it.
+    let empty = lie("nothing", &|i| *i = json!({"weight_map": {}}));
+    assert!(matches!(&empty, Error::NotACheckpoint { path: of, .. } if *of == path), "{empty}");
+    let record = lie("a bad record", &|i| i["metadata"]["wgpu_optim"] = json!("{"));
+    assert!(matches!(&record, Error::Malformed { path: of, .. } if *of == path), "{record}");
     let absent = lie("no such file", &|i| i["weight_map"]["param/w"] = json!("none.safetensors"));
     assert!(matches!(absent, Error::Io { what: "open", .. }), "{absent}");
     let text = index.to_string().replacen("\"param/b\"", "\"param/v\"", 1);
