@@ -1,9 +1,12 @@
 //! Small runs on the CPU, which need no device.
 
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-use wgpu_optim::checkpoint::{self, Cpu, Error, Load, Loaded, Mismatch, Save};
+use wgpu_optim::checkpoint::{self, Cpu, Error, Json, Load, Loaded, Mismatch, Reader, Record, Save};
 use wgpu_optim::rules::slots;
-use wgpu_optim::{AdamW, Group, Layout, Twin, cpu};
+use wgpu_optim::{
+    AdamW, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule, Twin, cpu,
+};
 
 /// A directory of its own, gone at the end.
 pub struct Directory(PathBuf);
@@ -64,7 +67,7 @@ pub struct Run<R: Twin> {
     pub params: Vec<f32>,
 }
 
-impl<R: Twin + serde::Serialize + serde::de::DeserializeOwned> Run<R> {
+impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
     pub fn new(layout: Layout<R>) -> Self {
         let params = vec![0.5; layout.len() as usize];
         Self { optimizer: cpu::Optimizer::new(layout).unwrap(), params }
@@ -123,4 +126,51 @@ pub fn mismatches(result: Result<Loaded, Error>) -> Vec<Mismatch> {
         Err(Error::Mismatches(mismatches)) => mismatches,
         other => panic!("{other:?}"),
     }
+}
+
+/// Of `tests/checkpoint/v1-gpu.safetensors`: blocks, a small tensor without them, remainders, rounding at random, an average, a loss scale.
+pub fn blocks_fixture() -> (Layout<AdamW>, Options) {
+    let options = Options {
+        params: Format::Bf16,
+        grads: Format::Bf16,
+        states: Format::Q8,
+        f32_states_below: 16,
+        master: Master::Remainder,
+        rounding: Rounding::Stochastic { seed: u64::MAX },
+        ema: Some(Ema { decay: 0.75, debias: true }),
+        loss_scale: Some(LossScale::default()),
+        ..Options::default()
+    };
+    let group = Group::new("all", AdamW::default()).tensor_at("w", [11, 7], 3);
+    (Layout::new([group.tensor("b", [5])]).unwrap(), options)
+}
+
+/// That two files have the same tensors and say the same of their runs, whatever version wrote it and whatever has its default; the names of the tensors.
+pub fn assert_same_checkpoint<R: DeserializeOwned + PartialEq + std::fmt::Debug>(
+    first: &Path,
+    second: &Path,
+) -> Vec<String> {
+    fn parsed<T: DeserializeOwned>(json: &Json) -> T {
+        serde_json::from_str(json.text()).unwrap()
+    }
+    let [a, b] = [first, second].map(|path| Record::read(&Reader::open(path).unwrap()).unwrap());
+    assert_eq!((&a.rule, a.steps, a.taken, a.loss_scale), (&b.rule, b.steps, b.taken, b.loss_scale));
+    let options = |record: &Record| record.options.as_ref().map(parsed::<Options>);
+    assert_eq!(options(&a), options(&b));
+    assert_eq!(a.groups.0.len(), b.groups.0.len());
+    for (a, b) in a.groups.0.iter().zip(&b.groups.0) {
+        assert_eq!((&a.name, a.carry.to_bits()), (&b.name, b.carry.to_bits()));
+        assert_eq!(parsed::<R>(&a.hyperparameters), parsed::<R>(&b.hyperparameters));
+        let factor = |json: &Option<Json>| json.as_ref().map(parsed::<Schedule>);
+        assert_eq!(factor(&a.lr_factor), factor(&b.lr_factor));
+        assert!(a.tensors.iter().eq(b.tensors.iter()), "{:?}, {:?}", a.tensors, b.tensors);
+    }
+    let [first, second] = [first, second].map(|path| std::fs::read(path).unwrap());
+    let [first, second] = [&first, &second].map(|bytes| {
+        let mut tensors = safetensors::SafeTensors::deserialize(bytes).unwrap().tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    });
+    assert_eq!(first, second);
+    first.into_iter().map(|(name, _)| name).collect()
 }

@@ -1,6 +1,6 @@
 //! On the GPU: formats that are converted, both engines, parameters in many buffers, and steps in flight.
 
-use crate::common::{Directory, Random, mismatches, quiet};
+use crate::common::{Directory, Random, assert_same_checkpoint, blocks_fixture, mismatches, quiet};
 use harness::Gpu;
 use std::path::Path;
 use wgpu_optim::checkpoint::{
@@ -472,20 +472,9 @@ fn the_first_version_is_read() {
     let Some(gpu) = harness::test_gpu() else { return };
     let directory = Directory::new("gpu-fixture");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/v1-gpu.safetensors");
-    let options = Options {
-        params: Format::Bf16,
-        grads: Format::Bf16,
-        states: Format::Q8,
-        f32_states_below: 16,
-        master: Master::Remainder,
-        rounding: Rounding::Stochastic { seed: u64::MAX },
-        ema: Some(wgpu_optim::Ema { decay: 0.75, debias: true }),
-        loss_scale: Some(wgpu_optim::LossScale::default()),
-        ..Options::default()
-    };
     let run = || {
-        let group = Group::new("all", AdamW::default()).tensor_at("w", [11, 7], 3);
-        Run::new(&gpu, Layout::new([group.tensor("b", [5])]).unwrap(), options)
+        let (layout, options) = blocks_fixture();
+        Run::new(&gpu, layout, options)
     };
     if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
         let mut run = run().steps(2);
@@ -501,11 +490,7 @@ fn the_first_version_is_read() {
     assert_eq!((loaded.steps, loaded.taken), (4, 3));
     let again = directory.file("again.safetensors");
     run.save(&again);
-    let [fixture, again] = [&fixture, &again].map(|path| std::fs::read(path).unwrap());
-    let [fixture, again] =
-        [&fixture, &again].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
-    let mut names = fixture.names();
-    names.sort_unstable();
+    let names = assert_same_checkpoint::<AdamW>(&fixture, &again);
     let slots = ["ema", "exp_avg", "exp_avg.scale", "exp_avg_sq", "exp_avg_sq.scale", "param", "remainder"];
     let want = slots.iter().flat_map(|slot| {
         // The small tensor has no blocks.
@@ -515,9 +500,15 @@ fn the_first_version_is_read() {
     let mut want: Vec<_> = want.collect();
     want.sort_unstable();
     assert_eq!(names, want);
-    for name in names {
-        assert_eq!(again.tensor(name).unwrap(), fixture.tensor(name).unwrap(), "{name}");
-    }
+    // On the CPU too.
+    let (layout, options) = blocks_fixture();
+    let mut params = vec![0u16; layout.len() as usize];
+    let mut optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
+    let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+    let loaded = checkpoint::load(&mut engine, &fixture, &Load::default(), &mut quiet).unwrap();
+    assert_eq!((loaded.steps, loaded.taken), (4, 3));
+    checkpoint::save(&mut engine, &again, &Save::default(), &mut quiet).unwrap();
+    assert_eq!(assert_same_checkpoint::<AdamW>(&fixture, &again), want);
     let scale = run.optimizer.loss_scale().unwrap();
     assert_eq!(gpu.read(scale, 0, 1), [32_768.0], "halved by the overflow");
 }
