@@ -94,14 +94,21 @@ fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
         let message = "fuzzing takes a nightly compiler and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz";
         return Err(Failure::new(message));
     }
-    // What is found goes to a copy: the corpus that is kept is small.
+    // What is found goes to a copy: the corpus that is kept is small. What the fuzzer puts into the temporary directory, and leaves there, goes with it.
     let found = env::temp_dir().join("wgpu-optim-corpus");
-    std::fs::create_dir_all(&found).map_err(|error| Failure::new(format!("{}: {error}", found.display())))?;
+    let scratch = env::temp_dir().join(format!("wgpu-optim-fuzz-{}", std::process::id()));
+    for path in [&found, &scratch] {
+        std::fs::create_dir_all(path)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    }
     let mut fuzz = cargo(["+nightly", "fuzz", "run", "checkpoint"]);
     fuzz.arg(found)
         .args(["fuzz/corpus/checkpoint", "--", &format!("-max_total_time={seconds}")])
-        .args(FUZZ_LIMITS);
-    steps.run("fuzzing", &mut fuzz)
+        .args(FUZZ_LIMITS)
+        .env("TMPDIR", &scratch);
+    let done = steps.run("fuzzing", &mut fuzz);
+    let _ = std::fs::remove_dir_all(scratch);
+    done
 }
 
 fn can_fuzz() -> bool {
@@ -133,6 +140,8 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     if can_fuzz() {
         fuzz(steps, "20")?;
     } else {
+        let mut check = cargo(["check", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+        steps.run("the fuzzer compiles", &mut check)?;
         eprintln!(
             "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
         );
