@@ -607,7 +607,11 @@ pub(super) fn update_plainly<R: Twin>(
     let mut before = [0.0; STRIP];
     let mut squares = [Squares::new(), Squares::new()];
     let strip = if pass.norms || pass.zero || pass.average.is_some() { STRIP } else { usize::MAX };
-    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+    let segments = &pass.plan.segments[block.segments.clone()];
+    // What is in one tensor is one run, unless it has sums of its own.
+    let runs = segments.chunk_by(|a, b| !pass.norms && a.span == b.span);
+    for (run, sums) in runs.zip(&mut *part.sums) {
+        let segment = &Segment { end: run[run.len() - 1].end, ..run[0].clone() };
         let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
         let Row { scalars, factor } = pass.rows[segment.row];
         if pass.norms {

@@ -3,7 +3,8 @@
 //! # Threads
 //!
 //! With the feature `rayon` the work is divided among the threads of the pool that the call runs in: rayon's global one, or one of the caller's, by
-//! `pool.install(|| optimizer.step(…))`. A pool that was asked for with 0 threads has as many as there are cores, as rayon has it. Without the feature everything runs on the calling
+//! `pool.install(|| optimizer.step(…))`. A pool that was asked for with 0 threads has as many as there are cores, as rayon has it; one that the calling thread is part of
+//! (`ThreadPoolBuilder::use_current_thread`) has nobody to wake. Without the feature everything runs on the calling
 //! thread. Results are the same bit for bit: work is divided into blocks of a fixed number of elements, whoever does them.
 //!
 //! # Instructions

@@ -22,6 +22,8 @@ type Work = Box<dyn FnMut() -> Duration>;
 const BLOCK: usize = 1 << 14;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // The thread that steps is one of the pool's: nobody waits for it to be woken.
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global()?;
     let mut work: Option<Work> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
