@@ -105,6 +105,8 @@ fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
     fuzz.arg(found)
         .args(["fuzz/corpus/checkpoint", "--", &format!("-max_total_time={seconds}")])
         .args(FUZZ_LIMITS)
+        // What has been freed is not kept for long: it counts as memory of the process.
+        .env("ASAN_OPTIONS", "quarantine_size_mb=16")
         .env("TMPDIR", &scratch);
     let done = steps.run("fuzzing", &mut fuzz);
     let _ = std::fs::remove_dir_all(scratch);
