@@ -1,5 +1,6 @@
 //! Small runs on the CPU, which need no device.
 
+pub use cpu_harness::Random;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use wgpu_optim::checkpoint::{self, Cpu, Error, Json, Load, Loaded, Mismatch, Reader, Record, Save};
@@ -40,25 +41,10 @@ impl Drop for Directory {
 
 pub fn quiet(_: u64, _: u64) {}
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.bits() % n
-    }
-
-    pub fn values(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.bits() as i32 as f32 / 2f32.powi(31)).collect()
-    }
+/// Uniform in [-1, 1).
+pub fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut random = Random::new(seed);
+    (0..len).map(|_| random.bits() as i32 as f32 / 2f32.powi(31)).collect()
 }
 
 /// A run on the CPU.
@@ -76,7 +62,7 @@ impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
     /// Steps on gradients that follow from the number of steps so far.
     pub fn steps(&mut self, n: usize) -> &mut Self {
         for _ in 0..n {
-            let grads = Random(self.optimizer.steps()).values(self.params.len());
+            let grads = values(self.optimizer.steps(), self.params.len());
             self.optimizer.step(cpu::Tensors::flat(&mut self.params, &grads), 0.01).unwrap();
         }
         self

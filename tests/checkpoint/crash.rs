@@ -55,7 +55,7 @@ fn kill<F: Fn()>(test: F, target: &str) {
     let kills = std::env::var(KILLS).map_or(5, |kills| kills.parse().unwrap());
     let directory = Directory::new(target);
     let path = directory.file(target);
-    let mut random = crate::common::Random(target.len() as u64);
+    let mut random = crate::common::Random::new(target.len() as u64);
     let mut all = Vec::new();
     let mut between = 0;
     for _ in 0..kills {

@@ -1,6 +1,6 @@
 //! What is written: its form, its names, and how it is split.
 
-use crate::common::{Directory, Random, Run, assert_same_checkpoint, layout, quiet};
+use crate::common::{Directory, Random, Run, assert_same_checkpoint, layout, quiet, values};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
@@ -337,7 +337,7 @@ proptest! {
         };
         let order: Vec<_> = (0..lens.len()).collect();
         let mut shuffled = order.clone();
-        let mut random = Random(reorder);
+        let mut random = Random::new(reorder);
         for i in (1..shuffled.len()).rev() {
             shuffled.swap(i, random.below(i as u64 + 1) as usize);
         }
@@ -407,7 +407,7 @@ fn carries_and_schedules_of_the_first_version_are_read() {
     let mut params = vec![Format::Bf16.encode(0.5) as u16; 27];
     if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
         for step in 0..5 {
-            let mut grads = Random(step).values(27);
+            let mut grads = values(step, 27);
             if step == 3 {
                 grads[0] = f32::NAN;
             }

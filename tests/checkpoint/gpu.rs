@@ -1,6 +1,6 @@
 //! On the GPU: formats that are converted, both engines, parameters in many buffers, and steps in flight.
 
-use crate::common::{Directory, Random, assert_same_checkpoint, blocks_fixture, mismatches, quiet};
+use crate::common::{Directory, assert_same_checkpoint, blocks_fixture, mismatches, quiet, values};
 use harness::Gpu;
 use std::path::Path;
 use wgpu_optim::checkpoint::{
@@ -33,7 +33,7 @@ impl<'a> Run<'a> {
 
     fn steps(mut self, n: u64) -> Self {
         for t in 0..n {
-            let grads = Random(t).values(self.optimizer.layout().len() as usize);
+            let grads = values(t, self.optimizer.layout().len() as usize);
             let grads = self.gpu.upload_as(self.optimizer.options().grads, &grads);
             let tensors = self.optimizer.bind(&Tensors::flat(&self.params, &grads)).unwrap();
             let mut encoder = self.gpu.encoder();
@@ -151,7 +151,7 @@ fn a_converted_run_goes_on() {
         let host = ["exp_avg", "exp_avg_sq"].map(|slot| harness::cpu_slot(&optimizer, slot));
         assert!(slots(&converted) == host, "{states:?}");
         let [mut converted, again] = [converted.steps(1), again.steps(1)];
-        let grads = Random(0).values(params.len());
+        let grads = values(0, params.len());
         optimizer.step(cpu::Tensors::flat(&mut params, &grads), 0.01).unwrap();
         let theirs = harness::snapshot(&gpu, &converted.optimizer, &converted.params, 0).params;
         for (i, (ours, theirs)) in params.iter().zip(&theirs).enumerate() {

@@ -364,7 +364,7 @@ fn damaged_files_are_errors_or_load() {
     files.extend(fs::read_dir(corpus).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()));
     assert!(files.len() > 4);
     let index = directory.file("bad.safetensors.index.json");
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for whole in files {
         for round in 0..500 {
             let mut bytes = whole.clone();
