@@ -1,5 +1,5 @@
-// One workgroup between the gradients' reduction and the update: clip factor, skip, loss scale, and the scalars of the step that the
-// device is at.
+// One workgroup between the gradients' reduction and the update: clip factor, skip, loss scale, and the
+// scalars of the step that the device is at.
 
 // What the host knows of the step.
 struct Request {

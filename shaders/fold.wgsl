@@ -1,6 +1,7 @@
 // Partial results, added up by owner: a workgroup each.
 
-// Where each owner's partial results begin in the list behind, and where the last one's end; then the numbers of all, in order.
+// Where each owner's partial results begin in the list behind, and where the last one's end; then the numbers
+// of all, in order.
 @group(0) @binding(0) var<storage, read> owners: array<u32>;
 @group(0) @binding(1) var<storage, read> partials: array<Partial>;
 

@@ -7,7 +7,8 @@ struct Header {
     shift: u32,
     // Workgroups in a row of the 2-D dispatch.
     stride: u32,
-    // Where quad 0 lies in the bound parameters and gradients: in quads, or in elements where they are loaded one by one.
+    // Where quad 0 lies in the bound parameters and gradients: in quads, or in elements where they are loaded
+    // one by one.
     p: u32,
     g: u32,
     // Last element of the bound parameters and gradients, where they are loaded one by one.

@@ -1,4 +1,5 @@
-// The first phase of a layer-wise rule: squares of the parameters and of the rule's direction, a pair of partial results a tile, which is a workgroup's and of one tensor.
+// The first phase of a layer-wise rule: squares of the parameters and of the rule's direction, a pair of
+// partial results a tile, which is a workgroup's and of one tensor.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn measure(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -1,4 +1,5 @@
-// The same with the norms of the parameters and of what is added to them: a pair of partial results a tile, which is a workgroup's.
+// The same with the norms of the parameters and of what is added to them: a pair of partial results a tile,
+// which is a workgroup's.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

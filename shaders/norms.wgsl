@@ -1,7 +1,8 @@
-// Norms without overflow: squares of large, middle and tiny numbers are summed apart, and whether all are finite is read from their bits. No atomics: two runs are equal to
-// the last bit.
+// Norms without overflow: squares of large, middle and tiny numbers are summed apart, and whether all are
+// finite is read from their bits. No atomics: two runs are equal to the last bit.
 
-// Sums of squares: of numbers from 2⁴⁰ on, each times 2⁻⁸⁰; of those between; of those below 2⁻⁴⁰, each times 2⁸⁰.
+// Sums of squares: of numbers from 2⁴⁰ on, each times 2⁻⁸⁰; of those between; of those below 2⁻⁴⁰, each times
+// 2⁸⁰.
 struct Partial {
     large: f32,
     middle: f32,
@@ -62,7 +63,8 @@ fn of_workgroup(thread: u32, own: Partial) -> Partial {
     sums[thread] = sum;
     flags[thread] = flag;
     workgroupBarrier();
-    // Two rounds of 16, the second in memory of its own, so that nobody has to wait for whoever still reads: software Vulkan pays for barriers.
+    // Two rounds of 16, the second in memory of its own, so that nobody has to wait for whoever still reads:
+    // software Vulkan pays for barriers.
     if thread < 16u {
         for (var k = 1u; k < 16u; k++) {
             sum += sums[thread + 16u * k];

@@ -1,14 +1,17 @@
-// Random numbers from a counter: the same for the same key, tensor, element and value, in whatever order, place and device.
+// Random numbers from a counter: the same for the same key, tensor, element and value, in whatever order,
+// place and device.
 
-// The tensor's key; the quad that the thread is at, counted from the tensor's first, times 4, and the lane in it of the tensor's first element.
+// The tensor's key; the quad that the thread is at, counted from the tensor's first, times 4, and the lane in
+// it of the tensor's first element.
 var<private> element: vec2<u32>;
 
 fn locate(tile: u32, i: u32) {
     element = table.records[tile].element + vec2<u32>(0u, 4u * i);
 }
 
-// Four 32-bit numbers for the `nth` value of four elements of the tensor. The hash is PCG4D (Jarzynski and Olano, Hash Functions for GPU Rendering, 2020),
-// whose upper halves are folded into the lower ones once more.
+// Four 32-bit numbers for the `nth` value of four elements of the tensor. The hash is PCG4D (Jarzynski and
+// Olano, Hash Functions for GPU Rendering, 2020), whose upper halves are folded into the lower ones once
+// more.
 fn hashed(four: u32, nth: u32) -> vec4<u32> {
     let part = vec4<u32>(key);
     var v = vec4<u32>(four, part.x | (part.y << 16u), part.z | (nth << 16u), element.x);

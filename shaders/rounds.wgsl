@@ -13,8 +13,8 @@ fn rounds_of(number: u32, record: Record) -> u32 {
     return select(0u, (record.quads + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE, number < table.header.records);
 }
 
-// The quad of a thread in round `j`. Eight threads read 128 bytes side by side, a cache line, and the next ones in the next round: on a CPU, where they run
-// one group of threads after the other, that is a stream.
+// The quad of a thread in round `j`. Eight threads read 128 bytes side by side, a cache line, and the next
+// ones in the next round: on a CPU, where they run one group of threads after the other, that is a stream.
 fn quad_of(thread: u32, j: u32, rounds: u32) -> u32 {
     return ((thread >> 3u) * rounds + j) * 8u + (thread & 7u);
 }

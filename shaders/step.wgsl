@@ -1,7 +1,8 @@
-// The one element-wise driver: it finds each thread's quad (four elements, one vec4) and has the rule update it.
+// The one element-wise driver: it finds each thread's quad (four elements, one vec4) and has the rule update
+// it.
 //
-// A dispatch is a table of tiles. A tile is a run of quads that lie side by side in the parameters, in the gradients and in
-// the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
+// A dispatch is a table of tiles. A tile is a run of quads that lie side by side in the parameters, in the
+// gradients and in the state; each takes 1 << shift workgroups, so a workgroup finds its tile by a shift.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

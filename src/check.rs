@@ -2,24 +2,25 @@
 
 use crate::error::Error;
 use crate::float::{Float, Scaled, ulp};
-use crate::format::Format;
-use crate::layout::{Layout, Tensor};
+use crate::formats::Format;
+use crate::formats::q8;
+use crate::layout::{Carry, Layout, Tensor, VECTOR};
 use crate::options::{Options, Rounding};
-use crate::plan::QUAD;
-use crate::q8;
-use crate::rules::{Fields, Step, Twin, slots, with_ratio};
+use crate::rules::loops::Arithmetic;
+use crate::step::Step;
 
 /// Parameters and state at one moment, flat, as the layout places the tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The parameters.
     pub params: Vec<f32>,
-    /// One vector for each of the rule's slots; empty where no group keeps it.
+    /// One vector for each slot of [`Layout::slot_names`]; empty where no rule keeps the slot.
     pub state: Vec<Vec<f32>>,
 }
 
-/// The element of a step that lies farthest from the reference.
-#[derive(Clone, Debug, PartialEq)]
+/// The element of a step that lies farthest from the reference. The default is no deviation at all.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Deviation {
     /// `"param"` or the slot's name.
     pub what: &'static str,
@@ -29,7 +30,8 @@ pub struct Deviation {
     pub got: f32,
     /// What the reference has.
     pub want: f64,
-    /// Their distance, in units of [`ulp`] of the update's [`Scaled::size`]; infinite if only one of them is finite.
+    /// Their distance, in units of [`ulp`] of the update's [`Scaled::size`]; infinite if only one of them is
+    /// finite.
     pub ulps: f64,
 }
 
@@ -40,25 +42,27 @@ impl core::fmt::Display for Deviation {
     }
 }
 
-/// Judges a run step by step: each step starts from the device's own values, so that errors are those of one step and do not add up.
+/// Judges a run step by step: each step starts from the device's own values, so that errors are those of one
+/// step and do not add up.
 #[derive(Clone, Debug)]
-pub struct Checker<R> {
-    layout: Layout<R>,
+pub struct Checker {
+    layout: Layout,
+    names: Vec<&'static str>,
     options: Options,
-    carries: Vec<f64>,
+    carries: Vec<Carry>,
     steps: u64,
 }
 
-impl<R: Twin> Checker<R> {
+impl Checker {
     /// A checker for a run from its first step on.
     #[must_use]
-    pub fn new(layout: Layout<R>) -> Self {
-        let carries = vec![0.0; layout.groups().len()];
-        Self { layout, options: Options::default(), carries, steps: 0 }
+    pub fn new(layout: Layout) -> Self {
+        let carries = vec![Carry::default(); layout.groups().len()];
+        Self { names: layout.slot_names(), layout, options: Options::default(), carries, steps: 0 }
     }
 
-    /// The same for a device that stores parameters and state as these options say: what it may be off by is more by what it rounds. Of parameters with a master it is that which is
-    /// judged.
+    /// The checker for a device that stores parameters and state as `options` say: it allows for their
+    /// roundings. Of parameters with master weights, these are judged.
     #[must_use]
     pub fn stored(self, options: Options) -> Self {
         Self { options, ..self }
@@ -71,7 +75,8 @@ impl<R: Twin> Checker<R> {
             Format::Q8 => q8::spacing(x, scale),
             _ => format.spacing(x),
         };
-        // In blocks, a scale that is one of its own units off moves everything, and nothing but zero is rounded to zero where there is no sign.
+        // In blocks, a scale that is one of its own units off moves everything, and nothing but zero is
+        // rounded to zero where there is no sign.
         let shifted = if format == Format::Q8 { (x.abs() + spacing) * SCALE_UNIT } else { 0.0 };
         let half = self.options.rounding == Rounding::Nearest && !(format == Format::Q8 && x.abs() < spacing);
         shifted + if half { spacing / 2.0 } else { spacing }
@@ -80,7 +85,8 @@ impl<R: Twin> Checker<R> {
     /// The worst deviation in the step from `before` to `after`, over parameters and kept slots.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::Options`] for a divisor other than 1, [`Error::ScalarOverflow`].
+    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::Options`] for a gradient
+    /// scale other than 1, [`Error::ScalarOverflow`], [`Error::NoCpuRule`].
     pub fn step(
         &mut self,
         before: &Snapshot,
@@ -90,20 +96,20 @@ impl<R: Twin> Checker<R> {
     ) -> Result<Deviation, Error> {
         self.refuse_other_lengths(before, grads, after)?;
         let step = step.into();
-        step.unscale(false)?;
-        let mut exact = Vec::new();
+        step.refuse_grad_scale()?;
+        let mut rows: Vec<Vec<f64>> = Vec::new();
         let mut carries = self.carries.clone();
-        self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, s| exact.push(s))?;
+        let mut scratch = vec![0.0; self.layout.most_scalars()];
+        self.layout.scalars(step, self.steps, &mut carries, &mut scratch, |_, _, s| rows.push(s.to_vec()))?;
         self.carries = carries;
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
         let params =
             if self.options.storage().master().is_some() { Format::F32 } else { self.options.params };
-        for tensor in self.layout.tensors() {
+        let thawed = |group: usize| !self.layout.groups()[group].is_frozen();
+        for tensor in self.layout.tensors().iter().filter(|tensor| thawed(tensor.group)) {
             let states = self.options.states_of(tensor.len);
-            let exact = &exact[tensor.group];
-            let scalars = scalars::<R, f64>(exact, before, grads, tensor);
-            let sizes = self::scalars::<R, Scaled>(exact, before, grads, tensor);
+            let (exact, sizes) = self.updated(before, grads, tensor, &rows[tensor.group])?;
             let mut judge =
                 |what, i: usize, got: f32, want: f64, size: Scaled, format: Format, scale: u32| {
                     let stored = format.decode(format.encode(want as f32));
@@ -117,32 +123,75 @@ impl<R: Twin> Checker<R> {
                         worst = Deviation { what, index: i as u64, got, want, ulps };
                     }
                 };
+            let first = tensor.range().start;
             for block in blocks(tensor) {
-                let updates: Vec<_> = block
-                    .clone()
-                    .map(|i| {
-                        (
-                            update::<R, f64>(&scalars, before, grads, i),
-                            update::<R, Scaled>(&sizes, before, grads, i),
-                        )
-                    })
-                    .collect();
-                for (i, ((p, _), (p_size, _))) in block.clone().zip(&updates) {
-                    judge("param", i, after.params[i], *p, *p_size, params, 0);
+                for i in block.clone() {
+                    let (want, size) = (exact.params[i - first], sizes.params[i - first]);
+                    judge("param", i, after.params[i], want, size, params, 0);
                 }
-                for (slot, name) in slots::<R>().iter().enumerate() {
-                    let Some(got) = after.state[slot].get(block.clone()) else { continue };
-                    let wants = updates.iter().map(|((_, state), _)| state.get(slot) as f32);
-                    let scale = q8::scale(&wants.collect::<Vec<_>>());
+                for (nth, name) in self.layout.rule_of(tensor).spec.slots.iter().enumerate() {
+                    let Some(got) = after.state[self.index(name)].get(block.clone()) else { continue };
+                    let Some(wants) = exact.state[nth].get(block.start - first..block.end - first) else {
+                        continue;
+                    };
+                    let scale = q8::scale(&wants.iter().map(|&want| want as f32).collect::<Vec<_>>());
                     let lost = states == Format::Q8 && q8::is_lost(scale);
-                    for ((i, &got), ((_, state), (_, size))) in block.clone().zip(got).zip(&updates) {
-                        let want = if lost { f64::NAN } else { state.get(slot) };
-                        judge(name, i, got, want, size.get(slot), states, scale);
+                    for ((i, &got), &want) in block.clone().zip(got).zip(wants) {
+                        let want = if lost { f64::NAN } else { want };
+                        judge(name, i, got, want, sizes.state[nth][i - first], states, scale);
                     }
                 }
             }
         }
         Ok(worst)
+    }
+
+    /// The place of a slot in a snapshot.
+    fn index(&self, slot: &str) -> usize {
+        let found = self.names.iter().position(|name| *name == slot);
+        found.expect("`slot_names` has the slots of every rule")
+    }
+
+    /// The values of a tensor after the step, exactly and with their error scales.
+    fn updated(
+        &self,
+        before: &Snapshot,
+        grads: &[f32],
+        tensor: &Tensor,
+        scalars: &[f64],
+    ) -> Result<(Values<f64>, Values<Scaled>), Error> {
+        let loops = self.layout.rule_of(tensor).spec.cpu()?;
+        Ok((
+            self.updated_in(&loops.exact, before, grads, tensor, scalars),
+            self.updated_in(&loops.scaled, before, grads, tensor, scalars),
+        ))
+    }
+
+    fn updated_in<T: Float>(
+        &self,
+        arithmetic: &Arithmetic<T>,
+        before: &Snapshot,
+        grads: &[f32],
+        tensor: &Tensor,
+        scalars: &[f64],
+    ) -> Values<T> {
+        let rule = self.layout.rule_of(tensor);
+        let numbers = |x: &[f32]| x.iter().map(|&x| T::from_f64(x.into())).collect::<Vec<T>>();
+        let mut scalars: Vec<T> = scalars.iter().map(|&x| T::from_f64(x)).collect();
+        let slot = |(name, kept): (&&str, &bool)| {
+            let values = before.state[self.index(name)].get(tensor.range());
+            values.filter(|_| *kept).map(numbers).unwrap_or_default()
+        };
+        let mut state: Vec<Vec<T>> = rule.spec.slots.iter().zip(&rule.kept).map(slot).collect();
+        let (mut params, grads) = (numbers(&before.params[tensor.range()]), numbers(&grads[tensor.range()]));
+        if rule.spec.is_layer_wise() {
+            let state: Vec<&[T]> = state.iter().map(Vec::as_slice).collect();
+            let field = rule.spec.trust_ratio_field();
+            arithmetic.set_trust_ratio(&mut scalars, field, &params, &grads, &state);
+        }
+        let mut slots: Vec<&mut [T]> = state.iter_mut().map(Vec::as_mut_slice).collect();
+        (arithmetic.update)(&scalars, &mut params, &grads, &mut slots);
+        Values { params, state }
     }
 
     fn refuse_other_lengths(&self, before: &Snapshot, grads: &[f32], after: &Snapshot) -> Result<(), Error> {
@@ -157,14 +206,20 @@ impl<R: Twin> Checker<R> {
         check("gradients", grads.len(), len)?;
         for snapshot in [before, after] {
             check("parameters", snapshot.params.len(), len)?;
-            check("state slots", snapshot.state.len(), slots::<R>().len() as u64)?;
-            for (slot, values) in snapshot.state.iter().enumerate() {
-                let expected = if self.layout.keeps_slot(slot) { len } else { 0 };
+            check("state slots", snapshot.state.len(), self.names.len() as u64)?;
+            for (name, values) in self.names.iter().zip(&snapshot.state) {
+                let expected = if self.layout.keeps_slot(name) { len } else { 0 };
                 check("elements of a state slot", values.len(), expected)?;
             }
         }
         Ok(())
     }
+}
+
+/// The values of a tensor, in the arithmetic of `T`. A slot that is not kept has none.
+struct Values<T> {
+    params: Vec<T>,
+    state: Vec<Vec<T>>,
 }
 
 /// What a unit of a scale's last place is beside the scale, at most.
@@ -173,42 +228,8 @@ const SCALE_UNIT: f64 = 1.0 / (1 << (q8::SCALE_BITS - 1)) as f64;
 /// The blocks of a tensor in the flat space.
 fn blocks(tensor: &Tensor) -> impl Iterator<Item = core::ops::Range<usize>> + use<> {
     let range = tensor.range();
-    let first = range.start - range.start % QUAD as usize;
+    let first = range.start - range.start % VECTOR as usize;
     (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
-}
-
-/// A tensor's scalars, in the arithmetic of `T`.
-fn scalars<R: Twin, T: Float>(
-    exact: &R::Scalars<f64>,
-    before: &Snapshot,
-    grads: &[f32],
-    tensor: &Tensor,
-) -> R::Scalars<T> {
-    let scalars = R::Scalars::<T>::from_fn(|k| T::from_f64(exact.get(k)));
-    let direction = |i| {
-        let (p, g, state) = element::<R, T>(before, grads, i);
-        (p, R::direction(&scalars, p, g, &state))
-    };
-    with_ratio::<R, T>(&scalars, tensor.range().map(direction))
-}
-
-/// Element `i` after the step, in the arithmetic of `T`.
-fn update<R: Twin, T: Float>(
-    scalars: &R::Scalars<T>,
-    before: &Snapshot,
-    grads: &[f32],
-    i: usize,
-) -> (T, R::State<T>) {
-    let (mut p, g, mut state) = element::<R, T>(before, grads, i);
-    R::update(scalars, &mut p, g, &mut state);
-    (p, state)
-}
-
-/// Parameter, gradient and state of element `i` before the step.
-fn element<R: Twin, T: Float>(before: &Snapshot, grads: &[f32], i: usize) -> (T, T, R::State<T>) {
-    let number = |x: f32| T::from_f64(x.into());
-    let state = |slot: usize| before.state[slot].get(i).map_or(T::ZERO, |&x| number(x));
-    (number(before.params[i]), number(grads[i]), R::State::<T>::from_fn(state))
 }
 
 fn distance(got: f32, want: f64, size: f64, room: f64) -> f64 {

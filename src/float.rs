@@ -1,13 +1,15 @@
-//! The number types that a rule's Rust twin runs on.
+//! The number types on which a rule's CPU implementation runs.
 
 use core::cmp::Ordering;
 use core::fmt::Debug;
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
-/// What a rule's [`Twin::update`](crate::rules::Twin::update) needs from a number: `f64` makes it the
-/// reference, `f32` the CPU engine, [`Scaled`] the scale that errors are measured against.
+/// The operations that a rule's [`CpuRule::update`](crate::CpuRule::update) needs from a number.
+///
+/// `f64` makes the update the reference, `f32` the CPU engine, and [`Scaled`] the scale of rounding errors.
 pub trait Float:
-    Copy
+    sealed::Sealed
+    + Copy
     + Debug
     + PartialOrd
     + Send
@@ -19,23 +21,23 @@ pub trait Float:
     + Neg<Output = Self>
     + 'static
 {
-    /// The zero that optimizer state starts from.
+    /// Zero, the initial value of optimizer state.
     const ZERO: Self;
-    /// Rounds to nearest.
+    /// Converts from `f64` by round to nearest.
     fn from_f64(x: f64) -> Self;
-    /// Exact for `f32` and `f64`.
+    /// Converts to `f64`, exactly for `f32` and `f64`.
     fn to_f64(self) -> f64;
-    /// Square root, correctly rounded.
+    /// The square root, correctly rounded.
     fn sqrt(self) -> Self;
-    /// Magnitude.
+    /// The magnitude.
     fn abs(self) -> Self;
     /// The larger of two numbers.
     fn max(self, other: Self) -> Self;
     /// The smaller of two numbers.
     fn min(self, other: Self) -> Self;
-    /// 1, −1, or 0 for a zero of either sign.
+    /// The sign: 1, −1, or 0 for a zero of either sign.
     fn sign(self) -> Self;
-    /// The 2-norm, of which no square overflows or is lost in `f32`.
+    /// The 2-norm. For `f32` it is computed in `f64`, so no square overflows or underflows.
     fn norm(values: impl Iterator<Item = Self>) -> Self;
 }
 
@@ -81,47 +83,53 @@ macro_rules! float {
 float!(f32);
 float!(f64);
 
-/// A number together with the size of what its rounding errors are proportional to.
+/// A number together with its *size*, to which its rounding error is proportional.
 ///
-/// Every quantity that enters a computation in f32 is off by a relative ε, every operation adds one more, and the operations that
-/// follow pass these errors on. To first order the error of a result is therefore a small multiple of ε times its *size*, where an
-/// input's size is its magnitude and
+/// Every input of a computation in f32 has a relative error ε, and every operation adds another. The
+/// operations after it pass these errors on. To first order, the error of a result is a small multiple of ε
+/// times its size. The size of an input is its magnitude; the size of a result is
 ///
 /// ```text
 /// size(a ± b)     = size(a) + size(b)
 /// size(a · b)     = |a| size(b) + |b| size(a) + ε size(a) size(b)
 /// size(a / b)     = (size(a) / |b| + |a| size(b) / b²) / (1 − ε size(b) / |b|)
 /// size(√a)        = min(size(a) / 2√a, √(size(a) / ε))
-/// size(max(a, b)) = max(size(a), size(b)), and of min likewise
+/// size(max(a, b)) = max(size(a), size(b)), likewise for min
 /// ```
 ///
-/// that is `Σ |∂f/∂x · x|` along the way (running error analysis: Higham, *Accuracy and Stability of Numerical Algorithms*, §3.3), with the
-/// terms of second order that are left where a factor, a divisor or a radicand has cancelled to nothing. Of a quotient whose divisor is all error nothing
-/// can be said, and its size is larger than any f32. The sign of a number that may be on either side of zero has the size whose ulp is 2.
-/// A result that cancels to almost nothing keeps the size of its terms, so an error measured in [`ulp`]s of the size has a bound that
-/// holds for every input. It bounds what rounding does to a given sequence of operations; that the sequence is a good one, only a comparison with others can show. No size is below 2⁻¹⁰³, where an ulp is 2⁻¹²⁶: what a GPU may flush to zero.
+/// This is `Σ |∂f/∂x · x|` over all inputs and intermediate results (running error analysis: Higham,
+/// *Accuracy and Stability of Numerical Algorithms*, §3.3). Terms of second order are kept where a factor,
+/// divisor or radicand can cancel to zero. If the error of a divisor is as large as the divisor, the quotient
+/// can be anything, and its size is larger than any f32. If a number's sign is uncertain, the size of the
+/// sign has an [`ulp`] of 2.
+///
+/// A result that cancels to almost zero keeps the size of its terms. So an error in ulps of the size has a
+/// bound that holds for every input. The size bounds the rounding of a given sequence of operations. It does
+/// not show that the sequence is accurate; only a comparison with another sequence shows that.
+///
+/// No size is below 2⁻¹⁰³, whose ulp is 2⁻¹²⁶: a GPU may flush smaller numbers to zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Scaled {
     value: f64,
     size: f64,
 }
 
-/// 2⁻¹⁰³.
+/// The smallest size, 2⁻¹⁰³.
 const LEAST_SIZE: f64 = f32::MIN_POSITIVE as f64 / f32::EPSILON as f64;
-/// Relative error that a size is multiplied by: an ulp.
+/// The relative error ε: one ulp of 1.
 const EPSILON: f64 = f32::EPSILON as f64;
-/// A value is taken to be on its side of zero when it is this many times the ulp of its size.
+/// The number of ulps of its size from which on a value's sign is certain.
 const CLEAR: f64 = 8.0;
-/// The size of what may be anything.
+/// The size of a number that can be anything.
 const UNKNOWN: f64 = 1e100;
 
 impl Scaled {
     fn new(value: f64, size: f64) -> Self {
-        // `max` passes over NaN, which stands for 0/0 here: a quotient of two zeros has no error to pass on.
+        // A size of NaN comes from 0/0, a quotient of two zeros without errors. `max` ignores NaN.
         Self { value, size: LEAST_SIZE.max(size) }
     }
 
-    /// The size.
+    /// The size, to which the number's rounding error is proportional.
     #[must_use]
     pub fn size(self) -> f64 {
         self.size
@@ -150,7 +158,7 @@ impl Float for Scaled {
     }
     fn sqrt(self) -> Self {
         let root = self.value.sqrt();
-        // The first is infinite at 0.
+        // The first operand of `min` is infinite at 0.
         Self::new(root, (self.size / (2.0 * root)).min((self.size / EPSILON).sqrt()))
     }
     fn abs(self) -> Self {
@@ -162,7 +170,7 @@ impl Float for Scaled {
     fn min(self, other: Self) -> Self {
         Self::new(self.value.min(other.value), self.size.max(other.size))
     }
-    /// Exact where the value is clear of zero, or is a zero that nothing has cancelled to.
+    /// The sign, exact where the value is clear of zero or is a zero without an error.
     fn sign(self) -> Self {
         let clear = if self.value == 0.0 { CLEAR * LEAST_SIZE } else { self.value.abs() / (CLEAR * EPSILON) };
         Self::new(self.value.sign(), if self.size <= clear { LEAST_SIZE } else { 2.0 / EPSILON })
@@ -213,15 +221,23 @@ impl Neg for Scaled {
     }
 }
 
-/// The distance between `x` and the next larger `f32`, for the magnitude of `x`: one unit in the last place.
+/// One unit in the last place: the distance between adjacent `f32` at the magnitude of `x`.
 #[must_use]
 pub fn ulp(x: f64) -> f64 {
     let x = x.abs();
     if x < f64::from(f32::MIN_POSITIVE) {
         return f64::from(f32::from_bits(1));
     }
-    // The power of two at or below x, and 23 binary digits less. Infinite and NaN for themselves.
+    // The power of two at or below x, times 2⁻²³. An infinity stays infinite; NaN becomes infinite.
     f64::from_bits(x.to_bits() & 0x7ff0_0000_0000_0000) * f64::from(f32::EPSILON)
+}
+
+mod sealed {
+    /// Keeps other crates from implementing [`Float`](super::Float), so that it may grow.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for super::Scaled {}
 }
 
 #[cfg(test)]
@@ -239,7 +255,7 @@ mod tests {
         assert_eq!(ulp(f64::INFINITY), f64::INFINITY);
     }
 
-    /// The size is the derivative: perturbing each input by a relative ε moves the result by ε times the size.
+    /// Moves each input by a relative ε and sums the changes of the result: at most ε times the size.
     #[test]
     fn size_bounds_what_perturbed_inputs_do() {
         fn f<T: Float>([a, b, c]: [T; 3]) -> T {
@@ -254,11 +270,11 @@ mod tests {
             changed[i] *= 1.0 + eps;
             moved += (f(changed) - f(inputs)).abs();
         }
-        // a and b appear more than once, so their effects may cancel in the sum of derivatives: the size is an upper bound.
+        // a and b occur more than once, so their effects can cancel: the size is only an upper bound.
         assert!(moved <= eps * size * 1.001 && moved > eps * size * 0.3, "{moved:e} of {:e}", eps * size);
     }
 
-    /// What cancels to nothing keeps the error of what it came from, through a square, a root, a quotient and a sign.
+    /// A difference of zero keeps the error of its terms through a square, a root, a quotient and a sign.
     #[test]
     fn size_survives_cancellation() {
         let x = Scaled::from_f64(3.0);

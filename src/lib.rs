@@ -1,8 +1,9 @@
-//! Fused optimizer kernels for [wgpu]: a whole optimizer step (SGD, Adam, AdamW and the other common rules) in one pass over the data, recorded into the command encoder of the
-//! training engine that embeds it.
+//! Fused optimizer kernels for [wgpu]: a whole optimizer step (SGD, Adam, AdamW and the other common rules)
+//! in one pass over the data, recorded into the command encoder of the training engine that embeds it.
 //!
-//! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state and records. Its core call
-//! neither submits nor waits nor, once warm, allocates (wgpu does, while it records).
+//! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state
+//! and records. Its core call neither submits nor waits nor, once warm, allocates (wgpu does, while it
+//! records).
 //!
 //! ```no_run
 //! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
@@ -33,14 +34,19 @@
 //!
 //! # What is where
 //!
-//! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`], [`Lion`], [`AdaBelief`], [`Adan`], [`Lamb`], [`Lars`]:
-//!   the rules, each with its equations, defaults and deviations; [`Rule`] to write one.
+//! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`],
+//!   [`Lion`], [`AdaBelief`], [`Adan`], [`Lamb`], [`Lars`]: the rules, each with its equations, defaults and
+//!   deviations; [`Rule`] to write one.
 //! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
-//! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step; [`accumulate`]: micro-batches.
-//! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8 bits.
-//! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule to begin with.
-//! * [`cpu`]: the same over slices, at `f32` (with feature `rayon` on all cores), at `f64` as the [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
+//! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step;
+//!   [`accumulate`]: micro-batches.
+//! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8
+//!   bits.
+//! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule
+//!   to begin with.
+//! * [`cpu`]: the same over slices, at `f32` (with feature `rayon` on all cores), at `f64` as the
+//!   [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 #![cfg_attr(feature = "checkpoint", doc = "* [`checkpoint`]: state in files, and runs that go on from them.")]
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
@@ -53,68 +59,50 @@
 //! | `gpu` | [`Optimizer`]; the host program picks wgpu's backends |
 //! | `rayon` | threads for the [`cpu`] engine |
 //! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
-//! | `checkpoint` | state in safetensors files, and runs that go on from them; for native programs |
+//! | `checkpoint` | state in safetensors files or streams, and runs that go on from them |
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
 //!
 //! # What is promised of the numbers
 //!
-//! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`Twin::MAX_ULPS`] of the f64 reference, on every
-//! device that computes as WGSL requires. Equality between different adapters is not promised: WGSL leaves roundings open.
+//! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`CpuRule::MAX_ULPS`]
+//! of the f64 reference, on every device that computes as WGSL requires. Equality between different adapters
+//! is not promised: WGSL leaves roundings open.
 
-#[cfg(feature = "gpu")]
-pub mod accumulate;
-#[cfg(feature = "gpu")]
-mod bind;
+mod bytes;
 pub mod check;
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
-#[cfg(feature = "gpu")]
-#[doc(hidden)] // As `kernel`.
-pub mod control;
 pub mod cpu;
-#[cfg(feature = "gpu")]
-mod device;
 mod error;
 pub mod float;
-mod format;
-#[doc(hidden)] // For tests and tools; not part of the stable interface, and without checks of its own.
-pub mod kernel;
+mod formats;
 #[cfg(feature = "gpu")]
-mod lag;
-#[cfg(feature = "gpu")]
-mod layers;
+mod gpu;
 mod layout;
 #[cfg(feature = "gpu")]
 pub mod offload;
-#[cfg(feature = "gpu")]
-mod optimizer;
 mod options;
-#[cfg(feature = "gpu")]
-mod pipeline;
-#[doc(hidden)] // As `kernel`.
-pub mod plan;
-pub mod q8;
+mod random;
 pub mod recipes;
 mod report;
-#[cfg(feature = "gpu")]
-mod rows;
 pub mod rules;
 pub mod schedule;
+mod state;
+mod step;
 
+pub use error::{Error, OffloadError, StateMismatch};
+pub use formats::{Format, q8};
 #[cfg(feature = "gpu")]
-pub use bind::{Tensors, View};
-pub use error::Error;
-pub use format::Format;
+pub use gpu::{Bound, Optimizer, StateRange, StoredState, Tensors, View, accumulate};
 pub use layout::{Group, Layout, Tensor};
-#[cfg(feature = "gpu")]
-pub use optimizer::{Bound, Optimizer, StateRange};
 pub use options::{Clip, Ema, LossScale, Master, Options, Rounding};
 pub use report::Report;
 pub use rules::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Lamb, Lars, Lion, NAdam, RAdam, RmsProp, Rule,
-    Sgd, Step, Twin,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, CpuRule, DynRule, Lamb, Lars, Lion,
+    NAdam, RAdam, RmsProp, Rule, Sgd,
 };
 pub use schedule::Schedule;
+pub use step::Step;
 #[cfg(feature = "gpu")]
 pub use wgpu;

@@ -6,7 +6,7 @@
 
 fn finish(owner: u32, thread: u32) {
     let group = groups[owner];
-    let found = ratio(row(group), norm_of(totals[0], 1.0), norm_of(totals[1], 1.0));
+    let found = trust_ratio(row(group), norm_of(totals[0], 1.0), norm_of(totals[1], 1.0));
     if thread < ROW {
         var x = rows[HEAD + group * ROW + thread];
         if thread == RATIO / 4u {

@@ -20,8 +20,8 @@ fn encode_bf16_stochastic(x: vec4<f32>, random: vec4<u32>) -> Half {
     return packed(select(code, codes_bf16(bits), magnitude >= INFINITE_F32));
 }
 
-// An f32 in two halves: the bf16 that is nearest, of two the larger in magnitude, and the lower half of its bits. They are the f32 again, bit for bit, but for what NaN
-// carries in its lower half.
+// An f32 in two halves: the bf16 that is nearest, of two the larger in magnitude, and the lower half of its
+// bits. They are the f32 again, bit for bit, but for what NaN carries in its lower half.
 fn bits_to_split(x: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(x);
     let nan = (bits & vec4<u32>(0xffff0000u)) | vec4<u32>(0x00400000u);

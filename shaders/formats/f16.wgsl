@@ -23,7 +23,8 @@ struct F16Digits {
 
 fn digits_of_f16(magnitude: vec4<u32>) -> F16Digits {
     let is_normal = magnitude >= NORMAL_F16;
-    // In units of 2⁻²⁴. A subnormal f32 is nothing beside them, and so is what its leading digit is taken for here.
+    // In units of 2⁻²⁴. A subnormal f32 is nothing beside them, and so is what its leading digit is taken for
+    // here.
     let small = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
     let shift = vec4<u32>(126u) - (magnitude >> vec4<u32>(23u));
     return F16Digits(select(small, magnitude - REBIAS_F16, is_normal), select(shift, vec4<u32>(13u), is_normal));

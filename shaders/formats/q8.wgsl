@@ -1,4 +1,5 @@
-// Blocks of numbers of 8 bits: a sign and 4 + 3 bits, or 4 + 4 bits where nothing is negative, as the scale's sign bit says.
+// Blocks of numbers of 8 bits: a sign and 4 + 3 bits, or 4 + 4 bits where nothing is negative, as the scale's
+// sign bit says.
 
 const ONE_Q8 = 0x800000u;
 
@@ -51,7 +52,8 @@ fn scale_q8(peak: u32) -> u32 {
 fn quotient_q8(magnitude: vec4<u32>, scale: u32, part: vec4<u32>) -> Quotient {
     let mantissa = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(ONE_Q8);
     let divisor = ((scale & 0x7fffffu) | ONE_Q8) >> 8u;
-    // Off by one at most, and the part may make one more, which the rest shows: an integer division takes longer.
+    // Off by one at most, and the part may make one more, which the rest shows: an integer division takes
+    // longer.
     let near = vec4<u32>(vec4<f32>(mantissa) * (64.0 / f32(divisor)));
     let rest = vec4<i32>((mantissa << vec4<u32>(6u)) + ((part * divisor) >> vec4<u32>(16u)) - near * divisor);
     let one = vec4<u32>(1u);
@@ -61,7 +63,8 @@ fn quotient_q8(magnitude: vec4<u32>, scale: u32, part: vec4<u32>) -> Quotient {
     let below = quotient < vec4<u32>(1u << 14u);
     let digits = select(quotient, quotient << vec4<u32>(1u), below);
     let power = vec4<i32>((magnitude >> vec4<u32>(23u)) + 15u - ((scale >> 23u) & 0xffu)) - select(vec4<i32>(0), vec4<i32>(1), below);
-    // What is left of the exponent's last bit is linear, and loses a digit more for every power; beyond 16 of them digits are cut off.
+    // What is left of the exponent's last bit is linear, and loses a digit more for every power; beyond 16 of
+    // them digits are cut off.
     let normal = digits + (vec4<u32>(power - vec4<i32>(1)) << vec4<u32>(14u));
     let powers = vec4<u32>(max(vec4<i32>(1) - power, vec4<i32>(0)));
     let kept = min(powers, vec4<u32>(16u));

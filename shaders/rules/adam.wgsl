@@ -1,4 +1,5 @@
-// Adam with L2 or decoupled decay, and AMSGrad; the bias correction of the root is folded into step_size and eps.
+// Adam with L2 or decoupled decay, and AMSGrad; the bias correction of the root is folded into step_size and
+// eps.
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);

@@ -1,4 +1,5 @@
-// Adan: adaptive Nesterov momentum from the difference of gradients; bias corrections are folded into steps and eps.
+// Adan: adaptive Nesterov momentum from the difference of gradients; bias corrections are folded into steps
+// and eps.
 
 fn update(s: Scalars, at: At) {
     let d = s.sign * read_g(at);

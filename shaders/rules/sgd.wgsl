@@ -1,4 +1,5 @@
-// Stochastic gradient descent with momentum; the scalars make it the heavy ball, the classic or the averaged form.
+// Stochastic gradient descent with momentum; the scalars make it the heavy ball, the classic or the averaged
+// form.
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);

@@ -8,14 +8,16 @@ struct Record {
     quads: u32,
     // The group of every lane of the quads between the first and the last.
     group: u32,
-    // The groups of the lanes of the first and of the last quad, 16 bits each, NONE for padding. A lone quad is the last.
+    // The groups of the lanes of the first and of the last quad, 16 bits each, NONE for padding. A lone quad
+    // is the last.
     first: vec2<u32>,
     last: vec2<u32>,
 }
 
 const NONE = 0xffffu;
 
-// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the state.
+// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the
+// state.
 struct At {
     quad: u32,
     state: u32,

@@ -9,7 +9,8 @@ struct Record {
     group: u32,
 }
 
-// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the state.
+// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the
+// state.
 struct At {
     quad: u32,
     state: u32,

@@ -2,9 +2,11 @@
 
 use super::error::{Error, Malformed};
 use super::reader::Reader;
-use super::{Content, Dtype, SCALE_END, blocks, lead};
-use crate::format::{Format, joined_bf16};
-use crate::q8;
+use super::{Dtype, SCALE_END};
+use crate::formats::Format;
+use crate::formats::bf16::joined_bf16;
+use crate::formats::q8;
+use crate::state::{Content, blocks, lead};
 
 /// Elements that are converted at a time: whole blocks.
 const PIECE: u64 = 1 << 16;
@@ -216,7 +218,7 @@ impl Numbers {
         if first > last || last > stored.len() {
             let expected = last.max(first).checked_mul(stored.dtype().bitsize() as u64 / 8);
             let reason = Malformed::Size { name: stored.name().into(), found: stored.bytes(), expected };
-            return Err(Error::Malformed { path: reader.path().to_owned(), reason });
+            return Err(Error::Malformed { location: reader.location().clone(), reason });
         }
         let mut codes = |tensor, size: u64, first: u64, last: u64| {
             let mut bytes = vec![0; ((last - first) * size) as usize];
@@ -271,9 +273,11 @@ fn put(into: &mut [u8], code: u32) {
     into.copy_from_slice(&code.to_le_bytes()[..into.len()]);
 }
 
-impl Reader {
-    /// Elements `first..last` of a slot of a tensor, decoded: of `SLOT/TENSOR`, and of `SLOT.scale/TENSOR` beside it where it is stored in blocks, of a tensor that lies at `offset` of the flat space
-    /// ([`Places`](super::Places)). `None` if there is no such tensor, or it is no numbers, as remainders are not.
+impl Reader<'_> {
+    /// Elements `first..last` of a slot of a tensor, decoded: of `SLOT/TENSOR`, and of `SLOT.scale/TENSOR`
+    /// beside it where it is stored in blocks, of a tensor that lies at `offset` of the flat space
+    /// ([`Places`](super::Places)). `None` if there is no such tensor, or it is no numbers, as remainders are
+    /// not.
     ///
     /// # Errors
     /// As [`read`](Self::read), also if `first` is beyond `last`.

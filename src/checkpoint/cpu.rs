@@ -1,21 +1,23 @@
 //! The CPU's side: state in the host's memory.
 
+use super::PARAM;
+use super::engine::{Backend, Part, Sink, Source};
 use super::error::Error;
-use super::{Content, Counters, Engine, PARAM, Part, Plane, Sink, Source};
 use crate::cpu::{Optimizer, Params};
 use crate::layout::{Layout, Tensor};
 use crate::options::Options;
-use crate::rules::Twin;
+use crate::state::{Content, Counters, Stream};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes that are handed over at a time, so that progress is seen within a tensor: whole values of every kind.
+/// Bytes that are handed over at a time, so that progress is seen within a tensor: whole values of every
+/// kind.
 const PART: usize = 4 << 20;
 
 /// An optimizer on the CPU, and parameters if they are to be saved or loaded too.
 #[derive(Debug)]
-pub struct Cpu<'a, R: Twin> {
-    optimizer: &'a mut Optimizer<R>,
+pub struct Cpu<'a> {
+    optimizer: &'a mut Optimizer,
     params: Form<'a>,
 }
 
@@ -27,18 +29,19 @@ enum Form<'a> {
     Each(HashMap<&'a str, Params<'a>>, Option<&'a str>),
 }
 
-impl<'a, R: Twin> Cpu<'a, R> {
+impl<'a> Cpu<'a> {
     /// An optimizer.
-    pub fn new(optimizer: &'a mut Optimizer<R>) -> Self {
+    pub fn new(optimizer: &'a mut Optimizer) -> Self {
         Self { optimizer, params: Form::None }
     }
 
-    /// An optimizer whose state is in host memory for a GPU, with its parameters. After a load, [`Offload::upload`](crate::offload::Offload::upload) brings them to the device.
+    /// An optimizer whose state is in host memory for a GPU, with its parameters. After a load,
+    /// [`Offload::upload`](crate::offload::Offload::upload) brings them to the device.
     ///
     /// # Errors
-    /// [`StepUnderWay`](crate::Error::StepUnderWay).
+    /// [`StepUnderWay`](crate::OffloadError::StepUnderWay).
     #[cfg(feature = "gpu")]
-    pub fn offloaded(offload: &'a mut crate::offload::Offload<R>) -> Result<Self, crate::Error> {
+    pub fn offloaded(offload: &'a mut crate::offload::Offload) -> Result<Self, crate::Error> {
         let (optimizer, params) = offload.parts_mut()?;
         Ok(Self { optimizer, params: Form::Flat(params.into()) })
     }
@@ -96,10 +99,8 @@ fn part(tensor: usize, n: usize) -> Part {
     Part { tensor, start: (n * PART) as u64 }
 }
 
-impl<R: Twin> Engine for Cpu<'_, R> {
-    type Rule = R;
-
-    fn layout(&self) -> &Layout<R> {
+impl Backend for Cpu<'_> {
+    fn layout(&self) -> &Layout {
         self.optimizer.layout()
     }
 
@@ -107,16 +108,16 @@ impl<R: Twin> Engine for Cpu<'_, R> {
         self.optimizer.options()
     }
 
-    fn planes(&self) -> Vec<Plane> {
-        let mut planes = self.optimizer.saved_slots();
+    fn streams(&self) -> Vec<Stream> {
+        let mut streams = self.optimizer.streams();
         if !matches!(self.params, Form::None) {
-            planes.push(Plane {
+            streams.push(Stream {
                 slot: PARAM.into(),
                 content: Content::Numbers(self.options().params),
                 tensors: (0..self.layout().tensors().len()).collect(),
             });
         }
-        planes
+        streams
     }
 
     fn check(&self, _: bool) -> Result<(), Error> {
@@ -154,8 +155,8 @@ impl<R: Twin> Engine for Cpu<'_, R> {
         Ok(self.optimizer.counters())
     }
 
-    fn read(&mut self, plane: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
-        let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
+    fn read(&mut self, stream: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let Stream { slot, content, tensors } = self.streams().swap_remove(stream);
         let by_offset: Vec<_> = self.optimizer.layout().by_offset().collect();
         for i in tensors {
             let tensor = by_offset[i];
@@ -172,8 +173,8 @@ impl<R: Twin> Engine for Cpu<'_, R> {
         Ok(())
     }
 
-    fn write(&mut self, plane: usize, source: &mut Source<'_>) -> Result<(), Error> {
-        let Plane { slot, content, tensors } = self.planes().swap_remove(plane);
+    fn write(&mut self, stream: usize, source: &mut Source<'_>) -> Result<(), Error> {
+        let Stream { slot, content, tensors } = self.streams().swap_remove(stream);
         let by_offset: Vec<_> = self.layout().by_offset().cloned().collect();
         for i in tensors {
             let tensor = &by_offset[i];
@@ -188,6 +189,10 @@ impl<R: Twin> Engine for Cpu<'_, R> {
             }
         }
         Ok(())
+    }
+
+    fn configure(&mut self, layout: Layout, options: Options) -> Result<(), Error> {
+        Ok(self.optimizer.configure(layout, options)?)
     }
 
     fn restore(&mut self, counters: &Counters) -> Result<(), Error> {

@@ -1,30 +1,33 @@
 //! What can be wrong with a file, and between a file and an optimizer.
 
+use super::location::Location;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why a checkpoint was not saved or not loaded.
 ///
-/// Whatever it is, the file of that name is whole, from before or (a directory that could not be flushed) the new one, and so is the optimizer's state but after [`Torn`](Self::Torn).
+/// Whatever it is, the file of that name is whole, from before or (a directory that could not be flushed) the
+/// new one, and so is the optimizer's state but after [`Torn`](Self::Torn).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused: no such file, no room, no permission.
-    #[error("cannot {what} {path:?}: {source}")]
+    /// The operating system, or the caller's stream, refused: no such file, no room, no permission.
+    #[error("cannot {what} {location}: {source}")]
     Io {
         /// What was being done.
         what: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
+        /// The file, directory or stream.
+        location: Location,
+        /// The answer.
         source: io::Error,
     },
-    /// The file is no safetensors file, or is cut short or damaged; or is not to be written because it would not be read.
-    #[error("{path:?}: {reason}")]
+    /// The file is no safetensors file, or is cut short or damaged; or is not to be written because it would
+    /// not be read.
+    #[error("{location}: {reason}")]
     Malformed {
-        /// The file.
-        path: PathBuf,
+        /// The file or stream.
+        location: Location,
         /// What is wrong with it.
         reason: Malformed,
     },
@@ -38,19 +41,25 @@ pub enum Error {
         /// What its name has to be.
         bound: &'static str,
     },
+    /// [`Save::shard_bytes`](super::Save::shard_bytes) where there is one stream, which takes one file.
+    #[error("shard_bytes = {found}, must be None: a stream takes one file")]
+    Shards {
+        /// Its value.
+        found: u64,
+    },
     /// A safetensors file without the optimizer's metadata: parameters, perhaps.
-    #[error("{path:?} is no checkpoint of an optimizer: its metadata has no {key:?}")]
+    #[error("{location} is no checkpoint of an optimizer: its metadata has no {key:?}")]
     NotACheckpoint {
-        /// The file.
-        path: PathBuf,
+        /// The file or stream.
+        location: Location,
         /// What it lacks.
         key: &'static str,
     },
     /// A checkpoint of a later version of this crate.
-    #[error("{path:?} has version {found} of the checkpoint format, this crate reads up to {bound}")]
+    #[error("{location} has version {found} of the checkpoint format, this crate reads up to {bound}")]
     Version {
-        /// The file.
-        path: PathBuf,
+        /// The file or stream.
+        location: Location,
         /// Its version.
         found: u32,
         /// The latest that is known.
@@ -59,7 +68,8 @@ pub enum Error {
     /// The checkpoint is of another optimizer: all that differs.
     #[error("the checkpoint does not fit: {}", Listed(.0))]
     Mismatches(Vec<Mismatch>),
-    /// Recorded steps whose commands are neither submitted nor dropped: what they will do to the state is not known.
+    /// Recorded steps whose commands are neither submitted nor dropped: what they will do to the state is not
+    /// known.
     #[error("{steps} recorded steps are neither submitted nor dropped; submit them first")]
     Unsubmitted {
         /// How many.
@@ -71,13 +81,11 @@ pub enum Error {
         /// The key.
         key: String,
     },
-    /// An [`Engine`](super::Engine) that does not keep to what its planes say.
-    #[error("the engine has handed over or asked for {found} bytes, its planes have {expected}")]
-    Engine {
-        /// Bytes that it has handed over or asked for.
-        found: u64,
-        /// Bytes of its planes, or of the one tensor of which it has asked for more.
-        expected: u64,
+    /// A rule whose hyperparameters cannot be written.
+    #[error("{rule}: the rule cannot be saved: set `Rule::SAVED`")]
+    NotSaved {
+        /// The rule's name.
+        rule: &'static str,
     },
     /// A tensor's parameters that were not handed over, or are too few.
     #[error("parameters of {tensor:?}: {found} elements, the layout has {expected}")]
@@ -92,15 +100,16 @@ pub enum Error {
     /// The device, or what was handed over for it.
     #[error(transparent)]
     Optimizer(#[from] crate::Error),
-    /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the checkpoint. Load again before the next step.
+    /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the
+    /// checkpoint. Load again before the next step.
     #[error("the state is partly overwritten: {0}")]
     Torn(Box<Error>),
 }
 
 impl Error {
-    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
+    pub(super) fn io(what: &'static str, location: impl Into<Location>) -> impl FnOnce(io::Error) -> Self {
+        let location = location.into();
+        move |source| Self::Io { what, location, source }
     }
 }
 
@@ -319,7 +328,8 @@ pub enum Mismatch {
     GoodSteps {
         /// The file's.
         found: u32,
-        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), below which they have to be.
+        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), below which they have to
+        /// be.
         bound: u32,
     },
     /// More than are listed.

@@ -1,31 +1,24 @@
 //! Whether a checkpoint fits an optimizer, and where everything comes from if it does.
 
+use super::compare;
 use super::convert::{From, Numbers, Source, Target};
 use super::error::{Error, Malformed, Mismatch};
 use super::reader::Reader;
 use super::record::{GroupRecord, Record};
-use super::{
-    Content, Counters, Differing, Dtype, Extra, Formats, Load, LossScaleState, Missing, PARAM, Plane,
-    SCALE_END, blocks, lead,
-};
-use crate::layout::{Group, Layout, Tensor};
-use crate::options::{MASTER, Options, REMAINDER, Rounding};
-use crate::rules::Rule;
-use crate::schedule::Schedule;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use super::{Differing, Dtype, Extra, Formats, Load, Missing, PARAM, SCALE_END};
+use crate::layout::{Carry, Layout, Tensor};
+use crate::options::Options;
+use crate::rules::names::{MASTER, REMAINDER};
+use crate::state::{Content, Counters, LossScaleState, Stream, blocks, lead};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Options that say how numbers are stored.
-const FORMATS: [&str; 5] = ["params", "grads", "states", "f32_states_below", "master"];
 /// Slots that say together what the parameters are.
 const OF_PARAMS: [&str; 3] = [PARAM, MASTER, REMAINDER];
 /// Mismatches that are listed; of a large file that has nothing to do with the layout there would be no end.
 const MAX_LISTED: usize = 1_000;
 
 /// Of a text in a file, that may be long, its beginning.
-fn clipped(text: &str) -> String {
+pub(super) fn clipped(text: &str) -> String {
     const LENGTH: usize = 200;
     let mut chars = text.chars();
     let mut clipped: String = chars.by_ref().take(LENGTH).collect();
@@ -36,7 +29,7 @@ fn clipped(text: &str) -> String {
 }
 
 #[derive(Default)]
-struct Mismatches {
+pub(super) struct Mismatches {
     listed: Vec<Mismatch>,
     more: usize,
     /// Tensors that only the file has, by record or by name.
@@ -50,7 +43,7 @@ impl Mismatches {
         }
     }
 
-    fn add(&mut self, mismatch: impl FnOnce() -> Mismatch) {
+    pub(super) fn add(&mut self, mismatch: impl FnOnce() -> Mismatch) {
         if self.listed.len() < MAX_LISTED {
             self.listed.push(mismatch());
         } else {
@@ -59,36 +52,44 @@ impl Mismatches {
     }
 }
 
-/// For each plane and tensor of the flat space, where its values come from; and the counters to go on from.
-pub(super) fn fit<R: Rule + Serialize + DeserializeOwned>(
-    layout: &Layout<R>,
+/// A checkpoint that fits an optimizer.
+pub(super) struct Fitted {
+    /// For each stream and tensor of the flat space, where its values come from.
+    pub(super) sources: Vec<Vec<Source>>,
+    /// The counters to go on from.
+    pub(super) counters: Counters,
+    /// The optimizer's layout and options, with the values that it takes from the file.
+    pub(super) layout: Layout,
+    pub(super) options: Options,
+}
+
+/// Compares a checkpoint with an optimizer.
+pub(super) fn fit(
+    layout: &Layout,
     options: &Options,
-    planes: &[Plane],
-    reader: &Reader,
+    streams: &[Stream],
+    reader: &Reader<'_>,
     record: &Record,
     load: &Load,
-) -> Result<(Vec<Vec<Source>>, Counters), Error> {
+) -> Result<Fitted, Error> {
     let mut wrong = Mismatches::default();
-    if record.rule != R::NAME {
-        wrong.add(|| Mismatch::Rule { found: clipped(&record.rule), expected: R::NAME });
-    }
     let groups: HashMap<&str, &GroupRecord> =
         record.groups.0.iter().map(|group| (group.name.as_str(), group)).collect();
     if groups.len() != record.groups.0.len() {
         let (field, value) = ("groups", record.groups.0.len().to_string());
         let reason = Malformed::Value { field, value, bound: "of different names" };
-        return Err(Error::Malformed { path: reader.path().to_owned(), reason });
+        return Err(Error::Malformed { location: reader.location().clone(), reason });
     }
-    if record.rule == R::NAME && load.hyperparameters == Differing::Error {
-        for group in layout.groups() {
-            if let Some(saved) = groups.get(group.name()) {
-                compare_group(group, saved, &mut wrong);
-            }
+    let (mut taken_layout, mut taken_options) = (layout.clone(), *options);
+    compare::rules(layout, record, &groups, &mut wrong);
+    for group in layout.groups() {
+        if let Some(saved) = groups.get(group.name()) {
+            compare::group(group, record, saved, load.hyperparameters, &mut taken_layout, &mut wrong);
         }
     }
-    compare_options(options, record, load, &mut wrong);
+    compare::options(options, record, load, &mut taken_options, &mut wrong);
     let present = compare_tensors(layout, record, load, &mut wrong);
-    let sources = sources(layout, planes, reader, record, load, &present, &mut wrong);
+    let sources = sources(layout, streams, reader, load, &present, &mut wrong);
     for tensor in std::mem::take(&mut wrong.extra) {
         wrong.add(|| Mismatch::ExtraTensor { tensor });
     }
@@ -99,119 +100,29 @@ pub(super) fn fit<R: Rule + Serialize + DeserializeOwned>(
     if !wrong.listed.is_empty() {
         return Err(Error::Mismatches(wrong.listed));
     }
-    // Of a group that the file lacks: SGD's velocity begins with its next step, and NAdam's product is what it tends to, as all corrections of state that begins late are those of the run's count.
-    let carry = |group: &Group<R>| groups.get(group.name()).map_or(0.0, |saved| saved.carry);
-    let carries = layout.groups().iter().map(carry).collect();
-    Ok((sources, Counters { steps: record.steps, taken: record.taken, carries, loss_scale }))
+    let carry =
+        |saved: &&GroupRecord| Carry { rule: saved.carry, taken: saved.taken.unwrap_or(record.taken) };
+    // A group that the file lacks begins as in a new optimizer.
+    let carries = layout.groups().iter().map(|group| groups.get(group.name()).map(carry).unwrap_or_default());
+    let counters =
+        Counters { steps: record.steps, taken: record.taken, carries: carries.collect(), loss_scale };
+    Ok(Fitted { sources, counters, layout: taken_layout, options: taken_options })
 }
 
-fn compare_group<R: Rule + Serialize + DeserializeOwned>(
-    group: &Group<R>,
-    saved: &GroupRecord,
-    wrong: &mut Mismatches,
-) {
-    let differs = |field: &str, found: String, expected: String| Mismatch::Hyperparameter {
-        group: group.name().into(),
-        field: field.into(),
-        found,
-        expected,
-    };
-    match saved.hyperparameters.parse::<R>() {
-        Ok(rule) if rule == *group.rule() => {}
-        Ok(rule) => {
-            let [found, expected] = [object(&rule), object(group.rule())];
-            for (field, found, expected) in different(&found, &expected) {
-                wrong.add(|| differs(field, found, expected));
-            }
-        }
-        Err(error) => wrong
-            .add(|| differs("hyperparameters", clipped(&error.to_string()), format!("{:?}", group.rule()))),
-    }
-    let ours = serde_json::to_string(group.factor());
-    let found = saved.lr_factor.as_ref().map(|json| (json.text(), json.parse::<Schedule>()));
-    let same = match (&found, &ours) {
-        // A function of the program's cannot be saved, nor compared.
-        (None, Err(_)) => true,
-        (Some((_, Ok(found))), Ok(_)) => found == group.factor(),
-        _ => false,
-    };
-    if !same {
-        let function = || "a function".to_owned();
-        let found = found.map_or_else(function, |(text, _)| clipped(text));
-        wrong.add(|| differs("lr_factor", found, ours.unwrap_or_else(|_| function())));
-    }
-}
-
-/// The fields of a struct.
-fn object<T: Serialize>(value: &T) -> Map<String, Value> {
-    match serde_json::to_value(value) {
-        Ok(Value::Object(map)) => map,
-        _ => Map::new(),
-    }
-}
-
-/// Fields that differ, with both values.
-fn different<'a>(
-    found: &'a Map<String, Value>,
-    expected: &'a Map<String, Value>,
-) -> impl Iterator<Item = (&'a str, String, String)> {
-    let fields = expected.iter().filter(|(field, value)| found.get(*field) != Some(value));
-    fields.map(|(field, value)| {
-        let found = found.get(field).map_or_else(|| "absent".into(), Value::to_string);
-        (field.as_str(), found, value.to_string())
-    })
-}
-
-fn compare_options(options: &Options, record: &Record, load: &Load, wrong: &mut Mismatches) {
-    let at_random = options.storage().stochastic;
-    let Some(json) = &record.options else {
-        if at_random && load.options == Differing::Error {
-            wrong.add(|| Mismatch::Seed);
-        }
-        return;
-    };
-    let saved: Options = match json.parse() {
-        Ok(saved) => saved,
-        Err(error) => {
-            let differs = || Mismatch::Option {
-                field: "all".into(),
-                found: clipped(&error.to_string()),
-                expected: format!("{options:?}"),
-            };
-            // Formats are those of the tensors, whatever the options say.
-            if load.options == Differing::Error {
-                wrong.add(differs);
-            }
-            return;
-        }
-    };
-    let [found, expected] = [object(&saved), object(options)];
-    for (field, found, expected) in different(&found, &expected) {
-        let policy = if FORMATS.contains(&field) {
-            load.formats == Formats::Same
-        } else {
-            load.options == Differing::Error
-        };
-        if policy && field == "rounding" && saved.rounding == Rounding::Nearest && at_random {
-            wrong.add(|| Mismatch::Seed);
-        } else if policy {
-            wrong.add(|| Mismatch::Option { field: field.into(), found, expected });
-        }
-    }
-}
-
-/// Where each of the layout's tensors, in the order of the flat space, lay in the file's; `None` if the file lacks it.
-fn compare_tensors<R: Rule>(
-    layout: &Layout<R>,
+/// Where each of the layout's tensors, in the order of the flat space, lay in the file's; `None` if the file
+/// lacks it.
+fn compare_tensors(
+    layout: &Layout,
     record: &Record,
     load: &Load,
     wrong: &mut Mismatches,
-) -> Vec<Option<u64>> {
+) -> Vec<Option<Place>> {
     let places: HashMap<&str, usize> =
         layout.by_offset().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let tensors: Vec<&Tensor> = layout.by_offset().collect();
     let mut present = vec![None; tensors.len()];
     for saved in &record.groups.0 {
+        let taken = saved.taken.unwrap_or(record.taken) > 0;
         for (name, offset) in saved.tensors.iter() {
             let Some(&i) = places.get(name) else {
                 if load.extra == Extra::Error {
@@ -219,7 +130,7 @@ fn compare_tensors<R: Rule>(
                 }
                 continue;
             };
-            present[i] = Some(offset);
+            present[i] = Some(Place { offset, taken });
             let group = layout.groups()[tensors[i].group].name();
             if group != saved.name {
                 wrong.add(|| Mismatch::Group {
@@ -240,41 +151,54 @@ fn compare_tensors<R: Rule>(
 
 /// Finds where values come from.
 struct Finder<'a> {
-    planes: &'a [Plane],
-    reader: &'a Reader,
+    streams: &'a [Stream],
+    reader: &'a Reader<'a>,
     load: &'a Load,
-    /// Whether steps have been taken: before, no master is there yet.
-    taken: bool,
     used: Vec<bool>,
     /// Slots in a format that is not ours, with both.
     formats: BTreeMap<String, (String, String)>,
 }
 
-/// A tensor of the layout, and where it began in the file's.
+/// A tensor in the layout of the file.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its first element.
+    offset: u64,
+    /// Whether its group has taken steps: before, no master is there yet.
+    taken: bool,
+}
+
+/// A tensor of the layout, and its place in the file's.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
     tensor: &'a Tensor,
-    saved: Option<u64>,
+    saved: Option<Place>,
 }
 
-fn sources<R: Rule>(
-    layout: &Layout<R>,
-    planes: &[Plane],
+impl Wanted<'_> {
+    /// The tensor's first element in the file's layout.
+    fn offset(&self) -> u64 {
+        self.saved.map_or(0, |saved| saved.offset)
+    }
+}
+
+fn sources(
+    layout: &Layout,
+    streams: &[Stream],
     reader: &Reader,
-    record: &Record,
     load: &Load,
-    present: &[Option<u64>],
+    present: &[Option<Place>],
     wrong: &mut Mismatches,
 ) -> Vec<Vec<Source>> {
     let used = vec![false; reader.tensors().len()];
-    let mut finder = Finder { planes, reader, load, taken: record.taken > 0, used, formats: BTreeMap::new() };
+    let mut finder = Finder { streams, reader, load, used, formats: BTreeMap::new() };
     let tensors: Vec<_> = layout.by_offset().collect();
     let mut all = Vec::new();
-    for plane in planes {
+    for stream in streams {
         let mut sources = vec![Source { from: From::Zero, bytes: 0 }; tensors.len()];
-        for &i in &plane.tensors {
+        for &i in &stream.tensors {
             let wanted = Wanted { tensor: tensors[i], saved: present[i] };
-            sources[i] = Source { from: finder.find(plane, wanted, wrong), bytes: plane.bytes(tensors[i]) };
+            sources[i] = Source { from: finder.find(stream, wanted, wrong), bytes: stream.bytes(tensors[i]) };
         }
         all.push(sources);
     }
@@ -282,37 +206,37 @@ fn sources<R: Rule>(
         wrong.add(|| Mismatch::Format { slot, found, expected });
     }
     if load.extra == Extra::Error {
-        finder.extra(wrong);
+        finder.extra(layout, wrong);
     }
     all
 }
 
 impl Finder<'_> {
-    fn find(&mut self, plane: &Plane, wanted: Wanted<'_>, wrong: &mut Mismatches) -> From {
+    fn find(&mut self, stream: &Stream, wanted: Wanted<'_>, wrong: &mut Mismatches) -> From {
         let Wanted { tensor, saved } = wanted;
-        if let Some(i) = self.same(plane, wanted) {
-            self.use_tensor(i, plane.shape(tensor), wrong);
+        if let Some(i) = self.same(stream, wanted) {
+            self.use_tensor(i, stream.shape(tensor), wrong);
             return From::Same(i);
         }
-        let of_params = OF_PARAMS.contains(&plane.slot.as_str());
-        let numbers = if of_params { self.params(wanted) } else { self.numbers(&plane.slot, wanted) };
+        let of_params = OF_PARAMS.contains(&stream.slot.as_str());
+        let numbers = if of_params { self.params(wanted) } else { self.numbers(&stream.slot, wanted) };
         let Some(numbers) = numbers else {
-            if let Some(i) = self.stored(&plane.slot, tensor) {
+            if let Some(i) = self.stored(&stream.slot, tensor) {
                 // There, and neither ours nor numbers.
-                self.refuse_format(plane, i);
+                self.refuse_format(stream, i);
             } else if saved.is_some() && self.load.missing == Missing::Error {
-                wrong.add(|| Mismatch::MissingSlot { slot: plane.slot.clone(), tensor: tensor.name.clone() });
+                wrong
+                    .add(|| Mismatch::MissingSlot { slot: stream.slot.clone(), tensor: tensor.name.clone() });
             }
-            return if plane.slot == PARAM { From::Kept } else { From::Zero };
+            return if stream.slot == PARAM { From::Kept } else { From::Zero };
         };
         for i in numbers.tensors() {
             let scales = matches!(numbers, Numbers::Blocks { scales, .. } if i == scales);
-            let shape =
-                if scales { vec![blocks(saved.unwrap_or(0), tensor.len)] } else { tensor.shape.clone() };
+            let shape = if scales { vec![blocks(wanted.offset(), tensor.len)] } else { tensor.shape.clone() };
             self.use_tensor(i, shape, wrong);
         }
         if self.load.formats == Formats::Same {
-            self.refuse_format(plane, numbers.tensors()[0]);
+            self.refuse_format(stream, numbers.tensors()[0]);
             return From::Zero;
         }
         if of_params {
@@ -323,8 +247,8 @@ impl Finder<'_> {
                 }
             }
         }
-        let split = plane.slot == PARAM && self.keeps(REMAINDER);
-        From::Converted(numbers, Target::new(plane.content, tensor.offset, tensor.len, split))
+        let split = stream.slot == PARAM && self.keeps(REMAINDER);
+        From::Converted(numbers, Target::new(stream.content, tensor.offset, tensor.len, split))
     }
 
     fn use_tensor(&mut self, i: usize, expected: Vec<u64>, wrong: &mut Mismatches) {
@@ -336,20 +260,20 @@ impl Finder<'_> {
         self.used[i] = true;
     }
 
-    fn refuse_format(&mut self, plane: &Plane, found: usize) {
+    fn refuse_format(&mut self, stream: &Stream, found: usize) {
         self.used[found] = true;
-        let scale = [plane.slot.as_str(), SCALE_END].concat();
+        let scale = [stream.slot.as_str(), SCALE_END].concat();
         if let Some((_, name)) = self.reader.tensors()[found].name().split_once('/')
             && let Some(i) = self.reader.index(&[scale.as_str(), "/", name].concat())
         {
             self.used[i] = true;
         }
         let mut found = self.reader.tensors()[found].dtype().to_string();
-        let expected = plane.content.dtype().to_string();
+        let expected = stream.content.dtype().to_string();
         if found == expected {
             found += ", in blocks or halves that begin elsewhere,";
         }
-        self.formats.entry(plane.slot.clone()).or_insert((found, expected));
+        self.formats.entry(stream.slot.clone()).or_insert((found, expected));
     }
 
     fn stored(&self, slot: &str, tensor: &Tensor) -> Option<usize> {
@@ -361,41 +285,41 @@ impl Finder<'_> {
     }
 
     fn keeps(&self, slot: &str) -> bool {
-        self.planes.iter().any(|plane| plane.slot == slot)
+        self.streams.iter().any(|stream| stream.slot == slot)
     }
 
     /// The tensor of the file whose bytes are what we keep.
-    fn same(&self, plane: &Plane, wanted: Wanted<'_>) -> Option<usize> {
+    fn same(&self, stream: &Stream, wanted: Wanted<'_>) -> Option<usize> {
         let Wanted { tensor, saved } = wanted;
-        let i = self.reader.index(&[&plane.prefix(), tensor.name.as_str()].concat())?;
+        let i = self.reader.index(&[&stream.prefix(), tensor.name.as_str()].concat())?;
         let dtype = self.reader.tensors()[i].dtype();
-        let blocks = matches!(plane.content, Content::Codes | Content::Scales);
+        let blocks = matches!(stream.content, Content::Codes | Content::Scales);
         // Blocks are counted from where the tensor lies.
-        let placed = !blocks || saved.is_some_and(|saved| lead(saved) == lead(tensor.offset));
-        let whole = !OF_PARAMS.contains(&plane.slot.as_str()) || !self.keeps(PARAM) || {
+        let placed = !blocks || saved.is_some_and(|saved| lead(saved.offset) == lead(tensor.offset));
+        let whole = !OF_PARAMS.contains(&stream.slot.as_str()) || !self.keeps(PARAM) || {
             let ours =
-                self.planes.iter().find(|plane| plane.slot == PARAM).map(|plane| plane.content.dtype());
+                self.streams.iter().find(|stream| stream.slot == PARAM).map(|stream| stream.content.dtype());
             let kept = |slot| self.keeps(slot) == self.stored(slot, tensor).is_some();
             self.dtype(PARAM, tensor) == ours && kept(MASTER) && kept(REMAINDER)
         };
-        (dtype == plane.content.dtype() && placed && whole).then_some(i)
+        (dtype == stream.content.dtype() && placed && whole).then_some(i)
     }
 
     /// The numbers of a slot.
     fn numbers(&self, slot: &str, wanted: Wanted<'_>) -> Option<Numbers> {
-        Numbers::find(self.reader, slot, &wanted.tensor.name, wanted.saved.unwrap_or(0))
+        Numbers::find(self.reader, slot, &wanted.tensor.name, wanted.offset())
     }
 
     /// The parameters with all the digits that the file has of them.
     fn params(&self, wanted: Wanted<'_>) -> Option<Numbers> {
-        let Wanted { tensor, .. } = wanted;
+        let Wanted { tensor, saved } = wanted;
         if let (Some(masters), Some(Dtype::F32)) = (self.stored(MASTER, tensor), self.dtype(MASTER, tensor)) {
             match self.numbers(PARAM, wanted) {
                 Some(Numbers::Plain { tensor: params, format }) => {
                     return Some(Numbers::Masters { masters, params, format });
                 }
                 // The file has no other: they are zero until the first step.
-                _ if self.taken => return self.numbers(MASTER, wanted),
+                _ if saved.is_some_and(|saved| saved.taken) => return self.numbers(MASTER, wanted),
                 _ => {}
             }
         }
@@ -409,11 +333,13 @@ impl Finder<'_> {
     }
 
     /// What only the file has.
-    fn extra(&self, wrong: &mut Mismatches) {
+    fn extra(&self, layout: &Layout, wrong: &mut Mismatches) {
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (tensor, _) in self.reader.tensors().iter().zip(&self.used).filter(|(_, used)| !**used) {
             let (slot, name) = tensor.name().split_once('/').unwrap_or(("", tensor.name()));
-            if !self.keeps(slot) && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {
+            // A slot may be kept for tensors of other rules alone.
+            let kept = self.keeps(slot) && layout.tensor(name).is_err();
+            if !kept && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {
                 *slots.entry(slot).or_default() += 1;
             } else {
                 wrong.add_extra(name);
@@ -433,7 +359,7 @@ fn loss_scale(
 ) -> Option<LossScaleState> {
     let ours = options.loss_scale?;
     let Some(saved) = record.loss_scale else {
-        if load.options == Differing::Error {
+        if load.options != Differing::Ignore {
             wrong.add(|| Mismatch::LossScale { found: None, bound: "there" });
         }
         return None;

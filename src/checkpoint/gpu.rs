@@ -1,14 +1,13 @@
 //! The GPU's side: state in the device's memory, moved through staging buffers of bounded size.
 
+use super::PARAM;
+use super::engine::{Backend, Part, Sink, Source};
 use super::error::Error;
-use super::{Content, Counters, Engine, PARAM, Part, Plane, Sink, Source};
-use crate::bind::{ByteRange, View};
-use crate::control::State;
-use crate::device::{checked, create_buffer};
+use crate::gpu::device::{checked, create_buffer};
+use crate::gpu::{ByteRange, ControlState, Optimizer, Run, View};
 use crate::layout::Layout;
-use crate::optimizer::Optimizer;
 use crate::options::Options;
-use crate::rules::Rule;
+use crate::state::{Content, Counters, Stream};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
@@ -32,7 +31,8 @@ enum Form<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// All in one buffer, each tensor at its layout's offset. Buffers have usage `COPY_SRC`, and to be loaded `COPY_DST` beside it.
+    /// All in one buffer, each tensor at its layout's offset. Buffers have usage `COPY_SRC`, and to be loaded
+    /// `COPY_DST` beside it.
     pub fn flat(params: impl Into<View<'a>>) -> Self {
         Self(Form::Flat(params.into()))
     }
@@ -45,23 +45,10 @@ impl<'a> Parameters<'a> {
 
 /// An optimizer on the GPU with its queue, and parameters if they are to be saved or loaded too.
 #[derive(Debug)]
-pub struct Gpu<'a, R> {
-    optimizer: &'a mut Optimizer<R>,
+pub struct Gpu<'a> {
+    optimizer: &'a mut Optimizer,
     queue: &'a wgpu::Queue,
     parameters: Option<Parameters<'a>>,
-}
-
-/// Bytes of a tensor that lie side by side in a buffer.
-#[derive(Clone, Debug)]
-pub(crate) struct Run {
-    pub(crate) buffer: wgpu::Buffer,
-    /// Where they start, in bytes.
-    pub(crate) offset: u64,
-    /// How many.
-    pub(crate) bytes: u64,
-    /// Of which tensor of the flat space, from which of its bytes on.
-    pub(crate) tensor: usize,
-    pub(crate) start: u64,
 }
 
 /// What one staging buffer is filled with.
@@ -130,9 +117,9 @@ fn batches(runs: Vec<Run>) -> Vec<Batch> {
     batches
 }
 
-impl<'a, R: Rule> Gpu<'a, R> {
+impl<'a> Gpu<'a> {
     /// An optimizer and the queue of its device.
-    pub fn new(optimizer: &'a mut Optimizer<R>, queue: &'a wgpu::Queue) -> Self {
+    pub fn new(optimizer: &'a mut Optimizer, queue: &'a wgpu::Queue) -> Self {
         Self { optimizer, queue, parameters: None }
     }
 
@@ -142,9 +129,9 @@ impl<'a, R: Rule> Gpu<'a, R> {
         Self { parameters: Some(parameters), ..self }
     }
 
-    fn runs(&self, plane: usize) -> Result<Vec<Run>, Error> {
-        if let Some((slot, content)) = self.optimizer.saved_slots().get(plane) {
-            return Ok(self.optimizer.saved_runs(*slot, *content));
+    fn runs(&self, stream: usize) -> Result<Vec<Run>, Error> {
+        if let Some(found) = self.optimizer.streams().get(stream) {
+            return Ok(self.optimizer.runs(&found.slot, found.content));
         }
         let (layout, format) = (self.optimizer.layout(), self.optimizer.options().params);
         let mut views: HashMap<&str, View<'_>> = HashMap::new();
@@ -256,10 +243,8 @@ impl<'a, R: Rule> Gpu<'a, R> {
     }
 }
 
-impl<R: Rule> Engine for Gpu<'_, R> {
-    type Rule = R;
-
-    fn layout(&self) -> &Layout<R> {
+impl Backend for Gpu<'_> {
+    fn layout(&self) -> &Layout {
         self.optimizer.layout()
     }
 
@@ -267,21 +252,13 @@ impl<R: Rule> Engine for Gpu<'_, R> {
         self.optimizer.options()
     }
 
-    fn planes(&self) -> Vec<Plane> {
-        let slots = self.optimizer.saved_slots().into_iter();
-        let slots = slots.map(|(slot, content)| {
-            let mut tensors: Vec<_> =
-                self.optimizer.saved_runs(slot, content).into_iter().map(|run| run.tensor).collect();
-            // Those that cross a chunk's end have several runs.
-            tensors.dedup();
-            Plane { slot: self.optimizer.saved_name(slot).into(), content, tensors }
-        });
-        let param = self.parameters.as_ref().map(|_| Plane {
+    fn streams(&self) -> Vec<Stream> {
+        let param = self.parameters.as_ref().map(|_| Stream {
             slot: PARAM.into(),
             content: Content::Numbers(self.optimizer.options().params),
             tensors: (0..self.optimizer.layout().tensors().len()).collect(),
         });
-        slots.chain(param).collect()
+        self.optimizer.streams().into_iter().chain(param).collect()
     }
 
     fn check(&self, writing: bool) -> Result<(), Error> {
@@ -304,16 +281,20 @@ impl<R: Rule> Engine for Gpu<'_, R> {
         let state = match self.optimizer.control_state().cloned() {
             None => None,
             Some(buffer) => {
-                let bytes =
-                    self.read_small(Copy { buffer, offset: 0, bytes: size_of::<State>() as u64, at: 0 })?;
+                let bytes = self.read_small(Copy {
+                    buffer,
+                    offset: 0,
+                    bytes: size_of::<ControlState>() as u64,
+                    at: 0,
+                })?;
                 Some(bytemuck::pod_read_unaligned(&bytes))
             }
         };
         Ok(self.optimizer.counters(state))
     }
 
-    fn read(&mut self, plane: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
-        let runs = self.runs(plane)?;
+    fn read(&mut self, stream: usize, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let runs = self.runs(stream)?;
         let mut free = Vec::new();
         let mut sent: VecDeque<(Batch, wgpu::Buffer, wgpu::SubmissionIndex)> = VecDeque::new();
         let batches = batches(runs);
@@ -338,8 +319,8 @@ impl<R: Rule> Engine for Gpu<'_, R> {
         }
     }
 
-    fn write(&mut self, plane: usize, source: &mut Source<'_>) -> Result<(), Error> {
-        let runs = self.runs(plane)?;
+    fn write(&mut self, stream: usize, source: &mut Source<'_>) -> Result<(), Error> {
+        let runs = self.runs(stream)?;
         let mut bytes = Vec::new();
         let mut sent = VecDeque::new();
         for batch in batches(runs) {
@@ -389,6 +370,11 @@ impl<R: Rule> Engine for Gpu<'_, R> {
             }
         }
         self.wait(None)
+    }
+
+    fn configure(&mut self, layout: Layout, options: Options) -> Result<(), Error> {
+        self.optimizer.configure(layout, options);
+        Ok(())
     }
 
     fn restore(&mut self, counters: &Counters) -> Result<(), Error> {

@@ -1,28 +1,31 @@
 //! What a checkpoint says of its run: a JSON text in the metadata of the file.
 
 use super::error::{Error, Malformed};
+use super::location::Location;
 use super::reader::Reader;
-use super::{Counters, LossScaleState};
 use crate::layout::Layout;
 use crate::options::Options;
-use crate::rules::Rule;
 use crate::schedule::Schedule;
+use crate::state::{Counters, LossScaleState};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 use std::fmt;
-use std::path::Path;
 
 /// The key of the record in the metadata.
 pub(super) const KEY: &str = "wgpu_optim";
 /// Of the record's form.
 pub(super) const VERSION: u32 = 1;
-/// Bytes of the text of one group's hyperparameters, or of its schedule, or of the options: what is made of them takes a few times as much.
+/// Bytes of the text of one group's hyperparameters, or of its schedule, or of the options: what is made of
+/// them takes a few times as much.
 const MAX_TEXT: usize = 64 << 10;
 /// Bytes of the record, of which what is made takes up to five times as much memory.
 const MAX_RECORD: usize = 6 << 20;
 /// Steps of a record: what is counted in f64 is exact up to there, and one more does not overflow.
 const MAX_STEPS: u64 = 1 << 53;
+/// An option of earlier files: whether steps could have a gradient scale, which all can have now.
+const FORMER_OPTION: &str = "divide";
 /// Groups of a record.
 const MAX_GROUPS: usize = 1 << 16;
 
@@ -33,7 +36,7 @@ pub struct Record {
     version: u32,
     /// What has written it.
     pub writer: String,
-    /// The rule's name.
+    /// The name of the first group's rule.
     pub rule: String,
     /// Steps that were recorded.
     pub steps: u64,
@@ -53,13 +56,23 @@ pub struct Record {
 pub struct GroupRecord {
     /// Its name.
     pub name: String,
-    /// The fields of the rule, as JSON; what is left out has its default.
+    /// The name of its rule, where it is not [`Record::rule`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The fields of the rule, as JSON; a field that is left out has its default.
     pub hyperparameters: Json,
-    /// Its learning rate's factor, a [`Schedule`](crate::Schedule), as JSON; none if it is a function of the program's.
+    /// Its learning rate's factor, a [`Schedule`](crate::Schedule), as JSON; none if it is a function of the
+    /// program's.
     pub lr_factor: Option<Json>,
-    /// What the rule carries from step to step.
+    /// The number that the rule carries from step to step.
     #[serde(with = "bits")]
     pub carry: f64,
+    /// Steps that the group has taken, where they are not [`Record::taken`]: it was frozen, or joined late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<u64>,
+    /// Whether the group is frozen.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub frozen: bool,
     /// Its tensors.
     pub tensors: Places,
 }
@@ -83,6 +96,19 @@ impl Json {
     pub(super) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.text())
     }
+
+    /// The same object without the option that there is no longer, and that nothing depends on.
+    fn without_former_option(self) -> Self {
+        if !self.text().contains(FORMER_OPTION) {
+            return self;
+        }
+        let without = |mut fields: Map<String, Value>| {
+            fields.remove(FORMER_OPTION)?;
+            Self::of(&fields)
+        };
+        // Text that is no object is refused where it is looked into.
+        self.parse().ok().and_then(without).unwrap_or(self)
+    }
 }
 
 impl<'de> Deserialize<'de> for Json {
@@ -102,7 +128,10 @@ impl<'de> Deserialize<'de> for Json {
 mod bits {
     use super::*;
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    #[cfg_attr(
+        target_pointer_width = "64",
+        expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")
+    )]
     pub(super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&format!("{:016x}", x.to_bits()))
     }
@@ -114,7 +143,8 @@ mod bits {
     }
 }
 
-/// Tensors by name, with their places in the flat space. The names lie one behind the other: a list of `String`s would take many times the memory of what it is read from.
+/// Tensors by name, with their places in the flat space. The names lie one behind the other: a list of
+/// `String`s would take many times the memory of what it is read from.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
     names: String,
@@ -159,8 +189,8 @@ impl Serialize for Places {
 
 impl<'de> Deserialize<'de> for Places {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Map;
-        impl<'de> Visitor<'de> for Map {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
             type Value = Places;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("places of tensors by their names")
@@ -173,7 +203,7 @@ impl<'de> Deserialize<'de> for Places {
                 Ok(places)
             }
         }
-        deserializer.deserialize_map(Map)
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -206,37 +236,41 @@ impl<'de> Deserialize<'de> for Groups {
 }
 
 impl Record {
-    pub(super) fn new<R: Rule + Serialize>(
-        layout: &Layout<R>,
-        options: &Options,
-        counters: &Counters,
-    ) -> Self {
-        let mut groups: Vec<_> = layout
-            .groups()
-            .iter()
-            .zip(&counters.carries)
-            .map(|(group, &carry)| GroupRecord {
+    /// The record of an optimizer.
+    ///
+    /// # Errors
+    /// [`Error::NotSaved`] for a rule whose hyperparameters cannot be written.
+    pub(super) fn new(layout: &Layout, options: &Options, counters: &Counters) -> Result<Self, Error> {
+        let rule = layout.groups()[0].rule().name();
+        let mut groups = Vec::new();
+        for (group, carry) in layout.groups().iter().zip(&counters.carries) {
+            let own = group.rule();
+            let json = own.to_json().and_then(|json| RawValue::from_string(json).ok());
+            let (name, taken) = (own.name(), carry.taken);
+            groups.push(GroupRecord {
                 name: group.name().into(),
-                // Plain data of finite numbers, which can always be written.
-                hyperparameters: Json::of(group.rule()).unwrap_or_else(|| Json(RawValue::NULL.to_owned())),
+                rule: (name != rule).then(|| name.into()),
+                hyperparameters: json.map(Json).ok_or(Error::NotSaved { rule: name })?,
                 lr_factor: Json::of(group.factor()),
-                carry,
+                carry: carry.rule,
+                taken: (taken != counters.taken).then_some(taken),
+                frozen: group.is_frozen(),
                 tensors: Places::default(),
-            })
-            .collect();
+            });
+        }
         for tensor in layout.tensors() {
             groups[tensor.group].tensors.push(&tensor.name, tensor.offset);
         }
-        Self {
+        Ok(Self {
             version: VERSION,
             writer: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
-            rule: R::NAME.into(),
+            rule: rule.into(),
             steps: counters.steps,
             taken: counters.taken,
             loss_scale: counters.loss_scale,
             options: Json::of(options),
             groups: Groups(groups),
-        }
+        })
     }
 
     /// The record of a checkpoint.
@@ -244,17 +278,17 @@ impl Record {
     /// # Errors
     /// [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Malformed`].
     pub fn read(reader: &Reader) -> Result<Self, Error> {
-        let path = reader.path();
-        let none = || Error::NotACheckpoint { path: path.to_owned(), key: KEY };
-        Self::parse(path, reader.metadata().get(KEY).ok_or_else(none)?)
+        let location = reader.location();
+        let none = || Error::NotACheckpoint { location: location.clone(), key: KEY };
+        Self::parse(location, reader.metadata().get(KEY).ok_or_else(none)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+    fn parse(location: &Location, text: &str) -> Result<Self, Error> {
         #[derive(serde::Deserialize)]
         struct Version {
             version: u32,
         }
-        let malformed = |reason| Error::Malformed { path: path.to_owned(), reason };
+        let malformed = |reason| Error::Malformed { location: location.clone(), reason };
         bounded(text.len()).map_err(malformed)?;
         let json = |error: serde_json::Error| Malformed::Json {
             what: "the checkpoint's metadata",
@@ -263,9 +297,10 @@ impl Record {
         // A later version may have other fields.
         let Version { version } = serde_json::from_str(text).map_err(json).map_err(malformed)?;
         if version > VERSION {
-            return Err(Error::Version { path: path.to_owned(), found: version, bound: VERSION });
+            return Err(Error::Version { location: location.clone(), found: version, bound: VERSION });
         }
-        let record: Self = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        let mut record: Self = serde_json::from_str(text).map_err(json).map_err(malformed)?;
+        record.options = record.options.map(Json::without_former_option);
         if record.steps > MAX_STEPS {
             let (field, value) = ("steps", record.steps.to_string());
             return Err(malformed(Malformed::Value { field, value, bound: "at most 2^53" }));
@@ -274,20 +309,30 @@ impl Record {
             let (field, value) = ("taken", record.taken.to_string());
             return Err(malformed(Malformed::Value { field, value, bound: "at most the steps recorded" }));
         }
+        for group in &record.groups.0 {
+            if let Some(taken) = group.taken.filter(|&taken| taken > record.steps) {
+                let (field, value) = ("taken of a group", taken.to_string());
+                return Err(malformed(Malformed::Value {
+                    field,
+                    value,
+                    bound: "at most the steps recorded",
+                }));
+            }
+        }
         Ok(record)
     }
 
-    /// The text of the record for a file at `path`, if it can be read again.
-    pub(super) fn text(&self, path: &Path) -> Result<String, Error> {
-        let text = serde_json::to_string(self).map_err(|error| Error::io("write", path)(error.into()))?;
-        let read = Self::parse(path, &text)?;
+    /// The text of the record for a checkpoint at `location`, if it can be read again.
+    pub(super) fn text(&self, location: &Location) -> Result<String, Error> {
+        let text = serde_json::to_string(self).map_err(|error| Error::io("write", location)(error.into()))?;
+        let read = Self::parse(location, &text)?;
         // What a load looks into later, and takes no deeper than the parser does.
         let factors = read.groups.0.iter().filter_map(|group| group.lr_factor.as_ref());
         let looked = factors.map(|json| json.parse::<Schedule>().map(drop));
         let options = read.options.iter().map(|json| json.parse::<Options>().map(drop));
         looked.chain(options).collect::<Result<(), _>>().map_err(|error| {
             let (what, reason) = ("the checkpoint's metadata", error.to_string());
-            Error::Malformed { path: path.to_owned(), reason: Malformed::Json { what, reason } }
+            Error::Malformed { location: location.clone(), reason: Malformed::Json { what, reason } }
         })?;
         Ok(text)
     }

@@ -1,24 +1,27 @@
-//! How the work is divided: into blocks of a fixed number of elements, whatever tensors they belong to.
+//! How the work on the tensors of one rule is divided: into blocks of a fixed number of elements, whatever
+//! tensors they belong to.
 //!
-//! Elements are numbered as state is kept: all tensors in the order of the flat space, without the gaps between them. Where state has [scales](crate::q8), tensors begin at the lane of a multiple
-//! of 32 that is theirs in the flat space. Small tensors, whose state stays f32, are numbered among the others, and their state has an array of its own.
+//! Elements are numbered as state is kept: the rule's tensors in the order of the flat space, without the
+//! gaps between them. Where state has [scales](crate::q8), tensors begin at the lane of a multiple of 32 that
+//! is theirs in the flat space. Small tensors, whose state stays f32, are numbered among the others, and
+//! their state has an array of its own.
 
+use super::cells::TILE;
 use crate::error::Error;
-use crate::format::{Format, tensor_key};
-use crate::layout::{Layout, Tensor};
+use crate::formats::Format;
+use crate::layout::{Layout, Tensor, VECTOR};
 use crate::options::Options;
-use crate::plan::QUAD;
-use crate::rules::Rule;
+use crate::random::tensor_key;
 use core::ops::Range;
 
-/// Elements of a copy, and of sums beside each other.
-pub(super) const TILE: usize = 128;
 /// Elements of a block, which one thread updates: few enough that all threads have work to the end.
 pub(super) const BLOCK: usize = 128 * TILE;
 
 /// A tensor.
 #[derive(Clone, Debug)]
 pub(super) struct Span {
+    /// Its place in the order of the flat space.
+    pub(super) tensor: usize,
     /// Its first element.
     pub(super) start: usize,
     /// Its length.
@@ -61,7 +64,8 @@ pub(super) struct Segment {
 pub(super) struct Block {
     /// No later than its first segment, and a multiple of [`BLOCK`].
     pub(super) start: usize,
-    /// No later than the state of its first segment of each kind, and a multiple of what has a scale in common.
+    /// No later than the state of its first segment of each kind, and a multiple of what has a scale in
+    /// common.
     pub(super) kept: [usize; 2],
     pub(super) segments: Range<usize>,
 }
@@ -84,32 +88,36 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Where tensors lie; [`divide`](Self::divide) adds the blocks. Rows are the groups', or of a layer-wise rule the tensors', in the order of the flat space.
-    pub(super) fn new<R: Rule>(layout: &Layout<R>, options: &Options) -> Result<Self, Error> {
+    /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the blocks. Rows of scalars
+    /// are those of the groups or, for a layer-wise rule, of its tensors in the order of the flat space.
+    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, Error> {
+        let layer_wise = layout.rules()[rule].spec.is_layer_wise();
         let mut spans = Vec::new();
-        let mut groups = if R::RATIO.is_some() { Vec::new() } else { (0..layout.groups().len()).collect() };
+        let mut groups = if layer_wise { Vec::new() } else { (0..layout.groups().len()).collect() };
         let scaled = options.states.block().unwrap_or(1) as usize;
-        // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of elements lacks.
+        // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of
+        // elements lacks.
         let tensors = layout.tensors().len() as u64;
         let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + BLOCK as u64);
         if usize::try_from(bound).is_err() {
             return Err(Error::Memory { bytes: layout.parameters().saturating_mul(Format::F32.bytes()) });
         }
         let (mut start, mut kept) = (0usize, [0usize; 2]);
-        for tensor in layout.by_offset() {
+        let tensors = layout.by_offset().enumerate();
+        for (nth, tensor) in tensors.filter(|(_, tensor)| layout.rule_index(tensor.group) == rule) {
             let (len, flat) = (tensor.len as usize, tensor.offset as usize);
             let kind = usize::from(options.states_of(tensor.len) != options.states);
             if scaled > 1 && kind == 0 {
-                let lane = flat % QUAD as usize;
+                let lane = flat % VECTOR as usize;
                 start = start.next_multiple_of(scaled) + lane;
                 kept[0] = kept[0].next_multiple_of(scaled) + lane;
             }
-            if R::RATIO.is_some() {
+            if layer_wise {
                 groups.push(tensor.group);
             }
-            let row = if R::RATIO.is_some() { groups.len() - 1 } else { tensor.group };
+            let row = if layer_wise { groups.len() - 1 } else { tensor.group };
             let key = tensor_key(&tensor.name);
-            spans.push(Span { start, len, flat, key, kind, kept: kept[kind], row });
+            spans.push(Span { tensor: nth, start, len, flat, key, kind, kept: kept[kind], row });
             start += len;
             kept[kind] += len;
         }
@@ -118,9 +126,12 @@ impl Plan {
         Ok(Self { spans, segments: Vec::new(), blocks: Vec::new(), groups, len, kept, scaled })
     }
 
-    /// Divides what there is. Behind the reservation of state, which a layout that is too large fails at.
-    pub(super) fn divide(&mut self) -> Result<(), Error> {
-        let Self { spans, segments, blocks, scaled, .. } = self;
+    /// Divides the tensors of groups that are not frozen. It follows the reservation of state, which a layout
+    /// that is too large fails at.
+    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
+        let Self { spans, segments, blocks, scaled, groups, .. } = self;
+        segments.clear();
+        blocks.clear();
         let start = spans.last().map_or(0, Span::end);
         let count = start.div_ceil(BLOCK);
         let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Segment>()) as u64);
@@ -133,19 +144,23 @@ impl Plan {
             let kept = [reached[0].next_multiple_of(*scaled), reached[1]];
             while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
                 let (start, end) = (tensor.start.max(from), tensor.end().min(to));
-                segments.push(Segment { span, row: tensor.row, start, end });
-                reached[tensor.kind] = tensor.kept + (end - tensor.start);
+                if !layout.groups()[groups[tensor.row]].is_frozen() {
+                    segments.push(Segment { span, row: tensor.row, start, end });
+                    reached[tensor.kind] = tensor.kept + (end - tensor.start);
+                }
                 if end < tensor.end() {
                     break;
                 }
                 span += 1;
             }
-            blocks.push(Block { start: from, kept, segments: first..segments.len() });
+            if segments.len() > first {
+                blocks.push(Block { start: from, kept, segments: first..segments.len() });
+            }
         }
         Ok(())
     }
 
-    /// The place of one of the layout's tensors in [`spans`](Self::spans).
+    /// The place of one of the rule's tensors in [`spans`](Self::spans).
     pub(super) fn span_of(&self, tensor: &Tensor) -> usize {
         self.spans.partition_point(|span| (span.flat as u64) < tensor.offset)
     }

@@ -1,38 +1,44 @@
-//! The optimizer in f64, as plain as it can be: what the devices are checked against.
+//! The optimizer in f64, in the plainest form: the devices are checked against it.
 
 use crate::error::Error;
-use crate::layout::Layout;
-use crate::rules::{Fields, Step, Twin, slots, with_ratio};
+use crate::layout::{Carry, Layout};
+use crate::step::Step;
 
-/// Applies rule `R` to the tensors of a layout in a flat slice, in f64: the reference. Nothing stands around the update, and one thread goes from element to element.
+/// Applies the rules of a layout to its tensors in a flat slice, in f64: the reference. It has no options,
+/// and one thread goes from element to element.
 ///
 /// ```
 /// use wgpu_optim::{Group, Layout, Sgd, cpu};
 /// let layout = Layout::new([Group::new("all", Sgd::default()).tensor("w", [3])])?;
-/// let mut optimizer = cpu::Reference::<Sgd>::new(layout)?;
+/// let mut optimizer = cpu::Reference::new(layout)?;
 /// let mut params = [1.0, 2.0, 3.0];
 /// optimizer.step(&mut params, &[10.0, 0.0, -10.0], 0.1)?;
 /// assert_eq!(params, [0.0, 2.0, 4.0]);
 /// # Ok::<(), wgpu_optim::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Reference<R> {
-    layout: Layout<R>,
-    /// One vector a slot, indexed as the flat space; empty where the slot is not kept.
+pub struct Reference {
+    layout: Layout,
+    names: Vec<&'static str>,
+    /// One vector a slot of [`Layout::slot_names`], indexed as the flat space; empty where no rule keeps the
+    /// slot.
     state: Vec<Vec<f64>>,
-    carries: Vec<f64>,
+    carries: Vec<Carry>,
     steps: u64,
 }
 
-impl<R: Twin> Reference<R> {
+impl Reference {
     /// Zeroed state for `layout`.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is not enough memory for it.
-    pub fn new(layout: Layout<R>) -> Result<Self, Error> {
-        let zeros = |slot| {
+    /// [`Error::Memory`] if there is not enough memory for it, [`Error::NoCpuRule`].
+    pub fn new(layout: Layout) -> Result<Self, Error> {
+        for rule in layout.rules() {
+            rule.spec.cpu()?;
+        }
+        let zeros = |name: &&'static str| {
             let mut zeros = Vec::new();
-            if layout.keeps_slot(slot) {
+            if layout.keeps_slot(name) {
                 let refuse = Error::Memory { bytes: layout.len().saturating_mul(size_of::<f64>() as u64) };
                 let len = usize::try_from(layout.len()).map_err(|_| refuse.clone())?;
                 zeros.try_reserve_exact(len).map_err(|_| refuse)?;
@@ -40,13 +46,14 @@ impl<R: Twin> Reference<R> {
             }
             Ok(zeros)
         };
-        let state = (0..slots::<R>().len()).map(zeros).collect::<Result<_, Error>>()?;
-        Ok(Self { state, carries: vec![0.0; layout.groups().len()], steps: 0, layout })
+        let names = layout.slot_names();
+        let state = names.iter().map(zeros).collect::<Result<_, Error>>()?;
+        Ok(Self { state, names, carries: vec![Carry::default(); layout.groups().len()], steps: 0, layout })
     }
 
     /// The layout.
     #[must_use]
-    pub fn layout(&self) -> &Layout<R> {
+    pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
@@ -56,20 +63,21 @@ impl<R: Twin> Reference<R> {
         self.steps
     }
 
-    /// Slot `slot` (by its PyTorch name) of `tensor`; `None` if no group's configuration keeps it.
+    /// State slot `slot` (by its PyTorch name) of `tensor`; `None` if no group of the tensor's rule keeps it.
     ///
     /// # Errors
     /// [`Error::Unknown`].
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[f64]>, Error> {
-        let index = slots::<R>()
-            .iter()
-            .position(|name| *name == slot)
-            .ok_or_else(|| Error::Unknown { what: "slot", name: slot.into() })?;
         let tensor = self.layout.tensor(tensor)?;
-        Ok(self.state[index].get(tensor.range()))
+        let rule = self.layout.rule_of(tensor);
+        let unknown = || Error::Unknown { what: "slot", name: slot.into() };
+        let nth = rule.spec.slot(slot).ok_or_else(unknown)?;
+        let index = self.names.iter().position(|name| *name == slot).ok_or_else(unknown)?;
+        Ok(if rule.kept[nth] { self.state[index].get(tensor.range()) } else { None })
     }
 
-    /// The flat vectors of all slots, in order; empty where a slot is not kept.
+    /// The flat vectors of all slots, in the order of [`Layout::slot_names`]; empty where no rule keeps a
+    /// slot.
     #[must_use]
     pub fn slots(&self) -> &[Vec<f64>] {
         &self.state
@@ -78,8 +86,8 @@ impl<R: Twin> Reference<R> {
     /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::Options`] for a divisor other than 1,
-    /// [`Error::ScalarOverflow`]; nothing changes then.
+    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::Options`]
+    /// for a gradient scale other than 1, [`Error::ScalarOverflow`]; nothing changes then.
     pub fn step(&mut self, params: &mut [f64], grads: &[f64], step: impl Into<Step>) -> Result<(), Error> {
         for (what, found) in [("parameters", params.len()), ("gradients", grads.len())] {
             let expected = self.layout.len();
@@ -88,29 +96,34 @@ impl<R: Twin> Reference<R> {
             }
         }
         let step = step.into();
-        step.unscale(false)?;
+        step.refuse_grad_scale()?;
         let mut carries = self.carries.clone();
-        let mut rows = Vec::with_capacity(carries.len());
-        self.layout.scalars(step, self.steps, self.steps + 1, &mut carries, |_, scalars| {
-            rows.push(scalars);
+        let mut rows: Vec<Vec<f64>> = Vec::with_capacity(carries.len());
+        let mut scratch = vec![0.0; self.layout.most_scalars()];
+        self.layout.scalars(step, self.steps, &mut carries, &mut scratch, |_, _, scalars| {
+            rows.push(scalars.to_vec());
         })?;
         self.carries = carries;
         self.steps += 1;
-        for tensor in self.layout.tensors() {
-            let s = &rows[tensor.group];
-            let state = |i| R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
-            let direction = |i| (params[i], R::direction(s, params[i], grads[i], &state(i)));
-            let s = &with_ratio::<R, f64>(s, tensor.range().map(direction));
-            for i in tensor.range() {
-                let mut state =
-                    R::State::<f64>::from_fn(|slot| self.state[slot].get(i).copied().unwrap_or(0.0));
-                R::update(s, &mut params[i], grads[i], &mut state);
-                for (slot, values) in self.state.iter_mut().enumerate() {
-                    if let Some(value) = values.get_mut(i) {
-                        *value = state.get(slot);
-                    }
+        let thawed = |group: usize| !self.layout.groups()[group].is_frozen();
+        for tensor in self.layout.tensors().iter().filter(|tensor| thawed(tensor.group)) {
+            let rule = self.layout.rule_of(tensor);
+            let exact = &rule.spec.cpu()?.exact;
+            let mut s = rows[tensor.group].clone();
+            let (params, grads) = (&mut params[tensor.range()], &grads[tensor.range()]);
+            // The slots of the tensor's rule, in its order.
+            let mut own: Vec<&mut [f64]> = Vec::new();
+            own.resize_with(rule.spec.slots.len(), Default::default);
+            for (name, values) in self.names.iter().zip(&mut self.state) {
+                if let Some(nth) = rule.spec.slot(name).filter(|&nth| rule.kept[nth]) {
+                    own[nth] = &mut values[tensor.range()];
                 }
             }
+            if rule.spec.is_layer_wise() {
+                let state: Vec<&[f64]> = own.iter().map(|slot| &**slot).collect();
+                exact.set_trust_ratio(&mut s, rule.spec.trust_ratio_field(), params, grads, &state);
+            }
+            (exact.update)(&s, params, grads, &mut own);
         }
         Ok(())
     }

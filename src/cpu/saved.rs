@@ -1,43 +1,86 @@
-//! What a checkpoint has of the engine.
+//! The engine's state as checkpoints and other layouts take it.
 
-use super::tensors::{Cells, Params};
 use super::{Optimizer, State, StateMut};
-use crate::checkpoint::{Content, Plane};
-use crate::format::Format;
-use crate::options::{EMA, REMAINDER};
-use crate::rules::{Twin, slots};
+#[cfg(feature = "checkpoint")]
+use super::{cells::Cells, tensors::Params};
+use crate::formats::Format;
+use crate::rules::names::{EMA, REMAINDER};
+use crate::state::{Content, Stream};
+#[cfg(feature = "checkpoint")]
+use crate::state::{Counters, LossScaleState};
 
-impl<R: Twin> Optimizer<R> {
-    /// The slots that are kept, and what their values are of which tensors.
-    pub(crate) fn saved_slots(&self) -> Vec<Plane> {
-        let all: Vec<usize> = (0..self.layout().tensors().len()).collect();
-        let (small, large): (Vec<_>, Vec<_>) = all.iter().partition(|&&tensor| self.is_small(tensor));
-        let plane = |slot: &str, content, tensors: &[usize]| Plane {
-            slot: slot.into(),
-            content,
-            tensors: tensors.to_vec(),
-        };
-        let contents = match self.options().states {
+impl Optimizer {
+    /// The streams of all state, in the order of the slots.
+    pub(crate) fn streams(&self) -> Vec<Stream> {
+        let all: Vec<usize> = (0..self.layout.tensors().len()).collect();
+        let contents = match self.options.states {
             Format::Q8 => &[Content::Codes, Content::Scales][..],
             format => &[Content::Numbers(format)],
         };
-        let mut planes = Vec::new();
-        for (_, slot) in slots::<R>().iter().enumerate().filter(|(i, _)| self.layout().keeps_slot(*i)) {
-            planes.extend(contents.iter().map(|content| plane(slot, *content, &large)));
-            planes.push(plane(slot, Content::Numbers(Format::F32), &small));
+        let mut streams = Vec::new();
+        for slot in self.layout.slot_names() {
+            let (mut large, mut small) = (Vec::new(), Vec::new());
+            for share in &self.shares {
+                let used = &self.layout.rules()[share.rule];
+                if used.kept_slots().any(|kept| kept == slot) {
+                    for span in &share.plan.spans {
+                        if span.kind == 1 { small.push(span.tensor) } else { large.push(span.tensor) }
+                    }
+                }
+            }
+            large.sort_unstable();
+            small.sort_unstable();
+            let stream =
+                |content, tensors: &[usize]| Stream { slot: slot.into(), content, tensors: tensors.into() };
+            streams.extend(contents.iter().map(|content| stream(*content, &large)));
+            streams.push(stream(Content::Numbers(Format::F32), &small));
         }
-        planes.retain(|plane| !plane.tensors.is_empty());
-        planes.extend(self.options().storage().master().map(|(slot, format)| {
+        streams.retain(|stream| !stream.tensors.is_empty());
+        let of_all = |slot: &str, content| Stream { slot: slot.into(), content, tensors: all.clone() };
+        streams.extend(self.options.storage().master().map(|(slot, format)| {
             let content = if slot == REMAINDER { Content::Remainders } else { Content::Numbers(format) };
-            plane(slot, content, &all)
+            of_all(slot, content)
         }));
-        planes.extend(self.options().ema.map(|_| plane(EMA, Content::Numbers(Format::F32), &all)));
-        planes
+        streams.extend(self.options.ema.map(|_| of_all(EMA, Content::Numbers(Format::F32))));
+        streams
+    }
+
+    /// Everything that is counted and carried.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn counters(&self) -> Counters {
+        let state = LossScaleState { scale: self.loss_scale, good_steps: self.good_steps };
+        Counters {
+            steps: self.steps,
+            taken: self.steps - self.skipped,
+            carries: self.carries.clone(),
+            loss_scale: self.options.loss_scale.map(|_| state),
+        }
+    }
+
+    /// Takes the values of `layout` and `options` that may change between steps.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn configure(
+        &mut self,
+        layout: crate::Layout,
+        options: crate::Options,
+    ) -> Result<(), crate::Error> {
+        (self.layout, self.options) = (layout, options);
+        self.shares.iter_mut().try_for_each(|share| share.divide(&self.layout))
+    }
+
+    /// Goes on from `counters`, which have an entry for each group.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&mut self, counters: &Counters) {
+        (self.steps, self.skipped) = (counters.steps, counters.steps - counters.taken);
+        self.carries.clone_from(&counters.carries);
+        let first = self.options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        let state = counters.loss_scale.unwrap_or(LossScaleState { scale: first, good_steps: 0 });
+        (self.loss_scale, self.good_steps) = (state.scale, state.good_steps);
     }
 }
 
 impl State<'_> {
-    /// The values of a plane of this content.
+    /// The bytes of a stream of this content.
     pub(crate) fn bytes(&self, content: Content) -> &[u8] {
         match self {
             Self::F32(x) => bytemuck::cast_slice(x),
@@ -49,7 +92,7 @@ impl State<'_> {
 }
 
 impl StateMut<'_> {
-    /// The same, to be written.
+    /// The bytes of a stream of this content, to be written.
     pub(crate) fn bytes_mut(&mut self, content: Content) -> &mut [u8] {
         match self {
             Self::F32(x) => bytemuck::cast_slice_mut(x),
@@ -60,6 +103,7 @@ impl StateMut<'_> {
     }
 }
 
+#[cfg(feature = "checkpoint")]
 impl Params<'_> {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -73,8 +117,9 @@ impl Params<'_> {
         match &mut self.0 {
             Cells::Write4(x) => bytemuck::cast_slice_mut(x),
             Cells::Write2(x) => bytemuck::cast_slice_mut(x),
-            // Parameters are written.
-            Cells::None | Cells::Read4(_) | Cells::Read2(_) | Cells::Write1(..) => &mut [],
+            Cells::None | Cells::Read4(_) | Cells::Read2(_) | Cells::Write1(..) => {
+                unreachable!("`Params` are made of exclusive slices of f32 or u16")
+            }
         }
     }
 }

@@ -1,94 +1,12 @@
 //! The caller's parameters and gradients, and how they are divided among threads.
 
 use super::blocks::{Block, Plan, Segment};
+use super::cells::Cells;
 use crate::error::Error;
-use crate::format::Format;
 use crate::layout::Layout;
 use crate::options::Options;
-use crate::q8;
-use crate::rules::Rule;
-
-/// Stored numbers, which may be only to be read.
-#[derive(Debug, Default)]
-pub(crate) enum Cells<'a> {
-    #[default]
-    None,
-    Read4(&'a [f32]),
-    Read2(&'a [u16]),
-    Write4(&'a mut [f32]),
-    Write2(&'a mut [u16]),
-    /// Codes, and the scales of their blocks, the first of which begins with the first code.
-    Write1(&'a mut [u8], &'a mut [u32]),
-}
-
-impl Cells<'_> {
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Read4(x) => x.len(),
-            Self::Read2(x) => x.len(),
-            Self::Write4(x) => x.len(),
-            Self::Write2(x) => x.len(),
-            Self::Write1(x, _) => x.len(),
-        }
-    }
-
-    #[inline]
-    pub(super) fn reborrow(&mut self) -> Cells<'_> {
-        match self {
-            Self::None => Cells::None,
-            Self::Read4(x) => Cells::Read4(x),
-            Self::Read2(x) => Cells::Read2(x),
-            Self::Write4(x) => Cells::Write4(x),
-            Self::Write2(x) => Cells::Write2(x),
-            Self::Write1(x, scales) => Cells::Write1(x, scales),
-        }
-    }
-
-    pub(super) fn split_at(self, at: usize) -> (Self, Self) {
-        match self {
-            Self::None => (Self::None, Self::None),
-            Self::Read4(x) => {
-                let (a, b) = x.split_at(at);
-                (Self::Read4(a), Self::Read4(b))
-            }
-            Self::Read2(x) => {
-                let (a, b) = x.split_at(at);
-                (Self::Read2(a), Self::Read2(b))
-            }
-            Self::Write4(x) => {
-                let (a, b) = x.split_at_mut(at);
-                (Self::Write4(a), Self::Write4(b))
-            }
-            Self::Write2(x) => {
-                let (a, b) = x.split_at_mut(at);
-                (Self::Write2(a), Self::Write2(b))
-            }
-            Self::Write1(x, scales) => {
-                let (a, b) = x.split_at_mut(at);
-                let (of_a, of_b) = scales.split_at_mut(at / q8::BLOCK);
-                (Self::Write1(a, of_a), Self::Write1(b, of_b))
-            }
-        }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        match self {
-            Self::None => 0,
-            Self::Read4(_) | Self::Write4(_) => 4,
-            Self::Read2(_) | Self::Write2(_) => 2,
-            Self::Write1(..) => 1,
-        }
-    }
-
-    fn refuse_format(&self, field: &'static str, format: Format) -> Result<(), Error> {
-        match (self.bytes(), format.bytes()) {
-            (found, wanted) if found == wanted => Ok(()),
-            (2, _) => Err(Error::Format { field, format: "u16", bound: "f32, as the options say" }),
-            _ => Err(Error::Format { field, format: "f32", bound: "u16, as the options say" }),
-        }
-    }
-}
+#[cfg(feature = "gpu")]
+use core::ops::Range;
 
 /// Parameters: a slice of f32, or of the codes of a format of 2 bytes.
 #[derive(Debug)]
@@ -159,7 +77,8 @@ impl<'a> Tensors<'a> {
         Self(Form::Flat(Pair { p: params.into().0, g: grads.into().0 }))
     }
 
-    /// Slices of single tensors: `(name, parameters, gradients)`, in any order; that of the layout's flat space is quickest.
+    /// Slices of single tensors: `(name, parameters, gradients)`, in any order; that of the layout's flat
+    /// space is quickest.
     pub fn each<P: Into<Params<'a>>, G: Into<Grads<'a>>>(
         tensors: impl IntoIterator<Item = (&'a str, P, G)>,
     ) -> Self {
@@ -167,11 +86,12 @@ impl<'a> Tensors<'a> {
         Self(Form::Each(tensors.into_iter().map(pair).collect()))
     }
 
-    /// Checks them against the layout and puts them in the order of its flat space.
-    pub(super) fn checked<R: Rule>(
+    /// Checks them against the layout and divides them by rules, in the order of the flat space. `plan` gives
+    /// the plan of each rule.
+    pub(super) fn checked<'p>(
         self,
-        layout: &Layout<R>,
-        plan: &Plan,
+        layout: &Layout,
+        plan: impl Fn(usize) -> &'p Plan,
         options: &Options,
     ) -> Result<Checked<'a>, Error> {
         let check = |pair: &Pair<'_>| {
@@ -194,28 +114,36 @@ impl<'a> Tensors<'a> {
                 Ok(Checked::Flat { first: 0, pair })
             }
             Form::Each(given) => {
-                let (found, expected) = (given.len() as u64, plan.spans.len() as u64);
-                let mut pairs: Vec<Pair<'a>> = Vec::new();
-                pairs.resize_with(plan.spans.len(), Pair::default);
-                for ((name, pair), (nth, next)) in given.into_iter().zip(layout.by_offset().enumerate()) {
-                    // Without a search for those that come in order.
-                    let at = if next.name == name { nth } else { plan.span_of(layout.tensor(name)?) };
+                let (found, expected) = (given.len() as u64, layout.tensors().len() as u64);
+                let rules = layout.rules().len();
+                let mut pairs: Vec<Vec<Pair<'a>>> = Vec::new();
+                pairs.resize_with(rules, Vec::new);
+                for (rule, pairs) in pairs.iter_mut().enumerate() {
+                    pairs.resize_with(plan(rule).spans.len(), Pair::default);
+                }
+                // The next place of each rule, without a search for slices that come in order.
+                let mut nth = vec![0; rules];
+                for ((name, pair), next) in given.into_iter().zip(layout.by_offset()) {
+                    let tensor = if next.name == name { next } else { layout.tensor(name)? };
+                    let rule = layout.rule_index(tensor.group);
+                    let in_order = plan(rule).spans.get(nth[rule]);
+                    let at = match in_order.filter(|span| span.flat as u64 == tensor.offset) {
+                        Some(_) => nth[rule],
+                        None => plan(rule).span_of(tensor),
+                    };
+                    nth[rule] = at + 1;
                     check(&pair)?;
                     for (what, cells) in [("parameters", &pair.p), ("gradients", &pair.g)] {
-                        let (found, expected) = (cells.len(), plan.spans[at].len);
+                        let (found, expected) = (cells.len() as u64, tensor.len);
                         if found != expected {
                             let what = format!("{what} of tensor {name:?}");
-                            return Err(Error::Length {
-                                what,
-                                found: found as u64,
-                                expected: expected as u64,
-                            });
+                            return Err(Error::Length { what, found, expected });
                         }
                     }
-                    if pairs[at].p.len() > 0 {
+                    if pairs[rule][at].p.len() > 0 {
                         return Err(Error::Duplicate { what: "tensor", name: name.into() });
                     }
-                    pairs[at] = pair;
+                    pairs[rule][at] = pair;
                 }
                 if found != expected {
                     return Err(Error::Mismatch { what: "tensors", found, expected });
@@ -229,26 +157,72 @@ impl<'a> Tensors<'a> {
 /// Tensors that go with a layout.
 #[derive(Debug)]
 pub(crate) enum Checked<'a> {
+    /// One slice of parameters and one of gradients.
     Flat {
         /// Where the slices start, in the flat space.
         first: usize,
         pair: Pair<'a>,
     },
-    Each(Vec<Pair<'a>>),
+    /// Slices of single tensors, for each rule.
+    Each(Vec<Vec<Pair<'a>>>),
+    /// Slices of the parts of tensors in some blocks of one rule.
+    #[cfg(feature = "gpu")]
+    Blocks {
+        /// The first element.
+        start: usize,
+        /// Its tensor.
+        span: usize,
+        pairs: Vec<Pair<'a>>,
+    },
 }
 
 impl<'a> Checked<'a> {
-    /// Slices that start at element `first` of the flat space, without gradients where none are looked at.
+    /// Parameters in one slice, where no gradients are read.
     #[cfg(feature = "gpu")]
-    pub(crate) fn part(first: usize, params: &'a mut [f32], grads: Option<&'a [f32]>) -> Self {
-        let g = grads.map_or(Cells::None, Cells::Read4);
-        Self::Flat { first, pair: Pair { p: Cells::Write4(params), g } }
+    pub(crate) fn params(params: &'a mut [f32]) -> Self {
+        Self::Flat { first: 0, pair: Pair { p: Cells::Write4(params), g: Cells::None } }
     }
 
-    pub(super) fn memory(&mut self) -> Memory<'_, 'a> {
+    /// The slices of blocks of one rule, from element `start` of span `span` on. `ranges` are their ranges of
+    /// the flat space with their spans; the gradients lie one range behind the other.
+    #[cfg(feature = "gpu")]
+    pub(super) fn blocks(
+        start: usize,
+        span: usize,
+        ranges: impl Iterator<Item = (Range<usize>, usize)>,
+        params: &'a mut [f32],
+        grads: &'a [f32],
+    ) -> Self {
+        let (mut params, mut grads, mut at) = (params, grads, 0);
+        let mut merged: Vec<(Range<usize>, usize)> = Vec::new();
+        for (range, of) in ranges {
+            match merged.last_mut().filter(|(_, last)| *last == of) {
+                Some((last, _)) => last.end = range.end,
+                None => merged.push((range, of)),
+            }
+        }
+        let mut pairs = Vec::new();
+        for (range, of) in merged {
+            let (own, rest) = core::mem::take(&mut params)[range.start - at..].split_at_mut(range.len());
+            let (g, g_rest) = grads.split_at(range.len());
+            (params, grads, at) = (rest, g_rest, range.end);
+            // Tensors of frozen groups lie between.
+            pairs.resize_with(of - span, Pair::default);
+            pairs.push(Pair { p: Cells::Write4(own), g: Cells::Read4(g) });
+        }
+        Self::Blocks { start, span, pairs }
+    }
+
+    pub(super) fn memory(&mut self, rule: usize) -> Memory<'_, 'a> {
         match self {
             Self::Flat { first, pair } => Memory::Flat { first: *first, pair: pair.reborrow() },
-            Self::Each(pairs) => Memory::Each { start: 0, span: 0, head: None, body: pairs, tail: None },
+            Self::Each(pairs) => {
+                Memory::Each { start: 0, span: 0, head: None, body: &mut pairs[rule], tail: None }
+            }
+            #[cfg(feature = "gpu")]
+            Self::Blocks { start, span, pairs } => {
+                Memory::Each { start: *start, span: *span, head: None, body: pairs, tail: None }
+            }
         }
     }
 }
@@ -275,7 +249,8 @@ pub(super) enum Memory<'m, 'a> {
 }
 
 impl<'m, 'a> Memory<'m, 'a> {
-    /// The memory of tensor `span`, and the number of the element that it begins with, which may be below zero and then wraps.
+    /// The memory of tensor `span`, and the number of the element that it begins with, which may be below
+    /// zero and then wraps.
     #[inline]
     pub(super) fn of(&mut self, plan: &Plan, span: usize) -> (Pair<'_>, usize) {
         let at = &plan.spans[span];
@@ -301,15 +276,15 @@ impl<'m, 'a> Memory<'m, 'a> {
     pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
         let Segment { span: first_span, start: cut, .. } = plan.segments[block.segments.start];
         let at = &plan.spans[first_span];
-        // Elements of the tensor that come before the block.
-        let before = cut - at.start;
         match self {
             Self::Flat { first, pair } => {
-                let next = at.flat + before;
+                let next = at.flat + (cut - at.start);
                 let (pair, rest) = pair.split_at(next - first);
                 (Self::Flat { first, pair }, Self::Flat { first: next, pair: rest })
             }
             Self::Each { start, span, mut head, body, mut tail } => {
+                // Elements of the tensor that are here and come before the block.
+                let before = cut - at.start.max(start);
                 let nth = first_span - span;
                 let heads = usize::from(head.is_some());
                 let behind = |head, body, tail| Self::Each { start: cut, span: first_span, head, body, tail };
@@ -344,7 +319,8 @@ pub enum State<'a> {
     F32(&'a [f32]),
     /// Codes of the format that the [options](crate::Options::states) say, or of a remainder.
     U16(&'a [u16]),
-    /// Codes of 8 bits, and the scales of their [blocks](q8), the first of which begins with the multiple of 4 in the flat space at or before the tensor's first element.
+    /// Codes of 8 bits, and the scales of their [blocks](crate::q8). The first block begins with the multiple
+    /// of 4 in the flat space at or before the tensor's first element.
     Q8(&'a [u8], &'a [u32]),
 }
 
@@ -362,7 +338,7 @@ impl<'a> From<&'a [f32]> for State<'a> {
     }
 }
 
-/// The same, to be written: a run that goes on from saved state starts with it.
+/// State of a tensor as it is stored, to be written.
 #[derive(Debug, PartialEq)]
 pub enum StateMut<'a> {
     /// Numbers.

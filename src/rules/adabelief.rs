@@ -1,9 +1,13 @@
+#[cfg(feature = "checkpoint")]
+use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
-use super::{MomentsState, Rule, Twin, bias_correction, epsilon, sign, toward, weighted};
+use super::loops::compiled_here;
+use super::{CpuRule, MomentsState, Rule, bias_correction, epsilon, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
-/// AdaBelief: Adam with the running variance of the gradient about its mean in place of its mean square; decay is decoupled.
+/// AdaBelief: Adam with the running variance of the gradient about its mean in place of its mean square;
+/// decay is decoupled.
 ///
 /// ```text
 /// d = ±g                                          (− if maximize)
@@ -12,10 +16,10 @@ use crate::float::Float;
 /// p = p − lr · weight_decay · p − lr / (1 − beta1ᵗ) · m / (√(v / (1 − beta2ᵗ)) + eps)
 /// ```
 ///
-/// PyTorch has no AdaBelief; semantics and defaults are those of `optax.adabelief`, with weight decay as `optax.add_decayed_weights` would
-/// add it. No deviations but the bound on `eps`. The kernel has `√(1 − beta2ᵗ)` multiplied into step and `eps`, as [`Adam`](super::Adam). State: 8 bytes a parameter
-/// (`exp_avg`, `exp_avg_sq`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// PyTorch has no AdaBelief; semantics and defaults are those of `optax.adabelief`, with weight decay as
+/// `optax.add_decayed_weights` would add it. No deviations but the bound on `eps`. The kernel has `√(1 −
+/// beta2ᵗ)` multiplied into step and `eps`, as [`Adam`](super::Adam). State: 8 bytes a parameter (`exp_avg`,
+/// `exp_avg_sq`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{AdaBelief, Rule};
@@ -24,7 +28,8 @@ use crate::float::Float;
 /// assert!(AdaBelief { eps_root: f64::NAN, ..adabelief }.validate().is_err());
 /// ```
 ///
-/// Reference: Zhuang et al., *AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients*, NeurIPS 2020.
+/// Reference: Zhuang et al., *AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients*,
+/// NeurIPS 2020.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -33,8 +38,8 @@ pub struct AdaBelief {
     pub beta1: f64,
     /// Decay of the variance, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: others take any, and
-    /// divide zeros by zero where it is flushed). Default 1e-16.
+    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
+    /// deviation: others take any, and divide zeros by zero where it is flushed). Default 1e-16.
     pub eps: f64,
     /// Added to the variance in every step: 0, or a normal f32. Default 1e-16.
     pub eps_root: f64,
@@ -80,14 +85,16 @@ impl Rule for AdaBelief {
     const WGSL: &'static str = include_str!("../../shaders/rules/adabelief.wgsl");
     type Scalars<T: Float> = AdaBeliefScalars<T>;
     type State<T: Float> = MomentsState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         epsilon(Self::NAME, "eps_root", self.eps_root, 1.0)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdaBeliefScalars<f64> {
@@ -106,8 +113,9 @@ impl Rule for AdaBelief {
     }
 }
 
-impl Twin for AdaBelief {
+impl CpuRule for AdaBelief {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdaBeliefScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {

@@ -1,4 +1,7 @@
-use super::{Rule, Twin, check, epsilon, non_negative, sign, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, check, epsilon, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -12,9 +15,9 @@ use crate::float::Float;
 /// p = p − lr · Δ
 /// ```
 ///
-/// Semantics and defaults are those of `torch.optim.Adadelta`. No deviations but that `eps` has to be a normal f32 or 0. State: 8 bytes a parameter (`square_avg`,
-/// `acc_delta`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.Adadelta`. No deviations but that `eps` has to be a
+/// normal f32 or 0. State: 8 bytes a parameter (`square_avg`, `acc_delta`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adadelta, Rule};
@@ -30,7 +33,8 @@ use crate::float::Float;
 pub struct Adadelta {
     /// Decay of both means, `[0, 1]`. Default 0.9.
     pub rho: f64,
-    /// Added inside both roots: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-6.
+    /// Added inside both roots: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero
+    /// where it is flushed). Default 1e-6.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -77,6 +81,8 @@ impl Rule for Adadelta {
     const WGSL: &'static str = include_str!("../../shaders/rules/adadelta.wgsl");
     type Scalars<T: Float> = AdadeltaScalars<T>;
     type State<T: Float> = AdadeltaState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         let rho = (0.0..=1.0).contains(&self.rho);
@@ -97,10 +103,11 @@ impl Rule for Adadelta {
     }
 }
 
-impl Twin for Adadelta {
-    // WGSL allows 4.5 ulp to each root and 2.5 to the quotient, and leaves the direction of ten roundings open; the size of √u / √v · d counts at least
-    // two factors, its square four.
+impl CpuRule for Adadelta {
+    // WGSL allows 4.5 ulp to each root and 2.5 to the quotient, and leaves the direction of ten roundings
+    // open; the size of √u / √v · d counts at least two factors, its square four.
     const MAX_ULPS: f64 = 8.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdadeltaScalars<T>, p: &mut T, g: T, state: &mut AdadeltaState<T>) {

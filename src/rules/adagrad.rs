@@ -1,4 +1,7 @@
-use super::{Rule, Twin, epsilon, non_negative, sign, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, epsilon, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -10,10 +13,10 @@ use crate::float::Float;
 /// p = p − lr / (1 + (t − 1) · lr_decay) · d / (√(s + eps_root) + eps)
 /// ```
 ///
-/// Semantics and defaults are those of `torch.optim.Adagrad`, which has no `eps_root`; optax and Keras start from 0.1 and have
-/// `eps_root` 1e-7 with `eps` 0. Before the first step the state reads 0 whatever its initial value, which joins with that step. No deviations otherwise.
-/// State: 4 bytes a parameter (`sum`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.Adagrad`, which has no `eps_root`; optax and Keras start
+/// from 0.1 and have `eps_root` 1e-7 with `eps` 0. Before the first step the state reads 0 whatever its
+/// initial value, which joins with that step. No deviations otherwise. State: 4 bytes a parameter (`sum`).
+/// Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adagrad, Rule};
@@ -22,7 +25,8 @@ use crate::float::Float;
 /// assert!(Adagrad { lr_decay: -1.0, ..optax }.validate().is_err());
 /// ```
 ///
-/// Reference: Duchi, Hazan and Singer, *Adaptive Subgradient Methods for Online Learning and Stochastic Optimization*, JMLR 12, 2011.
+/// Reference: Duchi, Hazan and Singer, *Adaptive Subgradient Methods for Online Learning and Stochastic
+/// Optimization*, JMLR 12, 2011.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -33,7 +37,8 @@ pub struct Adagrad {
     pub weight_decay: f64,
     /// Where the sum starts, `[0, ∞)`. Default 0.
     pub initial_accumulator_value: f64,
-    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-10.
+    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
+    /// it is flushed). Default 1e-10.
     pub eps: f64,
     /// Added inside the root: 0, or a normal f32. Default 0; optax and Keras put their ε here.
     pub eps_root: f64,
@@ -85,6 +90,8 @@ impl Rule for Adagrad {
     const WGSL: &'static str = include_str!("../../shaders/rules/adagrad.wgsl");
     type Scalars<T: Float> = AdagradScalars<T>;
     type State<T: Float> = AdagradState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         non_negative(Self::NAME, "lr_decay", self.lr_decay)?;
@@ -106,10 +113,11 @@ impl Rule for Adagrad {
     }
 }
 
-impl Twin for Adagrad {
-    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of six roundings open; the size of lr · d / √s counts at least
-    // three factors.
+impl CpuRule for Adagrad {
+    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of six roundings
+    // open; the size of lr · d / √s counts at least three factors.
     const MAX_ULPS: f64 = 5.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdagradScalars<T>, p: &mut T, g: T, state: &mut AdagradState<T>) {

@@ -1,4 +1,9 @@
-use super::{Rule, Twin, below_one, bias_correction, decays, epsilon, non_negative, sign, toward, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{
+    CpuRule, Rule, below_one, bias_correction, decays, epsilon, non_negative, sign, toward, weighted,
+};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -13,15 +18,16 @@ use crate::float::Float;
 /// p = p − lr / (1 − beta1ᵗ) · m / (√w / √(1 − beta2ᵗ) + eps)
 /// ```
 ///
-/// Options, beside PyTorch's: with `amsgrad_corrected` (optax) `w = max(w, v / (1 − beta2ᵗ))`, and the last line has `√w` alone. Without
-/// `eps_corrected` (Keras) it divides by `(√w + eps) / √(1 − beta2ᵗ)`. With `decoupled_weight_decay` it is
-/// [`AdamW`](super::AdamW).
+/// Options, beside PyTorch's: with `amsgrad_corrected` (optax) `w = max(w, v / (1 − beta2ᵗ))`, and the last
+/// line has `√w` alone. Without `eps_corrected` (Keras) it divides by `(√w + eps) / √(1 − beta2ᵗ)`. With
+/// `decoupled_weight_decay` it is [`AdamW`](super::AdamW).
 ///
-/// Semantics and defaults are those of `torch.optim.Adam`. The kernel evaluates the last line as
-/// `step_size · m / (√w + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
-/// arithmetic, one operation less. No deviations otherwise, but that the maximum of what is no number is left open. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element
-/// then rests, as PyTorch's does. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.Adam`. The kernel evaluates the last line as `step_size ·
+/// m / (√w + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
+/// arithmetic, one operation less. No deviations otherwise, but that the maximum of what is no number is left
+/// open. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element then rests, as PyTorch's does. State: 8 bytes
+/// a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adam, Rule};
@@ -30,8 +36,8 @@ use crate::float::Float;
 /// assert!(Adam { beta1: 1.0, ..adam }.validate().is_err());
 /// ```
 ///
-/// Reference: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015; Reddi, Kale and Kumar, *On the Convergence of Adam and
-/// Beyond*, ICLR 2018.
+/// Reference: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015; Reddi, Kale and Kumar,
+/// *On the Convergence of Adam and Beyond*, ICLR 2018.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -40,8 +46,8 @@ pub struct Adam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: PyTorch takes any, and
-    /// divides zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
+    /// deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-8.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -110,8 +116,9 @@ crate::fields! {
     }
 }
 
-/// Correctly rounded, the worst measured is 1.6. WGSL leaves the direction open, which doubles that, and allows 2.5 ulp
-/// to the quotient and 4.5 to the root; beside the size of the update, which counts at least four factors, these 7 weigh 1.75.
+/// Correctly rounded, the worst measured is 1.6. WGSL leaves the direction open, which doubles that, and
+/// allows 2.5 ulp to the quotient and 4.5 to the root; beside the size of the update, which counts at least
+/// four factors, these 7 weigh 1.75.
 pub(super) const ADAM_MAX_ULPS: f64 = 5.0;
 
 pub(super) fn validate_betas(
@@ -128,22 +135,22 @@ pub(super) fn validate_betas(
     non_negative(rule, "weight_decay", weight_decay)
 }
 
-/// The last line of Adam's and AdamW's update: `(step_size, eps, max_scale)` of step `t`.
-pub(super) struct Denominator {
-    pub(super) amsgrad: bool,
-    pub(super) amsgrad_corrected: bool,
-    pub(super) eps_corrected: bool,
+/// The last line of Adam's update: `(step_size, eps, max_scale)` of step `t`.
+struct Denominator {
+    amsgrad: bool,
+    amsgrad_corrected: bool,
+    eps_corrected: bool,
 }
 
 impl Denominator {
-    pub(super) fn validate(&self, rule: &'static str) -> Result<(), Error> {
+    fn validate(&self, rule: &'static str) -> Result<(), Error> {
         if self.amsgrad_corrected && !self.amsgrad {
             return Err(Error::Conflict { rule, conflict: "amsgrad_corrected needs amsgrad" });
         }
         Ok(())
     }
 
-    pub(super) fn scalars(&self, beta1: f64, beta2: f64, eps: f64, lr: f64, t: u64) -> (f64, f64, f64) {
+    fn scalars(&self, beta1: f64, beta2: f64, eps: f64, lr: f64, t: u64) -> (f64, f64, f64) {
         let (bias1, bias2) = (bias_correction(beta1, t), bias_correction(beta2, t));
         // What √w has to be multiplied by to be √v̂, as a divisor.
         let root = if self.amsgrad_corrected { 1.0 } else { bias2.sqrt() };
@@ -158,12 +165,18 @@ impl Denominator {
 }
 
 /// Index of `max_exp_avg_sq`.
-pub(super) const MAX_SLOT: usize = 2;
+const MAX_SLOT: usize = 2;
 
 impl Adam {
     fn denominator(&self) -> Denominator {
         let Self { amsgrad, amsgrad_corrected, eps_corrected, .. } = *self;
         Denominator { amsgrad, amsgrad_corrected, eps_corrected }
+    }
+
+    /// Checks the hyperparameters; errors name `rule`.
+    pub(super) fn validate_as(&self, rule: &'static str) -> Result<(), Error> {
+        validate_betas(rule, self.beta1, self.beta2, self.eps, self.weight_decay)?;
+        self.denominator().validate(rule)
     }
 }
 
@@ -173,18 +186,19 @@ impl Rule for Adam {
     const WGSL: &'static str = include_str!("../../shaders/rules/adam.wgsl");
     type Scalars<T: Float> = AdamScalars<T>;
     type State<T: Float> = AdamState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
-        validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
-        self.denominator().validate(Self::NAME)
+        self.validate_as(Self::NAME)
     }
 
     fn keeps_slot(&self, slot: usize) -> bool {
         self.amsgrad || slot != MAX_SLOT
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdamScalars<f64> {
@@ -205,8 +219,9 @@ impl Rule for Adam {
     }
 }
 
-impl Twin for Adam {
+impl CpuRule for Adam {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdamScalars<T>, p: &mut T, g: T, state: &mut AdamState<T>) {

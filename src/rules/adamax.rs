@@ -1,4 +1,7 @@
-use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -13,9 +16,9 @@ use crate::float::Float;
 ///
 /// With `eps_after_max` (Keras) `eps` is left out of the maximum and added to the divisor: `m / (u + eps)`.
 ///
-/// Semantics and defaults are those of `torch.optim.Adamax`. No deviations but the bound on `eps`, and that the maximum of what is no number is left open. State: 8 bytes a parameter (`exp_avg`,
-/// `exp_inf`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.Adamax`. No deviations but the bound on `eps`, and that
+/// the maximum of what is no number is left open. State: 8 bytes a parameter (`exp_avg`, `exp_inf`). Error of
+/// one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adamax, Rule};
@@ -33,7 +36,8 @@ pub struct Adamax {
     pub beta1: f64,
     /// Decay of the maximum, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Keeps the divisor from zero: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-8.
+    /// Keeps the divisor from zero: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by
+    /// zero where it is flushed). Default 1e-8.
     pub eps: f64,
     /// Adds `eps` after the maximum has been taken. Default false.
     pub eps_after_max: bool,
@@ -86,6 +90,8 @@ impl Rule for Adamax {
     const WGSL: &'static str = include_str!("../../shaders/rules/adamax.wgsl");
     type Scalars<T: Float> = AdamaxScalars<T>;
     type State<T: Float> = AdamaxState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         below_one(Self::NAME, "beta1", self.beta1)?;
@@ -94,8 +100,8 @@ impl Rule for Adamax {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdamaxScalars<f64> {
@@ -113,9 +119,11 @@ impl Rule for Adamax {
     }
 }
 
-impl Twin for Adamax {
-    // WGSL allows 2.5 ulp to the quotient, and leaves the direction of eight roundings open; the size of the update counts at least three factors.
+impl CpuRule for Adamax {
+    // WGSL allows 2.5 ulp to the quotient, and leaves the direction of eight roundings open; the size of the
+    // update counts at least three factors.
     const MAX_ULPS: f64 = 4.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdamaxScalars<T>, p: &mut T, g: T, state: &mut AdamaxState<T>) {

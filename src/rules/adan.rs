@@ -1,4 +1,7 @@
-use super::{Rule, Twin, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -14,13 +17,13 @@ use crate::float::Float;
 /// p = (p − lr · u) / (1 + lr · weight_decay)
 /// ```
 ///
-/// With `no_prox` the last line is `p − lr · weight_decay · p − lr · u`. With `complement_beta2` the two factors `beta2` before `Δ` and `v` are
-/// `1 − beta2`.
+/// With `no_prox` the last line is `p − lr · weight_decay · p − lr · u`. With `complement_beta2` the two
+/// factors `beta2` before `Δ` and `v` are `1 − beta2`.
 ///
-/// PyTorch has no Adan; semantics and defaults are those of the authors' code for PyTorch. `optax.adan` has `complement_beta2`, `no_prox` and `eps_root` 1e-8.
-/// No deviations but the bound on `eps`. Bias corrections are multiplied into the steps, `eps` and `eps_root` on the host. State: 16 bytes a parameter (`exp_avg`,
-/// `exp_avg_diff`, `exp_avg_sq`, `pre_grad`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// PyTorch has no Adan; semantics and defaults are those of the authors' code for PyTorch. `optax.adan` has
+/// `complement_beta2`, `no_prox` and `eps_root` 1e-8. No deviations but the bound on `eps`. Bias corrections
+/// are multiplied into the steps, `eps` and `eps_root` on the host. State: 16 bytes a parameter (`exp_avg`,
+/// `exp_avg_diff`, `exp_avg_sq`, `pre_grad`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adan, Rule};
@@ -29,7 +32,8 @@ use crate::float::Float;
 /// assert!(Adan { beta3: 1.0, ..optax }.validate().is_err());
 /// ```
 ///
-/// Reference: Xie et al., *Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models*, 2022.
+/// Reference: Xie et al., *Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models*,
+/// 2022.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -123,6 +127,8 @@ impl Rule for Adan {
     const WGSL: &'static str = include_str!("../../shaders/rules/adan.wgsl");
     type Scalars<T: Float> = AdanScalars<T>;
     type State<T: Float> = AdanState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         below_one(Self::NAME, "beta1", self.beta1)?;
@@ -133,8 +139,8 @@ impl Rule for Adan {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> AdanScalars<f64> {
@@ -163,10 +169,11 @@ impl Rule for Adan {
     }
 }
 
-impl Twin for Adan {
-    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of some fifteen roundings open; the size of the update counts at
-    // least four factors.
+impl CpuRule for Adan {
+    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of some fifteen
+    // roundings open; the size of the update counts at least four factors.
     const MAX_ULPS: f64 = 6.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &AdanScalars<T>, p: &mut T, g: T, state: &mut AdanState<T>) {

@@ -1,5 +1,8 @@
+#[cfg(feature = "checkpoint")]
+use super::Saved;
 use super::adam::validate_betas;
-use super::{MomentsState, Rule, Twin, bias_correction, sign, toward, weighted};
+use super::loops::compiled_here;
+use super::{CpuRule, MomentsState, Rule, bias_correction, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -14,11 +17,13 @@ use crate::float::Float;
 /// p = p − lr · φ · u
 /// ```
 ///
-/// Semantics and defaults are those of `optax.lamb`. apex's FusedLAMB scales only the steps of groups with a weight decay: that is
-/// `adapt_undecayed: false`; it also bounds the norm of all gradients, which here is an [option](crate::Options::clip), and its `eps` is added
-/// alike. Deviations: the paper's φ bounds ‖p‖ by constants that no library sets. `√(1 − beta2ᵗ)` is multiplied into the mean's scale and `eps` on the host as in
-/// [`Adam`](super::Adam). The norms are taken on the device in a phase of its own, which reads everything once more. State: 8 bytes a
-/// parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `optax.lamb`. apex's FusedLAMB scales only the steps of groups with a
+/// weight decay: that is `adapt_undecayed: false`; it also bounds the norm of all gradients, which here is an
+/// [option](crate::Options::clip), and its `eps` is added alike. Deviations: the paper's φ bounds ‖p‖ by
+/// constants that no library sets. `√(1 − beta2ᵗ)` is multiplied into the mean's scale and `eps` on the host
+/// as in [`Adam`](super::Adam). The norms are taken on the device in a phase of its own, which reads
+/// everything once more. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Lamb, Rule};
@@ -26,7 +31,8 @@ use crate::float::Float;
 /// assert!(lamb.validate().is_ok());
 /// ```
 ///
-/// Reference: You et al., *Large Batch Optimization for Deep Learning: Training BERT in 76 minutes*, ICLR 2020.
+/// Reference: You et al., *Large Batch Optimization for Deep Learning: Training BERT in 76 minutes*, ICLR
+/// 2020.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -35,7 +41,8 @@ pub struct Lamb {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32. Default 1e-6.
+    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32.
+    /// Default 1e-6.
     pub eps: f64,
     /// Share of the parameter that is added to the direction, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -90,16 +97,19 @@ impl Rule for Lamb {
     const NAME: &'static str = "lamb";
     const DEFAULT_LR: f64 = 1e-3;
     const WGSL: &'static str = include_str!("../../shaders/rules/lamb.wgsl");
-    const RATIO: Option<&'static str> = Some("ratio");
+    const TRUST_RATIO: Option<&'static str> = Some("ratio");
+    const DIRECTION_SLOTS: &'static [&'static str] = &["exp_avg", "exp_avg_sq"];
     type Scalars<T: Float> = LambScalars<T>;
     type State<T: Float> = MomentsState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> LambScalars<f64> {
@@ -133,8 +143,9 @@ impl Lamb {
     }
 }
 
-impl Twin for Lamb {
+impl CpuRule for Lamb {
     const MAX_ULPS: f64 = 6.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &LambScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {
@@ -148,7 +159,7 @@ impl Twin for Lamb {
         Self::moments(s, p, g, state).1
     }
 
-    fn ratio<T: Float>(s: &LambScalars<T>, p_norm: T, u_norm: T) -> T {
+    fn trust_ratio<T: Float>(s: &LambScalars<T>, p_norm: T, u_norm: T) -> T {
         let one = s.adapts == T::ZERO || p_norm == T::ZERO || u_norm == T::ZERO;
         if one { T::from_f64(1.0) } else { p_norm / u_norm }
     }

@@ -1,9 +1,13 @@
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
 use super::sgd::{self, MomentumForm, Sgd, SgdScalars, SgdState};
-use super::{Rule, Twin, non_negative, sign, weighted};
+use super::{CpuRule, Rule, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
-/// LARS: SGD with momentum, whose gradients are made as long, in proportion, as the parameters of their tensor; for large batches.
+/// LARS: SGD with momentum, whose gradients are made as long, in proportion, as the parameters of their
+/// tensor; for large batches.
 ///
 /// ```text
 /// d = ±g                                                             (− if maximize)
@@ -11,13 +15,15 @@ use crate::float::Float;
 /// d = φ · (d + weight_decay · p)
 /// ```
 ///
-/// and from there as [`Sgd`] with `momentum`, `form`, `dampening` and `nesterov`, without a decay of its own. With `joint_norm` (optax) the divisor is
-/// `‖d + weight_decay · p‖ + eps`.
+/// and from there as [`Sgd`] with `momentum`, `form`, `dampening` and `nesterov`, without a decay of its own.
+/// With `joint_norm` (optax) the divisor is `‖d + weight_decay · p‖ + eps`.
 ///
-/// Defaults are those of `optax.lars`, whose momentum is the [classic](MomentumForm::Classic) one, as the paper's is; the heavy ball, the default here,
-/// is what apex's LARC does around PyTorch's SGD. Deviations: LARC leaves out a step's decay where ‖p‖ or ‖d‖ is 0, and bounds φ by 1 / lr unless told not to. The norms are taken
-/// on the device in a phase of its own, which reads parameters and gradients once more. State: 4 bytes a parameter with momentum (`momentum_buffer`), else
-/// none. Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Defaults are those of `optax.lars`, whose momentum is the [classic](MomentumForm::Classic) one, as the
+/// paper's is; the heavy ball, the default here, is what apex's LARC does around PyTorch's SGD. Deviations:
+/// LARC leaves out a step's decay where ‖p‖ or ‖d‖ is 0, and bounds φ by 1 / lr unless told not to. The norms
+/// are taken on the device in a phase of its own, which reads parameters and gradients once more. State: 4
+/// bytes a parameter with momentum (`momentum_buffer`), else none. Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Lars, Rule};
@@ -25,7 +31,8 @@ use crate::float::Float;
 /// assert!(lars.validate().is_ok());
 /// ```
 ///
-/// Reference: You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017 (arXiv 1708.03888).
+/// Reference: You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017 (arXiv
+/// 1708.03888).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -108,9 +115,11 @@ impl Rule for Lars {
     const NAME: &'static str = "lars";
     const DEFAULT_LR: f64 = 1e-3;
     const WGSL: &'static str = include_str!("../../shaders/rules/lars.wgsl");
-    const RATIO: Option<&'static str> = Some("ratio");
+    const TRUST_RATIO: Option<&'static str> = Some("ratio");
     type Scalars<T: Float> = LarsScalars<T>;
     type State<T: Float> = SgdState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
@@ -123,8 +132,8 @@ impl Rule for Lars {
         self.sgd().keeps_slot(slot)
     }
 
-    fn with_momentum(self, momentum: f64) -> Option<Self> {
-        Some(Self { momentum, ..self })
+    fn with_momentum(&self, momentum: f64) -> Option<Self> {
+        Some(Self { momentum, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> LarsScalars<f64> {
@@ -149,8 +158,9 @@ impl Rule for Lars {
     }
 }
 
-impl Twin for Lars {
+impl CpuRule for Lars {
     const MAX_ULPS: f64 = 4.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &LarsScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {
@@ -167,7 +177,7 @@ impl Twin for Lars {
         s.sign * g + weighted(s.decay_within, p)
     }
 
-    fn ratio<T: Float>(s: &LarsScalars<T>, p_norm: T, u_norm: T) -> T {
+    fn trust_ratio<T: Float>(s: &LarsScalars<T>, p_norm: T, u_norm: T) -> T {
         let divisor = u_norm + s.decay_beside * p_norm + s.eps;
         let one = p_norm == T::ZERO || divisor == T::ZERO;
         if one { T::from_f64(1.0) } else { s.trust_coefficient * p_norm / divisor }

@@ -1,4 +1,7 @@
-use super::{Rule, Twin, below_one, non_negative, sign, toward, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, below_one, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -11,9 +14,10 @@ use crate::float::Float;
 /// m = beta2 · m + (1 − beta2) · d
 /// ```
 ///
-/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has `weight_decay` 0. No deviations: the sign of what is no number is that itself, as far as the device's arithmetic passes it on. State: 4 bytes a
-/// parameter (`exp_avg`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS). Where `c` is zero but for rounding, any of the three signs is within it.
+/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has `weight_decay`
+/// 0. No deviations: the sign of what is no number is that itself, as far as the device's arithmetic passes
+/// it on. State: 4 bytes a parameter (`exp_avg`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// Where `c` is zero but for rounding, any of the three signs is within it.
 ///
 /// ```
 /// use wgpu_optim::{Lion, Rule};
@@ -76,6 +80,8 @@ impl Rule for Lion {
     const WGSL: &'static str = include_str!("../../shaders/rules/lion.wgsl");
     type Scalars<T: Float> = LionScalars<T>;
     type State<T: Float> = LionState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         below_one(Self::NAME, "beta1", self.beta1)?;
@@ -83,8 +89,8 @@ impl Rule for Lion {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> LionScalars<f64> {
@@ -100,9 +106,10 @@ impl Rule for Lion {
     }
 }
 
-impl Twin for Lion {
+impl CpuRule for Lion {
     // Sums and products only, and a sign; WGSL leaves the direction of six roundings open.
     const MAX_ULPS: f64 = 3.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &LionScalars<T>, p: &mut T, g: T, state: &mut LionState<T>) {

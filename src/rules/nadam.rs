@@ -1,5 +1,8 @@
+#[cfg(feature = "checkpoint")]
+use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
-use super::{MomentsState, Rule, Twin, bias_correction, decays, non_negative, sign, toward, weighted};
+use super::loops::compiled_here;
+use super::{CpuRule, MomentsState, Rule, bias_correction, decays, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -13,12 +16,14 @@ use crate::float::Float;
 /// p  = p − lr · ((1 − μₜ) / (1 − Πₜ) · d + μₜ₊₁ / (1 − Πₜ · μₜ₊₁) · m) / (√(v / (1 − beta2ᵗ)) + eps)
 /// ```
 ///
-/// With `decoupled_weight_decay`, `d` has no second term and `lr · weight_decay · p` is subtracted from the parameter instead.
+/// With `decoupled_weight_decay`, `d` has no second term and `lr · weight_decay · p` is subtracted from the
+/// parameter instead.
 ///
-/// Semantics and defaults are those of `torch.optim.NAdam`. optax has `μₜ = beta1` throughout: a large `momentum_decay`, such as 1e6, gives that. The
-/// kernel has `√(1 − beta2ᵗ)` multiplied into the weights and `eps`, as [`Adam`](super::Adam). No deviations otherwise but the bound on `eps`; PyTorch keeps `Πₜ`
-/// in f32, here it is f64. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.NAdam`. optax has `μₜ = beta1` throughout: a large
+/// `momentum_decay`, such as 1e6, gives that. The kernel has `√(1 − beta2ᵗ)` multiplied into the weights and
+/// `eps`, as [`Adam`](super::Adam). No deviations otherwise but the bound on `eps`; PyTorch keeps `Πₜ` in
+/// f32, here it is f64. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{NAdam, Rule};
@@ -36,8 +41,8 @@ pub struct NAdam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: others take any, and
-    /// divide zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
+    /// deviation: others take any, and divide zeros by zero where it is flushed). Default 1e-8.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -95,14 +100,16 @@ impl Rule for NAdam {
     const WGSL: &'static str = include_str!("../../shaders/rules/nadam.wgsl");
     type Scalars<T: Float> = NAdamScalars<T>;
     type State<T: Float> = MomentsState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         non_negative(Self::NAME, "momentum_decay", self.momentum_decay)
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     /// `carry` is Πₜ.
@@ -127,8 +134,9 @@ impl Rule for NAdam {
     }
 }
 
-impl Twin for NAdam {
+impl CpuRule for NAdam {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &NAdamScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {

@@ -1,5 +1,8 @@
+#[cfg(feature = "checkpoint")]
+use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
-use super::{MomentsState, Rule, Twin, bias_correction, check, decays, sign, toward, weighted};
+use super::loops::compiled_here;
+use super::{CpuRule, MomentsState, Rule, bias_correction, check, decays, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
@@ -15,12 +18,13 @@ use crate::float::Float;
 /// p  = p − lr · m / (1 − beta1ᵗ)                                      elsewhere
 /// ```
 ///
-/// With `eps_corrected` (optax) the divisor is `√(v / (1 − beta2ᵗ)) + eps`. With `decoupled_weight_decay`, `d` has no second term and
-/// `lr · weight_decay · p` is subtracted from the parameter instead.
+/// With `eps_corrected` (optax) the divisor is `√(v / (1 − beta2ᵗ)) + eps`. With `decoupled_weight_decay`,
+/// `d` has no second term and `lr · weight_decay · p` is subtracted from the parameter instead.
 ///
-/// Semantics and defaults are those of `torch.optim.RAdam`, whose threshold is fixed. optax rectifies at the threshold itself too, the authors' code from 5 on with
-/// other warm-up options. No deviations otherwise but the bound on `eps`. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.RAdam`, whose threshold is fixed. optax rectifies at the
+/// threshold itself too, the authors' code from 5 on with other warm-up options. No deviations otherwise but
+/// the bound on `eps`. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{RAdam, Rule};
@@ -38,8 +42,8 @@ pub struct RAdam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
-    /// it is flushed). Default 1e-8.
+    /// Added to the root: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: PyTorch
+    /// takes any, and divides zeros by zero where it is flushed). Default 1e-8.
     pub eps: f64,
     /// Adds `eps` after the bias correction, as optax does. Default false.
     pub eps_corrected: bool,
@@ -100,6 +104,8 @@ impl Rule for RAdam {
     const WGSL: &'static str = include_str!("../../shaders/rules/radam.wgsl");
     type Scalars<T: Float> = RAdamScalars<T>;
     type State<T: Float> = MomentsState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
@@ -107,8 +113,8 @@ impl Rule for RAdam {
         check(Self::NAME, "rectification_threshold", threshold, threshold >= 4.0, "finite and at least 4")
     }
 
-    fn with_momentum(self, beta1: f64) -> Option<Self> {
-        Some(Self { beta1, ..self })
+    fn with_momentum(&self, beta1: f64) -> Option<Self> {
+        Some(Self { beta1, ..*self })
     }
 
     fn scalars(&self, lr: f64, t: u64, _: &mut f64) -> RAdamScalars<f64> {
@@ -135,8 +141,9 @@ impl Rule for RAdam {
     }
 }
 
-impl Twin for RAdam {
+impl CpuRule for RAdam {
     const MAX_ULPS: f64 = ADAM_MAX_ULPS;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &RAdamScalars<T>, p: &mut T, g: T, state: &mut MomentsState<T>) {

@@ -1,8 +1,12 @@
-use super::{Rule, Twin, epsilon, non_negative, sign, toward, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, epsilon, non_negative, sign, toward, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
-/// RMSprop: divides each step by the root of a running mean square, which may be taken about the running mean, and may give the quotient momentum.
+/// RMSprop: divides each step by the root of a running mean square, which may be taken about the running
+/// mean, and may give the quotient momentum.
 ///
 /// ```text
 /// d = ±g + weight_decay · p                       (− if maximize)
@@ -13,11 +17,12 @@ use crate::float::Float;
 /// p = p − lr · b
 /// ```
 ///
-/// Semantics and defaults are those of `torch.optim.RMSprop`, which has no `eps_root`; optax and Keras have `eps_root` 1e-8 or 1e-7 with `eps` 0 and
-/// `alpha` 0.9. Deviation: where rounding makes the variance `v − m²` negative it counts as 0, while PyTorch's becomes NaN; where both squares overflow the element rests, as an
-/// uncentered one does. State: 4 bytes a
-/// parameter (`square_avg`), 4 more with momentum (`momentum_buffer`), 4 more if centered (`grad_avg`). Error of one step: at most
-/// [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.RMSprop`, which has no `eps_root`; optax and Keras have
+/// `eps_root` 1e-8 or 1e-7 with `eps` 0 and `alpha` 0.9. Deviation: where rounding makes the variance `v −
+/// m²` negative it counts as 0, while PyTorch's becomes NaN; where both squares overflow the element rests,
+/// as an uncentered one does. State: 4 bytes a parameter (`square_avg`), 4 more with momentum
+/// (`momentum_buffer`), 4 more if centered (`grad_avg`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{RmsProp, Rule};
@@ -26,15 +31,16 @@ use crate::float::Float;
 /// assert!(RmsProp { alpha: -0.5, ..rmsprop }.validate().is_err());
 /// ```
 ///
-/// Reference: Tieleman and Hinton, *Neural Networks for Machine Learning*, lecture 6.5, 2012; Graves, *Generating Sequences With Recurrent Neural
-/// Networks*, 2013, for the centered form.
+/// Reference: Tieleman and Hinton, *Neural Networks for Machine Learning*, lecture 6.5, 2012; Graves,
+/// *Generating Sequences With Recurrent Neural Networks*, 2013, for the centered form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct RmsProp {
     /// Decay of both means, `[0, ∞)` as in PyTorch, sensibly below 1. Default 0.99.
     pub alpha: f64,
-    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
+    /// it is flushed). Default 1e-8.
     pub eps: f64,
     /// Added inside the root: 0, or a normal f32. Default 0; optax and Keras put their ε here.
     pub eps_root: f64,
@@ -103,6 +109,8 @@ impl Rule for RmsProp {
     const WGSL: &'static str = include_str!("../../shaders/rules/rmsprop.wgsl");
     type Scalars<T: Float> = RmsPropScalars<T>;
     type State<T: Float> = RmsPropState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         non_negative(Self::NAME, "alpha", self.alpha)?;
@@ -116,8 +124,8 @@ impl Rule for RmsProp {
         [true, self.momentum != 0.0, self.centered][slot]
     }
 
-    fn with_momentum(self, momentum: f64) -> Option<Self> {
-        Some(Self { momentum, ..self })
+    fn with_momentum(&self, momentum: f64) -> Option<Self> {
+        Some(Self { momentum, ..*self })
     }
 
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> RmsPropScalars<f64> {
@@ -135,10 +143,11 @@ impl Rule for RmsProp {
     }
 }
 
-impl Twin for RmsProp {
-    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of ten roundings open; the size of lr · d / √v counts at least
-    // three factors.
+impl CpuRule for RmsProp {
+    // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of ten roundings
+    // open; the size of lr · d / √v counts at least three factors.
     const MAX_ULPS: f64 = 6.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &RmsPropScalars<T>, p: &mut T, g: T, state: &mut RmsPropState<T>) {

@@ -1,8 +1,12 @@
-use super::{Rule, Twin, check, non_negative, sign, weighted};
+#[cfg(feature = "checkpoint")]
+use super::Saved;
+use super::loops::compiled_here;
+use super::{CpuRule, Rule, check, non_negative, sign, weighted};
 use crate::error::Error;
 use crate::float::Float;
 
-/// Stochastic gradient descent with momentum in its three forms, dampening, Nesterov momentum and L2 regularisation.
+/// Stochastic gradient descent with momentum in its three forms, dampening, Nesterov momentum and L2
+/// regularisation.
 ///
 /// ```text
 /// d = ±g + weight_decay · p                                     (− if maximize)
@@ -18,10 +22,11 @@ use crate::float::Float;
 ///
 /// With `momentum` 0 there is no `b`: `p = p − lr · d`, whatever the form and the dampening.
 ///
-/// Semantics and defaults are those of `torch.optim.SGD`, which has the heavy ball: the learning rate stands outside the velocity, and the
-/// first velocity is the gradient itself, undamped. Keras has the classic form; it differs as soon as the learning rate changes. The
-/// averaged form is the heavy ball with `dampening = momentum` from a zero velocity. No deviations. State: 4 bytes a parameter
-/// (`momentum_buffer`), none without momentum. Error of one step: at most [`MAX_ULPS`](Twin::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.SGD`, which has the heavy ball: the learning rate stands
+/// outside the velocity, and the first velocity is the gradient itself, undamped. Keras has the classic form;
+/// it differs as soon as the learning rate changes. The averaged form is the heavy ball with `dampening =
+/// momentum` from a zero velocity. No deviations. State: 4 bytes a parameter (`momentum_buffer`), none
+/// without momentum. Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Rule, Sgd};
@@ -33,9 +38,10 @@ use crate::float::Float;
 /// assert!(Sgd { form: MomentumForm::Classic, ..sgd }.validate().is_ok());
 /// ```
 ///
-/// Reference: Sutskever et al., *On the importance of initialization and momentum in deep learning*, ICML 2013, in
-/// PyTorch's formulation; Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964; Dozat, *Incorporating Nesterov
-/// Momentum into Adam*, ICLR 2016 workshop, for Nesterov's step over an average.
+/// Reference: Sutskever et al., *On the importance of initialization and momentum in deep learning*, ICML
+/// 2013, in PyTorch's formulation; Polyak, *Some methods of speeding up the convergence of iteration
+/// methods*, 1964; Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR 2016 workshop, for Nesterov's
+/// step over an average.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
@@ -44,7 +50,8 @@ pub struct Sgd {
     pub momentum: f64,
     /// Where learning rate and dampening stand. Default: the heavy ball, PyTorch's.
     pub form: MomentumForm,
-    /// Share of the gradient withheld from the heavy ball's velocity, finite; 0 in the other forms. Default 0.
+    /// Share of the gradient withheld from the heavy ball's velocity, finite; 0 in the other forms. Default
+    /// 0.
     pub dampening: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -58,6 +65,7 @@ pub struct Sgd {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum MomentumForm {
     /// Gradients; the learning rate multiplies the velocity (PyTorch).
     #[default]
@@ -79,7 +87,8 @@ crate::fields! {
         momentum,
         /// Weight of the gradient in the velocity: for the heavy ball 1 − dampening, 1 when it is the first.
         gain,
-        /// 1 where the velocity moves the parameter, 0 without momentum: an existing velocity then rests, as PyTorch's does.
+        /// 1 where the velocity moves the parameter, 0 without momentum: an existing velocity then rests, as
+        /// PyTorch's does.
         velocity,
         /// The momentum of the look-ahead, 0 for none.
         lookahead,
@@ -117,6 +126,8 @@ impl Rule for Sgd {
     const WGSL: &'static str = include_str!("../../shaders/rules/sgd.wgsl");
     type Scalars<T: Float> = SgdScalars<T>;
     type State<T: Float> = SgdState<T>;
+    #[cfg(feature = "checkpoint")]
+    const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
     fn validate(&self) -> Result<(), Error> {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
@@ -127,8 +138,8 @@ impl Rule for Sgd {
         self.momentum != 0.0
     }
 
-    fn with_momentum(self, momentum: f64) -> Option<Self> {
-        Some(Self { momentum, ..self })
+    fn with_momentum(&self, momentum: f64) -> Option<Self> {
+        Some(Self { momentum, ..*self })
     }
 
     /// `carry` becomes 1 with the first step that has momentum.
@@ -157,10 +168,11 @@ impl Rule for Sgd {
     }
 }
 
-impl Twin for Sgd {
-    // Sums and products only. Rounded to nearest, the worst of 10⁸ random elements measured 1.4; WGSL leaves the direction open, which
-    // doubles that.
+impl CpuRule for Sgd {
+    // Sums and products only. Rounded to nearest, the worst of 10⁸ random elements measured 1.4; WGSL leaves
+    // the direction open, which doubles that.
     const MAX_ULPS: f64 = 3.0;
+    compiled_here!();
 
     #[inline(always)]
     fn update<T: Float>(s: &SgdScalars<T>, p: &mut T, g: T, state: &mut SgdState<T>) {

@@ -1,8 +1,12 @@
-use super::{Fields, half_cosine, mix};
-use crate::error::Error;
-use crate::rules::Step;
+//! One rise and one fall of the learning rate, with the momentum moving the opposite way.
 
-/// Up from a low learning rate to `max_lr` and down to a far lower one, while the momentum goes the other way.
+use super::check::Fields;
+use super::value::{half_cosine, mix};
+use crate::error::Error;
+use crate::step::Step;
+
+/// A rise to `max_lr` and a fall far below the first learning rate, while the momentum moves the opposite
+/// way.
 ///
 /// With `initial = max_lr / div_factor` and `min = initial / final_div_factor`:
 ///
@@ -19,13 +23,15 @@ use crate::rules::Step;
 /// | 2 | `2 · pct_start · total_steps − 2` | `max_lr` to `initial` | `base_momentum` to `max_momentum` |
 /// | 3 | `total_steps − 1` | `initial` to `min` | `max_momentum` |
 ///
-/// Phases end at fractions of steps; a step belongs to the first phase that has not ended before it, else to the last. In a phase both follow
-/// [`anneal`](Self::anneal).
+/// A phase can end at a fraction of a step. A step belongs to the first phase that does not end before it,
+/// else to the last phase. In a phase, learning rate and momentum follow the curve [`anneal`](Self::anneal).
 ///
-/// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. A cycle of `total_steps` steps is over after step `total_steps − 1`; as in
-/// PyTorch, step `total_steps` is answered as well, by going on with the last phase's curve, and later ones are [`Error::PastEnd`]. Two deviations: a
-/// phase of length 0, where PyTorch divides by zero, is at its end; and a negative learning rate, as a line gives at step `total_steps`, is
-/// [`Error::Schedule`].
+/// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. The last step of a cycle is
+/// `total_steps − 1`. As in PyTorch, step `total_steps` has a value too, which continues the last phase's
+/// curve. Later steps are [`Error::PastEnd`].
+///
+/// There are two deviations. A phase of length 0 is at its end, where PyTorch divides by zero. A negative
+/// learning rate, which a line has at step `total_steps`, is [`Error::Schedule`].
 ///
 /// ```
 /// use wgpu_optim::{Schedule, schedule::{Anneal, OneCycle}};
@@ -37,34 +43,36 @@ use crate::rules::Step;
 /// # Ok::<(), wgpu_optim::Error>(())
 /// ```
 ///
-/// Reference: Smith and Topin, *Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates*, 2018.
+/// Reference: Smith and Topin, *Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+/// Rates*, 2018.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct OneCycle {
-    /// The highest learning rate, above 0. It has to be given: the default, 0, is refused.
+    /// The highest learning rate, above 0. The default 0 is an error, so it must be set.
     pub max_lr: f64,
-    /// Steps of the cycle, at least 1. They have to be given: the default, 0, is refused.
+    /// Steps per cycle, at least 1. The default 0 is an error, so it must be set.
     pub total_steps: u64,
-    /// Share of the steps in which the learning rate rises, `[0, 1]`. Default 0.3.
+    /// The share of the steps with a rising learning rate, `[0, 1]`. Default 0.3.
     pub pct_start: f64,
     /// The curve within a phase. Default [`Anneal::Cos`].
     pub anneal: Anneal,
-    /// Whether the momentum (β₁ for the Adam family) is driven too. Default true.
+    /// Whether the cycle sets the momentum too (β₁ for the Adam family). Default true.
     pub cycle_momentum: bool,
-    /// The momentum where the learning rate is `max_lr`, `[0, ∞)`; a rule may want less. Default 0.85.
+    /// The momentum at `max_lr`, `[0, ∞)`; a rule may require less. Default 0.85.
     pub base_momentum: f64,
-    /// The momentum at both ends, `[0, ∞)`; a rule may want less. Default 0.95.
+    /// The momentum at both ends, `[0, ∞)`; a rule may require less. Default 0.95.
     pub max_momentum: f64,
-    /// `max_lr` over the first learning rate, above 0. Default 25.
+    /// The ratio of `max_lr` to the first learning rate, above 0. Default 25.
     pub div_factor: f64,
-    /// The first learning rate over the last, above 0. Default 10⁴.
+    /// The ratio of the first learning rate to the last, above 0. Default 10⁴.
     pub final_div_factor: f64,
-    /// Goes back to the first learning rate as fast as it came, and only then below it. Default false.
+    /// Whether a phase as long as the rise returns to the first learning rate before the final fall. Default
+    /// false.
     pub three_phase: bool,
 }
 
-/// The curve of a phase of [`OneCycle`], from its start to its end.
+/// The curve of a phase of [`OneCycle`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -93,9 +101,9 @@ impl Default for OneCycle {
     }
 }
 
-/// A stretch of the cycle.
+/// A phase of the cycle.
 struct Phase {
-    /// A fraction of a step, as PyTorch has it.
+    /// The step at the phase's end, which can be a fraction as in PyTorch.
     end: f64,
     lr: [f64; 2],
     momentum: [f64; 2],
@@ -116,7 +124,8 @@ impl OneCycle {
         fields.positive("final_div_factor", self.final_div_factor)
     }
 
-    /// The step after `t` steps; the fields have been checked.
+    /// Returns the learning rate and momentum for the step after `t` steps. The caller has checked the
+    /// fields.
     pub(super) fn at(&self, t: u64) -> Result<Step, Error> {
         if t > self.total_steps {
             return Err(Error::PastEnd { schedule: Self::NAME, step: t, bound: self.total_steps });

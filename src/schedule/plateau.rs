@@ -1,9 +1,12 @@
-use super::Fields;
+//! Reduction of the learning rate by a metric.
+
+use super::check::Fields;
 use crate::error::Error;
 
-/// Lowers the learning rate when a metric has stopped getting better.
+/// A learning rate that falls when a metric stops improving.
 ///
-/// After every validation, [`observe`](Self::observe) takes the metric and answers with the learning rate to go on with:
+/// After every validation, [`observe`](Self::observe) takes the metric and returns the learning rate from
+/// then on:
 ///
 /// ```text
 /// better than best:  best = metric, num_bad_epochs = 0
@@ -14,16 +17,19 @@ use crate::error::Error;
 ///     cooldown_counter = cooldown, num_bad_epochs = 0
 /// ```
 ///
-/// Semantics and defaults are those of `torch.optim.lr_scheduler.ReduceLROnPlateau`. NaN is never better, as there. Deviation: nor is an
-/// infinity, which PyTorch would keep as a best that nothing beats, where it lies on the good side.
+/// Semantics and defaults are those of `torch.optim.lr_scheduler.ReduceLROnPlateau`. NaN is never an
+/// improvement, as in PyTorch. There are two deviations. An infinity is no improvement either; PyTorch would
+/// keep it as the best metric, which no later metric improves on. The margin for a negative best metric is a
+/// share of its magnitude; [`ThresholdMode::SignedRelative`] is PyTorch's margin.
 ///
-/// All state is in the struct. To save it, serialise it (feature `serde`); to go on, read it back:
+/// The struct contains all state. To resume a run, serialise it (feature `serde`) and read it back:
 ///
 /// ```
 /// use wgpu_optim::schedule::ReduceOnPlateau;
 /// let mut plateau = ReduceOnPlateau { lr: 0.1, patience: 1, ..ReduceOnPlateau::default() };
-/// let lr: Vec<_> = [3.0, 2.0, 2.1, 2.2].map(|loss| plateau.observe(loss)).into_iter().collect::<Result<_, _>>()?;
-/// assert_eq!(lr, [0.1, 0.1, 0.1, 0.1 * 0.1]);
+/// for (loss, lr) in [(3.0, 0.1), (2.0, 0.1), (2.1, 0.1), (2.2, 0.1 * 0.1)] {
+///     assert_eq!(plateau.observe(loss)?, lr);
+/// }
 /// # #[cfg(feature = "serde")] {
 /// let saved = serde_json::to_string(&plateau)?;
 /// assert_eq!(serde_json::from_str::<ReduceOnPlateau>(&saved)?, plateau);
@@ -34,53 +40,61 @@ use crate::error::Error;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct ReduceOnPlateau {
-    /// The learning rate, `[0, ∞)`: the first one to begin with, then the current one. Default 1e-3, as most of PyTorch's optimizers have it.
+    /// The current learning rate, `[0, ∞)`; at first the initial one. Default 1e-3, like most of PyTorch's
+    /// optimizers.
     pub lr: f64,
-    /// Which way is better. Default [`Mode::Min`].
+    /// The direction of an improvement. Default [`Mode::Min`].
     pub mode: Mode,
-    /// Factor of a reduction, `[0, 1)`. Default 0.1.
+    /// The factor per reduction, `[0, 1)`. Default 0.1.
     pub factor: f64,
-    /// Epochs in a row without improvement that are tolerated. Default 10.
+    /// The number of epochs in a row without improvement before the next one reduces. Default 10.
     pub patience: u64,
-    /// By how much a better metric has to be better, `[0, ∞)`. Default 1e-4.
+    /// The margin by which an improvement must exceed the best metric, `[0, ∞)`. Default 1e-4.
     pub threshold: f64,
-    /// What the threshold is measured against. Default [`ThresholdMode::Relative`].
+    /// The unit of the threshold. Default [`ThresholdMode::Relative`].
     pub threshold_mode: ThresholdMode,
-    /// Epochs after a reduction in which nothing is held against the metric. Default 0.
+    /// The number of epochs after a reduction that never count as bad. Default 0.
     pub cooldown: u64,
-    /// No reduction goes below it, `[0, ∞)`. Default 0.
+    /// The lower bound of reductions, `[0, ∞)`. Default 0.
     pub min_lr: f64,
-    /// A reduction by no more than this is not made, `[0, ∞)`. Default 1e-8.
+    /// The size up to which a reduction is not made, `[0, ∞)`. Default 1e-8.
     pub eps: f64,
-    /// State: the best metric so far, `None` at first.
+    /// State: the best metric so far, at first `None`.
     pub best: Option<f64>,
-    /// State: epochs in a row without improvement.
+    /// State: the number of epochs in a row without improvement.
     pub num_bad_epochs: u64,
-    /// State: what is left of the cooldown.
+    /// State: the number of epochs left in the cooldown.
     pub cooldown_counter: u64,
 }
 
-/// Which way a metric gets better.
+/// The direction in which a metric improves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Mode {
-    /// A loss.
+    /// A lower metric is better, as for a loss.
     #[default]
     Min,
-    /// An accuracy.
+    /// A higher metric is better, as for an accuracy.
     Max,
 }
 
-/// What a metric has to beat.
+/// The bar that a metric must pass to count as an improvement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ThresholdMode {
-    /// `best · (1 ∓ threshold)`. PyTorch: `"rel"`.
+    /// A share of the best metric's magnitude: `best ∓ threshold · |best|`.
+    ///
+    /// For a positive best metric it equals PyTorch's `"rel"`.
     #[default]
     Relative,
-    /// `best ∓ threshold`. PyTorch: `"abs"`.
+    /// A share of the best metric with its sign: `best · (1 ∓ threshold)`. PyTorch: `"rel"`.
+    ///
+    /// For a negative best metric the bar lies on the wrong side: an equal metric counts as an improvement,
+    /// so a metric that has stopped improving never reduces the learning rate.
+    SignedRelative,
+    /// A number in the metric's unit: `best ∓ threshold`. PyTorch: `"abs"`.
     Absolute,
 }
 
@@ -104,10 +118,10 @@ impl Default for ReduceOnPlateau {
 }
 
 impl ReduceOnPlateau {
-    /// Takes an epoch's metric and returns the learning rate to go on with.
+    /// Takes an epoch's metric and returns the learning rate from then on.
     ///
     /// # Errors
-    /// [`Error::Schedule`] for a field out of range; the state is then as before.
+    /// [`Error::Schedule`] for a field out of range; the state does not change.
     pub fn observe(&mut self, metric: f64) -> Result<f64, Error> {
         self.validate()?;
         if self.is_better(metric) {
@@ -133,10 +147,13 @@ impl ReduceOnPlateau {
 
     fn is_better(&self, metric: f64) -> bool {
         let Some(best) = self.best else { return metric.is_finite() };
+        // Products as in PyTorch, so that the last digit of the bar is PyTorch's.
         let bar = match (self.mode, self.threshold_mode) {
-            (Mode::Min, ThresholdMode::Relative) => best * (1.0 - self.threshold),
+            (Mode::Min, ThresholdMode::Relative) => best * (1.0 - best.signum() * self.threshold),
+            (Mode::Max, ThresholdMode::Relative) => best * (1.0 + best.signum() * self.threshold),
+            (Mode::Min, ThresholdMode::SignedRelative) => best * (1.0 - self.threshold),
+            (Mode::Max, ThresholdMode::SignedRelative) => best * (1.0 + self.threshold),
             (Mode::Min, ThresholdMode::Absolute) => best - self.threshold,
-            (Mode::Max, ThresholdMode::Relative) => best * (1.0 + self.threshold),
             (Mode::Max, ThresholdMode::Absolute) => best + self.threshold,
         };
         metric.is_finite() && if self.mode == Mode::Min { metric < bar } else { metric > bar }
@@ -145,7 +162,7 @@ impl ReduceOnPlateau {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Schedule`].
+    /// [`Error::Schedule`] for a field out of range.
     pub fn validate(&self) -> Result<(), Error> {
         let fields = Fields("reduce_on_plateau");
         fields.non_negative("lr", self.lr)?;

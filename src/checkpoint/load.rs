@@ -1,0 +1,90 @@
+//! Loading: the tensors of files, or of a stream, become the streams of an engine.
+
+use super::engine::Part;
+use super::error::Error;
+use super::reader::Reader;
+use super::record::{self, Record};
+use super::{Engine, Load, Loaded, fit};
+use std::io::{Read, Seek};
+use std::path::Path;
+
+/// Loads a checkpoint that [`save`](super::save) has written to `path`, or an index.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Malformed`], [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Mismatches`],
+/// [`Error::Parameters`], [`Error::Unsubmitted`], [`Error::Optimizer`]: nothing has changed then.
+/// [`Error::Torn`] if the file could not be read to its end although its length was right.
+pub fn load<E: Engine>(engine: &mut E, path: impl AsRef<Path>, load: &Load) -> Result<Loaded, Error> {
+    load_with_progress(engine, path, load, |_, _| ())
+}
+
+/// Loads as [`load`] does. `progress` is told how many bytes of how many are done, before the first and after
+/// each part of a tensor.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_with_progress<E: Engine>(
+    engine: &mut E,
+    path: impl AsRef<Path>,
+    load: &Load,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Loaded, Error> {
+    read(engine, Reader::open(path)?, load, &mut progress)
+}
+
+/// Loads a checkpoint of one file from a stream, of which it is all bytes from the first to the last,
+/// wherever the stream stands: [`save_to`](super::save_to) has an example.
+///
+/// Nothing in the stream is believed, as with [`load`].
+///
+/// # Errors
+/// Those of [`load`], with [`Location::Stream`](super::Location::Stream).
+pub fn load_from<E: Engine>(engine: &mut E, reader: impl Read + Seek, load: &Load) -> Result<Loaded, Error> {
+    load_from_with_progress(engine, reader, load, |_, _| ())
+}
+
+/// Loads as [`load_from`] does, and reports as [`load_with_progress`] does.
+///
+/// # Errors
+/// Those of [`load_from`].
+pub fn load_from_with_progress<E: Engine>(
+    engine: &mut E,
+    reader: impl Read + Seek,
+    load: &Load,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Loaded, Error> {
+    read(engine, Reader::new(reader)?, load, &mut progress)
+}
+
+fn read<E: Engine>(
+    engine: &mut E,
+    mut reader: Reader<'_>,
+    load: &Load,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded, Error> {
+    let record = Record::read(&reader)?;
+    let streams = engine.streams();
+    let fit::Fitted { sources, counters, layout, options } =
+        fit::fit(engine.layout(), engine.options(), &streams, &reader, &record, load)?;
+    engine.check(true)?;
+    // Refuses what is in flight.
+    engine.counters()?;
+    let total = sources.iter().flatten().map(|source| source.bytes).sum();
+    let mut done = 0;
+    progress(done, total);
+    for (i, sources) in sources.iter().enumerate() {
+        let mut fill = |part: Part, bytes: &mut [u8]| {
+            let filled = sources[part.tensor].fill(&mut reader, part.start, bytes)?;
+            done += bytes.len() as u64;
+            progress(done, total);
+            Ok(filled)
+        };
+        engine.write(i, &mut fill).map_err(|error| Error::Torn(error.into()))?;
+    }
+    assert_eq!(done, total, "an engine asks for all bytes of its streams");
+    let configured = engine.configure(layout, options);
+    configured.and_then(|()| engine.restore(&counters)).map_err(|error| Error::Torn(error.into()))?;
+    let mut metadata = reader.metadata().clone();
+    metadata.remove(record::KEY);
+    Ok(Loaded { steps: counters.steps, taken: counters.taken, metadata })
+}

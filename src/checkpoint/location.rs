@@ -1,0 +1,51 @@
+//! Where a checkpoint lies, as errors name it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Where a checkpoint lies: what an [`Error`](super::Error) is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A file or a directory.
+    Path(PathBuf),
+    /// A reader or writer of the caller's, which has no name.
+    Stream,
+}
+
+impl Location {
+    /// The path; a stream has none.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Stream => None,
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{path:?}"),
+            Self::Stream => f.write_str("<stream>"),
+        }
+    }
+}
+
+impl From<&Path> for Location {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.to_owned())
+    }
+}
+
+impl From<&PathBuf> for Location {
+    fn from(path: &PathBuf) -> Self {
+        Self::Path(path.clone())
+    }
+}
+
+impl From<&Location> for Location {
+    fn from(location: &Location) -> Self {
+        location.clone()
+    }
+}

@@ -1,0 +1,143 @@
+//! A file that replaces another once it is whole, and what the disk is made to keep.
+
+use super::super::error::Error;
+use super::stream::{BUFFER, write_all};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// The end of a file's name until it is whole.
+pub(super) const PARTIAL_END: &str = ".partial";
+
+/// Waits until the disk has the file or directory at `_path`.
+fn flush(file: &File, _path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    #[cfg(test)]
+    tests::log("flush", _path);
+    Ok(())
+}
+
+/// Gives a file the name of another, which is gone.
+fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    #[cfg(test)]
+    tests::log("rename", to);
+    Ok(())
+}
+
+/// A file under a name of its own until it is whole; gone if it is not to be kept.
+pub(super) struct Pending {
+    file: BufWriter<File>,
+    /// Where it lies.
+    at: PathBuf,
+    target: PathBuf,
+    pub(super) kept: bool,
+}
+
+impl Pending {
+    pub(super) fn create(target: PathBuf) -> Result<Self, Error> {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(PARTIAL_END);
+        let at = target.with_file_name(name);
+        let file = File::create(&at).map_err(Error::io("create", &at))?;
+        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), at, target, kept: false })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        write_all(&mut self.file, bytes).map_err(Error::io("write", &self.at))
+    }
+
+    /// Has the disk keep it.
+    pub(super) fn sync(&mut self) -> Result<(), Error> {
+        self.file.flush().map_err(Error::io("write", &self.at))?;
+        flush(self.file.get_ref(), &self.at).map_err(Error::io("write", &self.at))
+    }
+
+    pub(super) fn rename(&mut self) -> Result<(), Error> {
+        replace(&self.at, &self.target).map_err(Error::io("replace", &self.target))?;
+        self.at.clone_from(&self.target);
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.kept {
+            // A file that cannot be removed is overwritten or removed by the next save.
+            let _ = fs::remove_file(&self.at);
+        }
+    }
+}
+
+/// Has the disk keep the names in a directory.
+pub(super) fn sync_directory(path: &Path) -> Result<(), Error> {
+    // Elsewhere a directory cannot be opened, and renaming is what the file system makes of it.
+    if cfg!(unix) {
+        File::open(path).and_then(|directory| flush(&directory, path)).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Planned, Writer};
+    use super::*;
+    use safetensors::Dtype;
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    thread_local! {
+        /// The names that were flushed and renamed, in this order.
+        static LOG: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn log(what: &'static str, path: &Path) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().into();
+        LOG.with_borrow_mut(|log| log.push((what, name)));
+    }
+
+    fn save(directory: &Path, name: &str, shard_bytes: Option<u64>) -> Vec<(&'static str, String)> {
+        let tensor = |name: &str| Planned { name: name.into(), dtype: Dtype::U8, shape: vec![8], bytes: 8 };
+        let tensors = vec![tensor("a"), tensor("b")];
+        let mut writer =
+            Writer::create(&directory.join(name), tensors, BTreeMap::new(), shard_bytes).unwrap();
+        writer.write(&[0; 8]).unwrap();
+        writer.write(&[0; 8]).unwrap();
+        writer.finish().unwrap();
+        LOG.take()
+    }
+
+    /// No crash of the machine can show whether the disk was waited for: before a name stands for a file the
+    /// file is there, and before the index the names of its shards.
+    #[test]
+    #[cfg(unix)]
+    fn the_disk_has_each_thing_before_what_builds_on_it() {
+        let directory = std::env::temp_dir().join(format!("wgpu-optim-flush-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let itself = directory.file_name().unwrap().to_str().unwrap();
+        let want = |all: &[(&'static str, &str)]| -> Vec<_> {
+            all.iter().map(|(what, name)| (*what, (*name).to_owned())).collect()
+        };
+        let one = save(&directory, "run.safetensors", None);
+        assert_eq!(
+            one,
+            want(&[("flush", ".run.safetensors.partial"), ("rename", "run.safetensors"), ("flush", itself)])
+        );
+        let several = save(&directory, "run.safetensors.index.json", Some(8));
+        assert_eq!(
+            several,
+            want(&[
+                ("flush", ".run-00001-of-00002-1.safetensors.partial"),
+                ("flush", ".run-00002-of-00002-1.safetensors.partial"),
+                ("flush", ".run.safetensors.index.json.partial"),
+                ("rename", "run-00001-of-00002-1.safetensors"),
+                ("rename", "run-00002-of-00002-1.safetensors"),
+                ("flush", itself),
+                ("rename", "run.safetensors.index.json"),
+                ("flush", itself),
+            ])
+        );
+        fs::remove_dir_all(directory).unwrap();
+    }
+}

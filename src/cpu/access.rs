@@ -1,0 +1,90 @@
+//! State as numbers, whatever its format, and state from an optimizer for another layout.
+
+use super::{Optimizer, State};
+use crate::error::Error;
+use crate::formats::Format;
+use crate::layout::Carry;
+use crate::rules::names::REMAINDER;
+use crate::state::{Content, lead, take_over, values};
+
+impl Optimizer {
+    /// State slot `slot` of `tensor` as numbers, whatever format it is stored in: one for each element.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks,
+    /// [`Error::SlotNotKept`], [`Error::Format`] for a remainder, whose codes are no numbers.
+    pub fn read_state(&self, slot: &str, tensor: &str) -> Result<Vec<f32>, Error> {
+        let (format, lead, stored) = self.numbers_of(slot, tensor)?;
+        Ok(match stored {
+            State::F32(x) => x.to_vec(),
+            State::U16(x) => values::decode(format, bytemuck::cast_slice(x), &[], lead),
+            State::Q8(codes, scales) => values::decode(format, codes, bytemuck::cast_slice(scales), lead),
+        })
+    }
+
+    /// Writes state slot `slot` of `tensor` from numbers, one for each element, with rounding to nearest.
+    ///
+    /// # Errors
+    /// Those of [`read_state`](Self::read_state), and [`Error::Length`]; nothing changes then.
+    pub fn write_state(&mut self, slot: &str, tensor: &str, numbers: &[f32]) -> Result<(), Error> {
+        let (format, lead, _) = self.numbers_of(slot, tensor)?;
+        let expected = self.layout.tensor(tensor)?.len;
+        let found = numbers.len() as u64;
+        if found != expected {
+            return Err(Error::Length { what: format!("{slot} of tensor {tensor:?}"), found, expected });
+        }
+        let (codes, scales) = values::encode(format, numbers, lead);
+        let mut stored = self.state_mut(slot, tensor)?.expect("`numbers_of` has found it");
+        stored.bytes_mut(Content::Numbers(format)).copy_from_slice(&codes);
+        if format == Format::Q8 {
+            stored.bytes_mut(Content::Scales).copy_from_slice(&scales);
+        }
+        Ok(())
+    }
+
+    /// The format of a slot's numbers, the place of the tensor's first element in its first block, and the
+    /// numbers as they are stored.
+    fn numbers_of(&self, slot: &str, tensor: &str) -> Result<(Format, usize, State<'_>), Error> {
+        let stored = self.state(slot, tensor)?.ok_or_else(|| self.layout.not_kept(slot, tensor))?;
+        if slot == REMAINDER {
+            return Err(Error::Format { field: REMAINDER, format: "u16", bound: "read as codes" });
+        }
+        let tensor = self.layout.tensor(tensor)?;
+        let own = self.layout.rule_of(tensor).spec.slot(slot).is_some();
+        let format = if own { self.options.states_of(tensor.len) } else { Format::F32 };
+        Ok((format, lead(tensor.offset) as usize, stored))
+    }
+
+    /// Takes over the state of `old`: of tensors of the same name, shape and slots, with counts of steps,
+    /// carried numbers and the loss scale. A group whose tensors are all new starts as in a new optimizer.
+    /// Tensors that this optimizer lacks are left out.
+    ///
+    /// # Errors
+    /// [`Error::State`] with everything that differs; nothing changes then.
+    pub fn take_over(&mut self, old: &Self) -> Result<(), Error> {
+        let (from, to) = ((&old.layout, &old.options), (&self.layout, &self.options));
+        let taken = take_over::compare(from, to, &[&old.carries])?;
+        let from: Vec<_> = old.layout.by_offset().collect();
+        let names: Vec<_> = self.layout.by_offset().map(|tensor| tensor.name.clone()).collect();
+        let mut old_of = vec![None; names.len()];
+        taken.tensors.iter().for_each(|&(i, j)| old_of[j] = Some(i));
+        for stream in self.streams() {
+            for &j in &stream.tensors {
+                let Some(i) = old_of[j] else { continue };
+                let stored = old.state(&stream.slot, &from[i].name)?;
+                let own = self.state_mut(&stream.slot, &names[j])?;
+                if let (Some(stored), Some(mut own)) = (stored, own) {
+                    own.bytes_mut(stream.content).copy_from_slice(stored.bytes(stream.content));
+                }
+            }
+        }
+        (self.steps, self.skipped) = (old.steps, old.skipped);
+        for (carry, group) in self.carries.iter_mut().zip(&taken.groups) {
+            *carry = group.map_or(Carry::default(), |group| old.carries[group]);
+        }
+        if self.options.loss_scale.is_some() && old.options.loss_scale.is_some() {
+            (self.loss_scale, self.good_steps) = (old.loss_scale, old.good_steps);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! Stored numbers of one array, and how they are decoded and encoded.
+
+use crate::error::Error;
+use crate::formats::Format;
+use crate::formats::q8;
+use crate::random::random_four;
+use core::ops::Range;
+use multiversion::multiversion;
+
+/// Elements of a tile: of a copy in the nearest cache, and of sums side by side.
+pub(super) const TILE: usize = 128;
+
+pub(super) type Tile = [f32; TILE];
+
+/// Stored numbers, which may be only to be read.
+#[derive(Debug, Default)]
+pub(crate) enum Cells<'a> {
+    #[default]
+    None,
+    Read4(&'a [f32]),
+    Read2(&'a [u16]),
+    Write4(&'a mut [f32]),
+    Write2(&'a mut [u16]),
+    /// Codes, and the scales of their blocks, the first of which begins with the first code.
+    Write1(&'a mut [u8], &'a mut [u32]),
+}
+
+impl Cells<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Read4(x) => x.len(),
+            Self::Read2(x) => x.len(),
+            Self::Write4(x) => x.len(),
+            Self::Write2(x) => x.len(),
+            Self::Write1(x, _) => x.len(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn reborrow(&mut self) -> Cells<'_> {
+        match self {
+            Self::None => Cells::None,
+            Self::Read4(x) => Cells::Read4(x),
+            Self::Read2(x) => Cells::Read2(x),
+            Self::Write4(x) => Cells::Write4(x),
+            Self::Write2(x) => Cells::Write2(x),
+            Self::Write1(x, scales) => Cells::Write1(x, scales),
+        }
+    }
+
+    pub(super) fn split_at(self, at: usize) -> (Self, Self) {
+        match self {
+            Self::None => (Self::None, Self::None),
+            Self::Read4(x) => {
+                let (a, b) = x.split_at(at);
+                (Self::Read4(a), Self::Read4(b))
+            }
+            Self::Read2(x) => {
+                let (a, b) = x.split_at(at);
+                (Self::Read2(a), Self::Read2(b))
+            }
+            Self::Write4(x) => {
+                let (a, b) = x.split_at_mut(at);
+                (Self::Write4(a), Self::Write4(b))
+            }
+            Self::Write2(x) => {
+                let (a, b) = x.split_at_mut(at);
+                (Self::Write2(a), Self::Write2(b))
+            }
+            Self::Write1(x, scales) => {
+                let (a, b) = x.split_at_mut(at);
+                let (of_a, of_b) = scales.split_at_mut(at / q8::BLOCK);
+                (Self::Write1(a, of_a), Self::Write1(b, of_b))
+            }
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Read4(_) | Self::Write4(_) => 4,
+            Self::Read2(_) | Self::Write2(_) => 2,
+            Self::Write1(..) => 1,
+        }
+    }
+
+    pub(super) fn refuse_format(&self, field: &'static str, format: Format) -> Result<(), Error> {
+        match (self.bytes(), format.bytes()) {
+            (found, wanted) if found == wanted => Ok(()),
+            (2, _) => Err(Error::Format { field, format: "u16", bound: "f32, as the options say" }),
+            _ => Err(Error::Format { field, format: "f32", bound: "u16, as the options say" }),
+        }
+    }
+}
+
+/// What random numbers depend on: the step, the tensor, the first element's index in it, and which of its
+/// values is rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Draw {
+    pub(super) key: [f32; 3],
+    pub(super) tensor: u32,
+    pub(super) first: u64,
+    pub(super) nth: u32,
+}
+
+impl Draw {
+    /// Of a tile's elements, from the lane on that is returned.
+    #[inline(always)]
+    fn fill(&self, randoms: &mut Randoms) -> usize {
+        for (four, randoms) in (self.first / 4..).zip(&mut *randoms) {
+            *randoms = random_four(self.key, self.tensor, four, self.nth);
+        }
+        (self.first % 4) as usize
+    }
+}
+
+/// Random numbers of a tile, which may begin and end inside of a vector of four.
+type Randoms = [[u32; 4]; TILE / 4 + 1];
+
+/// Part of a tile, or 2 bytes an element.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
+    let codes = match cells {
+        Cells::None => return to.fill(0.0),
+        Cells::Read4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write4(x) => return to.copy_from_slice(&x[range]),
+        Cells::Write1(x, scales) => {
+            for block in scaled_blocks(range.clone()) {
+                let (scale, at, len) =
+                    (scales[block.start / q8::BLOCK], block.start - range.start, block.len());
+                let (codes, mut numbers) = (padded(&x[block]), [0.0; q8::BLOCK]);
+                numbers.iter_mut().zip(&codes).for_each(|(x, &code)| *x = q8::decode(code, scale));
+                put(&mut to[at..at + len], &numbers);
+            }
+            return;
+        }
+        Cells::Read2(x) => &x[range],
+        Cells::Write2(x) => &x[range],
+    };
+    // A loop for each, so that the format is not asked for every element.
+    if format == Format::F16 {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::F16.decode(code.into()));
+    } else {
+        to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::Bf16.decode(code.into()));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn store_other(
+    cells: &mut Cells<'_>,
+    range: Range<usize>,
+    from: &[f32],
+    format: Format,
+    draw: Option<Draw>,
+) {
+    if let Cells::Write4(x) = cells {
+        return x[range].copy_from_slice(from);
+    }
+    let mut randoms: Randoms = [[0; 4]; TILE / 4 + 1];
+    let first = draw.map_or(0, |draw| draw.fill(&mut randoms));
+    let randoms = &randoms.as_flattened()[first..];
+    let codes = match cells {
+        Cells::Write1(x, scales) => {
+            for block in scaled_blocks(range.clone()) {
+                let (at, len) = (block.start - range.start, block.len());
+                let from = padded(&from[at..at + len]);
+                let scale = q8::scale(&from);
+                scales[block.start / q8::BLOCK] = scale;
+                let mut codes = [0; q8::BLOCK];
+                let pairs = codes.iter_mut().zip(&from);
+                if draw.is_some() {
+                    let pairs = pairs.zip(padded(&randoms[at..at + len]));
+                    pairs.for_each(|((to, &x), random)| *to = q8::encode_stochastic(x, scale, random));
+                } else {
+                    pairs.for_each(|(to, &x)| *to = q8::encode(x, scale));
+                }
+                put(&mut x[block], &codes);
+            }
+            return;
+        }
+        Cells::Write2(x) => &mut x[range],
+        // A slot that is not kept.
+        Cells::None => return,
+        Cells::Read4(_) | Cells::Read2(_) => unreachable!("slices that are only read are not written"),
+        Cells::Write4(_) => unreachable!("f32 has been copied"),
+    };
+    // A loop for each, so that the format is not asked for every element.
+    let pairs = codes.iter_mut().zip(from);
+    match (format, draw) {
+        (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
+        (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
+        (Format::F16, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+            *to = Format::F16.encode_stochastic(x, random) as u16;
+        }),
+        (_, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+            *to = Format::Bf16.encode_stochastic(x, random) as u16;
+        }),
+    }
+}
+
+/// The blocks of elements that have scales, or what there is of them.
+fn scaled_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let first = range.start / q8::BLOCK * q8::BLOCK;
+    (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
+}
+
+/// A block, with zeros behind what there is of it: loops over as many elements as a compiler knows of have no
+/// ends to mind.
+#[inline(always)]
+fn padded<T: Copy + Default>(x: &[T]) -> [T; q8::BLOCK] {
+    x.first_chunk().copied().unwrap_or_else(|| {
+        let mut block = [T::default(); q8::BLOCK];
+        block[..x.len()].copy_from_slice(x);
+        block
+    })
+}
+
+/// What there is of a block.
+#[inline(always)]
+fn put<T: Copy>(to: &mut [T], block: &[T; q8::BLOCK]) {
+    match to.first_chunk_mut() {
+        Some(whole) => *whole = *block,
+        None => to.copy_from_slice(&block[..to.len()]),
+    }
+}
+
+impl Cells<'_> {
+    /// Decodes `range` to the start of a tile; of no cells zeros.
+    #[inline(always)]
+    pub(super) fn load(&self, range: &Range<usize>, to: &mut Tile, format: Format) {
+        // A whole tile is copied without a call.
+        match self.numbers(range).first_chunk() {
+            Some(x) => *to = *x,
+            None => load_other(self, range.clone(), &mut to[..range.len()], format),
+        }
+    }
+
+    /// Encodes the start of a tile.
+    #[inline(always)]
+    pub(super) fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
+        match self.numbers_mut(range).first_chunk_mut() {
+            Some(x) => *x = *from,
+            None => store_other(self, range.clone(), &from[..range.len()], format, draw),
+        }
+    }
+
+    /// f32, where they lie; none where they do not.
+    #[inline(always)]
+    pub(super) fn numbers(&self, range: &Range<usize>) -> &[f32] {
+        match self {
+            Self::Read4(x) => &x[range.clone()],
+            Self::Write4(x) => &x[range.clone()],
+            Self::None | Self::Read2(_) | Self::Write2(_) | Self::Write1(..) => &[],
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn numbers_mut(&mut self, range: &Range<usize>) -> &mut [f32] {
+        if let Self::Write4(x) = self { &mut x[range.clone()] } else { &mut [] }
+    }
+
+    /// Codes of 2 bytes.
+    pub(super) fn codes(&self, range: Range<usize>) -> &[u16] {
+        match self {
+            Self::Read2(x) => &x[range],
+            Self::Write2(x) => &x[range],
+            Self::None | Self::Read4(_) | Self::Write4(_) | Self::Write1(..) => {
+                unreachable!("remainders stand beside parameters of 2 bytes")
+            }
+        }
+    }
+
+    pub(super) fn codes_mut(&mut self, range: Range<usize>) -> &mut [u16] {
+        let Self::Write2(x) = self else { unreachable!("remainders stand beside parameters of 2 bytes") };
+        &mut x[range]
+    }
+
+    #[inline(always)]
+    pub(super) fn zero(&mut self, range: Range<usize>) {
+        match self {
+            Self::Write4(x) => x[range].fill(0.0),
+            Self::Write2(x) => x[range].fill(0),
+            Self::None | Self::Read4(_) | Self::Read2(_) | Self::Write1(..) => {
+                unreachable!("`Tensors::checked` has refused gradients that cannot be set to zero")
+            }
+        }
+    }
+}

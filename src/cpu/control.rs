@@ -1,0 +1,84 @@
+//! The decision between the gradient scan and the update: clip factors, skip, loss scale, report.
+
+use super::Optimizer;
+use crate::options::Clip;
+use crate::report::Report;
+
+/// Added to a norm before it divides a bound, as PyTorch's `clip_grad_norm_` does.
+const NORM_EPS: f64 = 1e-6;
+
+/// The decision about a step.
+pub(crate) struct Decision {
+    pub(crate) skip: bool,
+    pub(crate) report: Report,
+}
+
+impl Optimizer {
+    /// Decides about the step that has begun, and sets the scalars of all rows. `unscale` is the factor of
+    /// the gradients before clipping.
+    pub(crate) fn decide(&mut self, unscale: f64) -> Decision {
+        self.group_sums.fill(0.0);
+        let mut total = 0.0;
+        if self.options.looks_first() {
+            for share in &self.shares {
+                share.add_sums(|group, sum| {
+                    total += sum;
+                    self.group_sums[group] += sum;
+                });
+            }
+        }
+        // A sum is finite if all of its terms are.
+        let finite = f64::is_finite(total);
+        let norm = |sum: f64| sum.sqrt() * unscale;
+        let bounded = |sum: f64, bound: f64| {
+            let factor = bound / (norm(sum) + NORM_EPS);
+            // A NaN makes all gradients NaN, as in PyTorch.
+            if factor < 1.0 || factor.is_nan() { factor } else { 1.0 }
+        };
+        let clip = self.options.clip;
+        let factor = |sum: f64| match clip {
+            Some(Clip::GlobalNorm(bound)) => bounded(total, bound),
+            Some(Clip::GroupNorm(bound)) => bounded(sum, bound),
+            _ => 1.0,
+        };
+        let (sums, scalars, stride) = (&self.group_sums, &self.scalars, self.layout.most_scalars());
+        let (ema, next) = (self.options.ema, &self.next);
+        for share in &mut self.shares {
+            share.set_rows(
+                |group, i| scalars[group * stride + i],
+                |group| (unscale * factor(sums[group])) as f32,
+                |group| ema.map_or(0.0, |ema| ema.weight(next[group].taken) as f32),
+            );
+        }
+        let clip_factor =
+            sums.iter().map(|&sum| factor(sum)).fold(1.0, |a, b| if b < a || b.is_nan() { b } else { a });
+        let skip = self.options.skips() && !finite;
+        self.skipped += u64::from(skip);
+        let used = self.loss_scale;
+        if let Some(scale) = &self.options.loss_scale {
+            if finite {
+                self.good_steps += 1;
+                if self.good_steps == scale.growth_interval {
+                    self.loss_scale = (used * scale.growth_factor as f32).min(scale.max as f32);
+                    self.good_steps = 0;
+                }
+            } else {
+                self.loss_scale = (used * scale.backoff_factor as f32).max(scale.min as f32);
+                self.good_steps = 0;
+            }
+        }
+        let report = Report {
+            step: self.steps,
+            finite,
+            skipped: self.skipped,
+            grad_norm: norm(total) as f32,
+            clip_factor: clip_factor as f32,
+            loss_scale: used,
+            next_loss_scale: self.loss_scale,
+            good_steps: self.good_steps,
+            param_norm: None,
+            update_norm: None,
+        };
+        Decision { skip, report }
+    }
+}

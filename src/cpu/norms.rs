@@ -1,0 +1,46 @@
+//! Sums of squares.
+
+use super::cells::TILE;
+use multiversion::multiversion;
+
+/// Sums of squares of a tensor's part in a block: of its parameters and of their movement, or, first, of its
+/// gradients alone. Squares of f32 are exact in f64: none of them overflows or is lost.
+pub(super) type Sums = [f64; 2];
+
+/// Squares, beside each other: so many that the loops over them are vectorised.
+pub(super) struct Squares([f64; TILE]);
+
+impl Squares {
+    pub(super) fn new() -> Self {
+        Self([0.0; TILE])
+    }
+
+    /// In pairs.
+    pub(super) fn sum(&mut self) -> f64 {
+        let mut half = TILE / 2;
+        while half > 0 {
+            let (low, high) = self.0.split_at_mut(half);
+            low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+            half /= 2;
+        }
+        self.0[0]
+    }
+
+    #[inline(always)]
+    pub(super) fn add(&mut self, x: &[f32]) {
+        let (tiles, rest) = x.as_chunks::<TILE>();
+        for x in tiles {
+            for (sum, &x) in self.0.iter_mut().zip(x) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+        for (sum, &x) in self.0.iter_mut().zip(rest) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn add_squares(squares: &mut Squares, x: &[f32]) {
+    squares.add(x);
+}

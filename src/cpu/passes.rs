@@ -1,0 +1,294 @@
+//! The passes over memory: the gradient scan, the norms of a layer-wise rule, the update, and the rest of a
+//! step that is skipped.
+//!
+//! Where everything is f32, whole chunks are updated in place, in runs as long as the segment or, with work
+//! to do after the update, as a strip. Values in other formats, and a tensor's last elements, go through
+//! copies in the nearest cache, tile by tile. The passes are compiled once, for no rule in particular: a rule
+//! brings its loops.
+
+use super::blocks::{Block, Plan, Segment};
+use super::cells::{Cells, TILE};
+use super::norms::{Squares, Sums, add_squares};
+use super::tensors::Memory;
+use super::tile::{Values, next, of_segment};
+use crate::formats::Format;
+use crate::options::Storage;
+use crate::rules::loops::{CHUNK, Loops, MAX_SLOTS, Row};
+use core::ops::Range;
+use multiversion::multiversion;
+
+/// Elements that are updated in place before the work that follows the update, which finds them in the
+/// nearest cache.
+const STRIP: usize = 4 * TILE;
+
+/// Everything that does not change in a pass.
+pub(super) struct Pass<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) loops: &'a Loops,
+    /// Whether the best instructions of the processor are chosen.
+    pub(super) dispatched: bool,
+    /// State slots of the rule.
+    pub(super) slots: usize,
+    /// Formats of the tensors of each kind.
+    pub(super) storage: [Storage; 2],
+    /// The rule's scalars of each row, one row behind the other.
+    pub(super) scalars: &'a [f32],
+    /// Factor of the gradients of each row.
+    pub(super) factors: &'a [f32],
+    /// Bound of the gradients' elements.
+    pub(super) bound: f32,
+    pub(super) zero: bool,
+    /// Weight of each row's parameters in their average, if there is one.
+    pub(super) weights: Option<&'a [f32]>,
+    pub(super) norms: bool,
+    /// Whether everything is f32, for tensors of each kind.
+    pub(super) in_place: [bool; 2],
+    /// Key of the random numbers, if any are needed.
+    pub(super) key: Option<[f32; 3]>,
+}
+
+impl Pass<'_> {
+    fn row(&self, row: usize) -> Row<'_> {
+        let len = self.scalars.len() / self.factors.len();
+        Row { scalars: &self.scalars[row * len..][..len], factor: self.factors[row], bound: self.bound }
+    }
+}
+
+/// The memory of one block, or of several blocks that follow each other.
+pub(super) struct Part<'m, 'a> {
+    pub(super) start: usize,
+    /// Where the state of each kind starts.
+    pub(super) kept: [usize; 2],
+    /// The segment of the first of [`sums`](Self::sums).
+    pub(super) segment: usize,
+    pub(super) memory: Memory<'m, 'a>,
+    /// For each kind of tensors, each slot.
+    pub(super) state: [[Cells<'m>; MAX_SLOTS]; 2],
+    pub(super) master: Cells<'m>,
+    pub(super) ema: Cells<'m>,
+    pub(super) sums: &'m mut [Sums],
+}
+
+impl<'m, 'a> Part<'m, 'a> {
+    /// The memory before `block`, and from it on.
+    pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
+        let at = block.start - self.start;
+        let mut behind: [[Cells<'m>; MAX_SLOTS]; 2] = Default::default();
+        let mut state = self.state;
+        for (kind, slots) in state.iter_mut().enumerate() {
+            let at = block.kept[kind] - self.kept[kind];
+            for (slot, behind) in slots.iter_mut().zip(&mut behind[kind]) {
+                (*slot, *behind) = core::mem::take(slot).split_at(at);
+            }
+        }
+        let (memory, memory_behind) = self.memory.split(plan, block);
+        let (master, master_behind) = self.master.split_at(at);
+        let (ema, ema_behind) = self.ema.split_at(at);
+        let (sums, sums_behind) = self.sums.split_at_mut(block.segments.start - self.segment);
+        let behind = Self {
+            start: block.start,
+            kept: block.kept,
+            segment: block.segments.start,
+            memory: memory_behind,
+            state: behind,
+            master: master_behind,
+            ema: ema_behind,
+            sums: sums_behind,
+        };
+        (Self { memory, state, master, ema, sums, ..self }, behind)
+    }
+}
+
+/// The average of the weights.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn average(ema: &mut [f32], p: &[f32], weight: f32) {
+    for (e, p) in ema.iter_mut().zip(p) {
+        *e += weight * (p - *e);
+    }
+}
+
+/// The gradient scan: squares of the gradients.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+pub(super) fn scan(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
+    scan_plainly(plan, grads, block, part);
+}
+
+/// [`scan`] with the plain instructions of the target.
+#[inline(always)]
+pub(super) fn scan_plainly(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
+    let mut g = [0.0; TILE];
+    for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let mut squares = Squares::new();
+        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start, part.kept);
+        let own = place.own.start..place.own.start + (segment.end - segment.start);
+        match &pair.g {
+            Cells::Read4(x) => squares.add(&x[own]),
+            Cells::Write4(x) => squares.add(&x[own]),
+            other => {
+                let mut left = own.len();
+                while left > 0 {
+                    other.load(&place.own, &mut g, grads);
+                    squares.add(&g[..place.len()]);
+                    left -= place.len();
+                    next(&mut place, left);
+                }
+            }
+        }
+        *sums = [squares.sum(), 0.0];
+    }
+}
+
+/// The first phase of a layer-wise rule: squares of parameters and update directions.
+pub(super) fn layer_norms(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+    let directions = pass.loops.directions[usize::from(pass.dispatched)];
+    let mut values = Values::new();
+    let mut u = [0.0; TILE];
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
+        let row = pass.row(segment.row);
+        let mut squares = [Squares::new(), Squares::new()];
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            let (storage, state) = (&pass.storage[place.kind], &part.state[place.kind][..pass.slots]);
+            values.load(storage, &place, &pair, state, &part.master);
+            let state = values.state.each_ref().map(|tile| tile.as_slice());
+            directions(row, &values.p, &values.g, &state[..pass.slots], &mut u);
+            add_squares(&mut squares[0], &values.p[..place.len()]);
+            add_squares(&mut squares[1], &u[..place.len()]);
+            left -= place.len();
+            next(&mut place, left);
+        }
+        *sums = squares.each_mut().map(Squares::sum);
+    }
+}
+
+/// The update, and the work that follows it.
+pub(super) fn update(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+    let update = pass.loops.update[usize::from(pass.dispatched)];
+    let mut values = Values::new();
+    let mut before = [0.0; STRIP];
+    let mut squares = [Squares::new(), Squares::new()];
+    let strip = if pass.norms || pass.zero || pass.weights.is_some() { STRIP } else { usize::MAX };
+    let segments = &pass.plan.segments[block.segments.clone()];
+    // Segments of one tensor are one run, unless each has sums of its own.
+    let runs = segments.chunk_by(|a, b| !pass.norms && a.span == b.span);
+    for (run, sums) in runs.zip(&mut *part.sums) {
+        let segment = &Segment { end: run[run.len() - 1].end, ..run[0].clone() };
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
+        let row = pass.row(segment.row);
+        if pass.norms {
+            squares = [Squares::new(), Squares::new()];
+        }
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..pass.slots]);
+            let whole = pass.in_place[place.kind] && left >= CHUNK;
+            if whole {
+                place.resize(left.min(strip) / CHUNK * CHUNK);
+            } else {
+                values.load(storage, &place, &pair, state, &part.master);
+            }
+            let len = place.len();
+            {
+                // As many chunks of a copy as it takes.
+                let copied = len.next_multiple_of(CHUNK).min(TILE);
+                let mut tiles = values.state.each_mut().map(|tile| &mut tile[..copied]);
+                let (mut p, mut g) = (&mut values.p[..copied], &values.g[..copied]);
+                if whole {
+                    (p, g) = (pair.p.numbers_mut(&place.own), pair.g.numbers(&place.own));
+                    for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
+                        *tile = cells.numbers_mut(&place.state);
+                    }
+                }
+                if pass.norms {
+                    before[..len].copy_from_slice(&p[..len]);
+                }
+                update(row, p, g, tiles);
+            }
+            if !whole {
+                values.store(storage, &place, &mut pair, state, &mut part.master, pass.key);
+            }
+            let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
+            if let (Some(weights), Cells::Write4(ema)) = (pass.weights, &mut part.ema) {
+                average(&mut ema[place.beside.clone()], p, weights[segment.row]);
+            }
+            if pass.norms {
+                let before = &mut before[..len];
+                add_squares(&mut squares[0], before);
+                before.iter_mut().zip(p).for_each(|(before, p)| *before = p - *before);
+                add_squares(&mut squares[1], before);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
+            }
+            left -= len;
+            next(&mut place, left);
+        }
+        if pass.norms {
+            *sums = [squares[0].sum(), squares[1].sum()];
+        }
+    }
+}
+
+/// The rest of a skipped step: norms of the parameters, and gradients set to zero.
+pub(super) fn rest(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+    let mut values = Values::new();
+    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
+        let mut squares = Squares::new();
+        let mut left = segment.end - segment.start;
+        while left > 0 {
+            if pass.norms {
+                values.load_params(&pass.storage[place.kind], &place, &pair, &part.master);
+                add_squares(&mut squares, &values.p[..place.len()]);
+            }
+            if pass.zero {
+                pair.g.zero(place.own.clone());
+            }
+            left -= place.len();
+            next(&mut place, left);
+        }
+        if pass.norms {
+            *sums = [squares.sum(), 0.0];
+        }
+    }
+}
+
+/// Hands blocks to `leaf`, several that follow each other as one, those of one half to other threads if there
+/// are any. `backwards` begins with the last ones: the cache still holds the memory that a pass before read
+/// last.
+pub(super) fn sweep(
+    plan: &Plan,
+    blocks: Range<usize>,
+    part: Part<'_, '_>,
+    backwards: bool,
+    leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+) {
+    fn halve(
+        plan: &Plan,
+        blocks: &[Block],
+        mut part: Part<'_, '_>,
+        leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+        backwards: bool,
+        grain: usize,
+    ) {
+        if blocks.len() <= grain {
+            if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
+                let segments = first.segments.start..last.segments.end;
+                leaf(&Block { segments, ..first.clone() }, &mut part);
+            }
+            return;
+        }
+        let (first, second) = blocks.split_at(blocks.len() / 2);
+        let (part, rest) = part.split(plan, &second[0]);
+        let first = || halve(plan, first, part, leaf, backwards, grain);
+        let second = || halve(plan, second, rest, leaf, backwards, grain);
+        if backwards { super::threads::join(second, first) } else { super::threads::join(first, second) }
+    }
+    // A thread that looks for work waits for all it has written: not after every block.
+    let grain = (blocks.len() / (super::threads::count() * SHARES)).max(1);
+    halve(plan, &plan.blocks[blocks], part, leaf, backwards, grain);
+}
+
+/// Parts of the work of each thread, if there is enough: none waits long for another at the end.
+const SHARES: usize = 32;

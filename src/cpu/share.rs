@@ -1,0 +1,319 @@
+//! The tensors of one rule: their state, and the passes over them.
+
+use super::blocks::{Block, Plan};
+use super::norms::Sums;
+use super::passes::{self, Part, Pass, sweep};
+use super::state::Numbers;
+use super::tensors::Checked;
+use crate::error::Error;
+use crate::formats::Format;
+use crate::layout::Layout;
+use crate::options::{Clip, Options, Rounding, Storage};
+use crate::random::step_key;
+use crate::rules::RuleSpec;
+use crate::rules::loops::{Loops, MAX_SLOTS};
+use crate::rules::names::EMA;
+use core::ops::Range;
+
+/// The tensors of one rule.
+#[derive(Clone, Debug)]
+pub(super) struct Share {
+    /// The rule's place in the layout.
+    pub(super) rule: usize,
+    pub(super) spec: RuleSpec,
+    loops: &'static Loops,
+    pub(super) plan: Plan,
+    /// For each slot of the rule, the state of each kind of tensors.
+    state: Vec<[Numbers; 2]>,
+    master: Numbers,
+    ema: Numbers,
+    /// Scalars of the rows, one row behind the other, factors of their gradients, and weights of their
+    /// averages.
+    scalars: Vec<f32>,
+    factors: Vec<f32>,
+    weights: Vec<f32>,
+    /// Sums of the segments.
+    pub(super) sums: Vec<Sums>,
+}
+
+/// Everything that a pass needs beside the share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around<'a> {
+    pub(super) options: &'a Options,
+    /// The number of the step, from 1, without skipped ones.
+    pub(super) t: u64,
+    pub(super) dispatched: bool,
+}
+
+/// Where state is.
+enum Kept {
+    Slot(usize),
+    Master,
+    Ema,
+}
+
+impl Share {
+    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, Error> {
+        let used = &layout.rules()[rule];
+        let (spec, count) = (used.spec, used.spec.slots.len());
+        let loops = spec.cpu()?;
+        if count > MAX_SLOTS {
+            return Err(Error::TooManySlots { rule: spec.name, slots: count, bound: MAX_SLOTS });
+        }
+        let mut plan = Plan::new(layout, options, rule)?;
+        let numbers = |format: Option<Format>| {
+            format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format))
+        };
+        let [large, small] = plan.kept;
+        let state = |slot: usize| {
+            if !used.kept[slot] {
+                return Ok([Numbers::None, Numbers::None]);
+            }
+            Ok([Numbers::zeros(large, options.states)?, Numbers::zeros(small, Format::F32)?])
+        };
+        let state = (0..count).map(state).collect::<Result<_, Error>>()?;
+        let master = numbers(options.storage().master().map(|(_, format)| format))?;
+        let ema = numbers(options.ema.map(|_| Format::F32))?;
+        plan.divide(layout)?;
+        let rows = plan.groups.len();
+        Ok(Self {
+            rule,
+            spec,
+            loops,
+            state,
+            master,
+            ema,
+            scalars: vec![0.0; rows * spec.scalars.len()],
+            factors: vec![0.0; rows],
+            weights: vec![0.0; rows],
+            sums: vec![[0.0; 2]; plan.segments.len()],
+            plan,
+        })
+    }
+
+    /// Divides the work anew, as groups have been frozen or thawed.
+    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
+        self.plan.divide(layout)?;
+        self.sums.clear();
+        self.sums.resize(self.plan.segments.len(), [0.0; 2]);
+        Ok(())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.state.iter().flatten().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
+    }
+
+    /// The numbers of a slot for a tensor, by its place among the spans, and where they lie.
+    pub(super) fn numbers(
+        &self,
+        slot: &str,
+        span: usize,
+        options: &Options,
+    ) -> Result<(&Numbers, Range<usize>), Error> {
+        let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
+        Ok(match kept {
+            Kept::Slot(nth) => (&self.state[nth][span.kind], span.state()),
+            Kept::Master => (&self.master, span.start..span.end()),
+            Kept::Ema => (&self.ema, span.start..span.end()),
+        })
+    }
+
+    pub(super) fn numbers_mut(
+        &mut self,
+        slot: &str,
+        span: usize,
+        options: &Options,
+    ) -> Result<(&mut Numbers, Range<usize>), Error> {
+        let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
+        Ok(match kept {
+            Kept::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
+            Kept::Master => (&mut self.master, span.start..span.end()),
+            Kept::Ema => (&mut self.ema, span.start..span.end()),
+        })
+    }
+
+    fn place(&self, slot: &str, options: &Options) -> Result<Kept, Error> {
+        if let Some(nth) = self.spec.slot(slot) {
+            return Ok(Kept::Slot(nth));
+        }
+        match options.storage().master() {
+            Some((name, _)) if name == slot => Ok(Kept::Master),
+            _ if slot == EMA && options.ema.is_some() => Ok(Kept::Ema),
+            _ => Err(Error::Unknown { what: "slot", name: slot.into() }),
+        }
+    }
+
+    /// The blocks, so many at a time, and the ranges of the flat space that they update.
+    #[cfg(feature = "gpu")]
+    pub(super) fn chunks(&self, blocks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
+        let plan = &self.plan;
+        (0..plan.blocks.len()).step_by(blocks).map(move |first| {
+            let blocks = first..plan.blocks.len().min(first.saturating_add(blocks));
+            let mut ranges: Vec<Range<usize>> = Vec::new();
+            for (range, _) in self.ranges(blocks.clone()) {
+                match ranges.last_mut().filter(|last| last.end == range.start) {
+                    Some(last) => last.end = range.end,
+                    None => ranges.push(range),
+                }
+            }
+            (blocks, ranges)
+        })
+    }
+
+    /// The ranges of the flat space that blocks update, tensor by tensor, and their spans.
+    #[cfg(feature = "gpu")]
+    pub(super) fn ranges(&self, blocks: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let plan = &self.plan;
+        let segments = plan.blocks[blocks].iter().flat_map(|block| &plan.segments[block.segments.clone()]);
+        segments.map(|segment| {
+            let span = &plan.spans[segment.span];
+            let start = span.flat + segment.start - span.start;
+            (start..start + segment.end - segment.start, segment.span)
+        })
+    }
+
+    /// Sets each row's scalars, factor and weight of the average from those of its group.
+    pub(super) fn set_rows(
+        &mut self,
+        scalars: impl Fn(usize, usize) -> f32,
+        factor: impl Fn(usize) -> f32,
+        weight: impl Fn(usize) -> f32,
+    ) {
+        let count = self.spec.scalars.len();
+        for (row, &group) in self.plan.groups.iter().enumerate() {
+            (self.factors[row], self.weights[row]) = (factor(group), weight(group));
+            for (i, to) in self.scalars[row * count..][..count].iter_mut().enumerate() {
+                *to = scalars(group, i);
+            }
+        }
+    }
+
+    /// Adds each segment's first sum to its group's.
+    pub(super) fn add_sums(&self, mut add: impl FnMut(usize, f64)) {
+        for (segment, [sum, _]) in self.plan.segments.iter().zip(&self.sums) {
+            add(self.plan.groups[segment.row], *sum);
+        }
+    }
+
+    /// Squares of the gradients of `blocks`.
+    pub(super) fn scan(&mut self, around: Around<'_>, tensors: &mut Checked<'_>, blocks: Range<usize>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let grads = around.options.grads;
+        let scan = if around.dispatched { passes::scan } else { passes::scan_plainly };
+        let (_, plan, part) = self.parts(tensors, blocks.start);
+        sweep(plan, blocks, part, false, &|block, part| scan(plan, grads, block, part));
+    }
+
+    /// Squares of parameters and update directions, for a layer-wise rule.
+    pub(super) fn layer_norms(
+        &mut self,
+        around: Around<'_>,
+        tensors: &mut Checked<'_>,
+        blocks: Range<usize>,
+        backwards: bool,
+    ) {
+        self.sweep(around, tensors, blocks, backwards, false, passes::layer_norms);
+    }
+
+    /// The update, or the rest of a step that is skipped.
+    pub(super) fn update(
+        &mut self,
+        around: Around<'_>,
+        tensors: &mut Checked<'_>,
+        blocks: Range<usize>,
+        backwards: bool,
+        skip: bool,
+    ) {
+        if !skip {
+            self.sweep(around, tensors, blocks, backwards, true, passes::update);
+        } else if around.options.zero_gradients || around.options.norms {
+            self.sweep(around, tensors, blocks, backwards, true, passes::rest);
+        }
+    }
+
+    /// The rows' trust ratios, from the sums of the segments. Each row has one or several segments, or none
+    /// if its group is frozen.
+    pub(super) fn set_trust_ratios(&mut self) {
+        let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
+        let mut segments = self.plan.segments.iter().zip(&self.sums).peekable();
+        for (nth, scalars) in self.scalars.chunks_exact_mut(count).enumerate() {
+            let mut sums = [0.0; 2];
+            while let Some((_, part)) = segments.next_if(|(segment, _)| segment.row == nth) {
+                sums[0] += part[0];
+                sums[1] += part[1];
+            }
+            let [p_norm, u_norm] = sums.map(|sum| sum.sqrt() as f32);
+            scalars[field] = (self.loops.trust_ratio)(scalars, p_norm, u_norm);
+        }
+    }
+
+    /// All memory from a block on, and the plan that divides it.
+    fn parts<'m, 'a>(
+        &'m mut self,
+        tensors: &'m mut Checked<'a>,
+        first: usize,
+    ) -> ([&'m [f32]; 3], &'m Plan, Part<'m, 'a>) {
+        let Block { start, kept, segments } = &self.plan.blocks[first];
+        let from = |numbers: &'m mut Numbers, start: usize| {
+            let cells = numbers.cells();
+            // A slot that is not kept has no elements to leave out.
+            let at = start.min(cells.len());
+            cells.split_at(at).1
+        };
+        let mut state: [[_; MAX_SLOTS]; 2] = Default::default();
+        for (slot, [large, small]) in self.state.iter_mut().enumerate() {
+            (state[0][slot], state[1][slot]) = (from(large, kept[0]), from(small, kept[1]));
+        }
+        let part = Part {
+            start: *start,
+            kept: *kept,
+            segment: segments.start,
+            memory: tensors.memory(self.rule),
+            state,
+            master: from(&mut self.master, *start),
+            ema: from(&mut self.ema, *start),
+            sums: &mut self.sums[segments.start..],
+        };
+        ([&self.scalars, &self.factors, &self.weights], &self.plan, part)
+    }
+
+    /// A pass over blocks; `last` is the one that ends the step.
+    fn sweep(
+        &mut self,
+        around: Around<'_>,
+        tensors: &mut Checked<'_>,
+        blocks: Range<usize>,
+        backwards: bool,
+        last: bool,
+        leaf: impl Fn(&Pass<'_>, &Block, &mut Part<'_, '_>) + Sync,
+    ) {
+        if blocks.is_empty() {
+            return;
+        }
+        let Around { options, t, dispatched } = around;
+        let storage = options.storage();
+        // Of tensors of each kind.
+        let storages = [storage, Storage { states: Format::F32, ..storage }];
+        let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
+        let (loops, slots) = (self.loops, self.spec.slots.len());
+        let ([scalars, factors, weights], plan, part) = self.parts(tensors, blocks.start);
+        let pass = Pass {
+            plan,
+            loops,
+            dispatched,
+            slots,
+            storage: storages,
+            scalars,
+            factors,
+            bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
+            zero: last && options.zero_gradients,
+            weights: options.ema.map(|_| weights),
+            norms: last && options.norms,
+            in_place: storages.map(|of| [of.params, of.grads, of.states] == [Format::F32; 3]),
+            key: storage.stochastic.then(|| step_key(seed, t)),
+        };
+        sweep(plan, blocks, part, backwards, &|block, part| leaf(&pass, block, part));
+    }
+}

@@ -1,0 +1,323 @@
+//! State as numbers, whatever its format, and state from an optimizer for another layout.
+
+use super::buffers::View;
+use super::control;
+use super::optimizer::Optimizer;
+use super::state::StateRange;
+use crate::error::Error;
+use crate::formats::Format;
+use crate::layout::{Carry, VECTOR};
+use crate::rules::names::REMAINDER;
+use crate::state::{take_over, values};
+use core::mem::offset_of;
+use core::ops::Range;
+
+/// Alignment and size of a copy, in bytes.
+const WORD: u64 = 4;
+
+/// How a copy of a tensor's state slot is decoded: the result of [`Optimizer::copy_state`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredState {
+    format: Format,
+    parts: Vec<StoredPart>,
+    bytes: u64,
+}
+
+/// The part of a tensor that one chunk has, in a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StoredPart {
+    codes: Range<usize>,
+    scales: Range<usize>,
+    /// Places before the first element in its first block.
+    lead: usize,
+}
+
+impl StoredState {
+    /// Bytes of the copy: a multiple of 4.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The format of the numbers.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The numbers, one for each element of the tensor, from the bytes of the copy.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for fewer bytes than [`bytes`](Self::bytes).
+    pub fn decode(&self, bytes: &[u8]) -> Result<Vec<f32>, Error> {
+        let (found, expected) = (bytes.len() as u64, self.bytes);
+        if found < expected {
+            return Err(Error::Length { what: "bytes of a state slot".into(), found, expected });
+        }
+        let decode = |part: &StoredPart| {
+            let (codes, scales) = (&bytes[part.codes.clone()], &bytes[part.scales.clone()]);
+            values::decode(self.format, codes, scales, part.lead)
+        };
+        Ok(self.parts.iter().flat_map(decode).collect())
+    }
+}
+
+/// A copy of whole words.
+struct Words<'a> {
+    buffer: &'a wgpu::Buffer,
+    from: u64,
+    to: u64,
+    bytes: u64,
+}
+
+impl Optimizer {
+    /// Records copies of state slot `slot` of `tensor`, as it is stored, into the caller's buffer, which has
+    /// usage `COPY_DST` and room for [`StoredState::bytes`] from the view's offset on. The result decodes the
+    /// bytes on the host. A slot in f32 is copied as numbers that a kernel can read.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks,
+    /// [`Error::SlotNotKept`], [`Error::Format`] for a remainder, whose codes are no numbers,
+    /// [`Error::MissingUsage`], [`Error::Misaligned`], [`Error::OutOfBounds`]; nothing is recorded then.
+    pub fn copy_state<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        slot: &str,
+        tensor: &str,
+        to: impl Into<View<'a>>,
+    ) -> Result<StoredState, Error> {
+        let to = to.into();
+        let (stored, copies) = self.copies(slot, tensor)?;
+        let what = || format!("copy of {slot} of tensor {tensor:?}");
+        if !to.buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
+            return Err(Error::MissingUsage { what: what(), usage: "COPY_DST" });
+        }
+        if !to.offset.is_multiple_of(WORD) {
+            return Err(Error::Misaligned { what: what(), offset: to.offset, bound: WORD });
+        }
+        let (start, size) = (to.offset, to.buffer.size());
+        let end = start.saturating_add(stored.bytes);
+        if end > size {
+            return Err(Error::OutOfBounds { what: what(), start, end, size });
+        }
+        for Words { buffer, from, to: at, bytes } in copies {
+            encoder.copy_buffer_to_buffer(buffer, from, to.buffer, start + at, Some(bytes));
+        }
+        Ok(stored)
+    }
+
+    /// The bytes of state slot `slot` of `tensor`: how many a copy takes, and how they are decoded.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::SlotNotKept`], [`Error::Format`] as [`copy_state`](Self::copy_state).
+    pub fn stored_state(&self, slot: &str, tensor: &str) -> Result<StoredState, Error> {
+        self.copies(slot, tensor).map(|(stored, _)| stored)
+    }
+
+    fn copies(&self, slot: &str, tensor: &str) -> Result<(StoredState, Vec<Words<'_>>), Error> {
+        let (format, ranges) = self.ranges_of(slot, tensor)?;
+        let (mut parts, mut copies, mut at) = (Vec::new(), Vec::new(), 0);
+        for StateRange { buffer, offset, len, element_bytes, scales, .. } in ranges {
+            let mut copy = |start: u64, bytes: u64| {
+                let from = start / WORD * WORD;
+                let words = (start + bytes).next_multiple_of(WORD) - from;
+                copies.push(Words { buffer, from, to: at, bytes: words });
+                let first = (at + start - from) as usize;
+                at += words;
+                first..first + bytes as usize
+            };
+            let codes = copy(offset, len * element_bytes);
+            let lead = offset % VECTOR;
+            let blocks = format.block().map_or(0, |block| (lead + len).div_ceil(block));
+            let scales = scales.map_or(0..0, |scales| copy(scales, WORD * blocks));
+            parts.push(StoredPart { codes, scales, lead: lead as usize });
+        }
+        Ok((StoredState { format, parts, bytes: at }, copies))
+    }
+
+    /// The format of a slot's numbers, and where they lie.
+    fn ranges_of(&self, slot: &str, tensor: &str) -> Result<(Format, Vec<StateRange<'_>>), Error> {
+        let ranges = self.state(slot, tensor)?;
+        let Some(first) = ranges.first() else { return Err(self.layout.not_kept(slot, tensor)) };
+        if slot == REMAINDER {
+            return Err(Error::Format { field: REMAINDER, format: "u16", bound: "read as codes" });
+        }
+        let format = match first.element_bytes {
+            1 => Format::Q8,
+            2 => Format::Bf16,
+            _ => Format::F32,
+        };
+        Ok((format, ranges))
+    }
+
+    /// Writes state slot `slot` of `tensor` from numbers, one for each element, with rounding to nearest. It
+    /// takes effect before the next submission.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::SlotNotKept`], [`Error::Format`] as [`copy_state`](Self::copy_state),
+    /// [`Error::Length`], and [`Error::OddElement`] for a tensor that shares a word of 2-byte state with
+    /// another one, as only tensors of a [packed](crate::Layout::packed) layout do; nothing changes then.
+    pub fn write_state(
+        &mut self,
+        queue: &wgpu::Queue,
+        slot: &str,
+        tensor: &str,
+        numbers: &[f32],
+    ) -> Result<(), Error> {
+        let (format, ranges) = self.ranges_of(slot, tensor)?;
+        let target = self.layout.tensor(tensor)?;
+        let what = || format!("{slot} of tensor {tensor:?}");
+        let (found, expected) = (numbers.len() as u64, target.len);
+        if found != expected {
+            return Err(Error::Length { what: what(), found, expected });
+        }
+        if format == Format::Bf16 && self.layout.shares_vector(target) {
+            return Err(Error::OddElement { what: what(), offset: target.offset });
+        }
+        for StateRange { buffer, offset, start, len, scales, .. } in ranges {
+            let own = &numbers[start as usize..(start + len) as usize];
+            let (codes, own_scales) = values::encode(format, own, (offset % VECTOR) as usize);
+            let first = offset / WORD * WORD;
+            // Components of a vector that belong to no tensor are 0.
+            let mut words = vec![0; (offset - first) as usize];
+            words.extend_from_slice(&codes);
+            words.resize(words.len().next_multiple_of(WORD as usize), 0);
+            queue.write_buffer(buffer, first, &words);
+            if let Some(scales) = scales {
+                queue.write_buffer(buffer, scales, &own_scales);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the state of `old`, on the device: of tensors of the same name, shape and slots, with
+    /// counts of steps, carried numbers and the loss scale. A group whose tensors are all new starts as in a
+    /// new optimizer. Tensors that this optimizer lacks are left out.
+    ///
+    /// It records copies into `encoder`, behind the old optimizer's last step; `old` takes no more steps
+    /// then. Call it before this optimizer's first step is recorded. Where steps may be skipped, poll for the
+    /// old optimizer's reports first: the age of a new group is uncertain without them, and the next step is
+    /// [`Error::UncertainAge`].
+    ///
+    /// Both optimizers have to be of one device. wgpu tells devices of one instance apart, and not those of
+    /// two.
+    ///
+    /// # Errors
+    /// [`Error::State`] with everything that differs; nothing is recorded and nothing changes then.
+    pub fn take_over(
+        &mut self,
+        queue: &wgpu::Queue,
+        encoder: &mut wgpu::CommandEncoder,
+        old: &Self,
+    ) -> Result<(), Error> {
+        // Reports that have arrived since the old optimizer's last step leave fewer counts possible.
+        let mut pending = old.pending.clone();
+        if let Some((reported, skipped)) = old.control.as_ref().and_then(control::Control::newest) {
+            pending.confirm(skipped, old.steps - reported - 1);
+        }
+        let counts = 0..pending.count() as u64;
+        let carries: Vec<_> = counts.map(|i| pending.carries(pending.first() + i)).collect();
+        let (from, to) = ((&old.layout, &old.options), (&self.layout, &self.options));
+        let taken = take_over::compare(from, to, &carries)?;
+        self.refuse_other_device(old, pending.count())?;
+        let copies = self.state_copies(old, &taken.tensors)?;
+        for (from, at, to, start, bytes) in &copies {
+            encoder.copy_buffer_to_buffer(from, *at, to, *start, Some(*bytes));
+        }
+        self.steps = old.steps;
+        self.pending.take_over(&pending, &taken.groups);
+        let size = size_of::<control::State>() as u64;
+        // The scale and the good steps come first.
+        let counted = offset_of!(control::State, taken) as u64;
+        match (&old.control, &self.control) {
+            (Some(old_control), Some(own)) => {
+                let scales = self.options.loss_scale.is_some() && old.options.loss_scale.is_some();
+                let first = if scales { 0 } else { counted };
+                let bytes = Some(size - first);
+                encoder.copy_buffer_to_buffer(&old_control.state, first, &own.state, first, bytes);
+            }
+            (None, Some(own)) => {
+                let taken = (old.steps - pending.first()) as u32;
+                queue.write_buffer(&own.state, counted, bytemuck::bytes_of(&taken));
+            }
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    fn refuse_other_device(&self, old: &Self, counts: usize) -> Result<(), Error> {
+        let option = |option, found, expected| crate::StateMismatch::Option { option, found, expected };
+        if self.device != old.device {
+            return Err(Error::State(vec![option("device", "another one", "the optimizer's own")]));
+        }
+        // A device that counts steps on its own can only be followed by one that does so too.
+        if counts > 1 && !self.options.skips() {
+            return Err(Error::State(vec![option("skip_nonfinite", "true", "true, or all steps reported")]));
+        }
+        Ok(())
+    }
+
+    /// The copies of all state that `tensors` have, in whole words: buffer and byte of the old, of the new,
+    /// and bytes.
+    #[expect(clippy::type_complexity, reason = "a list for one loop")]
+    fn state_copies(
+        &self,
+        old: &Self,
+        tensors: &[(usize, usize)],
+    ) -> Result<Vec<(wgpu::Buffer, u64, wgpu::Buffer, u64, u64)>, Error> {
+        let (mut copies, mut odd) = (Vec::new(), Vec::new());
+        let mut new_of = vec![None; old.layout.tensors().len()];
+        tensors.iter().for_each(|&(i, j)| new_of[i] = Some(j));
+        let names: Vec<_> = self.layout.by_offset().map(|tensor| tensor.name.as_str()).collect();
+        let shared: Vec<_> = self.layout.by_offset().map(|t| self.layout.shares_vector(t)).collect();
+        for stream in self.streams() {
+            let (from, to) =
+                (old.runs(&stream.slot, stream.content), self.runs(&stream.slot, stream.content));
+            let mut by_tensor: Vec<Vec<_>> = vec![Vec::new(); names.len()];
+            to.iter().for_each(|run| by_tensor[run.tensor].push(run));
+            for run in &from {
+                let Some(j) = new_of[run.tensor] else { continue };
+                // Chunks may be cut at other places.
+                for own in &by_tensor[j] {
+                    let start = run.start.max(own.start);
+                    let end = (run.start + run.bytes).min(own.start + own.bytes);
+                    if start >= end {
+                        continue;
+                    }
+                    let (at, place) = (run.offset + start - run.start, own.offset + start - own.start);
+                    let bytes = end - start;
+                    // Words of values of 2 bytes are copied whole.
+                    let halves = stream.content.value_bytes() == 2;
+                    if at % WORD != place % WORD || halves && shared[j] {
+                        odd.push(crate::StateMismatch::Format {
+                            tensor: names[j].into(),
+                            slot: "states",
+                            found: "2 bytes an element, in words shared with other tensors",
+                            expected: "in words of its own",
+                        });
+                        break;
+                    }
+                    // The rest of the first and the last word is padding.
+                    let lead = at % WORD;
+                    let words = (bytes + lead).next_multiple_of(WORD);
+                    let (from, to) = (run.buffer.clone(), own.buffer.clone());
+                    copies.push((from, at - lead, to, place - lead, words));
+                }
+            }
+        }
+        if odd.is_empty() { Ok(copies) } else { Err(Error::State(odd)) }
+    }
+}
+
+impl super::pending::Pending {
+    /// Goes on from the counts of another optimizer, whose group `groups[i]` group `i` follows; a group
+    /// without one starts anew.
+    fn take_over(&mut self, old: &Self, groups: &[Option<usize>]) {
+        let of_set = |skipped: u64| {
+            let carries = old.carries(skipped).to_vec();
+            groups.iter().map(move |group| group.map_or(Carry::default(), |group| carries[group]))
+        };
+        let counts = old.first()..old.first() + old.count() as u64;
+        self.replace(old.first(), old.count(), counts.flat_map(of_set).collect());
+    }
+}

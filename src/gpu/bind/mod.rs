@@ -1,0 +1,168 @@
+//! Binding: the caller's buffers, checked against the layout and made ready to record.
+
+mod build;
+mod partials;
+mod plan;
+mod tables;
+
+use super::buffers::{ByteRange, Form, Named, Part, Tensors, View};
+use super::device::ELEMENT;
+use super::optimizer::Optimizer;
+use super::plan::{self as planner, Chunk, Span};
+use super::record::{Bound, Recorded};
+use super::state::spans;
+use crate::error::Error;
+use crate::formats::Format;
+use crate::layout::{Tensor, VECTOR};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+impl Optimizer {
+    /// Checks the caller's buffers against the layout and prepares them for recording.
+    ///
+    /// Compiles kernels on first use. Call it outside of the training loop, and again when buffers change.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::Duplicate`] and [`Error::Mismatch`] for tensors that are not the
+    /// layout's, [`Error::MissingUsage`] without `STORAGE`, [`Error::Misaligned`] for an offset that is no
+    /// multiple of 4, [`Error::OutOfBounds`], [`Error::BuffersOverlap`] for ranges that overlap, or lie in
+    /// one 256-byte block of one buffer where parameters and gradients share it, [`Error::OddElement`],
+    /// [`Error::DeviceLimit`], [`Error::Device`].
+    pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, Error> {
+        let state: Vec<_> = self.state.iter().map(|state| &state.chunk).collect();
+        let scanned = self.scanned_chunks();
+        let scanned: Vec<_> = scanned.iter().collect();
+        let [parts, scanned] = match &tensors.0 {
+            Form::Flat(p, g) => self.flat_parts(*p, *g, [&state, &scanned])?,
+            Form::Each(each) => self.each_parts(each, [&state, &scanned])?,
+        };
+        let recorded = Mutex::new(Arc::new(self.plan(&parts, &scanned)?));
+        Ok(Bound { owner: self.identity.clone(), parts, scanned, recorded })
+    }
+
+    /// The dispatches of a binding for the groups that are frozen now.
+    pub(super) fn current(&mut self, bound: &Bound) -> Result<Arc<Recorded>, Error> {
+        let recorded = bound.recorded();
+        if recorded.revision == self.revision {
+            return Ok(recorded);
+        }
+        let recorded = Arc::new(self.plan(&bound.parts, &bound.scanned)?);
+        *bound.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded.clone();
+        Ok(recorded)
+    }
+
+    /// The chunks of all tensors, whatever their rules and formats, in which gradients are scanned.
+    fn scanned_chunks(&self) -> Vec<Chunk> {
+        if self.control.is_none() {
+            return Vec::new();
+        }
+        let spans: Vec<Span> = spans(&self.layout).map(|(_, span)| span).collect();
+        planner::chunks(&spans, self.limits.chunk_elements, 1)
+    }
+
+    fn flat_parts<'a>(
+        &self,
+        p: View<'a>,
+        g: View<'a>,
+        chunks: [&[&Chunk]; 2],
+    ) -> Result<[Vec<Part>; 2], Error> {
+        let (params, grads) = (self.options.params, self.options.grads);
+        let [p_bytes, g_bytes] = [params, grads].map(|format| self.layout.len() * format.bytes());
+        let p = Named::new("parameters", p, p_bytes)?;
+        let g = Named::new("gradients", g, g_bytes)?;
+        self.refuse_overlaps(vec![p.range(p_bytes), g.range(g_bytes)])?;
+        let part = |(i, chunk): (usize, &&Chunk)| Part {
+            chunk: i,
+            base: chunk.start,
+            state: chunk.state_quads,
+            pieces: chunk.pieces.clone(),
+            p: p.at(chunk.start as i64, params),
+            g: g.at(chunk.start as i64, grads),
+        };
+        Ok(chunks.map(|chunks| chunks.iter().enumerate().map(part).collect()))
+    }
+
+    fn each_parts<'a>(
+        &self,
+        each: &[(&str, View<'a>, View<'a>)],
+        chunks: [&[&Chunk]; 2],
+    ) -> Result<[Vec<Part>; 2], Error> {
+        let mut views = HashMap::new();
+        for (name, p, g) in each {
+            let tensor = self.layout.tensor(name)?;
+            if views.insert(tensor.offset, (*p, *g)).is_some() {
+                return Err(Error::Duplicate { what: "tensor", name: (*name).into() });
+            }
+        }
+        if views.len() != self.layout.tensors().len() {
+            return Err(Error::Mismatch {
+                what: "bound tensors",
+                found: views.len() as u64,
+                expected: self.layout.tensors().len() as u64,
+            });
+        }
+        let tensors: Vec<&Tensor> = self.layout.by_offset().collect();
+        let (params, grads) = (self.options.params, self.options.grads);
+        let mut named = Vec::new();
+        let mut ranges = Vec::new();
+        for tensor in &tensors {
+            let (p, g) = views[&tensor.offset];
+            let check = |side, view, format: Format| {
+                let (what, offset) = (format!("{side} of tensor {:?}", tensor.name), tensor.offset);
+                if format.bytes() < ELEMENT && !offset.is_multiple_of(2) {
+                    return Err(Error::OddElement { what, offset });
+                }
+                let bytes = tensor.len * format.bytes();
+                let named = Named::new(&what, view, bytes)?;
+                let range = named.range(bytes);
+                Ok((named, range))
+            };
+            let (p, p_range) = check("parameters", p, params)?;
+            let (g, g_range) = check("gradients", g, grads)?;
+            ranges.extend([p_range, g_range]);
+            named.push((p, g));
+        }
+        self.refuse_overlaps(ranges)?;
+        let parts = |chunks: &[&Chunk]| {
+            let mut parts = Vec::new();
+            for (i, chunk) in chunks.iter().enumerate() {
+                for piece in &chunk.pieces {
+                    let (p, g) = &named[piece.tensor];
+                    let base = piece.start / VECTOR * VECTOR;
+                    let first = base as i64 - tensors[piece.tensor].offset as i64;
+                    parts.push(Part {
+                        chunk: i,
+                        base,
+                        state: chunk.state_quads,
+                        pieces: vec![*piece],
+                        p: p.at(first, params),
+                        g: g.at(first, grads),
+                    });
+                }
+            }
+            parts
+        };
+        Ok(chunks.map(parts))
+    }
+
+    /// Refuses ranges of one buffer that share bytes, with each other or with the optimizer's own state.
+    pub(crate) fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
+        ranges.extend(self.buffers().map(|buffer| ByteRange {
+            what: "optimizer state".into(),
+            buffer: buffer.clone(),
+            start: 0,
+            end: buffer.size(),
+        }));
+        ranges.extend(self.control.iter().map(|control| ByteRange {
+            what: "the loss scale".into(),
+            buffer: control.state.clone(),
+            start: 0,
+            end: control.state.size(),
+        }));
+        ranges.sort_by(|a, b| (&a.buffer, a.start).cmp(&(&b.buffer, b.start)));
+        for pair in ranges.windows(2) {
+            pair[0].refuse_overlap(&pair[1])?;
+        }
+        Ok(())
+    }
+}

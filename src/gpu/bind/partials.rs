@@ -1,0 +1,74 @@
+//! Partial sums: a place for each workgroup's, and whose sum it is part of.
+
+use super::tables::Table;
+use crate::error::Error;
+use crate::gpu::device::{create_buffer, create_filled};
+use crate::gpu::plan::Dispatch;
+
+/// Bytes of a partial sum: three sums and flags.
+const PARTIAL_BYTES: u64 = 16;
+/// The target of a workgroup of a 2-D dispatch that lies past its table.
+const NOBODY: u32 = u32::MAX;
+
+/// The reduction target of each partial sum: a group, a tensor of a rule, or everything.
+#[derive(Default)]
+pub(super) struct Targets(Vec<u32>);
+
+impl Targets {
+    pub(super) fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    /// All partial sums, as parts of one sum.
+    pub(super) fn as_one(&self) -> Self {
+        Self(vec![0; self.0.len()])
+    }
+
+    /// Gives every workgroup of a dispatch a place for its partial sum, whose target is its tile's group.
+    pub(super) fn number(&mut self, table: &mut Table) {
+        table.header.partials = self.len();
+        let Dispatch { tiles, workgroups: [x, y], .. } = &table.dispatch;
+        let end = self.0.len() + (x * y) as usize;
+        self.0.extend(tiles.iter().map(|tile| tile.group));
+        self.0.resize(end, NOBODY);
+    }
+
+    /// The places where the numbers of each of `count` targets begin and the last one's end, and then the
+    /// numbers of their partial sums.
+    pub(super) fn list(&self, count: u32) -> Vec<u32> {
+        let mut list = vec![0; count as usize + 1];
+        let mut numbers: Vec<_> = (0..self.len()).filter(|&n| self.0[n as usize] < count).collect();
+        numbers.sort_by_key(|&n| self.0[n as usize]);
+        for (target, begin) in (0..).zip(&mut list) {
+            let before = numbers.partition_point(|&n| self.0[n as usize] < target);
+            *begin = count + 1 + before as u32;
+        }
+        list.append(&mut numbers);
+        list
+    }
+}
+
+/// Device memory of a binding, counted.
+pub(super) struct Memory<'a> {
+    pub(super) device: &'a wgpu::Device,
+    pub(super) bytes: u64,
+}
+
+impl Memory<'_> {
+    pub(super) fn filled(
+        &mut self,
+        label: &str,
+        bytes: &[u8],
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, Error> {
+        self.bytes += bytes.len() as u64;
+        create_filled(self.device, label, bytes, usage)
+    }
+
+    /// Room for so many partial sums, and for one where there are none, as a binding has to have bytes.
+    pub(super) fn sums(&mut self, count: u32) -> Result<wgpu::Buffer, Error> {
+        let bytes = u64::from(count.max(1)) * PARTIAL_BYTES;
+        self.bytes += bytes;
+        create_buffer(self.device, "partial sums", bytes, wgpu::BufferUsages::STORAGE)
+    }
+}

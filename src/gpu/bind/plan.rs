@@ -1,0 +1,216 @@
+//! From parts of the caller's buffers to dispatches: tables of tiles, and the kernels that read them.
+
+use super::tables::Table;
+use crate::error::Error;
+use crate::gpu::buffers::{ByteRange, Part, Window as Bytes};
+use crate::gpu::kernel::{Access, Around, Key, Walk};
+use crate::gpu::optimizer::Optimizer;
+use crate::gpu::pipeline::Kernel;
+use crate::gpu::plan::{self, Dispatch, Header, Piece, Seams, Space, Tiling};
+use crate::gpu::record::Recorded;
+use crate::gpu::state::block_vectors;
+use crate::layout::RuleUse;
+use crate::options::Storage;
+
+/// A dispatch that has been planned.
+pub(super) struct Planned {
+    pub(super) table: Table,
+    pub(super) kernel: Kernel,
+    /// Bindings of state that the kernel has.
+    pub(super) states: u32,
+    pub(super) p: ByteRange,
+    pub(super) g: ByteRange,
+}
+
+/// Everything that is dispatched for the tensors of one part of the state.
+pub(super) struct PlannedStep {
+    pub(super) rule: usize,
+    pub(super) chunk: usize,
+    pub(super) update: Planned,
+    /// The first phase of a layer-wise rule.
+    pub(super) measure: Option<Planned>,
+}
+
+/// The bytes of the caller's buffers that a dispatch binds.
+struct Window<'a> {
+    part: &'a Part,
+    access: Access,
+    p: Bytes,
+    g: Bytes,
+}
+
+impl Optimizer {
+    /// Plans and builds all dispatches for tensors of groups that are not frozen.
+    pub(super) fn plan(&mut self, parts: &[Part], scanned: &[Part]) -> Result<Recorded, Error> {
+        let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group).collect();
+        let frozen: Vec<_> = self.layout.groups().iter().map(|group| group.is_frozen()).collect();
+        let thawed = |part: &Part| {
+            let pieces = part.pieces.iter().filter(|piece| !frozen[group_of[piece.tensor]]);
+            let pieces: Vec<_> = pieces.copied().collect();
+            (!pieces.is_empty()).then(|| Part { pieces, ..part.clone() })
+        };
+        let (mut steps, mut scans, mut slow) = (Vec::new(), Vec::new(), 0);
+        for part in parts.iter().filter_map(thawed) {
+            // The tail of an aligned part is not a slow path: it has at most three elements.
+            slow += usize::from(!part.is_aligned());
+            for (part, access) in part.split(block_vectors(self.state[part.chunk].format)) {
+                steps.push(self.plan_step(&part, access)?);
+            }
+        }
+        for part in scanned.iter().filter_map(thawed) {
+            for (part, access) in part.split(1) {
+                scans.push(self.plan_scan(&part, access)?);
+            }
+        }
+        self.build(steps, scans, slow)
+    }
+
+    fn plan_step(&mut self, part: &Part, access: Access) -> Result<PlannedStep, Error> {
+        let window = Window::new(part, access);
+        let shares_buffer = window.refuse_shared_blocks()?;
+        let state = &self.state[part.chunk];
+        let (rule, states) = (state.rule, state.format);
+        let RuleUse { spec, kept } = self.layout.rules()[rule].clone();
+        // For a layer-wise rule every tensor has a row of its own.
+        let numbered: Vec<Piece>;
+        let mut pieces = &part.pieces;
+        if self.layers[rule].is_some() {
+            let number = |piece: &Piece| Piece { group: self.numbers[piece.tensor], ..*piece };
+            numbered = part.pieces.iter().map(number).collect();
+            pieces = &numbered;
+        }
+        let storage = Storage { states, ..self.options.storage() };
+        let (by_element, by_tensor) = (access == Access::Elements, storage.stochastic);
+        let tiling = Tiling { by_element, block: block_vectors(states), by_tensor };
+        let dispatch = if self.options.norms {
+            plan::reduction(pieces, part.base, tiling, Seams::Shared, &self.limits)
+        } else {
+            plan::dispatch(pieces, part.base, tiling, &self.limits)
+        };
+        let table = self.table(&window, dispatch, by_tensor)?;
+        let key = Key {
+            walk: table.walk,
+            single: table.dispatch.tiles.len() == 1 && !self.options.norms,
+            writable_gradients: shares_buffer || self.options.zero_gradients,
+            rows: self.layout.groups().len() as u32,
+            rows_space: Space::Uniform,
+            set: self.set,
+            kept,
+            storage,
+            around: Around::of(&self.options),
+        };
+        let measure = match &self.layers[rule] {
+            None => None,
+            Some(_) => {
+                let tiling = Tiling::plain(by_element);
+                let reduction = plan::reduction(pieces, part.base, tiling, Seams::Apart, &self.limits);
+                let table = self.table(&window, reduction, false)?;
+                let key = Key { walk: table.walk, ..key.measuring() };
+                Some((table, key))
+            }
+        };
+        let (key, rows) = match &self.layers[rule] {
+            None => (key, &self.scalars_layout),
+            Some(layers) => {
+                let rows = layers.group_of.len() as u32;
+                (Key { rows, rows_space: layers.space, ..key }, &layers.layout)
+            }
+        };
+        let (limit, value) = ("max_storage_buffers_per_shader_stage", self.limits.storage_bindings);
+        let keys = measure.iter().map(|(_, key)| key).chain([&key]);
+        let most = keys.map(Key::storage_bindings).max().unwrap_or(0);
+        if most > value {
+            return Err(Error::DeviceLimit { limit, value: value.into(), bound: most.into() });
+        }
+        let cached = (rule, key);
+        if !self.kernels.contains_key(&cached) {
+            let kernel = Kernel::step(&spec, &self.device, rows, &cached.1)?;
+            self.kernels.insert(cached.clone(), kernel);
+        }
+        let update = window.planned(table, &self.kernels[&cached], cached.1.states());
+        let measure = match measure {
+            None => None,
+            Some((table, key)) => {
+                let cached = (rule, key);
+                if !self.measures.contains_key(&cached) {
+                    let kernel = Kernel::measure(&spec, &self.device, &self.scalars_layout, &cached.1)?;
+                    self.measures.insert(cached.clone(), kernel);
+                }
+                Some(window.planned(table, &self.measures[&cached], cached.1.states()))
+            }
+        };
+        Ok(PlannedStep { rule, chunk: part.chunk, update, measure })
+    }
+
+    fn plan_scan(&mut self, part: &Part, access: Access) -> Result<Planned, Error> {
+        let window = Window::new(part, access);
+        let tiling = Tiling::plain(access == Access::Elements);
+        let by_group = self.control.as_ref().is_some_and(|control| control.by_group.is_some());
+        let dispatch = if by_group {
+            plan::reduction(&part.pieces, part.base, tiling, Seams::Apart, &self.limits)
+        } else {
+            let pieces: Vec<_> = part.pieces.iter().map(|piece| Piece { group: 0, ..*piece }).collect();
+            plan::reduction(&pieces, part.base, tiling, Seams::Shared, &self.limits)
+        };
+        let table = self.table(&window, dispatch, false)?;
+        if !self.reductions.contains_key(&table.walk) {
+            let kernel = Kernel::reduction(&self.device, &table.walk, self.options.grads)?;
+            self.reductions.insert(table.walk, kernel);
+        }
+        let kernel = &self.reductions[&table.walk];
+        Ok(window.planned(table, kernel, 0))
+    }
+
+    /// The table of a dispatch over a window, which is checked to stay inside of it.
+    fn table(&self, window: &Window<'_>, dispatch: Dispatch, by_tensor: bool) -> Result<Table, Error> {
+        let Window { part, access, p, g } = window;
+        let [stride, rows] = dispatch.workgroups;
+        if rows > self.limits.workgroups {
+            return Err(Error::DeviceLimit {
+                limit: "max_compute_workgroups_per_dimension",
+                value: self.limits.workgroups.into(),
+                bound: rows.into(),
+            });
+        }
+        // Access by element stays inside of the caller's buffers by itself.
+        let sides = if *access == Access::Quads { &[p, g][..] } else { &[] };
+        part.prove_bounds(&dispatch, sides, part.state.into())?;
+        let header = Header {
+            records: dispatch.tiles.len() as u32,
+            shift: dispatch.shift,
+            stride,
+            p: p.base,
+            g: g.base,
+            p_last: p.last,
+            g_last: g.last,
+            partials: 0,
+            // A word of four codes a vector comes before them.
+            scales: part.state,
+        };
+        let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
+        let walk = Walk { access: *access, whole, space, uniform_bytes, by_tensor };
+        Ok(Table { walk, header, base: part.base, dispatch })
+    }
+}
+
+impl<'a> Window<'a> {
+    fn new(part: &'a Part, access: Access) -> Self {
+        Self { part, access, p: part.window(&part.p, access), g: part.window(&part.g, access) }
+    }
+
+    /// Whether parameters and gradients share a buffer; refuses bindings that would overlap there.
+    fn refuse_shared_blocks(&self) -> Result<bool, Error> {
+        let (p, g) = (&self.p, &self.g);
+        let shares = p.range.buffer == g.range.buffer;
+        if shares {
+            let (first, second) = if p.range.start < g.range.start { (p, g) } else { (g, p) };
+            first.range.refuse_overlap(&second.range)?;
+        }
+        Ok(shares)
+    }
+
+    fn planned(&self, table: Table, kernel: &Kernel, states: u32) -> Planned {
+        let (p, g) = (self.p.range.clone(), self.g.range.clone());
+        Planned { table, kernel: kernel.clone(), states, p, g }
+    }
+}

@@ -1,0 +1,68 @@
+//! The tables of tiles that dispatches read, in one buffer.
+
+use crate::gpu::device::ALIGNMENT;
+use crate::gpu::kernel::Walk;
+use crate::gpu::plan::{
+    Dispatch, HEADER_BYTES, Header, SharedTile, Space, TENSOR_BYTES, Tile, WholeTile, uniform_tiles,
+};
+use crate::layout::{Tensor, VECTOR};
+use crate::random::tensor_key;
+
+/// The tiles of one dispatch.
+pub(super) struct Table {
+    pub(super) walk: Walk,
+    pub(super) header: Header,
+    /// The element that vectors are counted from.
+    pub(super) base: u64,
+    pub(super) dispatch: Dispatch,
+}
+
+/// All tables in one buffer.
+#[derive(Default)]
+pub(super) struct Tables {
+    bytes: Vec<u8>,
+    end: u64,
+}
+
+impl Tables {
+    /// Writes a table; returns the offset and the size to bind.
+    pub(super) fn write(&mut self, table: &Table, tensors: &[&Tensor]) -> (u64, u64) {
+        let Table { walk, header, base, dispatch } = table;
+        let bytes = &mut self.bytes;
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let offset = bytes.len();
+        bytes.extend_from_slice(bytemuck::bytes_of(header));
+        bytes.resize(offset + HEADER_BYTES, 0);
+        for &Tile { quad, state, quads, group, first, last, tensor } in &dispatch.tiles {
+            if walk.whole {
+                bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile { quad, state, quads, group }));
+            } else {
+                let tile = SharedTile { quad, state, quads, group, first, last };
+                bytes.extend_from_slice(bytemuck::bytes_of(&tile));
+            }
+            if walk.by_tensor {
+                let tensor = tensors[tensor];
+                let vectors = base / VECTOR + u64::from(quad) - tensor.offset / VECTOR;
+                let place = vectors * VECTOR + tensor.offset % VECTOR;
+                let element = [tensor_key(&tensor.name), place as u32];
+                bytes.extend_from_slice(bytemuck::bytes_of(&element));
+                bytes.resize(bytes.len() + TENSOR_BYTES - size_of_val(&element), 0);
+            }
+        }
+        let size = match walk.space {
+            // A uniform table is declared at its full size.
+            Space::Uniform => {
+                walk.table_bytes(uniform_tiles(walk.uniform_bytes, walk.whole, walk.by_tensor) as usize)
+            }
+            Space::Storage => (bytes.len() - offset) as u64,
+        };
+        self.end = self.end.max(offset as u64 + size);
+        (offset as u64, size)
+    }
+
+    /// The bytes of all tables, with room behind the last ones for their full size.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        self.bytes.resize(self.end as usize, 0);
+        self.bytes
+    }
+}

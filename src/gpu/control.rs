@@ -1,0 +1,262 @@
+//! Between the gradients and the update: reduction, decision, report.
+
+use super::device::{create_buffer, create_filled};
+use super::kernel::{Around, Fold, SetLayout};
+use super::pipeline::Kernel;
+use super::ring;
+use crate::error::Error;
+use crate::options::{Clip, Options};
+use crate::report::Report;
+use bytemuck::{Pod, Zeroable};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The number in the state before the first step.
+const NO_STEP: u32 = u32::MAX;
+/// Reports that are kept until somebody asks for them; older ones are dropped.
+const KEPT_REPORTS: usize = 1_024;
+
+/// What stands before the sets of scalars in a step's request.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Request {
+    pub(crate) number: u32,
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+    pub(crate) unscale: f32,
+    pub(crate) max_norm: f32,
+    pub(crate) growth: f32,
+    pub(crate) backoff: f32,
+    pub(crate) interval: u32,
+    pub(crate) min_scale: f32,
+    pub(crate) max_scale: f32,
+    pub(crate) partials: u32,
+    pub(crate) unused: u32,
+}
+
+/// What the device remembers from step to step.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct State {
+    pub(crate) scale: f32,
+    pub(crate) good: u32,
+    pub(crate) taken: u32,
+    pub(crate) number: u32,
+    pub(crate) flags: u32,
+    pub(crate) norm: f32,
+    pub(crate) factor: f32,
+    pub(crate) used_scale: f32,
+    pub(crate) param_norm: f32,
+    pub(crate) update_norm: f32,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves these whole: all that is done with them is a push or a pop.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The control kernel with its buffers.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// Bind group 0: partial results, live scalars, state.
+    pub(crate) kernel: Kernel,
+    /// What adds up the gradients' partial results by group, where groups are clipped.
+    pub(crate) by_group: Option<Kernel>,
+    /// What adds up the squares of parameters and update, where they are reported.
+    pub(crate) of_all: Option<Kernel>,
+    /// The scalars that the step's kernels read.
+    pub(crate) live: wgpu::Buffer,
+    pub(crate) live_group: wgpu::BindGroup,
+    pub(crate) state: wgpu::Buffer,
+    pub(crate) request: Request,
+    reports: Reports,
+}
+
+impl Control {
+    /// `rows` is the layout of the step's scalars, `requests` that of the control kernel's.
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        options: &Options,
+        set: &SetLayout,
+        groups: usize,
+        rows: &wgpu::BindGroupLayout,
+        requests: &wgpu::BindGroupLayout,
+    ) -> Result<Self, Error> {
+        let around = Around::of(options);
+        let kernel = Kernel::control(device, requests, options, set, groups)?;
+        let fold = |on: bool, fold| on.then(|| Kernel::fold(device, fold)).transpose();
+        let by_group = fold(around.grouped, Fold::Groups)?;
+        let of_all = fold(around.norms, Fold::All)?;
+        let live_bytes = (set.vectors(groups) * 16) as u64;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+        let live = create_buffer(device, "live scalars", live_bytes, usage)?;
+        let live_group = ring::group(device, rows, &live, live_bytes)?;
+        let scale = options.loss_scale.unwrap_or_default();
+        let state = Self::first_state(options);
+        let copied = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | copied;
+        let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
+        let request = Request {
+            growth: scale.growth_factor as f32,
+            backoff: scale.backoff_factor as f32,
+            interval: scale.growth_interval,
+            min_scale: scale.min as f32,
+            max_scale: scale.max as f32,
+            ..Request::default()
+        };
+        let reports = Reports::new(options.norms);
+        Ok(Self { kernel, by_group, of_all, live, live_group, state, request, reports })
+    }
+
+    /// The device's state before the first step.
+    pub(crate) fn first_state(options: &Options) -> State {
+        let scale = options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        State { scale, number: NO_STEP, ..State::default() }
+    }
+
+    /// The bound of the norm, as a request has it.
+    pub(crate) fn max_norm(options: &Options) -> f32 {
+        match options.clip {
+            Some(Clip::GlobalNorm(c) | Clip::GroupNorm(c)) => c as f32,
+            _ => 0.0,
+        }
+    }
+
+    /// Has the device go on from `state`, from the next submission on. Nothing may be in flight, and reports
+    /// that have arrived are dropped.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&self, queue: &wgpu::Queue, state: State) {
+        queue.write_buffer(&self.state, 0, bytemuck::bytes_of(&state));
+        let mut inbox = lock(&self.reports.inbox);
+        inbox.newest = None;
+        inbox.reports.clear();
+    }
+
+    /// Bytes of device memory.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        self.live.size() + self.state.size()
+    }
+
+    /// A place for a report on its way to the host.
+    pub(crate) fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
+        self.reports.staging(device)
+    }
+
+    /// Has the state of the device sent to the host, of the last step that has run by then; `step` is the
+    /// last that has been recorded.
+    pub(crate) fn read_back(&self, encoder: &mut wgpu::CommandEncoder, staging: Staging, step: u64) {
+        self.reports.read_back(encoder, &self.state, staging, step);
+    }
+
+    /// The newest step that a report has come of, and how many were skipped until then.
+    pub(crate) fn newest(&self) -> Option<(u64, u64)> {
+        lock(&self.reports.inbox).newest
+    }
+
+    pub(crate) fn take_report(&self) -> Option<Report> {
+        lock(&self.reports.inbox).reports.pop_front()
+    }
+}
+
+/// Reports on their way to the host.
+#[derive(Debug)]
+struct Reports {
+    inbox: Arc<Mutex<Inbox>>,
+    free: Arc<Mutex<Vec<wgpu::Buffer>>>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    norms: bool,
+    newest: Option<(u64, u64)>,
+    reports: VecDeque<Report>,
+}
+
+/// A staging buffer that returns to the free ones when it is dropped.
+pub(crate) struct Staging {
+    buffer: wgpu::Buffer,
+    free: Arc<Mutex<Vec<wgpu::Buffer>>>,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        lock(&self.free).push(self.buffer.clone());
+    }
+}
+
+impl Reports {
+    fn new(norms: bool) -> Self {
+        // Room for all, so that nothing is allocated later.
+        let inbox = Inbox { norms, newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
+        #[cfg_attr(
+            target_arch = "wasm32",
+            expect(clippy::arc_with_non_send_sync, reason = "a browser's buffers stay on their thread")
+        )]
+        let free = Arc::new(Mutex::new(Vec::with_capacity(KEPT_REPORTS)));
+        Self { inbox: Arc::new(Mutex::new(inbox)), free }
+    }
+
+    fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
+        let popped = lock(&self.free).pop();
+        let buffer = match popped {
+            Some(buffer) => buffer,
+            None => {
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                create_buffer(device, "report", size_of::<State>() as u64, usage)?
+            }
+        };
+        Ok(Staging { buffer, free: self.free.clone() })
+    }
+
+    fn read_back(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        state: &wgpu::Buffer,
+        staging: Staging,
+        step: u64,
+    ) {
+        encoder.copy_buffer_to_buffer(state, 0, &staging.buffer, 0, Some(size_of::<State>() as u64));
+        let (inbox, buffer) = (self.inbox.clone(), staging.buffer.clone());
+        encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |mapped| {
+            if mapped.is_err() {
+                return;
+            }
+            if let Ok(range) = staging.buffer.get_mapped_range(..) {
+                lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step);
+            }
+            staging.buffer.unmap();
+        });
+    }
+}
+
+impl Inbox {
+    /// `recorded`: the last step that had been recorded when the report was asked for. The device may not
+    /// have been there yet.
+    fn receive(&mut self, state: State, recorded: u64) {
+        if state.number == NO_STEP {
+            return;
+        }
+        let step = recorded - u64::from((recorded as u32).wrapping_sub(state.number));
+        let skipped = u64::from((step as u32).wrapping_add(1).wrapping_sub(state.taken));
+        let newest = Some((step, skipped));
+        if self.newest >= newest {
+            return;
+        }
+        self.newest = newest;
+        if self.reports.len() == KEPT_REPORTS {
+            self.reports.pop_front();
+        }
+        self.reports.push_back(Report {
+            step,
+            finite: state.flags == 0,
+            skipped,
+            grad_norm: state.norm,
+            clip_factor: state.factor,
+            loss_scale: state.used_scale,
+            next_loss_scale: state.scale,
+            good_steps: state.good,
+            param_norm: self.norms.then_some(state.param_norm),
+            update_norm: self.norms.then_some(state.update_norm),
+        });
+    }
+}

@@ -1,0 +1,366 @@
+//! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
+
+use super::*;
+use crate::gpu::control::{Request, State};
+use crate::gpu::plan::{Header, SharedTile, WholeTile};
+use crate::options::every_format;
+use crate::{AdamW, Adan, AnyRule, DynRule, Group, Lamb, LossScale, Sgd};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::mem::offset_of;
+
+/// The rules of the crate.
+fn specs() -> Vec<RuleSpec> {
+    AnyRule::all().into_iter().map(spec).collect()
+}
+
+fn spec(rule: impl Into<DynRule>) -> RuleSpec {
+    *rule.into().spec()
+}
+
+/// The sets of a layout with a rule and no other.
+fn set_of(spec: &RuleSpec, around: &Around) -> SetLayout {
+    SetLayout::of(spec.scalars.len(), around)
+}
+
+/// Every key that the optimizer can ask for, with one, a few and many rows.
+fn keys(spec: &RuleSpec) -> Vec<Key> {
+    let slots = spec.slots.len();
+    let mut keys = Vec::new();
+    for rows in [1, 4, 50, 100] {
+        for space in [Space::Uniform, Space::Storage] {
+            for writable_gradients in [false, true] {
+                for (access, whole) in
+                    [(Access::Quads, true), (Access::Quads, false), (Access::Elements, false)]
+                {
+                    for bits in 0..1u32 << slots {
+                        let kept: Vec<_> = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
+                        let uniform_bytes = 65_536;
+                        for single in [false, true] {
+                            // A table of one tile is never in storage.
+                            if !(single && space == Space::Storage) {
+                                keys.push(Key {
+                                    walk: Walk { access, whole, space, uniform_bytes, by_tensor: false },
+                                    single,
+                                    writable_gradients,
+                                    rows,
+                                    // Only the tensors of a layer-wise rule can be so many.
+                                    rows_space: if rows > 50 { Space::Storage } else { Space::Uniform },
+                                    set: set_of(spec, &Around::default()),
+                                    kept: Vec::clone(&kept),
+                                    storage: Storage::default(),
+                                    around: Around::default(),
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
+fn validated(text: &str) -> naga::Module {
+    let module =
+        naga::front::wgsl::parse_str(text).unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
+    module
+}
+
+/// `(field, offset)` of each member, and the span.
+fn layout_of(module: &naga::Module, name: &str) -> (Vec<(String, u32)>, u32) {
+    let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name));
+    let Some((_, naga::Type { inner: naga::TypeInner::Struct { members, span }, .. })) = found else {
+        panic!("no struct {name}");
+    };
+    let members = members.iter().map(|m| (m.name.clone().unwrap_or_default(), m.offset));
+    (members.collect(), *span)
+}
+
+fn owned(fields: &[(&str, usize)]) -> Vec<(String, u32)> {
+    fields.iter().map(|(name, offset)| (name.to_string(), *offset as u32)).collect()
+}
+
+macro_rules! offsets {
+    ($type:ty: $($field:ident),*) => { owned(&[$((stringify!($field), offset_of!($type, $field))),*]) };
+}
+
+fn check(spec: &RuleSpec) {
+    for key in keys(spec) {
+        let module = validated(&source(spec, &key));
+        if spec.is_layer_wise() {
+            check_phases(spec, &key);
+        }
+        assert_eq!(module.entry_points.len(), 1);
+        assert_eq!(module.entry_points[0].name, ENTRY_POINT);
+        assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+
+        assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+
+        // A rule reads and writes every value once.
+        for value in ["p"].iter().chain(spec.slots) {
+            assert_eq!(spec.wgsl.matches(&format!("write_{value}(at, ")).count(), 1);
+            assert_eq!(spec.wgsl.matches(&format!("read_{value}(at)")).count(), 1);
+        }
+        assert_eq!(spec.wgsl.matches("read_g(at)").count(), 1);
+
+        check_rows(spec, &key, &module);
+
+        let expected = if key.walk.whole {
+            (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
+        } else {
+            (offsets!(SharedTile: quad, state, quads, group, first, last), size_of::<SharedTile>() as u32)
+        };
+        assert_eq!(layout_of(&module, "Record"), expected);
+
+        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, scales);
+        assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
+
+        let (table, span) = layout_of(&module, "Table");
+        assert_eq!(table, owned(&[("header", 0), ("records", HEADER_BYTES)]));
+        if key.walk.space == Space::Uniform {
+            assert!(span <= key.walk.uniform_bytes, "{span} bytes of uniform");
+        }
+    }
+}
+
+/// The rows of a kernel: their fields, and the size that the shader declares.
+fn check_rows(spec: &RuleSpec, key: &Key, module: &naga::Module) {
+    let (row, span) = layout_of(module, "Row");
+    let factor = key.around.grouped.then_some(&GROUP_FACTOR);
+    let names: Vec<_> = spec.scalars.iter().chain(factor).collect();
+    let fields = names.iter().enumerate().map(|(i, name)| (name.to_string(), 4 * i as u32));
+    assert_eq!(row, fields.collect::<Vec<_>>());
+    assert_eq!(span as usize, 4 * names.len());
+    if key.rows_space == Space::Uniform {
+        let rows = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("rows"));
+        let size = module.types[rows.unwrap().1.ty].inner.size(module.to_ctx());
+        assert_eq!(size as usize, 16 * key.set.vectors(key.rows as usize));
+    }
+}
+
+/// A layout of one rule has sets of the rule's scalars. Behind them stand the weight of the average and, last, the
+/// factor of a group's gradients, if there are any.
+#[test]
+fn sets_of_one_rule_have_its_scalars() {
+    for spec in specs() {
+        let scalars = spec.scalars.len() as u32;
+        for around in arounds() {
+            for key in [false, true] {
+                let around = Around { key, ..around };
+                let (header, grouped) = (1 + u32::from(key), u32::from(around.grouped));
+                let factor = scalars + u32::from(around.ema);
+                let row = (factor + grouped).div_ceil(4);
+                let want = SetLayout { header, row, weight: scalars, factor };
+                assert_eq!(set_of(&spec, &around), want);
+                assert_eq!(want.vectors(3), (want.header + 3 * want.row) as usize);
+            }
+        }
+    }
+    let layout = |groups: &[Group]| Layout::new(groups.iter().cloned()).unwrap();
+    let group = |rule: AnyRule| Group::new(rule.name(), rule).tensor(rule.name(), [5]);
+    for rule in AnyRule::all() {
+        let around = Around { grouped: true, ..Around::default() };
+        assert_eq!(SetLayout::new(&layout(&[group(rule)]), &around), set_of(&spec(rule), &around));
+    }
+    // The rule with the most scalars decides for all rules of a layout.
+    let all: Vec<_> = AnyRule::all().into_iter().map(group).collect();
+    let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
+    assert_eq!(SetLayout::new(&layout(&all), &Around::default()), SetLayout::of(most, &Around::default()));
+}
+
+/// A rule beside one with more scalars has longer rows than it needs, with the factor of a group's gradients
+/// at their end.
+#[test]
+fn rows_of_several_rules_validate_and_match_the_host() {
+    let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
+    let around = |grouped| Around { grouped, skips: true, ..Around::default() };
+    for spec in specs() {
+        for key in keys(&spec).into_iter().filter(|key| !key.kept.contains(&false)) {
+            let own = spec.scalars.len();
+            for scalars in [own, own + 1, most, most + 3] {
+                for grouped in [false, true] {
+                    let around = around(grouped);
+                    let key = Key { around, set: SetLayout::of(scalars, &around), ..key.clone() };
+                    let text = source(&spec, &key);
+                    // The validation of one kernel of each kind, and the text of all.
+                    if key.walk.space == Space::Uniform && !key.writable_gradients && !key.single {
+                        check_rows(&spec, &key, &validated(&text));
+                        if spec.is_layer_wise() {
+                            check_phases(&spec, &key);
+                        }
+                    }
+                    let place = |i: usize| format!("v{}.{}, ", i / 4, ["x", "y", "z", "w"][i % 4]);
+                    let fields = (0..own).map(place);
+                    let factor = grouped.then(|| place(scalars));
+                    let row = fields.chain(factor).collect::<String>();
+                    assert!(text.contains(&format!("return Row({row});")), "{row} in\n{text}");
+                }
+            }
+        }
+    }
+}
+
+/// Every format in every place, with all options around the rule and without.
+fn check_formats(spec: &RuleSpec) {
+    let around = Around { key: true, skips: true, zero: true, ema: true, norms: true, ..Around::default() };
+    let key = keys(spec).into_iter().find(|key| key.walk.access == Access::Quads && !key.walk.whole).unwrap();
+    let kept = vec![true; spec.slots.len()];
+    for Options { params, grads, states, master, .. } in every_format() {
+        for (stochastic, around, access) in
+            [(true, around, Access::Elements), (false, Around::default(), Access::Quads)]
+        {
+            let storage = Storage { params, grads, states, master, stochastic };
+            let (walk, kept) = (Walk { access, by_tensor: stochastic, ..key.walk }, kept.clone());
+            let set = set_of(spec, &around);
+            let key = Key { walk, storage, set, kept, around, writable_gradients: true, ..key.clone() };
+            let module = validated(&source(spec, &key));
+            assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+            let (entry, span) = layout_of(&module, "Entry");
+            assert_eq!(entry, owned(&[("record", 0), ("element", size_of::<SharedTile>())]));
+            assert_eq!(span as usize, tile_bytes(false, true));
+            assert!(layout_of(&module, "Table").1 <= walk.uniform_bytes);
+        }
+    }
+}
+
+/// The first phase of a layer-wise rule, and the kernel behind it.
+fn check_phases(spec: &RuleSpec, key: &Key) {
+    let groups = Key { rows_space: Space::Uniform, ..key.clone() };
+    let measuring = groups.measuring();
+    let text = measure_source(spec, &measuring);
+    let module = validated(&text);
+    assert_eq!(module.entry_points[0].name, MEASURE_ENTRY_POINT);
+    assert_eq!(storage_bindings(&module), measuring.storage_bindings());
+    // It writes partial results and nothing else.
+    let writes = text.lines().filter(|line| line.contains("_buffer[") && line.contains("] = "));
+    assert_eq!(writes.filter(|line| !line.contains("p_buffer[")).count(), 0, "{text}");
+    assert!(!text.contains("{ store_p"));
+    let module = validated(&ratio_source(spec, &groups));
+    assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+}
+
+fn storage_bindings(module: &naga::Module) -> u32 {
+    let globals = module.global_variables.iter();
+    globals.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. })).count() as u32
+}
+
+#[test]
+fn every_kernel_validates_and_matches_the_host() {
+    specs().iter().for_each(check);
+}
+
+/// A rule with few slots, one with many and a layer-wise one stand for all: no rule knows a format.
+#[test]
+fn every_format_validates_in_every_place() {
+    [spec(Sgd::default()), spec(Adan::default()), spec(Lamb::default())].iter().for_each(check_formats);
+}
+
+/// Everything that can stand around a rule.
+fn arounds() -> Vec<Around> {
+    let around = |n: u32| {
+        let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
+        Around { key: false, grouped, bounded, skips, zero, ema, norms }
+    };
+    (0..64).map(around).collect()
+}
+
+#[test]
+fn every_option_validates_in_every_kernel() {
+    let adamw = spec(AdamW::default());
+    for key in keys(&adamw) {
+        // Slots do not matter here, and a hundred rows are like fifty.
+        if key.kept.contains(&false) || key.rows > 4 {
+            continue;
+        }
+        for around in arounds() {
+            if around.zero && !key.writable_gradients {
+                continue;
+            }
+            let key = Key { around, set: set_of(&adamw, &around), ..key.clone() };
+            let text = source(&adamw, &key);
+            let module = validated(&text);
+            assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
+            // An option that is off adds no text.
+            assert_eq!(text.contains("head.x"), !around.grouped);
+            assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), around.grouped);
+            assert_eq!(text.contains("partials[") || text.contains("workgroupBarrier"), around.norms);
+            assert_eq!(text.contains("ema_buffer"), around.ema);
+            assert_eq!(text.contains("clamp("), around.bounded);
+            assert_eq!(text.contains("head.y"), around.skips);
+            assert_eq!(text.contains(&format!("s.{AVERAGE_WEIGHT}")), around.ema);
+            assert_eq!(text.contains("head.w"), around.bounded);
+            assert!(!text.contains("key = rows[1];"));
+        }
+    }
+}
+
+/// A partial result, in every kernel.
+const PARTIAL: [(&str, usize); 4] = [("large", 0), ("middle", 4), ("tiny", 8), ("flags", 12)];
+
+#[test]
+fn every_reduction_validates_and_finds_its_place() {
+    for key in keys(&spec(Sgd::default())) {
+        let module = validated(&reduce_source(&key.walk, Format::F32));
+        assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
+        assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+        let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();
+        assert_eq!(bindings.len(), 3);
+        let found = |binding| bindings.iter().any(|b| b.binding == binding);
+        assert!(found(REDUCE_BINDING_G) && found(REDUCE_BINDING_PARTIALS));
+        let (partial, span) = layout_of(&module, "Partial");
+        assert_eq!((partial, span), (owned(&PARTIAL), 16));
+    }
+}
+
+#[test]
+fn every_fold_validates() {
+    for fold in [Fold::Groups, Fold::All] {
+        let module = validated(&fold_source(fold));
+        assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+        assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
+        if fold == Fold::All {
+            assert_eq!(layout_of(&module, "State"), state());
+        }
+    }
+}
+
+fn state() -> (Vec<(String, u32)>, u32) {
+    let fields = offsets!(
+        State: scale, good, taken, number, flags, norm, factor, used_scale, param_norm, update_norm
+    );
+    (fields, size_of::<State>() as u32)
+}
+
+#[test]
+fn the_control_kernel_validates_and_matches_the_host() {
+    let clip =
+        |clip| Options { clip: Some(clip), loss_scale: Some(LossScale::default()), ..Options::default() };
+    let adamw = spec(AdamW::default());
+    let reported = Options { report: true, ..Options::default() };
+    for options in [clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), reported] {
+        let module = validated(&control_source(&options, &set_of(&adamw, &Around::of(&options)), 7));
+        let (request, span) = layout_of(&module, "Request");
+        let mut fields = offsets!(
+            Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale,
+            partials, unused
+        );
+        fields.push(("sets".into(), size_of::<Request>() as u32));
+        assert_eq!(request, fields);
+        assert!(span as usize >= size_of::<Request>());
+        assert_eq!(layout_of(&module, "State"), state());
+        assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
+    }
+}
+
+/// A mistake in a rule is reported at the rule's own line, because the rule comes first.
+#[test]
+fn errors_name_the_rules_own_line() {
+    let adamw = spec(AdamW::default());
+    let text = source(&adamw, &keys(&adamw)[0]).replacen("sqrt(w)", "sqr(w)", 1);
+    let error = naga::front::wgsl::parse_str(&text).expect_err("sqr is no function");
+    let own = adamw.wgsl.lines().position(|l| l.contains("sqrt(w)")).unwrap() + 1;
+    assert_eq!(error.location(&text).unwrap().line_number as usize, own);
+}

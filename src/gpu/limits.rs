@@ -1,0 +1,85 @@
+//! The planner's admission check: whether a device's limits suffice for a layout.
+
+use super::device::{ALIGNMENT, ELEMENT};
+use super::kernel::{Around, SetLayout};
+use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, WORKGROUP_SIZE};
+use crate::error::Error;
+use crate::layout::{Layout, RuleUse};
+use crate::options::Options;
+
+/// The largest uniform binding that is used: what every WebGPU device offers.
+const UNIFORM_BYTES: u64 = 64 << 10;
+/// The largest binding that Vulkan and DX12 take, less what alignment may add.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
+
+/// What the planner needs of the device, or which limit is too small.
+pub(crate) fn limits(device: &wgpu::Limits, layout: &Layout, options: &Options) -> Result<Limits, Error> {
+    let at_least = |limit, value: u64, bound: u64| {
+        if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
+    };
+    let around = Around::of(options);
+    let layerwise = layout.rules().iter().any(|rule| rule.spec.is_layer_wise());
+    // Parameters, gradients, states, average, master, partial results. Table and tensors' rows are uniform
+    // while they are small; what they take beyond is seen when tensors are bound.
+    let master = options.storage().master().is_some();
+    let [ema, master, norms] = [around.ema, master, around.norms].map(u64::from);
+    let of_rule = |rule: &RuleUse| {
+        // The first phase of a layer-wise rule has partial sums, and no average.
+        let layers = u64::from(rule.spec.is_layer_wise());
+        2 + rule.kept_slots().count() as u64 + master + (ema + norms).max(layers)
+    };
+    let storage = layout.rules().iter().map(of_rule).max().unwrap_or(0);
+    at_least(
+        "max_storage_buffers_per_shader_stage",
+        device.max_storage_buffers_per_shader_stage.into(),
+        storage,
+    )?;
+    let threads = WORKGROUP_SIZE.into();
+    at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
+    at_least(
+        "max_compute_invocations_per_workgroup",
+        device.max_compute_invocations_per_workgroup.into(),
+        threads,
+    )?;
+    at_least("max_compute_workgroups_per_dimension", device.max_compute_workgroups_per_dimension.into(), 1)?;
+    at_least("max_bind_groups", device.max_bind_groups.into(), 2)?;
+    at_least("max_uniform_buffers_per_shader_stage", device.max_uniform_buffers_per_shader_stage.into(), 2)?;
+    at_least(
+        "max_dynamic_uniform_buffers_per_pipeline_layout",
+        device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
+        1,
+    )?;
+    if options.looks_first() || layerwise {
+        let dynamic = device.max_dynamic_storage_buffers_per_pipeline_layout;
+        at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
+    }
+    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
+    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
+    let set = SetLayout::new(layout, &around);
+    let bound = (uniform as usize / 16 - set.header as usize) / set.row as usize;
+    let groups = layout.groups().len();
+    if groups > bound {
+        return Err(Error::TooManyGroups { groups, bound });
+    }
+    // A group has a number in the tiles, and where it is clipped a workgroup; a tensor of a layer-wise rule
+    // likewise.
+    let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
+    if around.grouped && groups > bound {
+        return Err(Error::TooManyGroups { groups, bound });
+    }
+    for (i, rule) in layout.rules().iter().enumerate().filter(|(_, rule)| rule.spec.is_layer_wise()) {
+        let tensors = layout.tensors().iter().filter(|tensor| layout.rule_index(tensor.group) == i).count();
+        if tensors > bound {
+            return Err(Error::TooManyTensors { rule: rule.spec.name, tensors, bound });
+        }
+    }
+    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
+    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
+    Ok(Limits {
+        // A window starts at a multiple of the alignment, which may lie up to one alignment before the chunk.
+        chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
+        workgroups: device.max_compute_workgroups_per_dimension,
+        uniform_bytes: uniform as u32,
+        storage_bindings: device.max_storage_buffers_per_shader_stage,
+    })
+}

@@ -1,0 +1,305 @@
+//! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
+
+use super::control::{Control, Request};
+use super::kernel::{Access, Around, Key, SetLayout, Walk};
+use super::limits::limits;
+use super::pending::Pending;
+use super::pipeline::{Kernel, check_text};
+use super::plan::{Limits, Space};
+use super::ring::{self, Ring};
+use super::state::ChunkState;
+use super::trust_ratio::Layers;
+use crate::error::Error;
+use crate::layout::{Layout, RuleUse};
+use crate::options::{Clip, Options};
+use crate::report::Report;
+use crate::rules::DynRule;
+use crate::schedule::Schedule;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Sets of scalars in a request, to begin with.
+const FIRST_SETS: usize = 8;
+/// The most of them: one more than steps that may be recorded between two reports.
+const MAX_SETS: usize = 1_024;
+/// Bytes that the sets of all steps in flight may take.
+const MAX_SET_BYTES: usize = 128 << 20;
+
+/// Applies the rules of a layout to its tensors, on the GPU.
+///
+/// ```no_run
+/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, params: &wgpu::Buffer, grads: &wgpu::Buffer)
+/// # -> Result<(), wgpu_optim::Error> {
+/// use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors};
+/// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
+/// let mut optimizer = Optimizer::new(device, layout)?;
+/// let tensors = optimizer.bind(&Tensors::flat(params, grads))?;
+/// for _ in 0..100 {
+///     let mut encoder = device.create_command_encoder(&Default::default());
+///     // … forward and backward passes …
+///     optimizer.step(queue, &mut encoder, &tensors, 1e-3)?;
+///     queue.submit([encoder.finish()]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Optimizer {
+    pub(super) device: wgpu::Device,
+    pub(super) layout: Layout,
+    pub(super) options: Options,
+    pub(super) limits: Limits,
+    pub(super) state: Vec<ChunkState>,
+    /// Compiled kernels of each rule.
+    pub(super) kernels: HashMap<(usize, Key), Kernel>,
+    pub(super) measures: HashMap<(usize, Key), Kernel>,
+    pub(super) reductions: HashMap<Walk, Kernel>,
+    pub(super) control: Option<Control>,
+    /// For each rule, if it is layer-wise.
+    pub(super) layers: Vec<Option<Layers>>,
+    /// The number of each tensor among those of its rule, both in the order of the flat space.
+    pub(super) numbers: Vec<u32>,
+    /// Where scalars lie in a set.
+    pub(super) set: SetLayout,
+    /// The layout of the step's scalars, as its kernels bind them.
+    pub(super) scalars_layout: wgpu::BindGroupLayout,
+    /// The way of each step's scalars: to the step's kernels, or to the control kernel.
+    pub(super) ring: Ring,
+    pub(super) scratch: Vec<u32>,
+    pub(super) exact: Vec<f64>,
+    pub(super) pending: Pending,
+    /// The most sets that a request may have.
+    pub(super) max_sets: usize,
+    pub(super) steps: u64,
+    /// Counts changes of the frozen groups, after which bindings are planned anew.
+    pub(super) revision: u64,
+    pub(super) identity: Arc<()>,
+}
+
+impl Optimizer {
+    /// Allocates zeroed state for `layout` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLimit`], [`Error::TooManyGroups`] or [`Error::TooManyTensors`] if the device cannot run
+    /// the kernels, [`Error::TensorTooLarge`], [`Error::Device`] if it refuses the memory or the text of a
+    /// rule that is not built in.
+    pub fn new(device: &wgpu::Device, layout: Layout) -> Result<Self, Error> {
+        Self::with_options(device, layout, Options::default())
+    }
+
+    /// Allocates zeroed state for `layout` on `device`, with options for everything around the update.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
+    pub fn with_options(device: &wgpu::Device, layout: Layout, options: Options) -> Result<Self, Error> {
+        options.validate()?;
+        let around = Around::of(&options);
+        let limits = limits(&device.limits(), &layout, &options)?;
+        let groups = layout.groups().len();
+        let set = SetLayout::new(&layout, &around);
+        let key = |rule: &RuleUse| Key {
+            walk: Walk {
+                access: Access::Quads,
+                whole: true,
+                space: Space::Uniform,
+                uniform_bytes: limits.uniform_bytes,
+                by_tensor: options.storage().stochastic,
+            },
+            single: false,
+            writable_gradients: options.zero_gradients,
+            rows: groups as u32,
+            rows_space: Space::Uniform,
+            set,
+            kept: rule.kept.clone(),
+            storage: options.storage(),
+            around,
+        };
+        for rule in layout.rules().iter().filter(|rule| !rule.spec.trusted) {
+            check_text(&rule.spec, device, &key(rule))?;
+        }
+        let bound = device.limits().max_buffer_size;
+        let element = options.params.bytes().max(options.grads.bytes());
+        if let Some(tensor) = layout.tensors().iter().find(|t| t.len * element > bound) {
+            let bytes = tensor.len * element;
+            return Err(Error::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
+        }
+        let state = ChunkState::allocate(device, &layout, &options, &limits)?;
+        let (vectors, bytes) = (set.vectors(groups), (set.vectors(groups) * 16) as u64);
+        let scalars_layout = ring::layout(device, wgpu::BufferBindingType::Uniform, bytes);
+        // Bytes of sets that a binding has room for.
+        let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
+        let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
+        // As many steps may be in flight as have sets, and each has all of them.
+        let in_flight = (MAX_SET_BYTES / (vectors * 16)).isqrt();
+        let max_sets = MAX_SETS.min(in_flight).min(room / (vectors * 16)).max(1);
+        let (ring, control) = if options.looks_first() {
+            let sets = if options.skips() { FIRST_SETS.min(max_sets) } else { 1 };
+            let least = request_bytes(vectors, 1);
+            let requests = ring::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
+            let control = Control::new(device, &options, &set, groups, &scalars_layout, &requests)?;
+            (Ring::new(device, requests, request_bytes(vectors, sets))?, Some(control))
+        } else {
+            (Ring::new(device, scalars_layout.clone(), bytes)?, None)
+        };
+        let layers = layout.rules().iter().enumerate().map(|(i, rule)| {
+            if !rule.spec.is_layer_wise() {
+                return Ok(None);
+            }
+            let own = layout.by_offset().filter(|tensor| layout.rule_index(tensor.group) == i);
+            let groups: Vec<_> = own.map(|tensor| tensor.group as u32).collect();
+            Layers::new(device, &rule.spec, groups, &scalars_layout, &key(rule)).map(Some)
+        });
+        let layers = layers.collect::<Result<_, Error>>()?;
+        Ok(Self {
+            device: device.clone(),
+            options,
+            limits,
+            state,
+            kernels: HashMap::new(),
+            measures: HashMap::new(),
+            reductions: HashMap::new(),
+            control,
+            layers,
+            numbers: numbers(&layout),
+            set,
+            scalars_layout,
+            ring,
+            scratch: Vec::new(),
+            exact: vec![0.0; layout.most_scalars()],
+            pending: Pending::new(groups),
+            max_sets,
+            steps: 0,
+            revision: 0,
+            identity: Arc::new(()),
+            layout,
+        })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Steps recorded so far, skipped ones included.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The oldest report that has arrived and has not been taken, of a step some steps ago. Reports arrive
+    /// while the device is polled or submitted to; nothing waits for them. The last 1 024 are kept.
+    pub fn take_report(&mut self) -> Option<Report> {
+        self.control.as_ref().and_then(Control::take_report)
+    }
+
+    /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss
+    /// before the backward pass. `None` without [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM`,
+    /// `COPY_SRC` and `COPY_DST`; only this optimizer writes it.
+    #[must_use]
+    pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
+        let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
+        Some(&control.state)
+    }
+
+    /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`]. It holds from
+    /// the next submission on.
+    ///
+    /// # Errors
+    /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to
+    /// [`max`](crate::LossScale::max), for `good_steps` not below
+    /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing
+    /// changes then.
+    pub fn set_loss_scale(&mut self, queue: &wgpu::Queue, scale: f64, good_steps: u32) -> Result<(), Error> {
+        self.options.check_loss_scale(scale, good_steps)?;
+        if let Some(state) = self.loss_scale() {
+            // The first two fields of `State`.
+            let bits = [(scale as f32).to_bits(), good_steps];
+            queue.write_buffer(state, 0, bytemuck::cast_slice(&bits));
+        }
+        Ok(())
+    }
+
+    /// Gives a group other hyperparameters of its rule, from the next recorded step on. Bindings stay valid.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for the group, [`Error::OtherRule`] for a rule of another type,
+    /// [`Error::Hyperparameter`], [`Error::Conflict`], [`Error::SlotNotKept`] if it needs a state slot that
+    /// is not kept; nothing changes then.
+    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+        self.layout.set_rule(group, rule.into())
+    }
+
+    /// Gives a group another factor of the learning rate, from the next recorded step on.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for the group, [`Error::Factor`]; nothing changes then.
+    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+        self.layout.set_lr_factor(group, factor.into())
+    }
+
+    /// Gives the clip another bound, from the next recorded step on.
+    ///
+    /// # Errors
+    /// [`Error::OtherClip`] for another kind of clip than [`Options::clip`], [`Error::Options`] for a bound
+    /// out of range; nothing changes then.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+        self.options.set_clip(clip)
+    }
+
+    /// Freezes a group, from the next recorded step on: until it is [thawed](Self::unfreeze) a step reads and
+    /// writes nothing of it, and no norm includes it. Its count of steps rests too, as that of a PyTorch
+    /// parameter whose `grad` is `None`.
+    ///
+    /// Bindings stay valid. The first step after a change plans its binding anew, which allocates and may
+    /// compile.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
+        self.set_frozen(group, true)
+    }
+
+    /// Ends the freezing of a group, from the next recorded step on.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
+        self.set_frozen(group, false)
+    }
+
+    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), Error> {
+        self.revision += u64::from(self.layout.set_frozen(group, frozen)?);
+        Ok(())
+    }
+
+    /// Bytes of device memory held beside the state; a [`Bound`](super::Bound) adds its own.
+    #[must_use]
+    pub fn overhead_bytes(&self) -> u64 {
+        let control = self.control.as_ref().map_or(0, Control::device_bytes);
+        let layers = self.layers.iter().flatten().map(Layers::device_bytes).sum::<u64>();
+        self.ring.device_bytes() + control + layers
+    }
+}
+
+/// The number of each tensor among those of its rule, both in the order of the flat space.
+fn numbers(layout: &Layout) -> Vec<u32> {
+    let mut next = vec![0; layout.rules().len()];
+    let number = |tensor: &crate::Tensor| {
+        let next = &mut next[layout.rule_index(tensor.group)];
+        *next += 1;
+        *next - 1
+    };
+    layout.by_offset().map(number).collect()
+}
+
+/// Bytes of a request with `sets` sets of scalars.
+pub(super) fn request_bytes(set_vectors: usize, sets: usize) -> u64 {
+    (size_of::<Request>() + sets * set_vectors * 16) as u64
+}

@@ -1,0 +1,173 @@
+//! Pending skips: how far the device's count of steps may be behind the host's.
+//!
+//! A skipped step does not count for the rule, and only the device knows at once that it was skipped. The
+//! host therefore sends several sets of a step's scalars: as if no step that it does not know of had been
+//! skipped, as if one had, and so on, one set for every step that has been recorded and not yet reported. The
+//! device picks the set for its own count. All sets are computed in f64, so that a run with skipped steps is
+//! bit for bit the run without them.
+
+use crate::layout::Carry;
+
+/// The counts of skipped steps that are possible.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    /// The least: the number that has been reported.
+    first: u64,
+    /// How many counts are possible.
+    count: usize,
+    groups: usize,
+    /// The groups' carries for each count.
+    carries: Vec<Carry>,
+    next: Vec<Carry>,
+}
+
+impl Pending {
+    pub(crate) fn new(groups: usize) -> Self {
+        let (carries, next) = (vec![Carry::default(); groups], Vec::with_capacity(2 * groups));
+        Self { first: 0, count: 1, groups, carries, next }
+    }
+
+    /// The least number of steps that may have been skipped.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// How many numbers are possible.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The groups' carries if `skipped` steps have been skipped, or the nearest number that is possible.
+    pub(crate) fn carries(&self, skipped: u64) -> &[Carry] {
+        let set = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
+        &self.carries[set * self.groups..][..self.groups]
+    }
+
+    /// Starts anew: with `skipped` steps, and no other number.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&mut self, skipped: u64, carries: &[Carry]) {
+        (self.first, self.count) = (skipped, 1);
+        self.carries.clear();
+        self.carries.extend_from_slice(carries);
+    }
+
+    /// Starts anew with other counts and carries.
+    pub(crate) fn replace(&mut self, first: u64, count: usize, carries: Vec<Carry>) {
+        (self.first, self.count, self.carries) = (first, count, carries);
+    }
+
+    /// Has `set` compute the scalars for every possible number of skipped steps, from the groups' carries,
+    /// which it advances. Nothing changes before [`commit`](Self::commit).
+    ///
+    /// `Ok(Some(group))` if a carry of this group depends on which steps were skipped and not on how many
+    /// alone: then no set is certain to be right.
+    pub(crate) fn prepare<E>(
+        &mut self,
+        mut set: impl FnMut(usize, u64, &mut [Carry]) -> Result<(), E>,
+    ) -> Result<Option<Uncertain>, E> {
+        self.next.clear();
+        self.next.extend_from_slice(&self.carries);
+        let sets = self.next.chunks_exact_mut(self.groups).enumerate();
+        sets.zip(self.first..).try_for_each(|((i, carries), skipped)| set(i, skipped, carries))?;
+        // As many steps taken: this one and one fewer before it, or all of those before it.
+        let paths = self.next[self.groups..].iter().zip(&self.carries[..self.carries.len() - self.groups]);
+        let different = paths.enumerate().find(|(_, (one, other))| one != other);
+        Ok(different
+            .map(|(i, (one, other))| Uncertain { group: i % self.groups, age: one.taken != other.taken }))
+    }
+
+    /// The prepared step has been recorded; it may be skipped itself if `skips`.
+    pub(crate) fn commit(&mut self, skips: bool) {
+        if skips {
+            // One more skipped than the most so far: with the carries from before the step.
+            let last = self.carries.len() - self.groups;
+            self.next.extend_from_slice(&self.carries[last..]);
+            self.count += 1;
+        }
+        std::mem::swap(&mut self.carries, &mut self.next);
+    }
+
+    /// The device has skipped `skipped` steps up to one that `since` more were recorded after.
+    pub(crate) fn confirm(&mut self, skipped: u64, since: u64) {
+        let passed = skipped.saturating_sub(self.first).min(self.count as u64 - 1);
+        self.first += passed;
+        self.count = (self.count - passed as usize).min(since as usize + 1);
+        self.carries.drain(..passed as usize * self.groups);
+        self.carries.truncate(self.count * self.groups);
+    }
+}
+
+/// A group whose scalars depend on which steps were skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Uncertain {
+    pub(crate) group: usize,
+    /// Whether its count of steps is uncertain, as it was frozen or thawed, or else the number that its rule
+    /// carries.
+    pub(crate) age: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Carries that tell how many steps were taken.
+    fn step(pending: &mut Pending) -> Vec<(u64, f64)> {
+        let mut seen = Vec::new();
+        let done: Result<Option<Uncertain>, ()> = pending.prepare(|_, skipped, carries| {
+            carries[0].rule += 1.0;
+            seen.push((skipped, carries[0].rule));
+            Ok(())
+        });
+        assert_eq!(done, Ok(None));
+        pending.commit(true);
+        seen
+    }
+
+    #[test]
+    fn what_depends_on_which_steps_were_skipped_is_found() {
+        let mut pending = Pending::new(1);
+        let mut certain = |factor: f64| {
+            let done: Result<Option<Uncertain>, ()> = pending.prepare(|_, _, carries| {
+                let carry = &mut carries[0].rule;
+                *carry = if *carry == 0.0 { 1.0 } else { *carry } * factor;
+                Ok(())
+            });
+            pending.commit(true);
+            done.unwrap().is_none()
+        };
+        assert!(certain(0.5) && certain(0.5));
+        assert!(!certain(0.25));
+    }
+
+    #[test]
+    fn every_possible_count_has_its_carries() {
+        let mut pending = Pending::new(1);
+        assert_eq!(step(&mut pending), [(0, 1.0)]);
+        assert_eq!(step(&mut pending), [(0, 2.0), (1, 1.0)]);
+        assert_eq!(step(&mut pending), [(0, 3.0), (1, 2.0), (2, 1.0)]);
+        // The first step was skipped; two have been recorded since.
+        pending.confirm(1, 2);
+        assert_eq!(step(&mut pending), [(1, 3.0), (2, 2.0), (3, 1.0)]);
+        // And no other.
+        pending.confirm(1, 0);
+        assert_eq!(step(&mut pending), [(1, 4.0)]);
+        assert_eq!((pending.first(), pending.count()), (1, 2));
+        pending.confirm(1, 0);
+        assert_eq!((pending.first(), pending.count()), (1, 1));
+    }
+
+    #[test]
+    fn without_skipping_there_is_one() {
+        let mut pending = Pending::new(2);
+        for t in 1..5 {
+            let done: Result<Option<Uncertain>, ()> = pending.prepare(|i, skipped, carries| {
+                assert_eq!((i, skipped), (0, 0));
+                carries[1].rule += 1.0;
+                assert_eq!(carries[1].rule, f64::from(t));
+                Ok(())
+            });
+            done.unwrap();
+            pending.commit(false);
+        }
+    }
+}

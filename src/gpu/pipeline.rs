@@ -1,0 +1,210 @@
+//! Compiled kernels.
+
+use super::device::checked;
+use super::kernel::{
+    BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, Key,
+    MEASURE_ENTRY_POINT, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, SetLayout, Walk,
+    control_source, fold_source, measure_source, ratio_source, reduce_source, source,
+};
+use super::plan::Space;
+use crate::error::Error;
+use crate::formats::Format;
+use crate::options::Options;
+use crate::rules::RuleSpec;
+
+/// A compiled kernel, with the layout of its bind group 0.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+/// What a kernel is made of.
+struct Text<'a> {
+    what: String,
+    label: String,
+    wgsl: String,
+    entry_point: &'a str,
+    /// Whether every line of it is this crate's.
+    ours: bool,
+}
+
+impl Text<'_> {
+    fn of_rule(spec: &RuleSpec, wgsl: String, entry_point: &'static str) -> Self {
+        Self {
+            what: format!(
+                "the kernel of rule {} (whose own text is lines 1 to {})",
+                spec.name,
+                spec.wgsl.lines().count()
+            ),
+            label: format!("wgpu-optim {} {entry_point}", spec.name),
+            wgsl,
+            entry_point,
+            ours: spec.trusted,
+        }
+    }
+
+    fn of_ours(wgsl: String, entry_point: &'static str) -> Self {
+        let (what, label) = (format!("the kernel {entry_point}"), format!("wgpu-optim {entry_point}"));
+        Self { what, label, wgsl, entry_point, ours: true }
+    }
+
+    fn module(&self, device: &wgpu::Device) -> wgpu::ShaderModule {
+        let source = wgpu::ShaderSource::Wgsl(self.wgsl.as_str().into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&self.label), source };
+        if !self.ours {
+            // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
+            return device.create_shader_module(descriptor);
+        }
+        // SAFETY: no index leaves its binding and every loop ends. `Part::prove_bounds` has checked every
+        // tile of the tables against what is bound, the drivers stay inside of their tiles, whose quads of
+        // state lie in whole blocks that each have a scale behind them, element access clamps, and the rules
+        // of the list index nothing and have no loops. Loops of reductions end with the tile; a workgroup
+        // writes one place among partial results, for all of which there is room. The other loops are bounded
+        // by counts that the host sends with what they count.
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    }
+}
+
+impl Kernel {
+    /// `layouts` are of the bind groups from 1 on.
+    fn new(
+        device: &wgpu::Device,
+        text: Text<'_>,
+        entries: &[wgpu::BindGroupLayoutEntry],
+        scalars: Option<&wgpu::BindGroupLayout>,
+    ) -> Result<Self, Error> {
+        let label = Some(text.label.as_str());
+        let make = || {
+            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries });
+            let groups = [Some(&layout), scalars];
+            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label,
+                bind_group_layouts: if scalars.is_some() { &groups } else { &groups[..1] },
+                immediate_size: 0,
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label,
+                layout: Some(&pipeline_layout),
+                module: &text.module(device),
+                entry_point: Some(text.entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+            Self { pipeline, layout }
+        };
+        checked(device, || text.what.clone(), make)
+    }
+
+    /// The update under `key`, with its scalars in a bind group of layout `rows`.
+    pub(crate) fn step(
+        spec: &RuleSpec,
+        device: &wgpu::Device,
+        rows: &wgpu::BindGroupLayout,
+        key: &Key,
+    ) -> Result<Self, Error> {
+        Self::new(device, Text::of_rule(spec, source(spec, key), ENTRY_POINT), &entries(key), Some(rows))
+    }
+
+    /// The first phase of a layer-wise rule.
+    pub(crate) fn measure(
+        spec: &RuleSpec,
+        device: &wgpu::Device,
+        rows: &wgpu::BindGroupLayout,
+        key: &Key,
+    ) -> Result<Self, Error> {
+        let text = Text::of_rule(spec, measure_source(spec, key), MEASURE_ENTRY_POINT);
+        Self::new(device, text, &entries(key), Some(rows))
+    }
+
+    /// What is between the phases of a layer-wise rule.
+    pub(crate) fn ratio(
+        spec: &RuleSpec,
+        device: &wgpu::Device,
+        rows: &wgpu::BindGroupLayout,
+        key: &Key,
+    ) -> Result<Self, Error> {
+        let text = Text::of_rule(spec, ratio_source(spec, key), FOLD_ENTRY_POINT);
+        let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
+        Self::new(device, text, &entries, Some(rows))
+    }
+
+    /// The reduction of gradients.
+    pub(crate) fn reduction(device: &wgpu::Device, walk: &Walk, grads: Format) -> Result<Self, Error> {
+        let entries = [
+            entry(BINDING_TABLE, table(walk.space)),
+            entry(REDUCE_BINDING_G, READ),
+            entry(REDUCE_BINDING_PARTIALS, WRITE),
+        ];
+        Self::new(device, Text::of_ours(reduce_source(walk, grads), REDUCE_ENTRY_POINT), &entries, None)
+    }
+
+    /// Partial results added up.
+    pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, Error> {
+        let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
+        Self::new(device, Text::of_ours(fold_source(fold), FOLD_ENTRY_POINT), &entries, None)
+    }
+
+    /// The decision between reduction and update, which reads requests in a bind group of layout `requests`.
+    pub(crate) fn control(
+        device: &wgpu::Device,
+        requests: &wgpu::BindGroupLayout,
+        options: &Options,
+        set: &SetLayout,
+        groups: usize,
+    ) -> Result<Self, Error> {
+        let text = Text::of_ours(control_source(options, set, groups), "control");
+        let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
+        Self::new(device, text, &entries, Some(requests))
+    }
+}
+
+/// Has the device look at a rule's text in all of its forms: with scalars and with vectors of them, one of
+/// which only some layouts need, and in both phases.
+pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &Key) -> Result<(), Error> {
+    let check = |wgsl, entry_point| {
+        let text = Text::of_rule(spec, wgsl, entry_point);
+        checked(device, || text.what.clone(), || text.module(device)).map(drop)
+    };
+    for whole in [true, false] {
+        let key = Key { walk: Walk { whole, ..key.walk }, ..key.clone() };
+        check(source(spec, &key), ENTRY_POINT)?;
+        if spec.is_layer_wise() {
+            check(measure_source(spec, &key.measuring()), MEASURE_ENTRY_POINT)?;
+            check(ratio_source(spec, &key), FOLD_ENTRY_POINT)?;
+        }
+    }
+    Ok(())
+}
+
+const READ: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: true };
+const WRITE: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: false };
+
+/// Bind group 0 of a kernel with a rule in it.
+fn entries(key: &Key) -> Vec<wgpu::BindGroupLayoutEntry> {
+    let gradients = if key.writable_gradients { WRITE } else { READ };
+    let mut entries = vec![
+        entry(BINDING_TABLE, table(key.walk.space)),
+        entry(BINDING_P, WRITE),
+        entry(BINDING_G, gradients),
+    ];
+    let states = key.states() + u32::from(key.around.norms);
+    entries.extend((0..states).map(|i| entry(BINDING_STATE + i, WRITE)));
+    entries
+}
+
+fn table(space: Space) -> wgpu::BufferBindingType {
+    match space {
+        Space::Uniform => wgpu::BufferBindingType::Uniform,
+        Space::Storage => READ,
+    }
+}
+
+fn entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}

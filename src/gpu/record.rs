@@ -1,0 +1,153 @@
+//! Dispatches that are ready to be recorded.
+
+use super::buffers::Part;
+use super::optimizer::Optimizer;
+use super::ring::Lease;
+use std::slice;
+use std::sync::{Arc, Mutex};
+
+/// Tensors that have been checked against a layout and made ready to record: the result of
+/// [`Optimizer::bind`].
+///
+/// It keeps the caller's buffers alive. Bind again when parameters or gradients move to other buffers.
+#[derive(Debug)]
+pub struct Bound {
+    pub(super) owner: Arc<()>,
+    /// The tensors in the caller's buffers, by chunks of state.
+    pub(super) parts: Vec<Part>,
+    /// All tensors once more, by chunks of gradients, where they are scanned first.
+    pub(super) scanned: Vec<Part>,
+    /// The dispatches for the groups that were frozen at the last step.
+    pub(super) recorded: Mutex<Arc<Recorded>>,
+}
+
+/// The dispatches of a step.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    /// The optimizer's count of changes of frozen groups that they are for.
+    pub(super) revision: u64,
+    /// The gradient scan, if the options ask for it.
+    pub(super) scan: Option<Scan>,
+    /// The dispatches of each rule.
+    pub(super) rules: Vec<OfRule>,
+    /// The kernel that adds up the norms of parameters and update.
+    pub(super) norms: Option<BoundDispatch>,
+    pub(super) slow: usize,
+    pub(super) device_bytes: u64,
+}
+
+/// The gradient scan, and the control kernel behind it.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) reductions: Vec<BoundDispatch>,
+    /// The kernel that adds up partial sums by group, if groups are clipped.
+    pub(super) by_group: Option<BoundDispatch>,
+    pub(super) control: BoundDispatch,
+    /// Partial sums that reach the control kernel.
+    pub(super) partials: u32,
+}
+
+/// The dispatches of a rule.
+#[derive(Debug, Default)]
+pub(super) struct OfRule {
+    /// The first phase of a layer-wise rule.
+    pub(super) measures: Vec<BoundDispatch>,
+    /// The kernel that makes trust ratios of its results.
+    pub(super) ratio: Option<BoundDispatch>,
+    pub(super) updates: Vec<BoundDispatch>,
+}
+
+#[derive(Debug)]
+pub(super) struct BoundDispatch {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) group: wgpu::BindGroup,
+    pub(super) workgroups: [u32; 2],
+}
+
+impl Bound {
+    pub(super) fn recorded(&self) -> Arc<Recorded> {
+        // A panic elsewhere leaves the value whole: the only thing done with it is an assignment.
+        self.recorded.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Dispatches that a step records: one for each rule, for flat buffers that fit a binding and have the
+    /// size of [`Layout::buffer_size`](crate::Layout::buffer_size).
+    ///
+    /// Options that look at the gradients first add one for the scan and one for the decision, and a clip of
+    /// groups one more. A layer-wise rule adds two, norms of parameters and update add one. State in 8 bits
+    /// or with stochastic rounding takes a dispatch for each set of tensors that share no vector of four with
+    /// each other, and state of which some is in f32 one for each format.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        let recorded = self.recorded();
+        let scan = recorded.scan.as_ref();
+        let of_rule =
+            |rule: &OfRule| rule.measures.len() + rule.updates.len() + usize::from(rule.ratio.is_some());
+        recorded.rules.iter().map(of_rule).sum::<usize>()
+            + scan.map_or(0, |scan| scan.reductions.len() + 1 + usize::from(scan.by_group.is_some()))
+            + usize::from(recorded.norms.is_some())
+    }
+
+    /// Dispatches of the update that access parameters and gradients element by element, as a tensor's place
+    /// in its buffer is not that of a vector: slower than the others. The last one to three elements of a
+    /// buffer that ends inside a vector do not count.
+    #[must_use]
+    pub fn slow_dispatches(&self) -> usize {
+        self.recorded().slow
+    }
+
+    /// Bytes of device memory that the binding itself takes.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
+        self.recorded().device_bytes
+    }
+}
+
+impl Recorded {
+    /// Partial sums that reach the control kernel.
+    pub(super) fn partials(&self) -> Option<u32> {
+        self.scan.as_ref().map(|scan| scan.partials)
+    }
+
+    /// Records all dispatches, with the scalars that `lease` holds.
+    pub(super) fn record(&self, optimizer: &Optimizer, pass: &mut wgpu::ComputePass<'_>, lease: &Lease) {
+        let sent = optimizer.ring.group(lease);
+        let mut rows = sent;
+        if let (Some(control), Some(scan)) = (&optimizer.control, &self.scan) {
+            dispatch(pass, &scan.reductions, None);
+            dispatch(pass, scan.by_group.as_slice(), None);
+            dispatch(pass, slice::from_ref(&scan.control), Some(sent));
+            rows = (&control.live_group, 0);
+        }
+        for rule in &self.rules {
+            dispatch(pass, &rule.measures, Some(rows));
+            dispatch(pass, rule.ratio.as_slice(), Some(rows));
+        }
+        for (rule, layers) in self.rules.iter().zip(&optimizer.layers) {
+            let rows = layers.as_ref().map_or(rows, |layers| (&layers.group, 0));
+            dispatch(pass, &rule.updates, Some(rows));
+        }
+        dispatch(pass, self.norms.as_slice(), None);
+    }
+}
+
+/// Records `dispatches`, whose pipelines have the scalars in bind group 1, if any.
+fn dispatch(
+    pass: &mut wgpu::ComputePass<'_>,
+    dispatches: &[BoundDispatch],
+    scalars: Option<(&wgpu::BindGroup, u32)>,
+) {
+    let mut current: Option<&wgpu::ComputePipeline> = None;
+    for dispatch in dispatches {
+        if current != Some(&dispatch.pipeline) {
+            pass.set_pipeline(&dispatch.pipeline);
+            if let Some((rows, offset)) = scalars {
+                pass.set_bind_group(1, rows, &[offset]);
+            }
+            current = Some(&dispatch.pipeline);
+        }
+        pass.set_bind_group(0, &dispatch.group, &[]);
+        let [x, y] = dispatch.workgroups;
+        pass.dispatch_workgroups(x, y, 1);
+    }
+}

@@ -1,0 +1,191 @@
+//! Each step's scalars on their way to the device.
+//!
+//! `Queue::write_buffer` takes effect before the next submission, not where an encoder stands, so two steps
+//! recorded into one encoder need a place each. A place is free again when the commands that read it have
+//! run, or were dropped unsubmitted: the encoder's own callback says so. When all places are taken a page of
+//! new ones is added, so any number of steps may be recorded before a submission, and a loop that submits as
+//! it goes never allocates.
+
+use super::device::{ALIGNMENT, checked, create_buffer};
+use crate::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a page, unless one place takes more.
+const PAGE_BYTES: u64 = 32 << 10;
+
+type Free = Arc<Mutex<Vec<u32>>>;
+
+/// A growing set of places for one step's scalars each.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    device: wgpu::Device,
+    layout: wgpu::BindGroupLayout,
+    pages: Vec<Page>,
+    place_bytes: u64,
+    row_bytes: u64,
+    free: Free,
+    /// Shared with every lease.
+    leases: Arc<()>,
+}
+
+#[derive(Debug)]
+struct Page {
+    buffer: wgpu::Buffer,
+    group: wgpu::BindGroup,
+}
+
+/// A place that returns to the free ones when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    place: u32,
+    free: Free,
+    _counted: Arc<()>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // The list's capacity is the number of places: this never allocates.
+        lock(&self.free).push(self.place);
+    }
+}
+
+fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<u32>> {
+    // A panic elsewhere leaves the list whole: its one operation is a push or a pop.
+    free.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The layout of a bind group with a place in it.
+pub(crate) fn layout(
+    device: &wgpu::Device,
+    ty: wgpu::BufferBindingType,
+    bytes: u64,
+) -> wgpu::BindGroupLayout {
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("wgpu-optim scalars"),
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset: true,
+                min_binding_size: wgpu::BufferSize::new(bytes),
+            },
+            count: None,
+        }],
+    })
+}
+
+/// A bind group of such a layout, with places of `bytes` in `buffer`.
+pub(crate) fn group(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffer: &wgpu::Buffer,
+    bytes: u64,
+) -> Result<wgpu::BindGroup, Error> {
+    let size = wgpu::BufferSize::new(bytes);
+    let entries = [wgpu::BindGroupEntry {
+        binding: 0,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size }),
+    }];
+    let descriptor =
+        wgpu::BindGroupDescriptor { label: Some("wgpu-optim scalars"), layout, entries: &entries };
+    let what = || format!("a binding of {bytes} bytes of scalars");
+    checked(device, what, || device.create_bind_group(&descriptor))
+}
+
+impl Ring {
+    /// Places of `row_bytes` in bind groups of `layout`.
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        layout: wgpu::BindGroupLayout,
+        row_bytes: u64,
+    ) -> Result<Self, Error> {
+        let mut ring = Self {
+            device: device.clone(),
+            layout,
+            pages: Vec::new(),
+            place_bytes: row_bytes.next_multiple_of(ALIGNMENT),
+            row_bytes,
+            free: Free::default(),
+            leases: Arc::default(),
+        };
+        ring.grow()?;
+        Ok(ring)
+    }
+
+    /// Larger places, beside those that are still leased.
+    pub(crate) fn with_row_bytes(&self, row_bytes: u64) -> Result<Self, Error> {
+        let larger = Self::new(&self.device, self.layout.clone(), row_bytes)?;
+        Ok(Self { leases: self.leases.clone(), ..larger })
+    }
+
+    /// Places that are leased: steps that have neither run nor been dropped.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn leased(&self) -> usize {
+        Arc::strong_count(&self.leases) - 1
+    }
+
+    fn per_page(&self) -> u32 {
+        (PAGE_BYTES / self.place_bytes).max(1) as u32
+    }
+
+    fn grow(&mut self) -> Result<(), Error> {
+        let buffer = create_buffer(
+            &self.device,
+            "scalars",
+            u64::from(self.per_page()) * self.place_bytes,
+            wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        )?;
+        let group = group(&self.device, &self.layout, &buffer, self.row_bytes)?;
+        let first = self.places();
+        self.pages.push(Page { buffer, group });
+        let places = self.places();
+        let mut free = lock(&self.free);
+        // Room for every place that exists, leased ones included.
+        let room = places as usize - free.len();
+        free.reserve_exact(room);
+        free.extend((first..places).rev());
+        Ok(())
+    }
+
+    fn places(&self) -> u32 {
+        self.pages.len() as u32 * self.per_page()
+    }
+
+    /// Bytes of a place.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.row_bytes
+    }
+
+    /// Bytes of device memory.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        u64::from(self.places()) * self.place_bytes
+    }
+
+    /// Writes one step's scalars to a free place.
+    pub(crate) fn write(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<Lease, Error> {
+        let popped = lock(&self.free).pop();
+        let place = match popped {
+            Some(place) => place,
+            None => {
+                self.grow()?;
+                lock(&self.free).pop().expect("`grow` has just added a free place")
+            }
+        };
+        let (page, offset) = self.at(place);
+        queue.write_buffer(&page.buffer, offset.into(), bytes);
+        Ok(Lease { place, free: self.free.clone(), _counted: self.leases.clone() })
+    }
+
+    fn at(&self, place: u32) -> (&Page, u32) {
+        let per_page = self.per_page();
+        let offset = u64::from(place % per_page) * self.place_bytes;
+        (&self.pages[(place / per_page) as usize], offset as u32)
+    }
+
+    /// The bind group and dynamic offset of a place.
+    pub(crate) fn group(&self, lease: &Lease) -> (&wgpu::BindGroup, u32) {
+        let (page, offset) = self.at(lease.place);
+        (&page.group, offset)
+    }
+}

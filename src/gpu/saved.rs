@@ -1,0 +1,158 @@
+//! The optimizer's state as checkpoints and other layouts take it.
+
+#[cfg(feature = "checkpoint")]
+use super::control::{self, Control};
+use super::optimizer::Optimizer;
+use super::state::{ChunkState, Slot};
+use crate::formats::Format;
+use crate::formats::q8;
+use crate::layout::VECTOR;
+use crate::rules::names::REMAINDER;
+use crate::state::{Content, Stream};
+#[cfg(feature = "checkpoint")]
+use crate::state::{Counters, LossScaleState};
+
+/// Bytes of a tensor that lie side by side in a buffer.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) buffer: wgpu::Buffer,
+    /// Where they start, in bytes.
+    pub(crate) offset: u64,
+    /// How many.
+    pub(crate) bytes: u64,
+    /// Their tensor, by its place in the order of the flat space, and the first of its bytes that lies here.
+    pub(crate) tensor: usize,
+    pub(crate) start: u64,
+}
+
+/// The kinds of the values of a slot in a chunk.
+fn contents(slot: &Slot, state: &ChunkState) -> Vec<Content> {
+    match slot.format.unwrap_or(state.format) {
+        Format::Q8 => vec![Content::Codes, Content::Scales],
+        _ if slot.name == REMAINDER => vec![Content::Remainders],
+        format => vec![Content::Numbers(format)],
+    }
+}
+
+impl Optimizer {
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The streams of all state, in the order of the slots.
+    pub(crate) fn streams(&self) -> Vec<Stream> {
+        let mut streams = Vec::new();
+        let mut names: Vec<&'static str> = Vec::new();
+        for slot in self.state.iter().flat_map(|state| &state.slots) {
+            if !names.contains(&slot.name) {
+                names.push(slot.name);
+            }
+        }
+        // Slots that are not a rule's own come last, as in the order of the buffers.
+        names.sort_by_key(|name| !self.layout.slot_names().contains(name));
+        for name in names {
+            let mut kinds: Vec<Content> = Vec::new();
+            for state in &self.state {
+                for content in
+                    state.slot(name).map(|i| contents(&state.slots[i], state)).into_iter().flatten()
+                {
+                    if !kinds.contains(&content) {
+                        kinds.push(content);
+                    }
+                }
+            }
+            streams.extend(kinds.into_iter().map(|content| {
+                let runs = self.runs(name, content);
+                let mut tensors: Vec<_> = runs.into_iter().map(|run| run.tensor).collect();
+                // Tensors that cross a chunk's end have several runs.
+                tensors.dedup();
+                Stream { slot: name.into(), content, tensors }
+            }));
+        }
+        streams
+    }
+
+    /// The places of a slot's values, those of one tensor behind each other.
+    pub(crate) fn runs(&self, name: &str, content: Content) -> Vec<Run> {
+        let tensors: Vec<_> = self.layout.by_offset().collect();
+        let mut runs = Vec::new();
+        for state in &self.state {
+            let slot = state.slot(name).filter(|&i| contents(&state.slots[i], state).contains(&content));
+            let Some(slot) = slot else { continue };
+            let ChunkState { chunk, buffers, .. } = state;
+            for piece in &chunk.pieces {
+                let tensor = tensors[piece.tensor];
+                // Elements of state before the piece, and of the tensor before and in it.
+                let before = u64::from(piece.state) * VECTOR + piece.start % VECTOR;
+                let (start, len) = (piece.start - tensor.offset, piece.end - piece.start);
+                let bytes = content.value_bytes();
+                let (offset, start, len) = if content == Content::Scales {
+                    let block = q8::BLOCK as u64;
+                    let codes = u64::from(chunk.state_quads) * VECTOR;
+                    let first = (tensor.offset % VECTOR + start) / block;
+                    (codes + before / block * bytes, first, (piece.start % VECTOR + len).div_ceil(block))
+                } else {
+                    (before * bytes, start, len)
+                };
+                let (buffer, tensor) = (buffers[slot].clone(), piece.tensor);
+                runs.push(Run { buffer, offset, bytes: len * bytes, tensor, start: start * bytes });
+            }
+        }
+        runs
+    }
+
+    /// Steps whose commands have neither run nor been dropped.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn unsubmitted(&self) -> usize {
+        self.ring.leased()
+    }
+
+    /// The device's counters, if it keeps any: a [`control::State`].
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn control_state(&self) -> Option<&wgpu::Buffer> {
+        self.control.as_ref().map(|control| &control.state)
+    }
+
+    /// Everything that is counted, with the device's state after all that was recorded.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn counters(&self, state: Option<control::State>) -> Counters {
+        // Without skipping there is one count, and commands that were dropped were steps.
+        let skipped = match state {
+            Some(state) if self.options.skips() => {
+                let least = self.pending.first();
+                // Modulo 2³²: no more can be in flight.
+                least + u64::from((self.steps as u32).wrapping_sub(state.taken).wrapping_sub(least as u32))
+            }
+            _ => self.pending.first(),
+        };
+        let scale = state.filter(|_| self.options.loss_scale.is_some());
+        Counters {
+            steps: self.steps,
+            taken: self.steps - skipped,
+            carries: self.pending.carries(skipped).to_vec(),
+            loss_scale: scale.map(|state| LossScaleState { scale: state.scale, good_steps: state.good }),
+        }
+    }
+
+    /// Takes the values of `layout` and `options` that may change between steps.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn configure(&mut self, layout: crate::Layout, options: crate::Options) {
+        // Other groups may be frozen in it.
+        self.revision += 1;
+        (self.layout, self.options) = (layout, options);
+    }
+
+    /// Goes on from `counters`, which have an entry for each group. Nothing may be in flight.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn restore(&mut self, queue: &wgpu::Queue, counters: &Counters) {
+        self.steps = counters.steps;
+        self.pending.restore(counters.steps - counters.taken, &counters.carries);
+        if let Some(control) = &self.control {
+            let first = Control::first_state(&self.options);
+            let LossScaleState { scale, good_steps: good } =
+                counters.loss_scale.unwrap_or(LossScaleState { scale: first.scale, good_steps: first.good });
+            control.restore(queue, control::State { scale, good, taken: counters.taken as u32, ..first });
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! State buffers: which slots of which tensors they hold, and where.
+
+use super::device::create_buffer;
+use super::optimizer::Optimizer;
+use super::plan::{self, BLOCK_QUADS, Chunk, Limits, Span};
+use crate::error::Error;
+use crate::formats::Format;
+use crate::layout::{Layout, RuleUse, Tensor, VECTOR};
+use crate::options::Options;
+use crate::rules::names::EMA;
+
+/// Bytes of a block's scale.
+const SCALE_BYTES: u64 = 4;
+
+/// A tensor's part of one state buffer.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct StateRange<'a> {
+    /// The buffer, with usages `STORAGE`, `COPY_SRC` and `COPY_DST`.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the part starts, in bytes: for elements of 2 bytes possibly inside a word, whose other half
+    /// belongs to another tensor.
+    pub offset: u64,
+    /// The first element of the tensor that lies here.
+    pub start: u64,
+    /// How many of the tensor's elements lie here.
+    pub len: u64,
+    /// Bytes of an element: 4 for f32, 2 and 1 for the formats of [`Options::states`], 2 for a remainder.
+    pub element_bytes: u64,
+    /// Where the scales of the part's [blocks](crate::q8) start, in bytes; 4 bytes each.
+    pub scales: Option<u64>,
+}
+
+/// A value that is kept for each element.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) name: &'static str,
+    /// The format of a slot that is not the rule's; the rule's are stored as their chunk says.
+    pub(super) format: Option<Format>,
+}
+
+/// A chunk's state: of tensors of one rule, in one format.
+#[derive(Debug)]
+pub(super) struct ChunkState {
+    /// The rule's place in the layout.
+    pub(super) rule: usize,
+    pub(super) chunk: Chunk,
+    /// Format of the rule's slots.
+    pub(super) format: Format,
+    pub(super) slots: Vec<Slot>,
+    /// One a slot.
+    pub(super) buffers: Vec<wgpu::Buffer>,
+}
+
+/// Vectors of state that have a scale in common, or else one.
+pub(super) fn block_vectors(format: Format) -> u32 {
+    if format.block().is_some() { BLOCK_QUADS } else { 1 }
+}
+
+impl ChunkState {
+    /// Allocates zeroed state for all chunks of a layout.
+    pub(super) fn allocate(
+        device: &wgpu::Device,
+        layout: &Layout,
+        options: &Options,
+        limits: &Limits,
+    ) -> Result<Vec<Self>, Error> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let allocated = chunks(layout, options, limits).into_iter().map(|(rule, format, chunk)| {
+            let slots = slots_of(&layout.rules()[rule], options);
+            let elements = u64::from(chunk.state_quads) * VECTOR;
+            let buffer = |slot: &Slot| {
+                let bytes = slot.format.unwrap_or(format).tensor_bytes(elements);
+                create_buffer(device, slot.name, bytes, usage)
+            };
+            let buffers = slots.iter().map(buffer).collect::<Result<_, Error>>()?;
+            Ok(Self { rule, chunk, format, slots, buffers })
+        });
+        allocated.collect()
+    }
+
+    /// The place of a slot among the buffers.
+    pub(super) fn slot(&self, name: &str) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.name == name)
+    }
+
+    /// The part of a tensor in slot `slot`, if any of it lies here.
+    fn range(&self, slot: usize, tensor: &Tensor) -> Option<StateRange<'_>> {
+        let chunk = &self.chunk;
+        let at = chunk.pieces.partition_point(|p| p.end <= tensor.offset);
+        let piece = chunk.pieces.get(at).filter(|p| p.start < tensor.end())?;
+        let format = self.slots[slot].format.unwrap_or(self.format);
+        // Behind the codes.
+        let scale = |block: u64| {
+            let [codes, before] = [chunk.state_quads, piece.state].map(|vectors| u64::from(vectors) * VECTOR);
+            codes * format.bytes() + before / block * SCALE_BYTES
+        };
+        Some(StateRange {
+            buffer: &self.buffers[slot],
+            offset: (u64::from(piece.state) * VECTOR + piece.start % VECTOR) * format.bytes(),
+            start: piece.start - tensor.offset,
+            len: piece.end - piece.start,
+            element_bytes: format.bytes(),
+            scales: format.block().map(scale),
+        })
+    }
+}
+
+/// The slots of a rule's tensors, in the order in which they are bound.
+fn slots_of(rule: &RuleUse, options: &Options) -> Vec<Slot> {
+    let slots = rule.kept_slots().map(|name| Slot { name, format: None });
+    let beside = |(name, format)| Slot { name, format: Some(format) };
+    let ema = options.ema.map(|_| (EMA, Format::F32));
+    slots.chain(options.storage().master().into_iter().chain(ema).map(beside)).collect()
+}
+
+/// The tensors of a layout for the planner, in the order of the flat space.
+pub(super) fn spans(layout: &Layout) -> impl Iterator<Item = (&Tensor, Span)> {
+    layout
+        .by_offset()
+        .enumerate()
+        .map(|(tensor, t)| (t, Span { tensor, group: t.group as u32, start: t.offset, end: t.end() }))
+}
+
+/// The chunks of a layout, each with its rule and the format of the rule's state in it.
+fn chunks(layout: &Layout, options: &Options, limits: &Limits) -> Vec<(usize, Format, Chunk)> {
+    let mut apart: Vec<(usize, Format, Vec<Span>)> = Vec::new();
+    for (tensor, span) in spans(layout) {
+        let (rule, format) = (layout.rule_index(tensor.group), options.states_of(tensor.len));
+        match apart.iter_mut().find(|(r, f, _)| (*r, *f) == (rule, format)) {
+            Some((.., spans)) => spans.push(span),
+            None => apart.push((rule, format, vec![span])),
+        }
+    }
+    let mut chunks = Vec::new();
+    for (rule, format, spans) in apart {
+        let block = block_vectors(format);
+        let disjoint = block > 1 || options.storage().stochastic;
+        let families = if disjoint { plan::families(&spans) } else { vec![spans] };
+        let families = families.iter().flat_map(|spans| plan::chunks(spans, limits.chunk_elements, block));
+        chunks.extend(families.map(|chunk| (rule, format, chunk)));
+    }
+    chunks
+}
+
+impl Optimizer {
+    /// The places of state slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of
+    /// `tensor`: one range, or several if the tensor crosses a chunk's end. Empty if no group of the tensor's
+    /// rule keeps the slot.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks.
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
+        let target = self.layout.tensor(tensor)?;
+        let rule = self.layout.rule_index(target.group);
+        let mut ranges = Vec::new();
+        for state in self.state.iter().filter(|state| state.rule == rule) {
+            let Some(index) = state.slot(slot) else {
+                let known = self.layout.rules()[rule].spec.slot(slot).is_some();
+                let unknown = || Error::Unknown { what: "slot", name: slot.into() };
+                return if known { Ok(Vec::new()) } else { Err(unknown()) };
+            };
+            ranges.extend(state.range(index, target));
+        }
+        Ok(ranges)
+    }
+
+    pub(super) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        self.state.iter().flat_map(|state| &state.buffers)
+    }
+
+    /// Bytes of device memory held as optimizer state.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.buffers().map(wgpu::Buffer::size).sum()
+    }
+}

@@ -1,0 +1,172 @@
+//! A step: its scalars on their way to the device, and its dispatches in the caller's encoder.
+
+use super::control::{Control, Request, Staging};
+use super::optimizer::{Optimizer, request_bytes};
+use super::record::{Bound, Recorded};
+use super::ring::Lease;
+use crate::error::Error;
+use crate::options::{Clip, Rounding};
+use crate::random::step_key;
+use crate::step::Step;
+use std::sync::Arc;
+
+const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
+
+impl Optimizer {
+    /// Records one step: a single compute pass with as many [dispatches](Bound::dispatches) as the binding
+    /// says.
+    ///
+    /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own
+    /// once as many steps as are ever in flight at a time have been recorded (wgpu allocates while it
+    /// records). `steps()` counts it.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the gradient scale,
+    /// [`Error::ScalarOverflow`], [`Error::Unreported`], [`Error::UncertainMomentum`],
+    /// [`Error::UncertainAge`], [`Error::Device`] if there is no memory for scalars or a report; nothing is
+    /// recorded and no state changes.
+    pub fn step(
+        &mut self,
+        queue: &wgpu::Queue,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &Bound,
+        step: impl Into<Step>,
+    ) -> Result<(), Error> {
+        // Before anything is recorded, for it may fail.
+        let staging = self.staging()?;
+        let (recorded, lease) = self.prepare(queue, tensors, step.into())?;
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            recorded.record(self, &mut pass, &lease);
+        }
+        encoder.on_submitted_work_done(move || drop(lease));
+        if let (Some(control), Some(staging)) = (&self.control, staging) {
+            control.read_back(encoder, staging, self.steps - 1);
+        }
+        Ok(())
+    }
+
+    /// Records one step into a compute pass of the caller's. It leaves its own pipeline and bind groups 0 and
+    /// 1 set.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_in_pass(
+        &mut self,
+        queue: &wgpu::Queue,
+        pass: &mut wgpu::ComputePass<'_>,
+        tensors: &Bound,
+        step: impl Into<Step>,
+    ) -> Result<(), Error> {
+        let (recorded, lease) = self.prepare(queue, tensors, step.into())?;
+        recorded.record(self, pass, &lease);
+        pass.on_submitted_work_done(move || drop(lease));
+        Ok(())
+    }
+
+    /// Has the report of the last step sent to the host. [`step`](Self::step) does so itself; after
+    /// [`step_in_pass`](Self::step_in_pass) it is the caller's to do, before 1 024 more steps have been
+    /// recorded. Without reports by the options it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has no memory for a report.
+    pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
+            control.read_back(encoder, staging, self.steps - 1);
+        }
+        Ok(())
+    }
+
+    /// A place for a report, if there are any.
+    fn staging(&self) -> Result<Option<Staging>, Error> {
+        match &self.control {
+            Some(control) if self.options.reports() => control.staging(&self.device).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Everything of a step that may fail: its dispatches, and its scalars on their way to the device.
+    fn prepare(
+        &mut self,
+        queue: &wgpu::Queue,
+        tensors: &Bound,
+        step: Step,
+    ) -> Result<(Arc<Recorded>, Lease), Error> {
+        if !Arc::ptr_eq(&tensors.owner, &self.identity) {
+            return Err(Error::ForeignBinding);
+        }
+        let unscale = step.unscale()? as f32;
+        let recorded = self.current(tensors)?;
+        if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
+            self.pending.confirm(skipped, self.steps - reported - 1);
+        }
+        let sets = self.pending.count();
+        if sets > self.max_sets {
+            return Err(Error::Unreported { steps: sets - 1, bound: self.max_sets - 1 });
+        }
+        self.write_sets(step, unscale, sets)?;
+        let set = 4 * self.set.vectors(self.layout.groups().len());
+        let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
+        // Where all sets are equal, one suffices.
+        let (one, others) = self.scratch[first..].split_at(set);
+        let sent = if others.chunks_exact(set).all(|other| other == one) { 1 } else { sets };
+        self.scratch.truncate(first + sent * set);
+        if let (Some(control), Some(partials)) = (&self.control, recorded.partials()) {
+            let request = Request {
+                number: self.steps as u32,
+                first: self.pending.first() as u32,
+                count: sent as u32,
+                unscale,
+                max_norm: Control::max_norm(&self.options),
+                partials,
+                ..control.request
+            };
+            self.scratch[..REQUEST_WORDS].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&request)));
+        }
+        if size_of_val(self.scratch.as_slice()) as u64 > self.ring.row_bytes() {
+            let bytes = request_bytes(set / 4, (2 * sets).min(self.max_sets));
+            self.ring = self.ring.with_row_bytes(bytes)?;
+        }
+        let lease = self.ring.write(queue, bytemuck::cast_slice(&self.scratch))?;
+        self.pending.commit(self.options.skips());
+        self.steps += 1;
+        Ok((recorded, lease))
+    }
+
+    /// Writes the sets of scalars of the next step to `scratch`, one for every count of skipped steps that is
+    /// possible.
+    fn write_sets(&mut self, step: Step, unscale: f32, sets: usize) -> Result<(), Error> {
+        let set_words = 4 * self.set.vectors(self.layout.groups().len());
+        let (header, row) = (4 * self.set.header as usize, 4 * self.set.row as usize);
+        let weight = self.set.weight as usize;
+        let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
+        let Self { scratch, exact, layout, options, steps, .. } = self;
+        scratch.clear();
+        scratch.resize(first + sets * set_words, 0);
+        let uncertain = self.pending.prepare(|i, skipped, carries| {
+            let t = *steps + 1 - skipped;
+            let set = &mut scratch[first + i * set_words..][..set_words];
+            let (head, rows) = set.split_at_mut(header);
+            let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
+            // The control kernel, if there is one, replaces the first two: the factor, and whether to skip.
+            head[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
+            if let Some(key) = head.get_mut(4..) {
+                let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
+                key.iter_mut().zip(step_key(seed, t)).for_each(|(to, x)| *to = x.to_bits());
+            }
+            layout.scalars(step, *steps, carries, exact, |group, t, scalars| {
+                let own = &mut rows[group * row..][..row];
+                own.iter_mut().zip(scalars).for_each(|(to, &x)| *to = (x as f32).to_bits());
+                if let Some(ema) = options.ema {
+                    own[weight] = (ema.weight(t) as f32).to_bits();
+                }
+            })
+        })?;
+        let Some(uncertain) = uncertain else { return Ok(()) };
+        let (group, steps) = (&self.layout.groups()[uncertain.group], sets - 1);
+        if uncertain.age {
+            return Err(Error::UncertainAge { group: group.name().into(), steps });
+        }
+        Err(Error::UncertainMomentum { rule: group.rule().name(), steps })
+    }
+}

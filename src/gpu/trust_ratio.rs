@@ -1,0 +1,56 @@
+//! The trust ratios of a layer-wise rule: each tensor's own scalars, from its norms.
+
+use super::device::{create_buffer, create_filled};
+use super::kernel::Key;
+use super::pipeline::Kernel;
+use super::plan::Space;
+use super::ring;
+use crate::error::Error;
+use crate::rules::RuleSpec;
+
+/// The kernel between the phases of a layer-wise rule, and the memory that it writes.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    /// It adds up the partial results of each tensor.
+    pub(crate) kernel: Kernel,
+    /// The group of each of the rule's tensors, in the order of the flat space.
+    pub(crate) groups: wgpu::Buffer,
+    /// The same list on the host.
+    pub(crate) group_of: Vec<u32>,
+    /// The scalars of each tensor, as [`step`](Self::layout)'s kernels read them.
+    pub(crate) rows: wgpu::Buffer,
+    pub(crate) space: Space,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) group: wgpu::BindGroup,
+}
+
+impl Layers {
+    /// `group_of` has the group of each of the rule's tensors, in the order of the flat space. `scalars` is
+    /// the layout of the groups' rows, as `key` has them.
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        spec: &RuleSpec,
+        group_of: Vec<u32>,
+        scalars: &wgpu::BindGroupLayout,
+        key: &Key,
+    ) -> Result<Self, Error> {
+        let kernel = Kernel::ratio(spec, device, scalars, key)?;
+        let bytes = 16 * key.set.vectors(group_of.len()) as u64;
+        let (space, ty) = if bytes <= key.walk.uniform_bytes.into() {
+            (Space::Uniform, wgpu::BufferBindingType::Uniform)
+        } else {
+            (Space::Storage, wgpu::BufferBindingType::Storage { read_only: true })
+        };
+        let usage = wgpu::BufferUsages::STORAGE;
+        let groups = create_filled(device, "groups of tensors", bytemuck::cast_slice(&group_of), usage)?;
+        let rows = create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
+        let layout = ring::layout(device, ty, bytes);
+        let group = ring::group(device, &layout, &rows, bytes)?;
+        Ok(Self { kernel, groups, group_of, rows, space, layout, group })
+    }
+
+    /// Bytes of device memory.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        self.groups.size() + self.rows.size()
+    }
+}

@@ -1,0 +1,377 @@
+//! Tensors, their places in the flat space, and the rule of each group.
+
+mod change;
+mod group;
+
+pub use group::{Carry, Group};
+
+use crate::bytes::bytes_moved;
+use crate::error::Error;
+use crate::formats::Format;
+use crate::options::Options;
+use crate::rules::RuleSpec;
+use crate::step::Step;
+use std::collections::HashSet;
+
+/// Elements of a vector, one `vec4`.
+pub(crate) const VECTOR: u64 = 4;
+/// The largest element index: byte addresses of four-byte elements stay below 2⁶³.
+const MAX_ELEMENTS: u64 = 1 << 61;
+
+/// A rule of a layout, with everything that its groups have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct RuleUse {
+    pub(crate) spec: RuleSpec,
+    /// Whether any of its groups keeps each state slot.
+    pub(crate) kept: Vec<bool>,
+}
+
+/// One tensor of a [`Layout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tensor {
+    /// Unique name.
+    pub name: String,
+    /// Dimensions; the product is [`len`](Self::len).
+    pub shape: Vec<u64>,
+    /// Index into [`Layout::groups`].
+    pub group: usize,
+    /// First element in the flat space.
+    pub offset: u64,
+    /// Number of elements.
+    pub len: u64,
+}
+
+impl Tensor {
+    /// One past the last element in the flat space.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+
+    /// The tensor's place in a flat slice.
+    #[must_use]
+    pub fn range(&self) -> core::ops::Range<usize> {
+        self.offset as usize..self.end() as usize
+    }
+}
+
+/// Named tensors in groups, each a range of one flat space of elements.
+///
+/// Tensors lie there when they share one buffer, and their state always does. Gaps between tensors are
+/// allowed and belong to the caller.
+///
+/// ```
+/// use wgpu_optim::{AdamW, Group, Layout};
+/// let layout = Layout::new([
+///     Group::new("decay", AdamW::default()).tensor("w", [64, 32]).tensor_at("head", [32, 10], 4096),
+///     Group::new("no_decay", AdamW { weight_decay: 0.0, ..AdamW::default() }).tensor("b", [32]),
+/// ])?;
+/// assert_eq!(layout.tensor("head")?.offset, 4096);
+/// assert_eq!(layout.tensor("b")?.offset, 4096 + 320); // behind "head"
+/// assert_eq!((layout.len(), layout.parameters()), (4448, 2400));
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Layout {
+    groups: Vec<Group>,
+    rules: Vec<RuleUse>,
+    /// The index in `rules` of each group's rule.
+    rule_of: Vec<usize>,
+    tensors: Vec<Tensor>,
+    by_offset: Vec<usize>,
+    by_name: Vec<usize>,
+}
+
+impl Layout {
+    /// Places the groups' tensors and checks them. A tensor without an offset of its own starts at a multiple
+    /// of 4 elements: one vector.
+    ///
+    /// State lies as in the flat space. A tensor that starts at a vector there and in its buffer is updated
+    /// vector by vector, the fast way.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] for names of a rule that contradict each other, [`Error::Hyperparameter`],
+    /// [`Error::Factor`], [`Error::Duplicate`], [`Error::EmptyGroup`], [`Error::EmptyTensor`],
+    /// [`Error::EmptyLayout`], [`Error::TensorsOverlap`], [`Error::TooLarge`].
+    pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, Error> {
+        Self::with_alignment(groups, VECTOR)
+    }
+
+    /// Places tensors without gaps, each right behind the one declared before it, whatever their lengths.
+    ///
+    /// For flat buffers that are packed already. Bound in buffers of their own, tensors that do not start at
+    /// a vector are updated element by element: [`Bound::slow_dispatches`](crate::Bound::slow_dispatches)
+    /// counts such dispatches.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn packed(groups: impl IntoIterator<Item = Group>) -> Result<Self, Error> {
+        Self::with_alignment(groups, 1)
+    }
+
+    fn with_alignment(groups: impl IntoIterator<Item = Group>, alignment: u64) -> Result<Self, Error> {
+        let groups: Vec<_> = groups.into_iter().collect();
+        let mut tensors = Vec::new();
+        let (mut group_names, mut tensor_names) = (HashSet::new(), HashSet::new());
+        let mut next = 0;
+        for (g, group) in groups.iter().enumerate() {
+            group.rule.validate()?;
+            group.lr_factor.validate().map_err(|reason| group.refuse_factor(reason))?;
+            if !group_names.insert(group.name.as_str()) {
+                return Err(duplicate("group", &group.name));
+            }
+            if group.tensors.is_empty() {
+                return Err(Error::EmptyGroup { group: group.name.clone() });
+            }
+            for declared in &group.tensors {
+                if !tensor_names.insert(declared.name.as_str()) {
+                    return Err(duplicate("tensor", &declared.name));
+                }
+                let tensor = place(declared, g, u64::next_multiple_of(next, alignment))?;
+                next = tensor.end();
+                tensors.push(tensor);
+            }
+        }
+        if tensors.is_empty() {
+            return Err(Error::EmptyLayout);
+        }
+        let mut by_offset: Vec<_> = (0..tensors.len()).collect();
+        by_offset.sort_by_key(|&i| tensors[i].offset);
+        for pair in by_offset.windows(2) {
+            let (a, b) = (&tensors[pair[0]], &tensors[pair[1]]);
+            if b.offset < a.end() {
+                return Err(Error::TensorsOverlap {
+                    first: a.name.clone(),
+                    second: b.name.clone(),
+                    end: a.end(),
+                    start: b.offset,
+                });
+            }
+        }
+        let mut by_name = by_offset.clone();
+        by_name.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        let (rules, rule_of) = rules_of(&groups)?;
+        Ok(Self { groups, rules, rule_of, tensors, by_offset, by_name })
+    }
+
+    /// The groups, in the order they were declared.
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The tensors, in the order they were declared.
+    #[must_use]
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The tensors in the order of the flat space.
+    pub fn by_offset(&self) -> impl Iterator<Item = &Tensor> {
+        self.by_offset.iter().map(|&i| &self.tensors[i])
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+        self.by_name
+            .binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name))
+            .map(|at| &self.tensors[self.by_name[at]])
+            .map_err(|_| Error::Unknown { what: "tensor", name: name.into() })
+    }
+
+    /// The extent of the flat space in elements: one past the last tensor's last element, gaps included.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a layout is never empty")]
+    pub fn len(&self) -> u64 {
+        self.by_offset().last().map_or(0, Tensor::end)
+    }
+
+    /// The number of parameters: the elements of all tensors, gaps excluded.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|t| t.len).sum()
+    }
+
+    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors. A shorter one works too,
+    /// down to `4 · len()`; its last one to three elements then take a dispatch of their own.
+    #[must_use]
+    pub fn buffer_size(&self) -> u64 {
+        self.buffer_size_as(Format::F32)
+    }
+
+    /// Bytes of a flat buffer of elements stored as `format`, in whole vectors of four.
+    #[must_use]
+    pub fn buffer_size_as(&self, format: Format) -> u64 {
+        self.len().next_multiple_of(VECTOR) * format.bytes()
+    }
+
+    /// Bytes that a step has to move on the GPU: parameters and state are read and written, gradients are
+    /// read, twice where their norm is taken. Layer-wise rules read the values that their norms are taken of
+    /// twice. Frozen groups move nothing.
+    #[must_use]
+    pub fn bytes_moved(&self, options: &Options) -> u64 {
+        let tensors = self.tensors.iter().filter(|tensor| !self.groups[tensor.group].frozen);
+        let moved = tensors.map(|tensor| {
+            let RuleUse { spec, kept } = &self.rules[self.rule_of[tensor.group]];
+            bytes_moved(spec, kept, options, tensor.len)
+        });
+        moved.sum()
+    }
+
+    /// Names of the state slots of all rules, each once, in the order of the groups.
+    #[must_use]
+    pub fn slot_names(&self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for slot in self.rules.iter().flat_map(|rule| rule.spec.slots) {
+            if !names.contains(slot) {
+                names.push(*slot);
+            }
+        }
+        names
+    }
+
+    /// Names of the state slots that are kept for a tensor: those of its rule that any group of the rule
+    /// keeps.
+    pub fn kept_slots(&self, tensor: &Tensor) -> impl Iterator<Item = &'static str> {
+        self.rule_of(tensor).kept_slots()
+    }
+
+    /// Whether the state slot called `slot` is kept for any tensor.
+    #[must_use]
+    pub fn keeps_slot(&self, slot: &str) -> bool {
+        self.rules.iter().any(|rule| rule.kept_slots().any(|kept| kept == slot))
+    }
+
+    /// Whether a tensor shares a vector with another one.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn shares_vector(&self, tensor: &Tensor) -> bool {
+        let place = self.by_offset.partition_point(|&i| self.tensors[i].offset < tensor.offset);
+        let neighbour = |i: usize| self.by_offset.get(i).map(|&i| &self.tensors[i]);
+        let before = place.checked_sub(1).and_then(neighbour);
+        let behind = neighbour(place + 1);
+        before.is_some_and(|before| before.end().div_ceil(VECTOR) > tensor.offset / VECTOR)
+            || behind.is_some_and(|behind| behind.offset / VECTOR < tensor.end().div_ceil(VECTOR))
+    }
+
+    /// The error for a slot of a tensor's rule that no group of the rule keeps.
+    pub(crate) fn not_kept(&self, slot: &str, tensor: &str) -> Error {
+        let Ok(tensor) = self.tensor(tensor) else {
+            return Error::Unknown { what: "tensor", name: tensor.into() };
+        };
+        let known = self.rule_of(tensor).spec.slots.iter().find(|known| **known == slot);
+        match known {
+            Some(slot) => Error::SlotNotKept { group: self.groups[tensor.group].name.clone(), slot },
+            None => Error::Unknown { what: "slot", name: slot.into() },
+        }
+    }
+
+    /// The rules, in the order of the groups.
+    pub(crate) fn rules(&self) -> &[RuleUse] {
+        &self.rules
+    }
+
+    /// The index in [`rules`](Self::rules) of a group's rule.
+    pub(crate) fn rule_index(&self, group: usize) -> usize {
+        self.rule_of[group]
+    }
+
+    /// The rule of a tensor.
+    pub(crate) fn rule_of(&self, tensor: &Tensor) -> &RuleUse {
+        &self.rules[self.rule_of[tensor.group]]
+    }
+
+    /// The most scalars that a rule has.
+    pub(crate) fn most_scalars(&self) -> usize {
+        self.rules.iter().map(|rule| rule.spec.scalars.len()).max().unwrap_or(0)
+    }
+
+    /// The scalars of each group's next step, and its number, after `recorded` steps of the host's; zeros for
+    /// a frozen group.
+    ///
+    /// `carries` has one entry a group; on an error some may have advanced. `scratch` has room for the
+    /// [most scalars](Self::most_scalars).
+    pub(crate) fn scalars(
+        &self,
+        step: Step,
+        recorded: u64,
+        carries: &mut [Carry],
+        scratch: &mut [f64],
+        mut each: impl FnMut(usize, u64, &[f64]),
+    ) -> Result<(), Error> {
+        for (g, (group, carry)) in self.groups.iter().zip(carries).enumerate() {
+            let rule = &self.rules[self.rule_of[g]];
+            let scalars = &mut scratch[..rule.spec.scalars.len()];
+            if group.frozen {
+                scalars.fill(0.0);
+            } else {
+                group.scalars(step, recorded, carry, &rule.kept, scalars)?;
+            }
+            each(g, carry.taken, scalars);
+        }
+        Ok(())
+    }
+}
+
+impl RuleUse {
+    /// Names of the state slots that are kept.
+    pub(crate) fn kept_slots(&self) -> impl Iterator<Item = &'static str> {
+        self.spec.slots.iter().zip(&self.kept).filter(|(_, kept)| **kept).map(|(slot, _)| *slot)
+    }
+}
+
+/// The different rules of the groups, and the index of each group's.
+fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), Error> {
+    let mut rules: Vec<RuleUse> = Vec::new();
+    let mut rule_of = Vec::with_capacity(groups.len());
+    for group in groups {
+        let spec = *group.rule.spec();
+        let found = rules.iter().position(|rule| rule.spec.id == spec.id);
+        if found.is_none() && rules.iter().any(|rule| rule.spec.name == spec.name) {
+            let conflict = "two rules of this name in one layout";
+            return Err(Error::Conflict { rule: spec.name, conflict });
+        }
+        let index = found.unwrap_or(rules.len());
+        if index == rules.len() {
+            rules.push(RuleUse { spec, kept: vec![false; spec.slots.len()] });
+        }
+        for (slot, kept) in rules[index].kept.iter_mut().enumerate() {
+            *kept |= group.rule.keeps_slot(slot);
+        }
+        rule_of.push(index);
+    }
+    Ok((rules, rule_of))
+}
+
+fn duplicate(what: &'static str, name: &str) -> Error {
+    Error::Duplicate { what, name: name.into() }
+}
+
+fn place(declared: &group::Declared, group: usize, next: u64) -> Result<Tensor, Error> {
+    let too_large = |field, value: u128| Error::TooLarge {
+        tensor: declared.name.clone(),
+        field,
+        value: u64::try_from(value).unwrap_or(u64::MAX),
+        bound: MAX_ELEMENTS,
+    };
+    if declared.shape.contains(&0) {
+        return Err(Error::EmptyTensor { tensor: declared.name.clone(), shape: declared.shape.clone() });
+    }
+    let len = declared.shape.iter().try_fold(1u128, |n, &d| n.checked_mul(d.into())).unwrap_or(u128::MAX);
+    let offset = declared.offset.unwrap_or(next);
+    let end = len.saturating_add(offset.into());
+    if end > MAX_ELEMENTS.into() {
+        return Err(too_large("offset + length", end));
+    }
+    Ok(Tensor {
+        name: declared.name.clone(),
+        shape: declared.shape.clone(),
+        group,
+        offset,
+        // At most MAX_ELEMENTS.
+        len: len as u64,
+    })
+}

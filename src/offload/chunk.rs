@@ -1,0 +1,62 @@
+//! Chunks: the units in which gradients come to the host and parameters go back.
+
+use crate::cpu::Optimizer;
+use crate::error::Error;
+use core::ops::Range;
+
+/// Bytes of an element.
+pub(super) const ELEMENT: usize = size_of::<f32>();
+
+/// Blocks of one rule, with their way to the host.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    pub(super) rule: usize,
+    pub(super) blocks: Range<usize>,
+    /// The ranges of the flat space that they update, in order.
+    pub(super) ranges: Vec<Range<usize>>,
+}
+
+/// All chunks of an optimizer.
+pub(super) fn chunks(optimizer: &Optimizer, chunk_blocks: usize) -> Vec<Chunk> {
+    let chunk = |(rule, blocks, ranges)| Chunk { rule, blocks, ranges };
+    optimizer.chunks(chunk_blocks).map(chunk).collect()
+}
+
+impl Chunk {
+    /// One past its last element in the flat space.
+    pub(super) fn end(&self) -> usize {
+        self.ranges.last().map_or(0, |range| range.end)
+    }
+
+    /// Checks that a buffer of the caller's has it.
+    pub(super) fn check(
+        &self,
+        buffer: &wgpu::Buffer,
+        what: &str,
+        usage: wgpu::BufferUsages,
+        name: &'static str,
+    ) -> Result<(), Error> {
+        if !buffer.usage().contains(usage) {
+            return Err(Error::MissingUsage { what: what.into(), usage: name });
+        }
+        let start = self.ranges.first().map_or(0, |range| range.start);
+        let [start, end] = [start, self.end()].map(|at| (at * ELEMENT) as u64);
+        if end > buffer.size() {
+            return Err(Error::OutOfBounds { what: what.into(), start, end, size: buffer.size() });
+        }
+        Ok(())
+    }
+
+    /// Bytes of its gradients.
+    pub(super) fn byte_len(&self) -> u64 {
+        (self.ranges.iter().map(Range::len).sum::<usize>() * ELEMENT) as u64
+    }
+
+    /// Sends its parameters to the device.
+    pub(super) fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer, values: &[f32]) {
+        for range in &self.ranges {
+            let at = (range.start * ELEMENT) as u64;
+            queue.write_buffer(params, at, bytemuck::cast_slice(&values[range.clone()]));
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Parameters and gradients on the GPU, optimizer state in host memory: where the device has no room for it.
+
+mod chunk;
+mod staging;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use crate::cpu::{Optimizer, StateMut};
+use crate::error::{Error, OffloadError};
+use crate::layout::Layout;
+use crate::options::{Clip, Options};
+use crate::report::Report;
+use crate::rules::DynRule;
+use crate::schedule::Schedule;
+use chunk::{Chunk, chunks};
+use staging::{Staging, staging};
+
+/// How gradients come to the host: in chunks, through a ring of staging buffers, which are memory of the
+/// host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfers {
+    /// Blocks of the CPU engine in a chunk, each 16 384 parameters; by default 64, which have 4 MiB of
+    /// gradients.
+    pub chunk_blocks: usize,
+    /// Chunks that are on their way or have arrived, at a time; by default 4. With all of them
+    /// ([`usize::MAX`]) gradients stay on the host until the step is done: they cross once also where a step
+    /// takes more than one pass.
+    pub staged_chunks: usize,
+}
+
+impl Default for Transfers {
+    fn default() -> Self {
+        Self { chunk_blocks: 64, staged_chunks: 4 }
+    }
+}
+
+/// The CPU engine for parameters and gradients that lie on a device, flat and in f32.
+///
+/// Gradients come to the host and parameters go back in chunks, each of tensors of one rule. A chunk is
+/// updated while others are on their way, where options and rules let the update begin with the first.
+/// Otherwise passes precede the update: one over all gradients for a clip by norm, steps that may be skipped
+/// and reports, and one over the gradients of layer-wise rules. Gradients cross once a pass, unless
+/// [`Transfers`] keep all of them; so they must not change before the step is done. A step that is skipped is
+/// done after the first pass.
+///
+/// Like the GPU optimizer it neither submits nor waits:
+///
+/// ```no_run
+/// # use wgpu_optim::wgpu::{Buffer, Device, Queue};
+/// # type Done = Result<(), Box<dyn std::error::Error>>;
+/// # fn f(device: &Device, queue: &Queue, params: &Buffer, grads: &Buffer) -> Done {
+/// use wgpu_optim::offload::{Offload, Progress};
+/// use wgpu_optim::{AdamW, Group, Layout, Options, wgpu};
+/// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
+/// let start = vec![0.0; 64 * 32]; // as the device has them
+/// let mut offload = Offload::new(device, layout, Options::default(), start)?;
+/// for _ in 0..100 {
+///     // … forward and backward passes …
+///     loop {
+///         while let Some(chunk) = offload.wanted() {
+///             // In a submission of its own, so that it is here when its copy is done and not when all are.
+///             let mut encoder = device.create_command_encoder(&Default::default());
+///             offload.request(&mut encoder, grads, chunk)?;
+///             queue.submit([encoder.finish()]); // also sends what has been updated
+///         }
+///         match offload.advance(queue, params, 1e-3)? {
+///             Progress::Waiting => {
+///                 device.poll(wgpu::PollType::Poll)?;
+///             }
+///             Progress::Working => {
+///                 queue.submit([]);
+///             }
+///             Progress::Done(_) => break,
+///         }
+///     }
+///     queue.submit([]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Host memory beside the state: 4 bytes a parameter for the parameters, which the host keeps too, and
+/// [`staging_bytes`](Self::staging_bytes): 16 MiB at most by default, 4 bytes a parameter if all chunks are
+/// kept. A parameter that the caller writes on the device has no effect.
+#[derive(Debug)]
+pub struct Offload {
+    device: wgpu::Device,
+    optimizer: Optimizer,
+    params: Vec<f32>,
+    transfers: Transfers,
+    chunks: Vec<Chunk>,
+    /// A ring: chunk `c` comes through the one at `c` modulo their number.
+    staging: Vec<Staging>,
+    phase: Phase,
+    /// The chunk that is next in this phase.
+    next: usize,
+}
+
+/// The state of a step when a call returns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress {
+    /// Nothing: the gradients that are next have not arrived.
+    Waiting,
+    /// A chunk; there are more.
+    Working,
+    /// The last one. The report is there if the options ask for one.
+    Done(Option<Report>),
+}
+
+/// Where a step is.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Idle,
+    Look { unscale: f64 },
+    Measure { report: Report },
+    Update { report: Report },
+}
+
+impl Offload {
+    /// Zeroed state for `layout`, and parameters that start as `params`, which is what the device has.
+    ///
+    /// # Errors
+    /// As [`cpu::Optimizer::with_options`](Optimizer::with_options); [`Error::Format`] for formats other than
+    /// f32, [`Error::ReadOnly`] for gradients that are to be set to zero, which is the device's to do;
+    /// [`Error::Mismatch`] for parameters of another length, [`Error::Device`] if it refuses memory.
+    pub fn new(
+        device: &wgpu::Device,
+        layout: Layout,
+        options: Options,
+        params: Vec<f32>,
+    ) -> Result<Self, Error> {
+        Self::with_transfers(device, layout, options, Transfers::default(), params)
+    }
+
+    /// [`new`](Self::new) with chunks of another size, or more or fewer of them at a time.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::Options`] for a field of `transfers` that is 0.
+    pub fn with_transfers(
+        device: &wgpu::Device,
+        layout: Layout,
+        options: Options,
+        transfers: Transfers,
+        params: Vec<f32>,
+    ) -> Result<Self, Error> {
+        let Transfers { chunk_blocks, staged_chunks } = transfers;
+        for (field, value) in [("chunk_blocks", chunk_blocks), ("staged_chunks", staged_chunks)] {
+            if value == 0 {
+                return Err(Error::Options { field, value: 0.0, bound: "at least 1" });
+            }
+        }
+        for (field, format) in [("params", options.params), ("grads", options.grads)] {
+            if format != crate::Format::F32 {
+                return Err(Error::Format {
+                    field,
+                    format: format.name(),
+                    bound: "f32 where state is offloaded",
+                });
+            }
+        }
+        if options.zero_gradients {
+            return Err(Error::ReadOnly { what: "gradients on a device" });
+        }
+        let (found, expected) = (params.len() as u64, layout.len());
+        if found != expected {
+            return Err(Error::Mismatch { what: "parameters", found, expected });
+        }
+        let optimizer = Optimizer::with_options(layout, options)?;
+        let chunks = chunks(&optimizer, chunk_blocks);
+        let staging = staging(device, &chunks, staged_chunks)?;
+        let (device, phase) = (device.clone(), Phase::Idle);
+        let mut offload = Self { device, optimizer, params, transfers, chunks, staging, phase, next: 0 };
+        offload.begin_pass(Phase::Idle);
+        Ok(offload)
+    }
+
+    /// The optimizer, with state, options and layout.
+    #[must_use]
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// The parameters as the host has them, flat.
+    #[must_use]
+    pub fn params(&self) -> &[f32] {
+        &self.params
+    }
+
+    /// The number of chunks.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Bytes of the staging buffers.
+    #[must_use]
+    pub fn staging_bytes(&self) -> u64 {
+        self.staging.iter().map(|staging| staging.buffer.size()).sum()
+    }
+
+    /// Goes on with a saved loss scale, as [`cpu::Optimizer::set_loss_scale`](Optimizer::set_loss_scale).
+    ///
+    /// # Errors
+    /// Its errors, and [`OffloadError::StepUnderWay`].
+    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.set_loss_scale(scale, good_steps)
+    }
+
+    /// State to be written, as [`cpu::Optimizer::state_mut`](Optimizer::state_mut). With feature
+    /// `checkpoint`, `checkpoint::Cpu::offloaded` saves and loads all there is.
+    ///
+    /// # Errors
+    /// Its errors, and [`OffloadError::StepUnderWay`].
+    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
+        self.between_steps()?;
+        self.optimizer.state_mut(slot, tensor)
+    }
+
+    /// Writes all parameters that the host has to the device's, by the queue: they are sent with the next
+    /// submission. Gaps between tensors stay.
+    ///
+    /// # Errors
+    /// [`OffloadError::StepUnderWay`], [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`].
+    pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), Error> {
+        self.between_steps()?;
+        self.check_params(params)?;
+        self.chunks.iter().for_each(|chunk| chunk.upload(queue, params, &self.params));
+        Ok(())
+    }
+
+    /// Gives a group other hyperparameters of its rule, as [`cpu::Optimizer::set_rule`](Optimizer::set_rule).
+    ///
+    /// # Errors
+    /// Its errors, and [`OffloadError::StepUnderWay`].
+    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.set_rule(group, rule)
+    }
+
+    /// Gives a group another factor of the learning rate, as
+    /// [`cpu::Optimizer::set_lr_factor`](Optimizer::set_lr_factor).
+    ///
+    /// # Errors
+    /// Its errors, and [`OffloadError::StepUnderWay`].
+    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.set_lr_factor(group, factor)
+    }
+
+    /// Gives the clip another bound, as [`cpu::Optimizer::set_clip`](Optimizer::set_clip).
+    ///
+    /// # Errors
+    /// Its errors, and [`OffloadError::StepUnderWay`].
+    pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.set_clip(clip)
+    }
+
+    /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients do not cross any
+    /// more.
+    ///
+    /// # Errors
+    /// Its errors, [`OffloadError::StepUnderWay`], and [`Error::Device`] if there is no memory for staging
+    /// buffers.
+    pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.freeze(group)?;
+        self.divide()
+    }
+
+    /// Ends the freezing of a group.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
+        self.between_steps()?;
+        self.optimizer.unfreeze(group)?;
+        self.divide()
+    }
+
+    /// Divides the tensors of groups that are not frozen into chunks.
+    fn divide(&mut self) -> Result<(), Error> {
+        let chunks = chunks(&self.optimizer, self.transfers.chunk_blocks);
+        self.staging = staging(&self.device, &chunks, self.transfers.staged_chunks)?;
+        self.chunks = chunks;
+        self.begin_pass(Phase::Idle);
+        Ok(())
+    }
+
+    /// The parts that a checkpoint saves.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn parts_mut(&mut self) -> Result<(&mut Optimizer, &mut [f32]), Error> {
+        self.between_steps()?;
+        Ok((&mut self.optimizer, &mut self.params))
+    }
+
+    fn between_steps(&self) -> Result<(), Error> {
+        if let Phase::Idle = self.phase { Ok(()) } else { Err(OffloadError::StepUnderWay.into()) }
+    }
+}

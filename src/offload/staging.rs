@@ -1,0 +1,67 @@
+//! Staging buffers: where the gradients of a chunk arrive.
+
+use super::chunk::Chunk;
+use crate::error::Error;
+use crate::gpu::device::create_buffer;
+use core::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+
+/// The state of a request: not made, under way, arrived, failed.
+pub(super) const ABSENT: u8 = 0;
+pub(super) const ASKED: u8 = 1;
+pub(super) const HERE: u8 = 2;
+pub(super) const FAILED: u8 = 3;
+
+/// A request under way, until its commands are dropped. It has a state of its own: when it is dropped, a
+/// newer request may be under way.
+pub(super) struct Asked(pub(super) Arc<AtomicU8>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // A request that has arrived stays.
+        let _ = self.0.compare_exchange(ASKED, ABSENT, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// Where a chunk's gradients arrive.
+#[derive(Debug)]
+pub(super) struct Staging {
+    pub(super) buffer: wgpu::Buffer,
+    /// The state of the last request.
+    pub(super) state: Arc<AtomicU8>,
+}
+
+/// A ring of staging buffers for `chunks`.
+pub(super) fn staging(
+    device: &wgpu::Device,
+    chunks: &[Chunk],
+    staged_chunks: usize,
+) -> Result<Vec<Staging>, Error> {
+    let ring = staged_chunks.min(chunks.len());
+    let staging = (0..ring).map(|nth| {
+        let most = chunks.iter().skip(nth).step_by(ring).map(Chunk::byte_len).max().unwrap_or(0);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let buffer = create_buffer(device, "gradients", most, usage)?;
+        Ok(Staging { buffer, state: Arc::new(AtomicU8::new(ABSENT)) })
+    });
+    staging.collect()
+}
+
+impl Staging {
+    /// Whether a request is under way, or has brought gradients that no pass has read.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self.state.load(Ordering::Acquire), ASKED | HERE)
+    }
+
+    /// Makes room for another request.
+    pub(super) fn release(&self) {
+        self.buffer.unmap();
+        self.state.store(ABSENT, Ordering::Release);
+    }
+
+    /// The error of gradients that did not arrive; they can be requested again.
+    pub(super) fn unreadable(&self) -> Error {
+        self.state.store(ABSENT, Ordering::Release);
+        Error::Device { what: "gradients".into(), reason: "they cannot be mapped".into() }
+    }
+}

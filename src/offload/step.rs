@@ -1,0 +1,218 @@
+//! A step: passes over the chunks, as their gradients arrive.
+
+use super::chunk::{Chunk, ELEMENT};
+use super::staging::{ABSENT, ASKED, Asked, FAILED, HERE, Staging};
+use super::{Offload, Phase, Progress};
+use crate::cpu::{Checked, Decision};
+use crate::error::{Error, OffloadError};
+use crate::report::Report;
+use crate::step::Step;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+
+impl Offload {
+    fn staging(&self, chunk: usize) -> &Staging {
+        &self.staging[chunk % self.staging.len()]
+    }
+
+    /// The chunks for which there is room now.
+    fn window(&self) -> Range<usize> {
+        self.next..self.chunks.len().min(self.next + self.staging.len())
+    }
+
+    /// The chunk that is to be [requested](Self::request) next; `None` if all for which there is room are on
+    /// their way or here. Between steps it is a chunk of the next step.
+    #[must_use]
+    pub fn wanted(&self) -> Option<usize> {
+        let absent = |chunk: &usize| self.is_needed(*chunk) && !self.staging(*chunk).is_taken();
+        self.window().find(absent)
+    }
+
+    /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have
+    /// been submitted. A submission that the device refuses is not noticed: what the staging buffer had
+    /// before then counts as the gradients.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`,
+    /// [`Error::OutOfBounds`] for a buffer that is too short, [`OffloadError::OutOfTurn`] for a chunk that
+    /// this pass is done with, or for which there is no room yet, [`Error::Duplicate`] for one that is on its
+    /// way; nothing is recorded then.
+    pub fn request(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        grads: &wgpu::Buffer,
+        chunk: usize,
+    ) -> Result<(), Error> {
+        let (found, expected) = ((chunk as u64).saturating_add(1), self.chunks.len() as u64);
+        let place = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
+        place.check(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
+        let Range { start: first, end } = self.window();
+        if !(first..end).contains(&chunk) || !self.is_needed(chunk) {
+            return Err(OffloadError::OutOfTurn { chunk, first, end }.into());
+        }
+        if self.staging(chunk).is_taken() {
+            return Err(Error::Duplicate { what: "request of chunk", name: chunk.to_string() });
+        }
+        let ring = self.staging.len();
+        let staging = &mut self.staging[chunk % ring];
+        staging.state = Arc::new(AtomicU8::new(ASKED));
+        let mut to = 0;
+        for range in &place.ranges {
+            let (from, bytes) = ((range.start * ELEMENT) as u64, (range.len() * ELEMENT) as u64);
+            encoder.copy_buffer_to_buffer(grads, from, &staging.buffer, to, Some(bytes));
+            to += bytes;
+        }
+        let bytes = to;
+        let asked = Asked(staging.state.clone());
+        encoder.map_buffer_on_submit(&staging.buffer, wgpu::MapMode::Read, ..bytes, move |mapped| {
+            asked.0.store(if mapped.is_ok() { HERE } else { FAILED }, Ordering::Release);
+        });
+        Ok(())
+    }
+
+    /// Does what can be done with the next chunk, and writes updated parameters to `params` by the queue:
+    /// they are sent with the next submission. The first call of a step decides its learning rate.
+    ///
+    /// # Errors
+    /// Those of a step's scalars ([`cpu::Optimizer::step`](Optimizer::step)), [`Error::MissingUsage`] without
+    /// `COPY_DST`, [`Error::OutOfBounds`], [`OffloadError::NotRequested`] if nobody has asked for the chunk
+    /// that is next (or the commands that did were dropped), and [`Error::Device`] if its gradients cannot be
+    /// read. The step stays where it was: chunks before this one have been worked on, and it goes on when
+    /// this one has been requested again, of the same gradients.
+    pub fn advance(
+        &mut self,
+        queue: &wgpu::Queue,
+        params: &wgpu::Buffer,
+        step: impl Into<Step>,
+    ) -> Result<Progress, Error> {
+        self.check_params(params)?;
+        if self.chunks.is_empty() {
+            // Every group is frozen.
+            let unscale = self.optimizer.begin(step.into())?;
+            let Decision { skip, report } = self.optimizer.decide(unscale);
+            return Ok(self.done(skip, report));
+        }
+        let (next, keeps_all) = (self.next, self.staging.len() == self.chunks.len());
+        let state = self.staging(next).state.load(Ordering::Acquire);
+        match state {
+            ABSENT => return Err(OffloadError::NotRequested { chunk: next }.into()),
+            FAILED => return Err(self.staging(next).unreadable()),
+            _ => {}
+        }
+        if let Phase::Idle = self.phase {
+            let unscale = self.optimizer.begin(step.into())?;
+            self.phase = Phase::Look { unscale };
+            if !self.optimizer.options().looks_first() {
+                // A step without a look at its gradients is not skipped.
+                self.decide(unscale);
+            }
+        }
+        if state != HERE {
+            return Ok(Progress::Waiting);
+        }
+        let (chunk, staging) = (&self.chunks[next], &self.staging[next % self.staging.len()]);
+        let blocks = chunk.blocks.clone();
+        {
+            let mut mapped = staging.buffer.get_mapped_range(..chunk.byte_len()).ok();
+            let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
+                // A buffer that is not mapped cannot be unmapped.
+                if mapped.take().is_some() {
+                    staging.buffer.unmap();
+                }
+                return Err(staging.unreadable());
+            };
+            let rule = chunk.rule;
+            let mut tensors = self.optimizer.pieces(rule, blocks.clone(), &mut self.params, grads);
+            match self.phase {
+                Phase::Idle => {}
+                Phase::Look { .. } => self.optimizer.scan(&mut tensors, rule, blocks),
+                Phase::Measure { .. } => self.optimizer.layer_norms(&mut tensors, rule, blocks, false),
+                Phase::Update { .. } => self.optimizer.update(&mut tensors, rule, blocks, false, false),
+            }
+        }
+        if let (Phase::Update { .. }, _) | (_, false) = (self.phase, keeps_all) {
+            staging.release();
+        }
+        if let Phase::Update { .. } = self.phase {
+            chunk.upload(queue, params, &self.params);
+        }
+        self.next += 1;
+        self.pass_by();
+        if self.next < self.chunks.len() {
+            return Ok(Progress::Working);
+        }
+        match self.phase {
+            Phase::Look { unscale } => {
+                if let Some(report) = self.decide(unscale) {
+                    return Ok(self.done(true, report));
+                }
+            }
+            Phase::Measure { report } => {
+                for rule in 0..self.optimizer.layout().rules().len() {
+                    if self.optimizer.is_layer_wise(rule) {
+                        self.optimizer.set_trust_ratios(rule);
+                    }
+                }
+                self.begin_pass(Phase::Update { report });
+            }
+            Phase::Update { report } => return Ok(self.done(false, report)),
+            Phase::Idle => {}
+        }
+        Ok(Progress::Working)
+    }
+
+    pub(super) fn check_params(&self, params: &wgpu::Buffer) -> Result<(), Error> {
+        let last = self.chunks.iter().max_by_key(|chunk| chunk.end());
+        last.map_or(Ok(()), |last| last.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST"))
+    }
+
+    /// Whether a pass reads a chunk: the first phase of layer-wise rules is for their tensors alone.
+    fn is_needed(&self, chunk: usize) -> bool {
+        let layer_wise = |chunk: &Chunk| self.optimizer.is_layer_wise(chunk.rule);
+        let measures = match self.phase {
+            // The pass that the next step begins with.
+            Phase::Idle => !self.optimizer.options().looks_first() && self.chunks.iter().any(layer_wise),
+            Phase::Look { .. } | Phase::Update { .. } => false,
+            Phase::Measure { .. } => true,
+        };
+        !measures || layer_wise(&self.chunks[chunk])
+    }
+
+    /// Goes on to the next chunk that this pass reads.
+    fn pass_by(&mut self) {
+        while self.next < self.chunks.len() && !self.is_needed(self.next) {
+            self.next += 1;
+        }
+    }
+
+    /// Begins a pass.
+    pub(super) fn begin_pass(&mut self, phase: Phase) {
+        (self.phase, self.next) = (phase, 0);
+        self.pass_by();
+    }
+
+    /// The decision that follows the gradient scan; returns the report of a step that is skipped, which needs
+    /// no more gradients.
+    fn decide(&mut self, unscale: f64) -> Option<Report> {
+        let Decision { skip, report } = self.optimizer.decide(unscale);
+        if skip {
+            self.staging.iter().filter(|staging| staging.is_taken()).for_each(Staging::release);
+            for rule in 0..self.optimizer.layout().rules().len() {
+                let mut tensors = Checked::params(&mut self.params);
+                let blocks = self.optimizer.blocks(rule);
+                self.optimizer.update(&mut tensors, rule, blocks, false, true);
+            }
+            return Some(report);
+        }
+        let measures = self.chunks.iter().any(|chunk| self.optimizer.is_layer_wise(chunk.rule));
+        self.begin_pass(if measures { Phase::Measure { report } } else { Phase::Update { report } });
+        None
+    }
+
+    fn done(&mut self, skip: bool, mut report: Report) -> Progress {
+        self.optimizer.end(skip, &mut report);
+        self.begin_pass(Phase::Idle);
+        Progress::Done(self.optimizer.options().reports().then_some(report))
+    }
+}

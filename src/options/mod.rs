@@ -1,0 +1,336 @@
+//! What stands around the update: unscaling, clipping, skipping, loss scale, averages.
+
+use crate::error::Error;
+use crate::formats::Format;
+
+mod storage;
+
+pub(crate) use storage::Storage;
+#[cfg(test)]
+pub(crate) use storage::every_format;
+
+/// What happens to gradients and weights around the update, all of it on the device and without waiting for
+/// it. Everything is off by default, and what is off is not in the kernels.
+///
+/// In a step, in this order: if any gradient, as it is stored, is not finite the step is skipped; gradients
+/// are divided by [`Step::grad_scale`](crate::Step::grad_scale) and by the dynamic loss scale; they are
+/// clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to
+/// zero.
+///
+/// ```
+/// use wgpu_optim::{Clip, LossScale, Options};
+/// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: Some(LossScale::default()), ..Options::default() };
+/// assert!(options.validate().is_ok());
+/// assert!(Options { clip: Some(Clip::Value(-1.0)), ..options }.validate().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct Options {
+    /// Bounds the gradients. A norm takes a pass of its own over them, which a loss scale, skipping and
+    /// reports share: a gradient's bytes read a parameter, two dispatches; one more for norms of groups.
+    pub clip: Option<Clip>,
+    /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average
+    /// keep every bit, and the rule's count of steps stands still. Learning rates follow the count of
+    /// recorded steps, skipped ones included. Commands have to be submitted in the order in which steps were
+    /// recorded into them. A momentum that changes from step to step, of a rule that carries something of it
+    /// (NAdam, or SGD where it is 0 at times), asks for reports in time: see [`Error::UncertainMomentum`].
+    /// Each step in flight has scalars for as many counts of skipped steps as there are steps in flight: see
+    /// [`Error::Unreported`].
+    pub skip_nonfinite: bool,
+    /// A loss scale that finds its own size. It implies `skip_nonfinite`.
+    pub loss_scale: Option<LossScale>,
+    /// Sets gradients to zero once they have been read, in skipped steps too: a gradient's bytes written a
+    /// parameter.
+    pub zero_gradients: bool,
+    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter, read and written.
+    /// Before the first step that is taken it is 0.
+    pub ema: Option<Ema>,
+    /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them
+    /// anyway.
+    pub report: bool,
+    /// Reports the norms of parameters and updates too, which the update's pass then takes, with a dispatch
+    /// behind it; implies `report`.
+    pub norms: bool,
+    /// How the caller stores parameters.
+    pub params: Format,
+    /// How the caller stores gradients.
+    pub grads: Format,
+    /// How the rule's state is stored: f32, bf16 or 8 bits, [block-wise](crate::q8). In bf16 a running mean
+    /// with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
+    /// nearest, and in 8 bits one below 1/32: [round at random](Rounding::Stochastic).
+    pub states: Format,
+    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and
+    /// gains, for a dispatch more on the GPU. Default 0. State in 8 bits, and what lies beside it, takes
+    /// whole blocks of 32 elements: for tensors of up to 8 elements f32 takes less.
+    pub f32_states_below: u64,
+    /// What is kept of parameters that have 2 bytes.
+    pub master: Master,
+    /// How what has fewer than 4 bytes is rounded: the rule's state, and parameters of which nothing more is
+    /// kept.
+    pub rounding: Rounding,
+}
+
+/// What is kept of parameters that the caller stores in 2 bytes, so that small steps are not lost. For those
+/// of 4 it has no meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Master {
+    /// An f32, as state `"master"`: 4 bytes a parameter. It is taken from the caller's parameters at the
+    /// first step, and what the caller writes to them later has no meaning, but where the master is 0.
+    #[default]
+    F32,
+    /// Of bf16: the lower half of the f32 whose upper half, rounded, the parameter is; as state
+    /// `"remainder"`: 2 bytes a parameter. A run is bit for bit that of f32 parameters, whose NaN lose what
+    /// their lower halves carry, on a device that compiles both kernels to the same arithmetic. What the
+    /// caller writes to a parameter later takes the old remainder with it: at most half a unit of its last
+    /// place, and nothing of a zero. A parameter that f32 holds and bf16 does not, beyond 3.39·10³⁸, is an
+    /// infinity to the caller.
+    Remainder,
+    /// Nothing. Steps below half a unit of the parameter's last place are lost, unless they are [rounded at
+    /// random](Rounding::Stochastic).
+    None,
+}
+
+impl Master {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Remainder, Self::None];
+}
+
+/// How a number is rounded to one of fewer digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
+#[non_exhaustive]
+pub enum Rounding {
+    /// To the nearest, of two the even one, or in [8 bits](crate::q8) the larger.
+    #[default]
+    Nearest,
+    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number.
+    /// The random numbers are a function of the seed, the count of steps taken, the tensor's name, the
+    /// element's index in it and which of its values it is: a run can be repeated, and buffers, chunks,
+    /// offsets, groups and skipped steps make no difference (but for where blocks of [8 bits](crate::q8)
+    /// begin). Tensors that share a vector of four with others take dispatches of their own, four at most.
+    Stochastic {
+        /// Of the random numbers.
+        seed: u64,
+    },
+}
+
+/// How gradients are bounded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
+#[non_exhaustive]
+pub enum Clip {
+    /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's
+    /// `clip_grad_norm_`.
+    GlobalNorm(f64),
+    /// The same for each group of its own: `‖g‖` is the 2-norm over the group's tensors.
+    GroupNorm(f64),
+    /// Each element into `[−c, c]`: PyTorch's `clip_grad_value_`.
+    Value(f64),
+}
+
+impl Clip {
+    /// The kind's name.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::GlobalNorm(_) => "global_norm",
+            Self::GroupNorm(_) => "group_norm",
+            Self::Value(_) => "value",
+        }
+    }
+}
+
+/// A dynamic loss scale, with the semantics and defaults of PyTorch's `GradScaler`.
+///
+/// ```text
+/// a gradient is not finite:    scale = max(scale · backoff_factor, min), good = 0
+/// else:                        good += 1
+/// good = growth_interval:      scale = min(scale · growth_factor, max), good = 0
+/// ```
+///
+/// The engine multiplies its loss by the scale, which it reads from
+/// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale) on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+pub struct LossScale {
+    /// The first scale. Default 2¹⁶.
+    pub initial: f64,
+    /// Factor of growth, at least 1. Default 2.
+    pub growth_factor: f64,
+    /// Factor after an overflow, `(0, 1]`. Default 0.5.
+    pub backoff_factor: f64,
+    /// Good steps in a row before it grows, at least 1. Default 2 000.
+    pub growth_interval: u32,
+    /// It does not fall below this. Default: the least normal f32.
+    pub min: f64,
+    /// It does not grow beyond this. Default 2⁶⁴: its reciprocal times that of a divisor and times a clip
+    /// factor is still a normal f32; what is not, as beyond 2¹²⁶ the reciprocal alone, a device may take for
+    /// zero.
+    pub max: f64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self {
+            initial: 65_536.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval: 2_000,
+            min: f32::MIN_POSITIVE.into(),
+            max: 64f64.exp2(),
+        }
+    }
+}
+
+impl LossScale {
+    /// Whether a scale is from the least to the largest, as they are where it is multiplied: in f32.
+    pub(crate) fn contains(&self, scale: f32) -> bool {
+        (self.min as f32..=self.max as f32).contains(&scale)
+    }
+}
+
+/// An exponential moving average of the weights, in the pass that updates them.
+///
+/// ```text
+/// e = e + w (p − e)      w = 1 at the first step taken, then 1 − decay
+/// debias:                w = (1 − decay) / (1 − decayᵗ)
+/// ```
+///
+/// The first is PyTorch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`. With `debias` it is the average
+/// of all weights so far with weights `decay^(t − i)`: the sum divided by theirs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct Ema {
+    /// Weight of the old average, `[0, 1)`.
+    pub decay: f64,
+    /// Gives the first steps no more weight than later ones.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub debias: bool,
+}
+
+impl Ema {
+    /// The weight of the parameters in the average, at step `t` from 1.
+    #[must_use]
+    pub fn weight(&self, t: u64) -> f64 {
+        match (self.debias, t) {
+            (_, ..=1) => 1.0,
+            (false, _) => 1.0 - self.decay,
+            (true, _) => (1.0 - self.decay) / (1.0 - self.decay.powf(t as f64)),
+        }
+    }
+}
+
+impl Options {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Options`].
+    pub fn validate(&self) -> Result<(), Error> {
+        let check = |field, value: f64, good: bool, bound| {
+            // What is sent is an f32.
+            let finite = (value as f32).is_finite() && value.is_finite();
+            if good && finite { Ok(()) } else { Err(Error::Options { field, value, bound }) }
+        };
+        let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
+        let bound = "a normal f32 above 0";
+        match self.clip {
+            Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, normal(c), bound)?,
+            Some(Clip::GroupNorm(c)) => check("clip.group_norm", c, normal(c), bound)?,
+            Some(Clip::Value(c)) => check("clip.value", c, normal(c), bound)?,
+            None => {}
+        }
+        if let Some(scale) = self.loss_scale {
+            check("loss_scale.min", scale.min, normal(scale.min), bound)?;
+            check("loss_scale.max", scale.max, scale.max >= scale.min, "at least min and finite as f32")?;
+            let inside = (scale.min..=scale.max).contains(&scale.initial);
+            check("loss_scale.initial", scale.initial, inside, "from min to max")?;
+            let growth = scale.growth_factor;
+            check("loss_scale.growth_factor", growth, growth >= 1.0, "at least 1 and finite as f32")?;
+            let backoff = scale.backoff_factor;
+            check("loss_scale.backoff_factor", backoff, normal(backoff) && backoff <= 1.0, "in (0, 1]")?;
+            let interval = scale.growth_interval;
+            check("loss_scale.growth_interval", interval.into(), interval > 0, "at least 1")?;
+        }
+        let refuse =
+            |field, format: Format, bound| Err(Error::Format { field, format: format.name(), bound });
+        if !Format::STATES.contains(&self.states) {
+            return refuse("states", self.states, "f32, bf16 or q8: squares of small gradients are no f16");
+        }
+        for (field, format) in [("params", self.params), ("grads", self.grads)] {
+            if !Format::TENSORS.contains(&format) {
+                return refuse(field, format, "f32, f16 or bf16: blocks are for state");
+            }
+        }
+        if self.master == Master::Remainder && self.params == Format::F16 {
+            return refuse("params", self.params, "bf16 for a remainder");
+        }
+        self.ema
+            .map_or(Ok(()), |ema| check("ema.decay", ema.decay, (0.0..1.0).contains(&ema.decay), "in [0, 1)"))
+    }
+
+    /// Whether steps may be skipped.
+    #[must_use]
+    pub fn skips(&self) -> bool {
+        self.skip_nonfinite || self.loss_scale.is_some()
+    }
+}
+
+impl Options {
+    /// Whether the gradients have to be looked at before the update.
+    pub(crate) fn looks_first(&self) -> bool {
+        let norm = matches!(self.clip, Some(Clip::GlobalNorm(_) | Clip::GroupNorm(_)));
+        self.skips() || self.reports() || norm
+    }
+
+    /// Gives the clip another bound.
+    pub(crate) fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+        let expected = self.clip.map_or("none", |clip| clip.name());
+        if self.clip.map(|clip| clip.name()) != Some(clip.name()) {
+            return Err(Error::OtherClip { found: clip.name(), expected });
+        }
+        Self { clip: Some(clip), ..*self }.validate()?;
+        self.clip = Some(clip);
+        Ok(())
+    }
+
+    /// Refuses a loss scale that cannot have been saved under these options.
+    pub(crate) fn check_loss_scale(&self, scale: f64, good_steps: u32) -> Result<(), Error> {
+        let refuse = |field, value, bound| Err(Error::Options { field, value, bound });
+        let Some(options) = self.loss_scale else {
+            return refuse("loss_scale", scale, "unset without Options::loss_scale");
+        };
+        if !options.contains(scale as f32) {
+            return refuse("loss_scale", scale, "from min to max");
+        }
+        if good_steps >= options.growth_interval {
+            return refuse("good_steps", good_steps.into(), "below growth_interval");
+        }
+        Ok(())
+    }
+
+    /// How the state of a tensor of `len` elements is stored.
+    #[must_use]
+    pub fn states_of(&self, len: u64) -> Format {
+        if len < self.f32_states_below { Format::F32 } else { self.states }
+    }
+
+    /// How everything is stored, beside state as [`states`](Self::states) says.
+    pub(crate) fn storage(&self) -> Storage {
+        let Self { params, grads, states, master, rounding, .. } = *self;
+        let storage = Storage { params, grads, states, master, stochastic: false };
+        let rounds = states != Format::F32 || params != Format::F32 && storage.master().is_none();
+        Storage { stochastic: rounds && rounding != Rounding::Nearest, ..storage }
+    }
+
+    /// Whether every step is reported.
+    pub(crate) fn reports(&self) -> bool {
+        self.skips() || self.report || self.norms
+    }
+}

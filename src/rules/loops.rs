@@ -1,0 +1,211 @@
+//! A rule's arithmetic compiled into loops over slices: the only code of the CPU half that is generic over
+//! rules.
+
+use super::fields::Fields;
+use super::rule::CpuRule;
+use crate::float::{Float, Scaled};
+use core::fmt;
+use multiversion::multiversion;
+
+/// The most state slots that a rule may have on the CPU.
+pub(crate) const MAX_SLOTS: usize = 8;
+/// Elements in registers at a time: two of the widest there are, or several.
+pub(crate) const CHUNK: usize = 32;
+
+/// The constants of a loop over one tensor's elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<'a> {
+    /// The rule's scalars, in the order of its fields.
+    pub(crate) scalars: &'a [f32],
+    /// Factor of the gradients.
+    pub(crate) factor: f32,
+    /// Bound of the gradients' elements, behind the factor.
+    pub(crate) bound: f32,
+}
+
+impl Row<'_> {
+    /// A gradient as the rule gets it. NaN stays NaN.
+    #[inline(always)]
+    fn prepared(self, g: f32) -> f32 {
+        let g = g * self.factor;
+        let g = if g > self.bound { self.bound } else { g };
+        if g < -self.bound { -self.bound } else { g }
+    }
+}
+
+/// Updates whole chunks of parameters and state in place. A slot that is not kept has no elements.
+pub(crate) type Update = fn(Row<'_>, &mut [f32], &[f32], [&mut [f32]; MAX_SLOTS]);
+/// Writes the update directions of whole chunks to the last slice. A slot that is not kept has no elements.
+pub(crate) type Directions = fn(Row<'_>, &[f32], &[f32], &[&[f32]], &mut [f32]);
+
+/// A rule's loops. Of each pair the first is compiled for the plain instructions of the target, and the
+/// second chooses the best instructions of the processor; their results are the same bits.
+pub struct Loops {
+    pub(crate) update: [Update; 2],
+    pub(crate) directions: [Directions; 2],
+    pub(crate) trust_ratio: fn(&[f32], f32, f32) -> f32,
+    pub(crate) exact: Arithmetic<f64>,
+    pub(crate) scaled: Arithmetic<Scaled>,
+}
+
+impl fmt::Debug for Loops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loops")
+    }
+}
+
+/// Scalars, parameters, gradients, state.
+pub(crate) type UpdateAll<T> = fn(&[T], &mut [T], &[T], &mut [&mut [T]]);
+/// Scalars, parameters, gradients, state; the update directions go to the last slice.
+pub(crate) type DirectionsOfAll<T> = fn(&[T], &[T], &[T], &[&[T]], &mut [T]);
+
+/// A rule in the arithmetic of `T`, for references: plain loops over the elements of one tensor. A slot that
+/// is not kept has no elements.
+pub(crate) struct Arithmetic<T> {
+    pub(crate) update: UpdateAll<T>,
+    pub(crate) directions: DirectionsOfAll<T>,
+    /// Scalars, norm of the parameters, norm of the update directions.
+    pub(crate) trust_ratio: fn(&[T], T, T) -> T,
+}
+
+/// The loops of a rule's type.
+pub struct Of<R>(core::marker::PhantomData<R>);
+
+impl<R: CpuRule> Of<R> {
+    pub(crate) const LOOPS: &'static Loops = &Loops {
+        update: [update_plainly::<R>, update::<R>],
+        // Only the norms of a layer-wise rule need them.
+        directions: if R::TRUST_RATIO.is_some() {
+            [directions_plainly::<R>, directions::<R>]
+        } else {
+            [|_, _, _, _, _| (), |_, _, _, _, _| ()]
+        },
+        trust_ratio: trust_ratio::<R, f32>,
+        exact: Self::arithmetic(),
+        scaled: Self::arithmetic(),
+    };
+
+    const fn arithmetic<T: Float>() -> Arithmetic<T> {
+        Arithmetic {
+            update: update_all::<R, T>,
+            directions: directions_of_all::<R, T>,
+            trust_ratio: trust_ratio::<R, T>,
+        }
+    }
+}
+
+/// Has the loops of a built-in rule compiled in this crate and in no other.
+macro_rules! compiled_here {
+    () => {
+        #[inline(never)]
+        fn loops() -> &'static $crate::rules::loops::Loops {
+            $crate::rules::loops::Of::<Self>::LOOPS
+        }
+    };
+}
+pub(super) use compiled_here;
+
+#[inline(always)]
+fn scalars<R: CpuRule, T: Float>(scalars: &[T]) -> R::Scalars<T> {
+    R::Scalars::<T>::from_fn(|i| scalars[i])
+}
+
+#[inline(always)]
+fn slots<R: CpuRule>() -> usize {
+    <R::State<f32> as Fields<f32>>::NAMES.len()
+}
+
+/// Chunks are copied to arrays that stay in registers, and that a compiler knows to be apart.
+#[inline(always)]
+fn update_plainly<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
+    let (scalars, slots) = (scalars::<R, f32>(row.scalars), slots::<R>());
+    let mut state = state.map(|x| x.as_chunks_mut::<CHUNK>().0);
+    let chunks = p.as_chunks_mut::<CHUNK>().0.iter_mut().zip(g.as_chunks::<CHUNK>().0);
+    for (nth, (all_p, g)) in chunks.enumerate() {
+        let (mut p, g) = (*all_p, *g);
+        let mut own = [[0.0; CHUNK]; MAX_SLOTS];
+        for (own, x) in own.iter_mut().zip(&state).take(slots) {
+            if let Some(x) = x.get(nth) {
+                *own = *x;
+            }
+        }
+        for i in 0..CHUNK {
+            let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
+            R::update(&scalars, &mut p[i], row.prepared(g[i]), &mut state);
+            for (slot, own) in own.iter_mut().enumerate().take(slots) {
+                own[i] = state.get(slot);
+            }
+        }
+        *all_p = p;
+        for (own, x) in own.iter().zip(&mut state).take(slots) {
+            if let Some(x) = x.get_mut(nth) {
+                *x = *own;
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn update<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
+    update_plainly::<R>(row, p, g, state);
+}
+
+#[inline(always)]
+fn directions_plainly<R: CpuRule>(row: Row<'_>, p: &[f32], g: &[f32], state: &[&[f32]], to: &mut [f32]) {
+    let (scalars, slots) = (scalars::<R, f32>(row.scalars), slots::<R>());
+    let state: [&[[f32; CHUNK]]; MAX_SLOTS] =
+        core::array::from_fn(|slot| state.get(slot).map_or(&[][..], |x| x.as_chunks().0));
+    let chunks = p.as_chunks::<CHUNK>().0.iter().zip(g.as_chunks::<CHUNK>().0);
+    for (nth, (all, (p, g))) in to.as_chunks_mut::<CHUNK>().0.iter_mut().zip(chunks).enumerate() {
+        let mut own = [[0.0; CHUNK]; MAX_SLOTS];
+        for (own, x) in own.iter_mut().zip(&state).take(slots) {
+            if let Some(x) = x.get(nth) {
+                *own = *x;
+            }
+        }
+        for i in 0..CHUNK {
+            let state = R::State::<f32>::from_fn(|slot| own[slot][i]);
+            all[i] = R::direction(&scalars, p[i], row.prepared(g[i]), &state);
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+fn directions<R: CpuRule>(row: Row<'_>, p: &[f32], g: &[f32], state: &[&[f32]], to: &mut [f32]) {
+    directions_plainly::<R>(row, p, g, state, to);
+}
+
+fn trust_ratio<R: CpuRule, T: Float>(s: &[T], p_norm: T, u_norm: T) -> T {
+    R::trust_ratio(&scalars::<R, T>(s), p_norm, u_norm)
+}
+
+fn update_all<R: CpuRule, T: Float>(s: &[T], p: &mut [T], g: &[T], state: &mut [&mut [T]]) {
+    let scalars = scalars::<R, T>(s);
+    for (i, (p, &g)) in p.iter_mut().zip(g).enumerate() {
+        let mut own = R::State::<T>::from_fn(|slot| state[slot].get(i).copied().unwrap_or(T::ZERO));
+        R::update(&scalars, p, g, &mut own);
+        for (slot, values) in state.iter_mut().enumerate() {
+            if let Some(value) = values.get_mut(i) {
+                *value = own.get(slot);
+            }
+        }
+    }
+}
+
+fn directions_of_all<R: CpuRule, T: Float>(s: &[T], p: &[T], g: &[T], state: &[&[T]], to: &mut [T]) {
+    let scalars = scalars::<R, T>(s);
+    for (i, ((to, &p), &g)) in to.iter_mut().zip(p).zip(g).enumerate() {
+        let own = R::State::<T>::from_fn(|slot| state[slot].get(i).copied().unwrap_or(T::ZERO));
+        *to = R::direction(&scalars, p, g, &own);
+    }
+}
+
+impl<T: Float> Arithmetic<T> {
+    /// `scalars` with the trust ratio of a tensor in field `field`.
+    pub(crate) fn set_trust_ratio(&self, scalars: &mut [T], field: usize, p: &[T], g: &[T], state: &[&[T]]) {
+        let mut directions = vec![T::ZERO; p.len()];
+        (self.directions)(scalars, p, g, state, &mut directions);
+        let (p_norm, u_norm) = (T::norm(p.iter().copied()), T::norm(directions.iter().copied()));
+        scalars[field] = (self.trust_ratio)(scalars, p_norm, u_norm);
+    }
+}

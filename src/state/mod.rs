@@ -1,0 +1,105 @@
+//! Everything that an optimizer keeps between steps, in a form that both engines share: streams of stored
+//! values, and counters. Checkpoints write it, and an optimizer for another layout takes it over.
+
+pub(crate) mod take_over;
+pub(crate) mod values;
+
+use crate::formats::Format;
+use crate::layout::VECTOR;
+#[cfg(feature = "checkpoint")]
+use crate::layout::{Carry, Tensor};
+
+/// Values that an engine keeps for some of its tensors, all stored in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// The slot's name.
+    pub slot: String,
+    /// The kind of its values.
+    pub content: Content,
+    /// The tensors, by their places in the order of the flat space: in the order in which the engine has
+    /// them.
+    pub tensors: Vec<usize>,
+}
+
+/// The kind of the values of a [`Stream`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Numbers, one for each element; not [`Format::Q8`].
+    Numbers(Format),
+    /// The lower halves of numbers whose upper halves are the parameters.
+    Remainders,
+    /// The codes of [`q8`].
+    Codes,
+    /// The scales of its blocks.
+    Scales,
+}
+
+impl Content {
+    /// Bytes of a value.
+    #[must_use]
+    #[cfg(any(feature = "gpu", feature = "checkpoint"))]
+    pub fn value_bytes(self) -> u64 {
+        match self {
+            Self::Numbers(format) => format.bytes(),
+            Self::Remainders => 2,
+            Self::Codes => 1,
+            Self::Scales => 4,
+        }
+    }
+
+    /// The number of values of a tensor.
+    #[must_use]
+    #[cfg(feature = "checkpoint")]
+    pub fn values(self, tensor: &Tensor) -> u64 {
+        if self == Self::Scales { blocks(tensor.offset, tensor.len) } else { tensor.len }
+    }
+}
+
+impl Stream {
+    /// Bytes of a tensor's values.
+    #[cfg(feature = "checkpoint")]
+    pub fn bytes(&self, tensor: &Tensor) -> u64 {
+        self.content.values(tensor) * self.content.value_bytes()
+    }
+
+    #[cfg(feature = "checkpoint")]
+    pub fn shape(&self, tensor: &Tensor) -> Vec<u64> {
+        if self.content == Content::Scales { vec![self.content.values(tensor)] } else { tensor.shape.clone() }
+    }
+}
+
+/// The place of the first element of a tensor at `offset` in its first block.
+pub fn lead(offset: u64) -> u64 {
+    offset % VECTOR
+}
+
+#[cfg(feature = "checkpoint")]
+/// Blocks of a tensor of `len` elements.
+pub fn blocks(offset: u64, len: u64) -> u64 {
+    (lead(offset) + len).div_ceil(crate::formats::q8::BLOCK as u64)
+}
+
+#[cfg(feature = "checkpoint")]
+/// Everything that an optimizer counts and carries from step to step, beside its slots.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counters {
+    /// Steps recorded.
+    pub steps: u64,
+    /// Steps taken: recorded and not skipped.
+    pub taken: u64,
+    /// The groups' own counts and carried numbers.
+    pub carries: Vec<Carry>,
+    /// The dynamic loss scale, if there is one.
+    pub loss_scale: Option<LossScaleState>,
+}
+
+#[cfg(feature = "checkpoint")]
+/// The state of a dynamic loss scale.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossScaleState {
+    /// The scale of the next step.
+    pub scale: f32,
+    /// Good steps in a row.
+    pub good_steps: u32,
+}

@@ -1,0 +1,109 @@
+//! Whether the state of an optimizer can go to one for another layout, and what its groups then carry.
+
+use crate::error::{Error, StateMismatch};
+use crate::formats::Format;
+use crate::layout::{Carry, Layout, Tensor};
+use crate::options::Options;
+use crate::state::lead;
+
+/// How the groups of the new optimizer go on: for each, the group of the old one whose count and carried
+/// number it takes, or none if all of its tensors are new.
+pub(crate) struct TakeOver {
+    pub(crate) groups: Vec<Option<usize>>,
+    /// Tensors of both layouts, old and new, by their places in the order of the flat space.
+    pub(crate) tensors: Vec<(usize, usize)>,
+}
+
+/// Compares the tensors of two optimizers. `carries` are those of the old one's groups, for every count of
+/// skipped steps that is possible.
+pub(crate) fn compare(
+    old: (&Layout, &Options),
+    new: (&Layout, &Options),
+    carries: &[&[Carry]],
+) -> Result<TakeOver, Error> {
+    let mut wrong = Vec::new();
+    let ((from, from_options), (to, to_options)) = (old, new);
+    let places: std::collections::HashMap<&str, usize> =
+        from.by_offset().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect();
+    let old_tensors: Vec<&Tensor> = from.by_offset().collect();
+    let mut tensors = Vec::new();
+    let mut groups: Vec<Option<Option<usize>>> = vec![None; to.groups().len()];
+    for (j, tensor) in to.by_offset().enumerate() {
+        let found = places.get(tensor.name.as_str()).copied();
+        let same_age = |a: Option<usize>, b: Option<usize>| match (a, b) {
+            (Some(a), Some(b)) => carries.iter().all(|carries| carries[a] == carries[b]),
+            // Before the first step all groups are alike.
+            (Some(one), None) | (None, Some(one)) => {
+                carries.iter().all(|carries| carries[one] == Carry::default())
+            }
+            (None, None) => true,
+        };
+        let group = found.map(|i| old_tensors[i].group);
+        match groups[tensor.group] {
+            None => groups[tensor.group] = Some(group),
+            Some(other) if same_age(other, group) => groups[tensor.group] = Some(other.or(group)),
+            Some(_) => wrong.push(StateMismatch::Age {
+                tensor: tensor.name.clone(),
+                group: to.groups()[tensor.group].name().into(),
+            }),
+        }
+        let Some(i) = found else { continue };
+        let before = wrong.len();
+        compare_tensor((from, old_tensors[i]), (to, tensor), carries, &mut wrong);
+        if wrong.len() == before {
+            compare_formats((old_tensors[i], from_options), (tensor, to_options), &mut wrong);
+        }
+        tensors.push((i, j));
+    }
+    if !wrong.is_empty() {
+        return Err(Error::State(wrong));
+    }
+    Ok(TakeOver { groups: groups.into_iter().map(Option::flatten).collect(), tensors })
+}
+
+fn compare_tensor(
+    (from, old): (&Layout, &Tensor),
+    (to, new): (&Layout, &Tensor),
+    carries: &[&[Carry]],
+    wrong: &mut Vec<StateMismatch>,
+) {
+    let tensor = || new.name.clone();
+    if old.shape != new.shape {
+        let (found, expected) = (old.shape.clone(), new.shape.clone());
+        wrong.push(StateMismatch::Shape { tensor: tensor(), found, expected });
+    }
+    let [found, expected] = [from.kept_slots(old).collect::<Vec<_>>(), to.kept_slots(new).collect()];
+    if found != expected {
+        wrong.push(StateMismatch::Slots { tensor: tensor(), found, expected });
+    }
+    let [rule, wanted] = [from.rule_of(old), to.rule_of(new)].map(|rule| (rule.spec.name, rule.spec.id));
+    // A number that one rule carries says nothing to another.
+    let carried = carries.iter().any(|carries| carries[old.group].rule != 0.0);
+    if rule != wanted && carried {
+        wrong.push(StateMismatch::Rule { tensor: tensor(), found: rule.0, expected: wanted.0 });
+    }
+}
+
+fn compare_formats(
+    (old, from): (&Tensor, &Options),
+    (new, to): (&Tensor, &Options),
+    wrong: &mut Vec<StateMismatch>,
+) {
+    let mut differ = |slot, found: &'static str, expected: &'static str| {
+        wrong.push(StateMismatch::Format { tensor: new.name.clone(), slot, found, expected });
+    };
+    let [found, expected] = [from.states_of(old.len), to.states_of(new.len)];
+    if found != expected {
+        differ("states", found.name(), expected.name());
+    } else if found == Format::Q8 && lead(old.offset) != lead(new.offset) {
+        differ("states", "q8 in blocks that begin elsewhere", "q8");
+    }
+    let [found, expected] = [from, to].map(|options| options.storage().master().map_or("none", |of| of.0));
+    if found != expected {
+        differ("master", found, expected);
+    }
+    let [found, expected] = [from, to].map(|options| if options.ema.is_some() { "kept" } else { "none" });
+    if found != expected {
+        differ("ema", found, expected);
+    }
+}
