@@ -1,6 +1,9 @@
-//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, and the copy kernel that
-//! bandwidth is compared with.
+//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, and
+//! the copy kernel that bandwidth is compared with.
 
+mod copy;
+
+pub use copy::Copy;
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -8,9 +11,8 @@ use std::time::Duration;
 pub use cpu_harness::{cpu_slot, cpu_snapshot};
 use cpu_harness::{decoded, joined};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::rules::slots;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Optimizer, Rule, q8};
+use wgpu_optim::{Format, Optimizer, q8};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -262,20 +264,23 @@ fn codes(words: &[u32], bytes: u64) -> Vec<u32> {
     }
 }
 
-/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept, `None` if there is no such slot. Of what is stored in blocks, the bits of
-/// the numbers themselves.
+/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept,
+/// `None` if there is no such slot. Of what is stored in blocks, the bits of the numbers themselves.
 ///
 /// # Panics
 /// If the device is lost.
 #[expect(clippy::mutable_key_type, reason = "wgpu's buffers hash by identity")]
 #[must_use]
-pub fn slot<R: Rule>(gpu: &Gpu, optimizer: &Optimizer<R>, slot: &str) -> Option<Vec<u32>> {
+pub fn slot(gpu: &Gpu, optimizer: &Optimizer, slot: &str) -> Option<Vec<u32>> {
     let layout = optimizer.layout();
     // Tensors share state buffers; each is read once.
     let mut buffers = HashMap::new();
-    let mut flat = Vec::new();
+    let (mut flat, mut known) = (Vec::new(), false);
     for tensor in layout.tensors() {
-        for range in optimizer.state(slot, &tensor.name).ok()? {
+        // A tensor whose rule lacks the slot has none of it.
+        let Ok(ranges) = optimizer.state(slot, &tensor.name) else { continue };
+        known = true;
+        for range in ranges {
             flat.resize(layout.len() as usize, 0);
             let values = buffers
                 .entry(range.buffer.clone())
@@ -298,7 +303,7 @@ pub fn slot<R: Rule>(gpu: &Gpu, optimizer: &Optimizer<R>, slot: &str) -> Option<
             }
         }
     }
-    Some(flat)
+    known.then_some(flat)
 }
 
 /// The codes of the caller's parameters, flat from byte `offset` of their buffer on, a multiple of 4.
@@ -306,12 +311,7 @@ pub fn slot<R: Rule>(gpu: &Gpu, optimizer: &Optimizer<R>, slot: &str) -> Option<
 /// # Panics
 /// If the device is lost.
 #[must_use]
-pub fn param_codes<R: Rule>(
-    gpu: &Gpu,
-    optimizer: &Optimizer<R>,
-    params: &wgpu::Buffer,
-    offset: u64,
-) -> Vec<u32> {
+pub fn param_codes(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offset: u64) -> Vec<u32> {
     let (len, bytes) = (optimizer.layout().len(), optimizer.options().params.bytes());
     let words = gpu.read_bits(params, offset, (len * bytes).div_ceil(4) as usize);
     let mut codes = codes(&words, bytes);
@@ -319,19 +319,15 @@ pub fn param_codes<R: Rule>(
     codes
 }
 
-/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters with all the digits that are kept of them.
+/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters with
+/// all the digits that are kept of them.
 ///
 /// # Panics
 /// If the device is lost.
 #[must_use]
-pub fn snapshot<R: Rule>(
-    gpu: &Gpu,
-    optimizer: &Optimizer<R>,
-    params: &wgpu::Buffer,
-    offset: u64,
-) -> Snapshot {
+pub fn snapshot(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offset: u64) -> Snapshot {
     let options = optimizer.options();
-    let state = slots::<R>().iter().map(|name| {
+    let state = optimizer.layout().slot_names().into_iter().map(|name| {
         let codes = slot(gpu, optimizer, name).expect("the rule's own names");
         decoded(optimizer.layout(), options, &codes)
     });
@@ -348,76 +344,6 @@ pub fn snapshot<R: Rule>(
         }
     }
     Snapshot { params, state }
-}
-
-/// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.
-#[derive(Debug)]
-pub struct Copy {
-    pipeline: wgpu::ComputePipeline,
-    groups: Vec<(wgpu::BindGroup, u32, u32)>,
-}
-
-impl Copy {
-    /// Prepares to copy `elements` (a multiple of 64) f32 from `from` to `to`, in as many dispatches as the binding limit asks for.
-    #[must_use]
-    pub fn new(gpu: &Gpu, from: &wgpu::Buffer, to: &wgpu::Buffer, elements: u64) -> Self {
-        const SOURCE: &str = "
-            @group(0) @binding(0) var<storage, read> source: array<vec4<f32>>;
-            @group(0) @binding(1) var<storage, read_write> destination: array<vec4<f32>>;
-            @compute @workgroup_size(256)
-            fn copy(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>) {
-                let i = id.y * n.x * 256u + id.x;
-                if i < arrayLength(&source) { destination[i] = source[i]; }
-            }";
-        let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some("copy"),
-            source: wgpu::ShaderSource::Wgsl(SOURCE.into()),
-        });
-        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some("copy"),
-            layout: None,
-            module: &module,
-            entry_point: Some("copy"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
-            cache: None,
-        });
-        let limits = gpu.device.limits();
-        let chunk = limits.max_storage_buffer_binding_size.min(1 << 30) / 256 * 256;
-        let bytes = elements * 4;
-        let groups = (0..bytes.div_ceil(chunk)).map(|i| {
-            let size = chunk.min(bytes - i * chunk);
-            let binding = |buffer| {
-                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: i * chunk,
-                    size: wgpu::BufferSize::new(size),
-                })
-            };
-            let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout: &pipeline.get_bind_group_layout(0),
-                entries: &[
-                    wgpu::BindGroupEntry { binding: 0, resource: binding(from) },
-                    wgpu::BindGroupEntry { binding: 1, resource: binding(to) },
-                ],
-            });
-            let workgroups = size.div_ceil(16 * 256) as u32;
-            let rows = workgroups.div_ceil(limits.max_compute_workgroups_per_dimension);
-            (group, workgroups.div_ceil(rows), rows)
-        });
-        let groups = groups.collect();
-        Self { pipeline, groups }
-    }
-
-    /// Records the copy.
-    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(&self.pipeline);
-        for (group, x, y) in &self.groups {
-            pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(*x, *y, 1);
-        }
-    }
 }
 
 /// The median of `samples`.
@@ -438,7 +364,8 @@ pub fn name<F: Fn()>(_: &F) -> &'static str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// The test's program in another process, which runs this test alone; the environment tells the test which of the two it is in.
+/// The test's program in another process, which runs this test alone; the environment tells the test which of
+/// the two it is in.
 ///
 /// # Panics
 /// If the program is not known.

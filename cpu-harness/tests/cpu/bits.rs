@@ -1,0 +1,160 @@
+//! Equal bits on all threads, in all forms of slices, with all instructions and on all processors.
+
+use cpu_harness::{Case, Form, Random, all, cases, cases_of, cpu_slot, lr, many, step};
+#[cfg(feature = "rayon")]
+use wgpu_optim::Group;
+use wgpu_optim::{AdamW, Clip, Format, Layout, Master, Options, Rounding, Step, cpu};
+
+/// Everything that a run of some steps leaves. The options say whether one of them is skipped.
+#[derive(Debug, PartialEq)]
+struct End {
+    params: Vec<u32>,
+    slots: Vec<Option<Vec<u32>>>,
+    reports: Vec<Option<String>>,
+}
+
+fn end(layout: &Layout, options: Options, form: Form) -> End {
+    let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+    if form == Form::Undispatched {
+        optimizer = optimizer.without_dispatch();
+    }
+    let mut random = Random::new(11);
+    let len = layout.len() as usize;
+    let encode = |format: Format, x: &[f32]| x.iter().map(|&x| format.encode(x)).collect::<Vec<_>>();
+    let mut params = encode(options.params, &random.values(len));
+    let mut reports = Vec::new();
+    for t in 0..4 {
+        let mut grads = random.values(len);
+        if t == 1 {
+            grads[layout.tensors()[1].range().end - 1] = f32::NAN;
+        }
+        let mut grads = encode(options.grads, &grads);
+        let report =
+            step(&mut optimizer, [&mut params, &mut grads], form, Step::from(lr(t)).with_grad_scale(4.0));
+        reports.push(report.map(|report| format!("{report:?}")));
+        if options.zero_gradients {
+            let left = |t: &wgpu_optim::Tensor| grads[t.range()].iter().any(|&g| g != 0);
+            assert!(!layout.tensors().iter().any(left), "{form:?} step {t}");
+        }
+    }
+    let names = layout.slot_names().into_iter().chain(["ema", "master", "remainder"]);
+    End { params, slots: names.map(|slot| cpu_slot(&optimizer, slot)).collect(), reports }
+}
+
+/// Formats of everything, and options around it.
+fn variants() -> Vec<Options> {
+    let bf16 =
+        Options { params: Format::Bf16, grads: Format::F16, states: Format::Bf16, ..Options::default() };
+    let stochastic = Rounding::Stochastic { seed: 5 };
+    vec![
+        Options::default(),
+        all(Clip::GlobalNorm(1.0)),
+        all(Clip::GroupNorm(0.5)),
+        all(Clip::Value(0.25)),
+        Options { params: Format::Bf16, grads: Format::F16, ..all(Clip::GlobalNorm(1.0)) },
+        Options { master: Master::Remainder, zero_gradients: true, ..bf16 },
+        Options { master: Master::None, rounding: stochastic, norms: true, ..bf16 },
+        Options { states: Format::Q8, ..all(Clip::GlobalNorm(1.0)) },
+        Options { states: Format::Q8, master: Master::None, rounding: stochastic, ..bf16 },
+        // Sixteen thousand small elements: blocks that have none, some or nothing else.
+        Options { states: Format::Q8, f32_states_below: 128, ..all(Clip::GroupNorm(0.5)) },
+        Options { states: Format::Bf16, f32_states_below: 20_000, ..all(Clip::GlobalNorm(1.0)) },
+        Options { master: Master::None, rounding: stochastic, f32_states_below: 40, ..bf16 },
+    ]
+}
+
+/// Threads and forms of slices make no difference to any bit, nor do instructions.
+#[test]
+fn whoever_does_the_work() {
+    for rule in ["adamw", "sgd", "lamb"] {
+        let layout = many(cases_of(rule)[1].rule.clone());
+        for options in variants() {
+            let want = end(&layout, options, Form::Flat);
+            #[cfg(feature = "rayon")]
+            for threads in [1, 2, 8] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let got = pool.install(|| end(&layout, options, Form::Flat));
+                assert!(got == want, "{rule} on {threads} threads, {options:?}");
+            }
+            let forms = [Form::Undispatched, Form::Each { backwards: false }, Form::Each { backwards: true }];
+            for form in forms {
+                assert!(end(&layout, options, form) == want, "{rule} {form:?}, {options:?}");
+            }
+        }
+    }
+}
+
+/// So much work that a thread takes several blocks at a time, and others take fewer.
+#[cfg(feature = "rayon")]
+#[test]
+fn whoever_does_much_work() {
+    // A leaf of up to three blocks on one thread. Some options keep small tensors apart from others.
+    let lens = [77, 49_999, 16_384, 130_003].into_iter().cycle().take(34);
+    let tensors = lens.enumerate().map(|(nth, len)| (format!("{nth}"), [len]));
+    let group =
+        tensors.fold(Group::new("all", AdamW::default()), |group, (name, shape)| group.tensor(name, shape));
+    let layout = Layout::packed([group]).unwrap();
+    let stochastic = Rounding::Stochastic { seed: 5 };
+    for options in [
+        Options::default(),
+        all(Clip::GlobalNorm(1.0)),
+        Options {
+            params: Format::Bf16,
+            states: Format::Q8,
+            f32_states_below: 100,
+            rounding: stochastic,
+            ..all(Clip::GlobalNorm(1.0))
+        },
+    ] {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| end(&layout, options, Form::Flat))
+        };
+        let want = on(8);
+        for threads in [1, 2] {
+            assert!(on(threads) == want, "{threads} threads, {options:?}");
+        }
+        assert!(end(&layout, options, Form::Each { backwards: true }) == want, "{options:?}");
+    }
+}
+
+/// The instructions that are chosen make no difference to any rule: none of them fuses or approximates.
+#[test]
+fn instructions_make_no_difference() {
+    for Case { name, rule } in cases() {
+        let layout = many(rule.clone());
+        let [want, got] = [Form::Flat, Form::Undispatched].map(|form| end(&layout, Options::default(), form));
+        assert!(got == want, "{} {name}", rule.name());
+    }
+}
+
+/// A pool of 0 threads is one of as many as there are cores.
+#[cfg(feature = "rayon")]
+#[test]
+fn a_pool_of_zero_threads() {
+    let layout = many(AdamW::default());
+    let options = Options { ..Options::default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(0).build().unwrap();
+    assert!(pool.current_num_threads() > 0);
+    assert!(pool.install(|| end(&layout, options, Form::Flat)) == end(&layout, options, Form::Flat));
+}
+
+/// Equal bits on every processor: a digest of runs whose few operations a compiler could have fused,
+/// reordered or approximated.
+#[test]
+fn every_processor_has_the_same_bits() {
+    /// Another only where the engine's arithmetic has been changed on purpose.
+    const DIGEST: u64 = 0xba43_c821_aaf4_6126;
+    let layout = many(AdamW { weight_decay: 0.1, ..AdamW::default() });
+    let mut digest = 0xcbf2_9ce4_8422_2325u64;
+    for options in variants() {
+        // The digits that a NaN carries may differ.
+        let end = end(&layout, Options { skip_nonfinite: true, ..options }, Form::Flat);
+        let slots = end.slots.into_iter().flatten().flatten();
+        // FNV-1a, of words.
+        for word in end.params.into_iter().chain(slots) {
+            digest = (digest ^ u64::from(word)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    assert_eq!(digest, DIGEST, "{digest:#x}");
+}
