@@ -20,7 +20,7 @@ pub struct TensorVerdict {
     pub max_abs_err: f64,
     /// The other implementation's.
     pub peer_max_abs_err: Option<f64>,
-    /// What ours may be at most.
+    /// The largest distance that ours may have.
     #[serde(skip)]
     pub bound: f64,
     /// Whether it is.
@@ -33,8 +33,8 @@ pub struct TensorVerdict {
 pub struct Verdict {
     /// Whether every tensor and the pooled error pass.
     pub pass: bool,
-    /// The root mean square error of all parameters, in ulps of the largest of their tensor. In a file where only some parameters
-    /// have another implementation's value beside them, of those.
+    /// The root mean square error of all parameters, in ulps of the largest of their tensor. In a file where
+    /// only some parameters have another implementation's value beside them, it is over those.
     pub rms_ulps: f64,
     /// The other implementation's, of the same parameters.
     pub peer_rms_ulps: Option<f64>,
@@ -43,7 +43,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// What fails, for people; empty if nothing does.
+    /// The failures, for people.
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         let mut failures: Vec<_> = (self.tensors.iter().filter(|t| !t.pass))

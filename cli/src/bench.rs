@@ -3,29 +3,29 @@
 use crate::device::{Device, Error, Label, fits, guarded};
 use crate::engine::Stored;
 use crate::presets;
-use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use harness::{Gpu, median};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-use wgpu_optim::{Format, Group, Layout, Optimizer, Options, Rule, Tensors, Twin, cpu};
+use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, Optimizer, Options, Tensors, cpu};
 
 /// Samples of step and copy each, of which the medians are reported.
 pub const SAMPLES: usize = 11;
-/// A sample repeats its work until it takes about this long, in seconds: submitting and waiting cost some tens of microseconds.
+/// A sample repeats its work until it takes about this long, in seconds: submitting and waiting cost some
+/// tens of microseconds.
 const SAMPLE_SECONDS: f64 = 0.02;
 /// The most repetitions: each keeps its scalars until the submission is done.
 const MAX_REPEATS: u32 = 64;
 /// Bytes of an f32.
 const ELEMENT: u64 = 4;
-/// What the copy kernel's size has to be a multiple of, in elements.
+/// The copy kernel's size is a multiple of this, in elements.
 const COPY_MULTIPLE: u64 = 64;
 
 /// Elements that a thread of the CPU's copy takes at a time, as in a step.
 const COPY_BLOCK: usize = 1 << 14;
 
-/// What to measure.
+/// The size and the storage of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// Parameters.
@@ -61,27 +61,55 @@ pub struct Measurement {
     pub gb_per_s: f64,
     /// Those of a copy of as many elements; on the CPU by the same threads.
     pub copy_gb_per_s: f64,
-    /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the GPU, for several tensors.
+    /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the
+    /// GPU, for several tensors.
     #[serde(skip)]
     pub one_tensor_seconds: Option<f64>,
     /// Microseconds of host time of the call that records a step; 0 on the CPU, where nothing is recorded.
     pub record_us: f64,
 }
 
-/// Measures `rule`; `tick` is called [`SAMPLES`] times. `None` if there is no such rule.
+/// Measures a rule in the configuration that it is mostly used with; `tick` is called [`SAMPLES`] times.
+///
+/// # Errors
+/// [`Error`] says why the device cannot take the steps.
 pub fn bench(
-    rule: &str,
+    rule: AnyRule,
     device: &Device,
     request: Request,
-    tick: impl FnMut(),
-) -> Option<Result<Measurement, Error>> {
-    by_name(rule, Bench { device, request, tick })
+    tick: &mut dyn FnMut(),
+) -> Result<Measurement, Error> {
+    let Request { elements, tensors, storage } = request;
+    let preset = presets::bench(rule);
+    let rule = DynRule::from(preset.rule);
+    let layout = layout(&rule, request)?;
+    let bytes_per_step = layout.bytes_moved(&storage);
+    let mut bench = Bench { rule: &rule, request, tick };
+    let samples = match device {
+        Device::Gpu(gpu) => bench.on_gpu(gpu, layout)?,
+        Device::Cpu => bench.on_cpu(layout)?,
+    };
+    let seconds = median(samples.step);
+    Ok(Measurement {
+        rule: rule.name(),
+        variant: preset.name,
+        format: stored(&storage),
+        label: device.label(),
+        elements,
+        tensors,
+        bytes_per_step,
+        seconds,
+        gb_per_s: bytes_per_step as f64 / seconds / 1e9,
+        copy_gb_per_s: (2 * ELEMENT * elements) as f64 / median(samples.copy) / 1e9,
+        one_tensor_seconds: samples.one_tensor.map(median),
+        record_us: median(samples.record) * 1e6,
+    })
 }
 
-struct Bench<'a, F> {
-    device: &'a Device,
+struct Bench<'a> {
+    rule: &'a DynRule,
     request: Request,
-    tick: F,
+    tick: &'a mut dyn FnMut(),
 }
 
 /// Seconds of every sample.
@@ -102,38 +130,8 @@ pub fn stored(storage: &Options) -> String {
     if names == [names[0]; 3] { names[0].into() } else { names.join(", ") }
 }
 
-impl<F: FnMut()> RuleVisitor for Bench<'_, F> {
-    type Output = Result<Measurement, Error>;
-
-    fn visit<R: BuiltIn>(mut self) -> Self::Output {
-        let Request { elements, tensors, storage } = self.request;
-        let preset = presets::bench(R::NAME);
-        let layout = layout(preset.rule::<R>(), self.request)?;
-        let bytes_per_step = layout.bytes_moved(&storage);
-        let samples = match self.device {
-            Device::Gpu(gpu) => self.on_gpu(gpu, layout)?,
-            Device::Cpu => self.on_cpu(layout)?,
-        };
-        let seconds = median(samples.step);
-        Ok(Measurement {
-            rule: R::NAME,
-            variant: preset.name,
-            format: stored(&storage),
-            label: self.device.label(),
-            elements,
-            tensors,
-            bytes_per_step,
-            seconds,
-            gb_per_s: bytes_per_step as f64 / seconds / 1e9,
-            copy_gb_per_s: (2 * ELEMENT * elements) as f64 / median(samples.copy) / 1e9,
-            one_tensor_seconds: samples.one_tensor.map(median),
-            record_us: median(samples.record) * 1e6,
-        })
-    }
-}
-
-impl<F: FnMut()> Bench<'_, F> {
-    fn on_gpu<R: Rule>(&mut self, gpu: &Gpu, layout: Layout<R>) -> Result<Samples, Error> {
+impl Bench<'_> {
+    fn on_gpu(&mut self, gpu: &Gpu, layout: Layout) -> Result<Samples, Error> {
         let storage = self.request.storage;
         let padded = self.request.elements.next_multiple_of(COPY_MULTIPLE);
         fits(gpu, padded)?;
@@ -144,12 +142,11 @@ impl<F: FnMut()> Bench<'_, F> {
             let copy = harness::Copy::new(gpu, &source, &target, padded);
             (params, grads, copy)
         })?;
-        let rule = *layout.groups()[0].rule();
         let request = Request { tensors: 1, ..self.request };
         let views = Tensors::flat(&params, &grads);
         let (mut record, mut unread) = (Vec::new(), Vec::new());
         let mut step = stepper(gpu, layout, storage, &views, &mut record)?;
-        let mut one_tensor = stepper(gpu, self::layout(rule, request)?, storage, &views, &mut unread)?;
+        let mut one_tensor = stepper(gpu, self::layout(self.rule, request)?, storage, &views, &mut unread)?;
         let mut copy = |repeats: u32| {
             let mut encoder = gpu.encoder();
             (0..repeats).for_each(|_| copy.record(&mut encoder));
@@ -167,22 +164,23 @@ impl<F: FnMut()> Bench<'_, F> {
             step: samples.next().unwrap_or_default(),
             copy: samples.next().unwrap_or_default(),
             one_tensor: samples.next(),
-            // What warming up has recorded includes allocations that later steps do without.
+            // The first steps allocate, later ones do not.
             record: record.split_off(warm),
         })
     }
 
-    fn on_cpu<R: Twin>(&mut self, layout: Layout<R>) -> Result<Samples, Error> {
+    fn on_cpu(&mut self, layout: Layout) -> Result<Samples, Error> {
         let storage = self.request.storage;
         let source = pattern(self.request.elements);
         let mut params = Stored::new(storage.params, &source);
         let grads = Stored::new(storage.grads, &source);
         let mut target = vec![0.0; source.len()];
         let mut optimizer = cpu::Optimizer::with_options(layout, storage)?;
+        let lr = self.rule.spec().default_lr;
         let mut step = |repeats: u32| {
             (0..repeats).try_for_each(|_| {
                 let tensors = cpu::Tensors::flat(params.params(), grads.grads());
-                optimizer.step(tensors, R::DEFAULT_LR).map(drop)
+                optimizer.step(tensors, lr).map(drop)
             })
         };
         let mut copy = |repeats: u32| {
@@ -199,8 +197,8 @@ impl<F: FnMut()> Bench<'_, F> {
         Ok(Samples { step, copy, one_tensor: None, record: vec![0.0] })
     }
 
-    /// Warms all up, then takes samples of them in turn, so that all see the same machine. Also tells how often the first one was run to
-    /// warm up.
+    /// Warms all up, then takes samples of them in turn, so that all see the same machine. Also returns how
+    /// often the first one was run to warm up.
     fn sample(&mut self, work: &mut [&mut Work<'_>]) -> Result<(Vec<Vec<f64>>, usize), Error> {
         let time = |work: &mut Work<'_>, repeats: u32| -> Result<f64, Error> {
             let start = Instant::now();
@@ -225,20 +223,21 @@ impl<F: FnMut()> Bench<'_, F> {
 }
 
 /// Something that submits steps and waits for them; the host times of the recording calls go to `record`.
-fn stepper<'a, R: Rule>(
+fn stepper<'a>(
     gpu: &'a Gpu,
-    layout: Layout<R>,
+    layout: Layout,
     storage: Options,
     views: &Tensors<'_>,
     record: &'a mut Vec<f64>,
-) -> Result<impl FnMut(u32) -> Result<(), wgpu_optim::Error> + use<'a, R>, Error> {
+) -> Result<impl FnMut(u32) -> Result<(), wgpu_optim::Error> + use<'a>, Error> {
+    let lr = layout.groups()[0].rule().spec().default_lr;
     let mut optimizer = Optimizer::with_options(&gpu.device, layout, storage)?;
     let bound = optimizer.bind(views)?;
     Ok(move |repeats: u32| {
         let mut encoder = gpu.encoder();
         for _ in 0..repeats {
             let start = Instant::now();
-            optimizer.step(&gpu.queue, &mut encoder, &bound, R::DEFAULT_LR)?;
+            optimizer.step(&gpu.queue, &mut encoder, &bound, lr)?;
             record.push(start.elapsed().as_secs_f64());
         }
         gpu.run(encoder);
@@ -247,21 +246,22 @@ fn stepper<'a, R: Rule>(
 }
 
 /// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
-fn layout<R: Rule>(rule: R, request: Request) -> Result<Layout<R>, wgpu_optim::Error> {
+fn layout(rule: &DynRule, request: Request) -> Result<Layout, wgpu_optim::Error> {
     let Request { elements, tensors, .. } = request;
-    let (mut even, mut odd) = (Group::new("even", rule), Group::new("odd", rule).lr_factor(0.5));
+    let empty = |name| Group::new(name, rule.clone());
+    let (mut even, mut odd) = (empty("even"), empty("odd").lr_factor(0.5));
     let mut offset = 0;
     for i in 0..tensors {
         let size = elements / tensors + u64::from(i < elements % tensors);
         let group = if i % 2 == 0 { &mut even } else { &mut odd };
-        *group =
-            std::mem::replace(group, Group::new("", rule)).tensor_at(format!("tensor {i}"), [size], offset);
+        let begun = std::mem::replace(group, empty(""));
+        *group = begun.tensor_at(format!("tensor {i}"), [size], offset);
         offset += size;
     }
     Layout::new([even, odd].into_iter().take(tensors.min(2) as usize))
 }
 
-/// Numbers between −1 and 1; what they are does not matter to the time, as long as they stay finite.
+/// Numbers between −1 and 1. Their values do not matter to the time, as long as they stay finite.
 fn pattern(len: u64) -> Vec<f32> {
     (0..len).map(|i| (i.wrapping_mul(0x9E37_79B9) as u32 as i32) as f32 / i32::MAX as f32).collect()
 }

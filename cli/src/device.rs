@@ -3,7 +3,7 @@
 use harness::{Gpu, NoGpu, SOFTWARE_VULKAN, wgpu};
 use serde::Serialize;
 
-/// What the user asks for.
+/// The device that the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
     /// The best adapter, or the CPU where there is none.
@@ -25,7 +25,7 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens what was asked for. Where it is the CPU for want of an adapter, the second value says so in a line.
+    /// Opens a device. Where it is the CPU for want of an adapter, the second value is a line that says so.
     ///
     /// # Errors
     /// [`NoGpu`] if an adapter was asked for by name and there is none.
@@ -40,7 +40,7 @@ impl Device {
         }
     }
 
-    /// What goes into every line of JSON.
+    /// The fields that every line of JSON has.
     #[must_use]
     pub fn label(&self) -> Label {
         match self {
@@ -65,7 +65,7 @@ impl std::fmt::Display for Label {
     }
 }
 
-/// The line that says why the work is done on the CPU, and what would change that.
+/// The line that says why the work is done on the CPU, and how to change that.
 #[must_use]
 pub fn fallback(error: &NoGpu) -> String {
     let reason = error.to_string();
@@ -100,7 +100,7 @@ pub fn fits(gpu: &Gpu, elements: u64) -> Result<(), Error> {
     Err(Error::Refused(format!("{elements} elements = {bytes} bytes, max_buffer_size is {bound}")))
 }
 
-/// Runs `make` and returns what the device objects to, memory above all, instead of the panic that wgpu has for it.
+/// Runs `make` and returns the device's objection, mostly to memory, as an error. Without it wgpu panics.
 ///
 /// # Errors
 /// [`Error::Refused`].

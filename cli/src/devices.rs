@@ -1,4 +1,4 @@
-//! What adapters there are, and which one would be chosen.
+//! The adapters of the machine, and which one would be chosen.
 
 use harness::{SOFTWARE_VULKAN, adapters, choose, instance};
 use serde::Serialize;
@@ -79,7 +79,7 @@ pub fn devices(choice: crate::device::Choice) -> Vec<Row> {
     rows
 }
 
-/// What to do where there is no adapter.
+/// Advice for a machine without an adapter.
 #[must_use]
 pub fn hint() -> String {
     format!("no GPU adapter; the package {SOFTWARE_VULKAN} brings a software Vulkan")

@@ -3,7 +3,7 @@
 use crate::device::{Error, fits, guarded};
 use harness::{Gpu, wgpu};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Step, Tensors, Twin, cpu};
+use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Step, Tensors, cpu};
 
 /// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
 const IN_FLIGHT: u64 = 16;
@@ -21,32 +21,32 @@ impl From<Values<f32>> for Snapshot {
 }
 
 /// An optimizer with its parameters, in the arithmetic of `T`.
-pub(crate) trait Engine<R, T> {
+pub(crate) trait Engine<T> {
     /// The layout.
-    fn layout(&self) -> &Layout<R>;
+    fn layout(&self) -> &Layout;
     /// Takes a step.
     fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error>;
-    /// What it has now.
+    /// Its parameters and state now.
     fn values(&mut self) -> Values<T>;
     /// The parameters alone.
     fn params(&mut self) -> Vec<T>;
 }
 
 /// The reference in f64.
-pub(crate) struct Reference<R> {
-    optimizer: cpu::Reference<R>,
+pub(crate) struct Reference {
+    optimizer: cpu::Reference,
     params: Vec<f64>,
 }
 
-impl<R: Twin> Reference<R> {
-    pub(crate) fn new(layout: Layout<R>, params: &[f32]) -> Result<Self, wgpu_optim::Error> {
+impl Reference {
+    pub(crate) fn new(layout: Layout, params: &[f32]) -> Result<Self, wgpu_optim::Error> {
         let params = params.iter().map(|&p| p.into()).collect();
         Ok(Self { optimizer: cpu::Reference::new(layout)?, params })
     }
 }
 
-impl<R: Twin> Engine<R, f64> for Reference<R> {
-    fn layout(&self) -> &Layout<R> {
+impl Engine<f64> for Reference {
+    fn layout(&self) -> &Layout {
         self.optimizer.layout()
     }
 
@@ -64,8 +64,8 @@ impl<R: Twin> Engine<R, f64> for Reference<R> {
 }
 
 /// On the CPU.
-pub(crate) struct Host<R: Twin> {
-    optimizer: cpu::Optimizer<R>,
+pub(crate) struct Host {
+    optimizer: cpu::Optimizer,
     params: Stored,
 }
 
@@ -98,19 +98,15 @@ impl Stored {
     }
 }
 
-impl<R: Twin> Host<R> {
-    pub(crate) fn new(
-        layout: Layout<R>,
-        params: &[f32],
-        options: Options,
-    ) -> Result<Self, wgpu_optim::Error> {
+impl Host {
+    pub(crate) fn new(layout: Layout, params: &[f32], options: Options) -> Result<Self, wgpu_optim::Error> {
         let params = Stored::new(options.params, params);
         Ok(Self { optimizer: cpu::Optimizer::with_options(layout, options)?, params })
     }
 }
 
-impl<R: Twin> Engine<R, f32> for Host<R> {
-    fn layout(&self) -> &Layout<R> {
+impl Engine<f32> for Host {
+    fn layout(&self) -> &Layout {
         self.optimizer.layout()
     }
 
@@ -134,21 +130,16 @@ impl<R: Twin> Engine<R, f32> for Host<R> {
 }
 
 /// On an adapter.
-pub(crate) struct Device<'a, R> {
+pub(crate) struct Device<'a> {
     gpu: &'a Gpu,
-    optimizer: Optimizer<R>,
+    optimizer: Optimizer,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
     bound: Bound,
 }
 
-impl<'a, R: Twin> Device<'a, R> {
-    pub(crate) fn new(
-        gpu: &'a Gpu,
-        layout: Layout<R>,
-        params: &[f32],
-        options: Options,
-    ) -> Result<Self, Error> {
+impl<'a> Device<'a> {
+    pub(crate) fn new(gpu: &'a Gpu, layout: Layout, params: &[f32], options: Options) -> Result<Self, Error> {
         let bytes = layout.buffer_size();
         fits(gpu, bytes / 4)?;
         let (params, grads) = guarded(gpu, || (gpu.upload_as(options.params, params), gpu.buffer(bytes)))?;
@@ -158,14 +149,20 @@ impl<'a, R: Twin> Device<'a, R> {
     }
 }
 
-impl<R: Twin> Engine<R, f32> for Device<'_, R> {
-    fn layout(&self) -> &Layout<R> {
+impl Engine<f32> for Device<'_> {
+    fn layout(&self) -> &Layout {
         self.optimizer.layout()
     }
 
     fn step(&mut self, grads: &[f32], step: Step) -> Result<(), wgpu_optim::Error> {
         let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step)?;
+        let mut recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);
+        if let Err(wgpu_optim::Error::UncertainMomentum { .. }) = recorded {
+            // The scalars depend on which of the steps under way are skipped.
+            self.gpu.wait();
+            recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);
+        }
+        recorded?;
         // Writes take effect in order with submissions, so earlier steps keep their own gradients.
         self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         self.gpu.queue.submit([encoder.finish()]);

@@ -1,4 +1,4 @@
-//! What a checkpoint, or another safetensors file, holds.
+//! The content of a checkpoint, or of another safetensors file.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -16,22 +16,22 @@ pub struct Inspection {
     pub file: String,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// What the checkpoint says of its run; none of another file.
+    /// The run of a checkpoint; none for another file.
     pub run: Option<Run>,
     /// Other metadata.
     pub metadata: BTreeMap<String, String>,
-    /// What is stored under one name for the tensors.
+    /// The slots of all tensors together.
     pub slots: Vec<Slot>,
     /// Of every tensor, in every slot.
     pub tensors: Vec<Tensor>,
 }
 
-/// What a checkpoint says of its run.
+/// The run that a checkpoint was made of.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     /// The program that has saved it.
     pub writer: String,
-    /// The rule's name.
+    /// The names of the groups' rules, each once, joined by " + ".
     pub rule: String,
     /// Steps recorded.
     pub steps: u64,
@@ -50,17 +50,23 @@ pub struct Run {
 pub struct Group {
     /// Its name.
     pub name: String,
+    /// The name of its rule.
+    pub rule: String,
     /// Its hyperparameters, as JSON.
     pub hyperparameters: Value,
     /// Its learning rate's factor, as JSON; null if it is a function.
     pub lr_factor: Value,
-    /// What the rule carries; null if it is no number.
+    /// The number that the rule carries; null if it is not finite.
     pub carry: f64,
+    /// Steps that the group has taken.
+    pub taken: u64,
+    /// Whether it is frozen.
+    pub frozen: bool,
     /// Its tensors.
     pub tensors: Vec<String>,
 }
 
-/// What is stored under one name.
+/// One slot of all tensors.
 #[derive(Clone, Debug, Serialize)]
 pub struct Slot {
     /// The name.
@@ -96,7 +102,7 @@ pub struct Tensor {
     pub numbers: Numbers,
 }
 
-/// What there is to say of numbers. Of what is no number as it is stored, nothing.
+/// A summary of numbers; empty for a slot whose stored values are no numbers, as remainders are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Numbers {
     /// How many are infinite or NaN.
@@ -148,7 +154,7 @@ impl Numbers {
 /// Reads a file from end to end, a part at a time; `progress` is told how many bytes of how many are done.
 ///
 /// # Errors
-/// What reading it comes to.
+/// The errors of [`Reader`] and [`Record`].
 pub fn inspect(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspection, Error> {
     let mut reader = Reader::open(path)?;
     let record = match Record::read(&reader) {
@@ -243,18 +249,28 @@ fn run(record: Record) -> Run {
     let value = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
     let groups = record.groups.0.iter().map(|group| Group {
         name: group.name.clone(),
+        rule: group.rule.clone().unwrap_or_else(|| record.rule.clone()),
         hyperparameters: value(group.hyperparameters.text()),
         lr_factor: group.lr_factor.as_ref().map_or(Value::Null, |json| value(json.text())),
         carry: group.carry,
+        taken: group.taken.unwrap_or(record.taken),
+        frozen: group.frozen,
         tensors: group.tensors.iter().map(|(name, _)| name.into()).collect(),
     });
+    let groups: Vec<_> = groups.collect();
+    let mut rules: Vec<&str> = Vec::new();
+    for group in &groups {
+        if !rules.contains(&group.rule.as_str()) {
+            rules.push(&group.rule);
+        }
+    }
     Run {
-        groups: groups.collect(),
+        rule: rules.join(" + "),
         options: record.options.as_ref().map_or(Value::Null, |json| value(json.text())),
         loss_scale: record.loss_scale.map(|state| (state.scale, state.good_steps)),
         writer: record.writer,
-        rule: record.rule,
         steps: record.steps,
         taken: record.taken,
+        groups,
     }
 }

@@ -1,5 +1,6 @@
-//! What the program `optim` is made of: reading recorded training runs, replaying and judging them, checking the devices against the
-//! reference, timing them, and showing learning-rate schedules. The binary only parses arguments, calls these and prints.
+//! The parts of the program `optim`: reading recorded training runs, replaying and judging them, checking the
+//! devices against the reference, timing them, and showing learning-rate schedules. The binary only parses
+//! arguments, calls these and prints.
 
 pub mod bar;
 pub mod bench;

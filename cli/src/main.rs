@@ -1,4 +1,5 @@
-//! The program `optim`: without arguments it replays, checks and times; its subcommands do each of these alone.
+//! The program `optim`: without arguments it replays, checks and times. Its subcommands do each of these
+//! alone.
 
 mod program;
 

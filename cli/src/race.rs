@@ -2,21 +2,21 @@
 
 use crate::device::{Device, Error, Label};
 use crate::engine::{self, Engine};
-use crate::rules::{BuiltIn, RuleVisitor, by_name};
 use plotters::prelude::*;
 use serde::Serialize;
 use std::io;
 use wgpu_optim::float::Float;
-use wgpu_optim::{Group, Layout, Options, Step, Twin};
+use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, Step};
 
 /// Where every rule starts.
 const START: [f64; 2] = [-1.0, 1.0];
 /// The rules whose end has to be the reference's.
 const JUDGED: [&str; 2] = ["sgd", "adam"];
-/// How far from the reference such an end may be, in each coordinate. The valley contracts what rounding does to SGD and Adam: 5 000 steps measured
-/// 2·10⁻⁶. Rules that step by signs, or whose steps do not shrink, jump about the minimum, and f32 soon jumps another way than f64.
+/// How far from the reference such an end may be, in each coordinate. The valley contracts the rounding
+/// errors of SGD and Adam: 5 000 steps measured 2·10⁻⁶. Rules that step by signs, or whose steps do not
+/// shrink, jump about the minimum, and f32 soon jumps another way than f64.
 pub const TOLERANCE: f64 = 1e-5;
-/// What the picture shows.
+/// The part of the plane that the picture shows.
 const X: std::ops::Range<f64> = -1.5..1.5;
 const Y: std::ops::Range<f64> = -0.3..1.5;
 /// Values of the function that have a line.
@@ -74,65 +74,52 @@ pub struct Path {
     points: Vec<[f64; 2]>,
 }
 
-/// Runs `rule` in its default configuration; `tick` is called after every step. `None` if there is no such rule.
-pub fn run(rule: &str, device: &Device, request: Request, tick: impl FnMut()) -> Option<Result<Path, Error>> {
-    by_name(rule, Race { device, request, tick })
-}
-
-struct Race<'a, F> {
-    device: &'a Device,
-    request: Request,
-    tick: F,
-}
-
-impl<F: FnMut()> RuleVisitor for Race<'_, F> {
-    type Output = Result<Path, Error>;
-
-    fn visit<R: BuiltIn>(mut self) -> Self::Output {
-        let layout = Layout::new([Group::new("all", R::default()).tensor("xy", [2])])?;
-        let start = START.map(|x| x as f32);
-        let lr = self.request.lr.unwrap_or(R::DEFAULT_LR);
-        let steps = self.request.steps;
-        let reference = path(engine::Reference::new(layout.clone(), &start)?, lr, steps, || ())?;
-        let points = match self.device {
-            Device::Gpu(gpu) => {
-                path(engine::Device::new(gpu, layout, &start, Options::default())?, lr, steps, self.tick)?
-            }
-            Device::Cpu => {
-                path(engine::Host::new(layout, &start, Options::default())?, lr, steps, &mut self.tick)?
-            }
-        };
-        let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
-        let (end, reference) = (last(&points), last(&reference));
-        let finite = |point: [f64; 2]| point.iter().all(|x| x.is_finite());
-        let diverged = !finite(end) && !finite(reference);
-        // Of one that has diverged alone: infinite.
-        let apart = |i: usize| {
-            if finite(end) == finite(reference) { (end[i] - reference[i]).abs() } else { f64::INFINITY }
-        };
-        let distance = apart(0).max(apart(1));
-        Ok(Path {
-            rule: R::NAME,
-            label: self.device.label(),
-            lr,
-            steps,
-            end,
-            value: value(end),
-            reference,
-            distance,
-            pass: (JUDGED.contains(&R::NAME) && !diverged).then_some(distance <= TOLERANCE),
-            diverged,
-            points,
-        })
-    }
+/// Runs a rule; `tick` is called after every step.
+///
+/// # Errors
+/// [`Error`] says why the device cannot take the steps.
+pub fn run(rule: AnyRule, device: &Device, request: Request, tick: &mut dyn FnMut()) -> Result<Path, Error> {
+    let rule = DynRule::from(rule);
+    let layout = Layout::new([Group::new("all", rule.clone()).tensor("xy", [2])])?;
+    let start = START.map(|x| x as f32);
+    let lr = request.lr.unwrap_or(rule.spec().default_lr);
+    let steps = request.steps;
+    let reference = path(&mut engine::Reference::new(layout.clone(), &start)?, lr, steps, &mut || ())?;
+    let mut engine: Box<dyn Engine<f32> + '_> = match device {
+        Device::Gpu(gpu) => Box::new(engine::Device::new(gpu, layout, &start, Options::default())?),
+        Device::Cpu => Box::new(engine::Host::new(layout, &start, Options::default())?),
+    };
+    let points = path(&mut *engine, lr, steps, tick)?;
+    let last = |points: &[[f64; 2]]| points.last().copied().unwrap_or(START);
+    let (end, reference) = (last(&points), last(&reference));
+    let finite = |point: [f64; 2]| point.iter().all(|x| x.is_finite());
+    let diverged = !finite(end) && !finite(reference);
+    // Of one that has diverged alone: infinite.
+    let apart = |i: usize| {
+        if finite(end) == finite(reference) { (end[i] - reference[i]).abs() } else { f64::INFINITY }
+    };
+    let distance = apart(0).max(apart(1));
+    Ok(Path {
+        rule: rule.name(),
+        label: device.label(),
+        lr,
+        steps,
+        end,
+        value: value(end),
+        reference,
+        distance,
+        pass: (JUDGED.contains(&rule.name()) && !diverged).then_some(distance <= TOLERANCE),
+        diverged,
+        points,
+    })
 }
 
 /// The points of a run, the start among them. Gradients are taken in f64 at the engine's own point.
-fn path<R: Twin, T: Float>(
-    mut engine: impl Engine<R, T>,
+fn path<T: Float>(
+    engine: &mut dyn Engine<T>,
     lr: f64,
     steps: u64,
-    mut tick: impl FnMut(),
+    tick: &mut dyn FnMut(),
 ) -> Result<Vec<[f64; 2]>, Error> {
     let mut points = vec![START];
     let mut at = START;
@@ -146,7 +133,8 @@ fn path<R: Twin, T: Float>(
     Ok(points)
 }
 
-/// The text of an SVG picture: every path in a panel of its own, over the function's level lines, for in one panel all would lie in one valley.
+/// The text of an SVG picture. Every path has a panel of its own, over the function's level lines, because in
+/// one panel all would lie in one valley.
 ///
 /// # Errors
 /// The drawing library's.

@@ -2,131 +2,129 @@
 
 use crate::bar::{Verdict, judge};
 use crate::engine::{self, Engine, Values};
-use crate::rules::{BuiltIn, RuleVisitor, by_name, configure, names};
 use crate::trajectory::{Clip, Error, Target, Trajectory};
 use harness::Gpu;
-use serde::de::DeserializeOwned;
+use std::sync::Arc;
 use wgpu_optim::float::Float;
-use wgpu_optim::rules::slots;
-use wgpu_optim::{Group, Layout, Options, Rule, Step, Twin};
+use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, Schedule, Step};
 
 /// Added to the norm that gradients are clipped by, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPS: f64 = 1e-6;
 
-/// Where a run is replayed.
+/// The engine that a run is replayed on.
 #[derive(Clone, Copy, Debug)]
 pub enum On<'a> {
     /// An adapter.
     Gpu(&'a Gpu),
     /// The CPU engine in f32.
     Cpu,
-    /// The same in f64: the reference that devices are checked against.
+    /// The reference in f64 that devices are checked against.
     Reference,
 }
 
 /// Replays and judges a run; `tick` is called after every step.
 ///
 /// # Errors
-/// [`Error`] says what the rule or the library refuses.
-pub fn replay(trajectory: &Trajectory, on: On<'_>, tick: impl FnMut()) -> Result<Verdict, Error> {
+/// [`Error`] says why a rule or the library refuses the run.
+pub fn replay(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Verdict, Error> {
     let ours = run(trajectory, on, tick)?;
     Ok(judge(&trajectory.targets, &ours, trajectory.steps()))
 }
 
-/// What `on` makes of a run: a vector for each of the run's targets.
+/// The result of a run on `on`: a vector for each of the run's targets.
 ///
 /// # Errors
-/// [`Error`] says what the rule or the library refuses.
-pub fn run(trajectory: &Trajectory, on: On<'_>, mut tick: impl FnMut()) -> Result<Vec<Vec<f64>>, Error> {
-    run_every(trajectory, on, &mut tick)
-}
-
-/// Compiled here and not in every program that calls it: it has all rules on all devices in it.
-fn run_every(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Vec<Vec<f64>>, Error> {
-    by_name(&trajectory.rule, Run { trajectory, on, tick }).unwrap_or_else(|| {
-        Err(Error::UnknownRule { rule: trajectory.rule.clone(), known: names().join(", ") })
-    })
-}
-
-struct Run<'a, F> {
-    trajectory: &'a Trajectory,
-    on: On<'a>,
-    tick: F,
-}
-
-impl<F: FnMut()> RuleVisitor for Run<'_, F> {
-    type Output = Result<Vec<Vec<f64>>, Error>;
-
-    fn visit<R: BuiltIn>(self) -> Self::Output {
-        let Run { trajectory, on, tick } = self;
-        let layout = layout::<R>(trajectory)?;
-        refuse_other_state(trajectory, &layout)?;
-        // Devices divide, clip and skip by themselves.
-        let raw = |t: usize| {
-            let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
-            Some((trajectory.grads[t].clone(), step(trajectory, t).divided_by(scale)))
-        };
-        match on {
-            On::Gpu(gpu) => {
-                let engine = engine::Device::new(gpu, layout, &trajectory.params, options(trajectory));
-                drive(trajectory, engine.map_err(Error::Device)?, raw, tick)
-            }
-            On::Cpu => {
-                let engine = engine::Host::new(layout, &trajectory.params, options(trajectory));
-                drive(trajectory, engine.map_err(Error::Setup)?, raw, tick)
-            }
-            On::Reference => {
-                let engine = engine::Reference::new(layout, &trajectory.params).map_err(Error::Setup)?;
-                let prepared = |t| Some((prepare(trajectory, t)?, step(trajectory, t)));
-                drive(trajectory, engine, prepared, tick)
-            }
+/// [`Error`] says why a rule or the library refuses the run.
+pub fn run(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Vec<Vec<f64>>, Error> {
+    // The reference has no options: it is not given the steps that are skipped, and does not count them.
+    let counted = |t: &usize| !matches!(on, On::Reference) || !is_skipped(trajectory, *t);
+    let layout = layout(trajectory, (0..trajectory.steps()).filter(counted))?;
+    refuse_other_state(trajectory, &layout)?;
+    let params = &trajectory.params;
+    // Devices unscale, clip and skip by themselves.
+    let raw = |t: usize| {
+        let step = Step::from(trajectory.lr[t]).with_grad_scale(loss_scale(trajectory, t));
+        Some((trajectory.grads[t].clone(), step))
+    };
+    match on {
+        On::Gpu(gpu) => {
+            let engine = engine::Device::new(gpu, layout, params, options(trajectory));
+            drive(trajectory, &mut engine.map_err(Error::Device)?, &raw, tick)
+        }
+        On::Cpu => {
+            let engine = engine::Host::new(layout, params, options(trajectory));
+            drive(trajectory, &mut engine.map_err(Error::Setup)?, &raw, tick)
+        }
+        On::Reference => {
+            let engine = engine::Reference::new(layout, params);
+            let prepared = |t| Some((prepare(trajectory, t)?, trajectory.lr[t].into()));
+            drive(trajectory, &mut engine.map_err(Error::Setup)?, &prepared, tick)
         }
     }
 }
 
-/// The file's groups as the library has them.
-fn layout<R: Rule + DeserializeOwned>(trajectory: &Trajectory) -> Result<Layout<R>, Error> {
+/// The file's groups as the library has them, for an engine that counts the steps `counted` of the file.
+fn layout(trajectory: &Trajectory, counted: impl Iterator<Item = usize>) -> Result<Layout, Error> {
+    let momentum = trajectory.momentum.as_ref();
+    let momentum = momentum.map(|all| counted.map(|t| all[t]).collect::<Arc<[f64]>>());
+    let has_momentum = |group: &crate::trajectory::Group| group.rule.with_momentum(0.0).is_some();
+    if momentum.is_some() && !trajectory.groups.iter().any(has_momentum) {
+        return Err(Error::NoMomentum { rules: trajectory.rules() });
+    }
     let groups = trajectory.groups.iter().map(|entry| {
-        let mut hyper = trajectory.hyper.clone();
-        hyper.extend(entry.overrides.clone());
-        let rule = driven(configure::<R>(&hyper)?, trajectory.momentum.as_deref())?;
-        let group = Group::new(&entry.name, rule).lr_factor(entry.lr_factor);
-        Ok(entry.tensors.iter().fold(group, |group, (name, shape)| group.tensor(name, shape)))
+        let mut group = Group::new(&entry.name, entry.rule).lr_factor(entry.lr_factor);
+        // Each group has the momentum in its own schedule, because the library refuses a momentum of the step
+        // for a rule that has none.
+        if let Some(momentum) = &momentum
+            && let Some(rule) = driven(entry.rule, momentum)
+        {
+            let of_step = {
+                let momentum = momentum.clone();
+                // The library refuses a momentum that is not finite.
+                move |t: u64| momentum.get(t as usize).copied().unwrap_or(f64::NAN)
+            };
+            let factor = Schedule::from(entry.lr_factor).with_momentum(of_step);
+            group = Group::new(&entry.name, rule).lr_factor(factor);
+        }
+        entry.tensors.iter().fold(group, |group, (name, shape)| group.tensor(name, shape))
     });
-    Layout::new(groups.collect::<Result<Vec<_>, Error>>()?).map_err(Error::Setup)
+    Layout::packed(groups).map_err(Error::Setup)
 }
 
-/// The rule for a run in which `momentum` replaces its own in every step.
+/// The rule for a run in which `momentum` replaces its own in every step; `None` for a rule without momentum.
 ///
-/// The configured value is then never used, but it decides whether a velocity is kept, and the file need not have one at all.
-fn driven<R: Rule>(rule: R, momentum: Option<&[f64]>) -> Result<R, Error> {
-    let Some(momentum) = momentum else { return Ok(rule) };
-    let largest = momentum.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let driven = rule.with_momentum(largest).ok_or(Error::NoMomentum { rule: R::NAME })?;
-    let needs_more = (0..slots::<R>().len()).any(|s| driven.keeps_slot(s) && !rule.keeps_slot(s));
+/// The configured value is then never used, but it decides whether a velocity is kept, and the file need not
+/// have one at all.
+fn driven(rule: AnyRule, momentum: &[f64]) -> Option<AnyRule> {
+    let largest = momentum.iter().copied().fold(0.0, f64::max);
+    let driven = rule.with_momentum(largest)?;
+    let [given, needed] = [rule, driven].map(DynRule::from);
+    let slots = 0..given.spec().slots.len();
+    let needs_more = slots.into_iter().any(|slot| needed.keeps_slot(slot) && !given.keeps_slot(slot));
     let incomplete = matches!(rule.validate(), Err(wgpu_optim::Error::Conflict { .. }));
-    Ok(if needs_more || incomplete { driven } else { rule })
+    Some(if needs_more || incomplete { driven } else { rule })
 }
 
 /// Refuses expected state that would not be there to compare.
-fn refuse_other_state<R: Rule>(trajectory: &Trajectory, layout: &Layout<R>) -> Result<(), Error> {
-    let slots = slots::<R>().iter().enumerate();
-    let kept: Vec<_> = slots.filter(|(i, _)| layout.keeps_slot(*i)).map(|(_, name)| *name).collect();
-    let stray = trajectory.targets.iter().find(|t| t.slot != "param" && !kept.contains(&t.slot.as_str()));
-    stray.map_or(Ok(()), |target| {
-        Err(Error::NoSuchState {
-            name: format!("expect/{}", target.name()),
-            rule: R::NAME,
-            slot: target.slot.clone(),
-            kept,
-        })
-    })
+fn refuse_other_state(trajectory: &Trajectory, layout: &Layout) -> Result<(), Error> {
+    for target in trajectory.targets.iter().filter(|target| target.slot != "param") {
+        let tensor = layout.tensor(&target.tensor).map_err(Error::Setup)?;
+        let kept: Vec<_> = layout.kept_slots(tensor).collect();
+        if !kept.contains(&target.slot.as_str()) {
+            return Err(Error::NoSuchState {
+                name: format!("expect/{}", target.name()),
+                rule: layout.groups()[tensor.group].rule().name(),
+                slot: target.slot.clone(),
+                kept,
+            });
+        }
+    }
+    Ok(())
 }
 
-/// What the file has around the update.
+/// The options for everything that the file has around the update.
 fn options(trajectory: &Trajectory) -> Options {
     Options {
-        divide: trajectory.loss_scale.is_some(),
         clip: trajectory.clip.as_ref().map(|clip| match clip {
             Clip::GlobalNorm(bound) => wgpu_optim::Clip::GlobalNorm(*bound),
             Clip::Value(bound) => wgpu_optim::Clip::Value(*bound),
@@ -136,17 +134,22 @@ fn options(trajectory: &Trajectory) -> Options {
     }
 }
 
-fn step(trajectory: &Trajectory, t: usize) -> Step {
-    let momentum = trajectory.momentum.as_ref().map(|m| m[t]);
-    Step { momentum, ..trajectory.lr[t].into() }
+fn loss_scale(trajectory: &Trajectory, t: usize) -> f64 {
+    trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t])
 }
 
-/// Takes the steps that `step` gives gradients for.
-fn drive<R: Twin, T: Float, E: Engine<R, T>>(
+fn is_skipped(trajectory: &Trajectory, t: usize) -> bool {
+    trajectory.skip_nonfinite && trajectory.grads[t].iter().any(|g| !g.is_finite())
+}
+
+/// Gradients and arguments of a step (from 0); `None` if the engine is not given it.
+type Taken<'a, T> = dyn Fn(usize) -> Option<(Vec<T>, Step)> + 'a;
+
+fn drive<T: Float>(
     trajectory: &Trajectory,
-    mut engine: E,
-    step: impl Fn(usize) -> Option<(Vec<T>, Step)>,
-    mut tick: impl FnMut(),
+    engine: &mut dyn Engine<T>,
+    step: &Taken<'_, T>,
+    tick: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<f64>>, Error> {
     for t in 0..trajectory.steps() {
         if let Some((grads, step)) = step(t) {
@@ -159,26 +162,21 @@ fn drive<R: Twin, T: Float, E: Engine<R, T>>(
 }
 
 /// A target's part of the flat vectors.
-fn pick<R: Twin, T: Float>(
-    layout: &Layout<R>,
-    values: &Values<T>,
-    target: &Target,
-) -> Result<Vec<f64>, Error> {
+fn pick<T: Float>(layout: &Layout, values: &Values<T>, target: &Target) -> Result<Vec<f64>, Error> {
     let tensor = layout.tensor(&target.tensor).map_err(Error::Setup)?;
-    let slot = slots::<R>().iter().position(|slot| *slot == target.slot);
+    let slot = layout.slot_names().iter().position(|slot| *slot == target.slot);
     let flat = slot.map_or(&values.params, |slot| &values.state[slot]);
-    let part = &flat[tensor.offset as usize..tensor.end() as usize];
-    Ok(part.iter().map(|x| x.to_f64()).collect())
+    Ok(flat[tensor.range()].iter().map(|x| x.to_f64()).collect())
 }
 
-/// The gradients of step `t` (from 0) as the update takes them in the reference, around which nothing stands; `None` if the step is to be skipped.
+/// The gradients of step `t` (from 0) as the rule takes them, for the reference, which has no options; `None`
+/// if the step is to be skipped.
 fn prepare(trajectory: &Trajectory, t: usize) -> Option<Vec<f64>> {
-    let scale = trajectory.loss_scale.as_ref().map_or(1.0, |scale| scale[t]);
-    let raw = trajectory.grads[t].iter();
-    let mut grads: Vec<f64> = raw.map(|&g| f64::from(g) / scale).collect();
-    if trajectory.skip_nonfinite && trajectory.grads[t].iter().any(|g| !g.is_finite()) {
+    if is_skipped(trajectory, t) {
         return None;
     }
+    let scale = loss_scale(trajectory, t);
+    let mut grads: Vec<f64> = trajectory.grads[t].iter().map(|&g| f64::from(g) / scale).collect();
     match trajectory.clip {
         None => {}
         Some(Clip::GlobalNorm(bound)) => {

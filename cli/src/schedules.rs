@@ -29,7 +29,7 @@ pub struct Point {
 /// # Errors
 /// The schedule's own.
 pub fn points(schedule: &Schedule, steps: u64) -> Result<Vec<Point>, Error> {
-    // What these steps do not reach can be wrong too.
+    // A field that these steps do not reach can be wrong too.
     schedule.validate()?;
     let point = |step| schedule.at(step).map(|at| Point { step, lr: at.lr, momentum: at.momentum });
     (0..steps).map(point).collect()

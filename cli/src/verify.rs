@@ -3,14 +3,15 @@
 use crate::device::{Device, Error, Label, fits};
 use crate::engine::{self, Engine};
 use crate::presets::Preset;
-use crate::rules::{BuiltIn, RuleVisitor, by_name};
+use crate::rules::with_hyperparameter;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
-use wgpu_optim::{Format, Group, Layout, Options, Step, Twin};
+use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, Options, Step};
 
-/// Elements between two tensors that belong to none: not a multiple of a vector's width, and the device must not touch them.
+/// Elements between two tensors that belong to none. The device must not touch them. It is not a multiple of
+/// a vector's width.
 const GAP: u64 = 5;
 /// Share of parameters and gradients that are zero.
 const ZEROS: f64 = 0.05;
@@ -44,120 +45,109 @@ pub struct Row {
     pub steps: u64,
     /// Of the random numbers.
     pub seed: u64,
-    /// What is allowed.
+    /// The largest error that is allowed.
     pub budget_ulps: f64,
-    /// What was found; infinite (in JSON: null) where only one of the two values is finite.
+    /// The largest error that was found; infinite (in JSON: null) where only one of the two values is finite.
     pub worst_ulps: f64,
     /// `param`, a slot, or `padding`.
     pub what: &'static str,
     /// The element, in the flat space.
     pub index: u64,
-    /// What the device has there.
+    /// The device's value there.
     pub got: f32,
-    /// What the reference has.
+    /// The reference's value there.
     pub want: f64,
-    /// Whether the worst is within what is allowed.
+    /// Whether the worst error is allowed.
     pub pass: bool,
 }
 
-/// Checks configuration `preset` of `rule`; `tick` is called after every step. `None` if there is no such rule.
+/// Checks a configuration of a rule; `tick` is called after every step.
+///
+/// # Errors
+/// [`Error`] says why the device cannot take the steps.
 pub fn verify(
-    rule: &str,
     preset: Preset,
     device: &Device,
     request: Request,
-    tick: impl FnMut(),
-) -> Option<Result<Row, Error>> {
-    by_name(rule, Verify { preset, device, request, tick })
+    tick: &mut dyn FnMut(),
+) -> Result<Row, Error> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(request.seed);
+    let layout = layout(request.elements, preset.rule)?;
+    if let Device::Gpu(gpu) = device {
+        fits(gpu, layout.len())?;
+    }
+    let params = values(&mut rng, layout.len(), request.storage.params);
+    let mut engine: Box<dyn Engine<f32> + '_> = match device {
+        Device::Gpu(gpu) => Box::new(engine::Device::new(gpu, layout, &params, request.storage)?),
+        Device::Cpu => Box::new(engine::Host::new(layout, &params, request.storage)?),
+    };
+    let rule = DynRule::from(preset.rule);
+    let worst = check(&mut *engine, &rule, request, &params, &mut rng, tick)?;
+    let budget_ulps = budget(&rule)?;
+    Ok(Row {
+        rule: rule.name(),
+        variant: preset.name,
+        label: device.label(),
+        elements: request.elements,
+        steps: request.steps,
+        seed: request.seed,
+        budget_ulps,
+        worst_ulps: worst.ulps,
+        what: worst.what,
+        index: worst.index,
+        got: worst.got,
+        want: worst.want,
+        pass: worst.ulps <= budget_ulps,
+    })
 }
 
-struct Verify<'a, F> {
-    preset: Preset,
-    device: &'a Device,
+/// The largest error that a step of the rule may have.
+fn budget(rule: &DynRule) -> Result<f64, wgpu_optim::Error> {
+    rule.spec().max_ulps.ok_or(wgpu_optim::Error::NoCpuRule { rule: rule.name() })
+}
+
+fn check(
+    engine: &mut dyn Engine<f32>,
+    rule: &DynRule,
     request: Request,
-    tick: F,
-}
-
-impl<F: FnMut()> RuleVisitor for Verify<'_, F> {
-    type Output = Result<Row, Error>;
-
-    fn visit<R: BuiltIn>(mut self) -> Self::Output {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.request.seed);
-        let layout = layout::<R>(self.request.elements, self.preset)?;
-        if let Device::Gpu(gpu) = self.device {
-            fits(gpu, layout.len())?;
+    params: &[f32],
+    rng: &mut Xoshiro256PlusPlus,
+    tick: &mut dyn FnMut(),
+) -> Result<Deviation, Error> {
+    let mut checker = Checker::new(engine.layout().clone()).stored(request.storage);
+    // Nothing more is kept before the first step.
+    let mut before = Snapshot { params: params.to_vec(), ..Snapshot::from(engine.values()) };
+    let mut worst: Option<Deviation> = None;
+    for _ in 0..request.steps {
+        let grads = values(rng, params.len() as u64, request.storage.grads);
+        let step = Step::from(rule.spec().default_lr * 10f64.powf(rng.random_range(-1.0..1.0)));
+        engine.step(&grads, step)?;
+        let after = Snapshot::from(engine.values());
+        let found = checker.step(&before, &grads, step, &after)?;
+        let found = touched(engine.layout(), params, &after.params).unwrap_or(found);
+        if worst.as_ref().is_none_or(|worst| found.ulps > worst.ulps) {
+            worst = Some(found);
         }
-        let params = values(&mut rng, layout.len(), self.request.storage.params);
-        let worst = match self.device {
-            Device::Gpu(gpu) => {
-                let engine = engine::Device::new(gpu, layout, &params, self.request.storage)?;
-                self.check(engine, &params, &mut rng)
-            }
-            Device::Cpu => {
-                self.check(engine::Host::new(layout, &params, self.request.storage)?, &params, &mut rng)
-            }
-        }?;
-        Ok(Row {
-            rule: R::NAME,
-            variant: self.preset.name,
-            label: self.device.label(),
-            elements: self.request.elements,
-            steps: self.request.steps,
-            seed: self.request.seed,
-            budget_ulps: R::MAX_ULPS,
-            worst_ulps: worst.ulps,
-            what: worst.what,
-            index: worst.index,
-            got: worst.got,
-            want: worst.want,
-            pass: worst.ulps <= R::MAX_ULPS,
-        })
+        before = after;
+        tick();
     }
-}
-
-impl<F: FnMut()> Verify<'_, F> {
-    fn check<R: Twin>(
-        &mut self,
-        mut engine: impl Engine<R, f32>,
-        params: &[f32],
-        rng: &mut Xoshiro256PlusPlus,
-    ) -> Result<Deviation, Error> {
-        let grads = self.request.storage.grads;
-        let mut checker = Checker::new(engine.layout().clone()).stored(self.request.storage);
-        // Nothing more is kept before the first step.
-        let mut before = Snapshot { params: params.to_vec(), ..Snapshot::from(engine.values()) };
-        let mut worst: Option<Deviation> = None;
-        for _ in 0..self.request.steps {
-            let grads = values(rng, params.len() as u64, grads);
-            let step = Step::from(R::DEFAULT_LR * 10f64.powf(rng.random_range(-1.0..1.0)));
-            engine.step(&grads, step)?;
-            let after = Snapshot::from(engine.values());
-            let found = checker.step(&before, &grads, step, &after)?;
-            let found = touched(engine.layout(), params, &after.params).unwrap_or(found);
-            if worst.as_ref().is_none_or(|worst| found.ulps > worst.ulps) {
-                worst = Some(found);
-            }
-            before = after;
-            (self.tick)();
-        }
-        // Without a step there is nothing to be wrong.
-        Ok(worst.unwrap_or(Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: 0.0 }))
-    }
+    // Without a step there is nothing to be wrong.
+    Ok(worst.unwrap_or_default())
 }
 
 /// An element between tensors that has changed.
-fn touched<R: Twin>(layout: &Layout<R>, before: &[f32], after: &[f32]) -> Option<Deviation> {
+fn touched(layout: &Layout, before: &[f32], after: &[f32]) -> Option<Deviation> {
     let mut end = 0;
     for tensor in layout.by_offset() {
         for i in end as usize..tensor.offset as usize {
             if before[i].to_bits() != after[i].to_bits() {
-                return Some(Deviation {
-                    what: "padding",
-                    index: i as u64,
-                    got: after[i],
-                    want: before[i].into(),
-                    ulps: f64::INFINITY,
-                });
+                let mut padding = Deviation::default();
+                padding.what = "padding";
+                padding.index = i as u64;
+                padding.got = after[i];
+                padding.want = before[i].into();
+                padding.ulps = f64::INFINITY;
+                return Some(padding);
             }
         }
         end = tensor.end();
@@ -166,9 +156,9 @@ fn touched<R: Twin>(layout: &Layout<R>, before: &[f32], after: &[f32]) -> Option
 }
 
 /// Tensors of odd sizes in two groups that alternate, with a gap between the first and the second.
-fn layout<R: BuiltIn>(elements: u64, preset: Preset) -> Result<Layout<R>, wgpu_optim::Error> {
-    let first = Group::new("first", preset.rule::<R>());
-    let second = preset.with::<R>(r#"{"weight_decay": 0.1}"#);
+fn layout(elements: u64, rule: AnyRule) -> Result<Layout, wgpu_optim::Error> {
+    let first = Group::new("first", rule);
+    let second = with_hyperparameter(rule, "weight_decay", 0.1);
     let mut groups = [(first, 0), (Group::new("second", second).lr_factor(0.5), 0)];
     let (mut left, mut offset, mut i) = (elements, 0, 0);
     let part = |divisor| (elements / divisor) | 1;

@@ -13,9 +13,9 @@ fn sgd() -> Parts {
     Parts::new(SGD)
 }
 
-/// What reading and replaying a file says against it.
+/// The error of reading and replaying a file.
 fn complaint(bytes: &[u8]) -> String {
-    let outcome = Trajectory::parse(bytes).and_then(|t| replay(&t, On::Cpu, || ()));
+    let outcome = Trajectory::parse(bytes).and_then(|t| replay(&t, On::Cpu, &mut || ()));
     chain(&outcome.expect_err("a bad file"))
 }
 
@@ -30,7 +30,7 @@ fn refused(parts: &Parts, words: &[&str]) {
 #[test]
 fn the_file_they_are_made_from_is_good() {
     let good = sgd().solved().parse().expect("good");
-    assert!(replay(&good, On::Cpu, || ()).expect("good").pass);
+    assert!(replay(&good, On::Cpu, &mut || ()).expect("good").pass);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn no_changed_byte_panics() {
             let mut bytes = bytes.clone();
             bytes[i] ^= change;
             if let Ok(trajectory) = Trajectory::parse(&bytes) {
-                let _ = replay(&trajectory, On::Cpu, || ());
+                let _ = replay(&trajectory, On::Cpu, &mut || ());
             }
         }
     }
@@ -155,6 +155,7 @@ fn schedules() {
     refused(&sgd().with_f64("lr", &[4], &[0.1, 0.1, -0.1, 0.1]), &["lr of step 3 = -0.1"]);
     refused(&sgd().with_f64("momentum", &[3], &[0.9; 3]), &["\"momentum\"", "[3]", "[4]"]);
     refused(&sgd().with_f64("momentum", &[4], &[f64::INFINITY; 4]), &["momentum of step 1 = inf"]);
+    refused(&sgd().with_f64("momentum", &[4], &[0.9, -0.5, 0.9, 0.9]), &["momentum of step 2 = -0.5"]);
     refused(&sgd().with_f64("loss_scale", &[4], &[1.0, 1.0, 1.0, 0.0]), &["loss_scale of step 4 = 0"]);
     let override_ = [0.9, 0.9, 1.5, 0.9];
     refused(&Parts::new(ADAMW).with_f64("momentum", &[4], &override_), &["step 3", "beta1 = 1.5"]);
@@ -193,10 +194,77 @@ fn groups() {
 }
 
 #[test]
+fn rules_of_groups() {
+    let groups = |own: &str, other: &str| {
+        format!(r#"[{{"name": "x", "params": ["a"]{own}}}, {{"name": "y", "params": ["b"]{other}}}]"#)
+    };
+    let with = |own: &str| sgd().meta("groups", &groups(own, ""));
+    let known = ["group \"x\": unknown rule \"muon\"", "sgd, adam, adamw"];
+    refused(&with(r#", "optimizer": {"rule": "muon", "ns_steps": 5}"#), &known);
+    refused(
+        &with(r#", "optimizer": {"rule": "adamw", "momentum": 0.9}"#),
+        &["group \"x\": adamw: hyperparameter momentum = 0.9", "unknown field", "beta1"],
+    );
+    refused(
+        &with(r#", "optimizer": {"rule": "adamw", "amsgrad": 1}"#),
+        &["\"x\"", "adamw", "amsgrad = 1", "boolean"],
+    );
+    refused(&with(r#", "optimizer": {"rule": "adamw", "beta1": 1}"#), &["adamw", "beta1 = 1", "[0, 1)"]);
+    refused(&with(r#", "optimizer": {"momentum": 0.9}"#), &["\"x\"", "groups", "rule", "momentum"]);
+    refused(&with(r#", "optimizer": {"rule": 3}"#), &["\"x\"", "groups", r#"{"rule":3}"#]);
+    refused(&with(r#", "optimizer": "adamw""#), &["groups", "adamw"]);
+    refused(
+        &with(r#", "optimizer": {"rule": "adamw", "lr_factor": 2}"#),
+        &["lr_factor = 2", "unknown field"],
+    );
+    let both = [r#""overrides": {"momentum": 0.5}"#, r#""overrides": {}"#];
+    for overrides in both {
+        let own = format!(r#", "optimizer": {{"rule": "adamw"}}, {overrides}"#);
+        refused(&with(&own), &["group \"x\"", "\"optimizer\"", "\"overrides\""]);
+    }
+    // A rule that no group uses is checked too.
+    let adamw = r#", "optimizer": {"rule": "adamw"}"#;
+    let unused = |optimizer: &str| Parts::new(optimizer).meta("groups", &groups(adamw, adamw));
+    refused(&unused(r#"{"rule": "muon"}"#), &["unknown rule \"muon\""]);
+    refused(&unused(r#"{"rule": "sgd", "beta1": 0.9}"#), &["beta1 = 0.9"]);
+    // A group without a rule of its own needs one of the file.
+    let mut parts = with(adamw);
+    parts.metadata.remove("optimizer");
+    refused(&parts, &["\"optimizer\""]);
+    // One group is enough to have a momentum, and none is too few.
+    let momentum = |optimizer: &str| {
+        let own = format!(r#", "optimizer": {{"rule": "{optimizer}"}}"#);
+        let parts = Parts::new(r#"{"rule": "adagrad"}"#).with_f64("momentum", &[4], &[0.9; 4]);
+        parts.meta("groups", &groups(&own, ""))
+    };
+    refused(&momentum("adadelta"), &["\"momentum\"", "adadelta + adagrad"]);
+    assert!(replay(&momentum("sgd").parse().expect("good"), On::Cpu, &mut || ()).is_ok());
+}
+
+#[test]
+fn rows_and_masks_are_not_supported() {
+    refused(&sgd().with_f64("rows/1/a", &[1], &[0.0]), &["\"rows/1/a\"", "not supported"]);
+    refused(&sgd().with_f64("mask/1/a", &[2], &[0.0; 2]), &["\"mask/1/a\"", "not supported"]);
+}
+
+#[test]
 fn state_that_is_not_kept() {
     let slot = |slot: &str| format!("expect/{slot}/b");
     refused(&sgd().with_f64(&slot("exp_avg"), &[5], &[0.0; 5]), &["exp_avg", "momentum_buffer"]);
     let plain = Parts::new(r#"{"rule": "sgd"}"#);
     refused(&plain.with_f64(&slot("momentum_buffer"), &[5], &[0.0; 5]), &["momentum_buffer", "sgd"]);
     refused(&sgd().with_f64("expect/param/c", &[5], &[0.0; 5]), &["expect/param/c"]);
+    // The state of another group's rule.
+    let groups =
+        r#"[{"name": "x", "params": ["a"], "optimizer": {"rule": "adamw"}}, {"name": "y", "params": ["b"]}]"#;
+    let mixed = sgd().meta("groups", groups);
+    assert!(mixed.clone().with_f64("expect/exp_avg/a", &[2, 3], &[0.0; 6]).solved().parse().is_ok());
+    refused(
+        &mixed.clone().with_f64(&slot("exp_avg"), &[5], &[0.0; 5]),
+        &["rule sgd", "exp_avg", "[\"momentum_buffer\"]"],
+    );
+    refused(
+        &mixed.with_f64("expect/momentum_buffer/a", &[2, 3], &[0.0; 6]),
+        &["rule adamw", "momentum_buffer", "[\"exp_avg\", \"exp_avg_sq\"]"],
+    );
 }

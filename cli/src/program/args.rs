@@ -1,22 +1,24 @@
 //! The command line.
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, value_parser};
 use optim::device::Choice;
-use optim::rules;
 use std::path::PathBuf;
-use wgpu_optim::{Format, Master, Options, Rounding};
+use wgpu_optim::{AnyRule, Format, Master, Options, Rounding};
 
 /// As many as one sensible machine holds; more would only end in an allocation that is killed.
 const MAX_ELEMENTS: u64 = 1 << 30;
 /// The longest table.
 const MAX_SHOWN_STEPS: u64 = 10_000_000;
 
-/// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference, benchmark.
+/// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference,
+/// benchmark.
 ///
-/// Without a subcommand: replays the bundled runs, checks a million-parameter AdamW update, and times it beside a plain copy.
+/// Without a subcommand: replays the bundled runs, checks a million-parameter AdamW update, and times it
+/// beside a plain copy.
 ///
-/// WGPU_BACKEND and WGPU_ADAPTER_NAME choose among adapters. Exit status: 0 if all is well, 1 if a check failed, 2 for bad input.
+/// WGPU_BACKEND and WGPU_ADAPTER_NAME choose among adapters. Exit status: 0 if all is well, 1 if a check
+/// failed, 2 for bad input.
 #[derive(Debug, Parser)]
 #[command(name = "optim", version)]
 pub(crate) struct Arguments {
@@ -38,7 +40,7 @@ pub(crate) struct Common {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List adapters, drivers, limits that matter, and what would be chosen
+    /// List adapters, drivers and limits that matter, and mark the one that would be chosen
     Devices,
     /// Check every rule on fresh random data against the f64 reference, on the GPU and on the CPU
     Verify(Verify),
@@ -50,7 +52,8 @@ pub(crate) enum Command {
     },
     /// Time a step of every rule beside a plain copy
     Bench(Bench),
-    /// Show what a checkpoint holds: rule, steps, groups, tensors, formats, and of what is in every slot least, largest, rms and what is not finite
+    /// Show the content of a checkpoint: rules, steps, groups, tensors, formats, and of every slot the least
+    /// and the largest number, the rms and how many are not finite
     Inspect {
         /// A safetensors file, or the index (.index.json) of several
         #[arg(value_name = "FILE")]
@@ -62,7 +65,7 @@ pub(crate) enum Command {
     Schedules(Schedules),
 }
 
-/// How the GPU stores what it works on.
+/// How parameters, gradients and state are stored.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Storage {
     /// Parameters
@@ -74,12 +77,26 @@ pub(crate) struct Storage {
     /// State
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::STATES))]
     pub(crate) states: String,
-    /// What is kept of parameters of 2 bytes
-    #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = PossibleValuesParser::new(["f32", "remainder", "none"]))]
+    /// Master copy that is kept of parameters of 2 bytes
+    #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = masters())]
     pub(crate) master: String,
-    /// Round what has fewer than 4 bytes at random
+    /// Round numbers of fewer than 4 bytes at random
     #[arg(long)]
     pub(crate) stochastic: bool,
+}
+
+/// A number from 1 to `max`.
+fn up_to(max: u64) -> RangedU64ValueParser {
+    value_parser!(u64).range(1..=max)
+}
+
+fn masters() -> PossibleValuesParser {
+    PossibleValuesParser::new(["f32", "remainder", "none"])
+}
+
+/// The built-in rules, each with its defaults.
+fn rules() -> impl TypedValueParser<Value = AnyRule> {
+    PossibleValuesParser::new(AnyRule::NAMES).try_map(|name| AnyRule::by_name(&name))
 }
 
 fn formats(formats: [Format; 3]) -> PossibleValuesParser {
@@ -106,13 +123,13 @@ impl Storage {
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Rules to check [default: all]
-    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
-    pub(crate) rules: Vec<String>,
+    #[arg(long = "rule", value_name = "R", value_parser = rules())]
+    pub(crate) rules: Vec<AnyRule>,
     /// Parameters
-    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = value_parser!(u64).range(1..=MAX_ELEMENTS))]
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = up_to(MAX_ELEMENTS))]
     pub(crate) elements: u64,
     /// Steps
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = up_to(1_000_000))]
     pub(crate) steps: u64,
     /// Of the random numbers [default: from the clock]
     #[arg(long)]
@@ -124,10 +141,10 @@ pub(crate) struct Verify {
 #[derive(Debug, Args)]
 pub(crate) struct Race {
     /// Rules to run [default: all]
-    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
-    pub(crate) rules: Vec<String>,
+    #[arg(long = "rule", value_name = "R", value_parser = rules())]
+    pub(crate) rules: Vec<AnyRule>,
     /// Steps
-    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=10_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = up_to(10_000_000))]
     pub(crate) steps: u64,
     /// Learning rate of all rules
     #[arg(long, value_name = "LR", default_value_t = 1e-3, conflicts_with = "default_lr")]
@@ -143,13 +160,13 @@ pub(crate) struct Race {
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Rules to time [default: all]
-    #[arg(long = "rule", value_name = "R", value_parser = PossibleValuesParser::new(rules::names()))]
-    pub(crate) rules: Vec<String>,
+    #[arg(long = "rule", value_name = "R", value_parser = rules())]
+    pub(crate) rules: Vec<AnyRule>,
     /// Parameters
-    #[arg(long, value_name = "N", default_value_t = 1 << 24, value_parser = value_parser!(u64).range(1..=MAX_ELEMENTS))]
+    #[arg(long, value_name = "N", default_value_t = 1 << 24, value_parser = up_to(MAX_ELEMENTS))]
     pub(crate) elements: u64,
     /// Tensors that they are split into, in two groups if there are several
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = up_to(1_000_000))]
     pub(crate) tensors: u64,
     #[command(flatten)]
     pub(crate) storage: Storage,
@@ -157,11 +174,12 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Args)]
 pub(crate) struct Schedules {
-    /// One schedule, such as '{"cosine": {"start": 3e-4, "end": 3e-5, "steps": 100}}' [default: an example of every kind]
+    /// One schedule, such as '{"cosine": {"start": 3e-4, "end": 3e-5, "steps": 100}}' [default: an example of
+    /// every kind]
     #[arg(long, value_name = "JSON")]
     pub(crate) spec: Option<String>,
     /// Steps to show, from step 0 on
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u64).range(1..=MAX_SHOWN_STEPS))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = up_to(MAX_SHOWN_STEPS))]
     pub(crate) steps: u64,
     /// Draw the curves too
     #[arg(long, value_name = "FILE.svg")]

@@ -52,7 +52,7 @@ pub(crate) fn progress(len: u64, message: impl Into<String>) -> ProgressBar {
     bar
 }
 
-/// Opens the device and says so where it is not what one would expect.
+/// Opens the device, and says so where it is the CPU for want of an adapter.
 pub(crate) fn open(choice: Choice) -> anyhow::Result<Device> {
     let (device, fallback) = Device::open(choice)?;
     if let Some(line) = fallback {

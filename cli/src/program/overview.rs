@@ -4,12 +4,11 @@ use super::args::Common;
 use super::commands::{ReplayLine, bench_one, fresh_seed, replay_one, verdict};
 use super::output::{self, json, progress, table, text};
 use anyhow::Context;
-use optim::presets::variants;
+use optim::presets::Preset;
 use optim::trajectory::Trajectory;
 use optim::{bench, bundled, verify};
-use wgpu_optim::Options;
+use wgpu_optim::{AdamW, AnyRule, Options};
 
-const RULE: &str = "adamw";
 const ELEMENTS: u64 = 1 << 20;
 const STEPS: u64 = 5;
 
@@ -21,7 +20,7 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
         let run = Trajectory::parse(&recording.bytes()).context(name)?;
         let found = replay_one(name, &run, &device).context(name)?;
         if common.json {
-            json(&ReplayLine { file: name, rule: &run.rule, label: device.label(), verdict: &found })?;
+            json(&ReplayLine { file: name, rule: &run.rules(), label: device.label(), verdict: &found })?;
         }
         for failure in found.failures() {
             output::note(&format!("{name}: {failure}"));
@@ -32,13 +31,15 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
         rows.push(vec![format!("replay {name}"), verdict(found.pass).into(), detail]);
     }
 
-    let bar = progress(STEPS, format!("verify {RULE}"));
+    let rule = AnyRule::from(AdamW::default());
+    let name = rule.name();
+    let bar = progress(STEPS, format!("verify {name}"));
     let request =
         verify::Request { elements: ELEMENTS, steps: STEPS, seed: fresh_seed(), storage: Options::default() };
-    let preset = variants(RULE).first().copied().context("no preset")?;
-    let found = verify::verify(RULE, preset, &device, request, || bar.inc(1));
+    let preset = Preset { name: "default", rule };
+    let found = verify::verify(preset, &device, request, &mut || bar.inc(1));
     bar.finish_and_clear();
-    let found = found.context("no such rule")?.context("verify")?;
+    let found = found.context("verify")?;
     if common.json {
         json(&found)?;
     }
@@ -47,10 +48,10 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
         "worst {:.2} ulp of {} allowed, against f64, {STEPS} steps",
         found.worst_ulps, found.budget_ulps
     );
-    rows.push(vec![format!("verify {RULE}, {ELEMENTS} parameters"), verdict(found.pass).into(), detail]);
+    rows.push(vec![format!("verify {name}, {ELEMENTS} parameters"), verdict(found.pass).into(), detail]);
 
     let measured = bench_one(
-        RULE,
+        rule,
         &device,
         bench::Request { elements: ELEMENTS, tensors: 1, storage: Options::default() },
     )?;
@@ -60,7 +61,7 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
     }
     let (ours, copy) = (measured.gb_per_s, measured.copy_gb_per_s);
     rows.push(vec![
-        format!("step {RULE}, {ELEMENTS} parameters"),
+        format!("step {name}, {ELEMENTS} parameters"),
         format!("{:.3} ms", measured.seconds * 1e3),
         format!("{ours:.1} GB/s, a plain copy {copy:.1} GB/s, ratio {:.2}", ours / copy),
     ]);

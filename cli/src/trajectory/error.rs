@@ -12,7 +12,7 @@ pub enum Error {
     /// The file ends before what it announces.
     #[error("truncated: {what} ends at byte {end}, the file has {size}")]
     Truncated {
-        /// What lies beyond the end.
+        /// The part that lies beyond the end.
         what: String,
         /// Where it would end.
         end: u64,
@@ -39,7 +39,7 @@ pub enum Error {
     /// Another format, or another version of it.
     #[error("metadata format = {found:?}, must be {expected:?}")]
     Format {
-        /// What the file says.
+        /// The file's value.
         found: String,
         /// The one format that is known.
         expected: &'static str,
@@ -49,7 +49,7 @@ pub enum Error {
     Json {
         /// The key.
         key: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         source: serde_json::Error,
     },
     /// A metadata value that means nothing.
@@ -57,9 +57,9 @@ pub enum Error {
     Metadata {
         /// The key.
         key: &'static str,
-        /// What the file says.
+        /// The file's value.
         value: String,
-        /// What it has to be.
+        /// The values that are allowed.
         bound: &'static str,
     },
     /// A rule that the library does not have.
@@ -79,14 +79,36 @@ pub enum Error {
         name: String,
         /// Its value in the file.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         source: serde_json::Error,
     },
-    /// A momentum for each step, for a rule without momentum.
-    #[error("tensor \"momentum\": rule {rule} has no momentum to override")]
+    /// A group whose rule or hyperparameters are refused.
+    #[error("group {group:?}")]
+    Group {
+        /// The group.
+        group: String,
+        /// The reason.
+        source: Box<Error>,
+    },
+    /// A group with a rule of its own and with overrides of the file's.
+    #[error("group {group:?} has both \"optimizer\" and \"overrides\", must have at most one of them")]
+    TwoRules {
+        /// The group.
+        group: String,
+    },
+    /// A momentum for each step, for rules without momentum.
+    #[error("tensor \"momentum\": {rules} has no momentum to override")]
     NoMomentum {
-        /// The rule.
-        rule: &'static str,
+        /// The names of the run's rules.
+        rules: String,
+    },
+    /// A gradient of single rows, or a mask of rows.
+    #[error(
+        "tensor {name:?}: gradients of single rows (rows/…) and masks of rows (mask/…) are not supported"
+    )]
+    Rows {
+        /// Its full name.
+        name: String,
     },
     /// A tensor that has to be there.
     #[error("tensor {name:?} is missing")]
@@ -94,12 +116,12 @@ pub enum Error {
         /// Its full name.
         name: String,
     },
-    /// A tensor that means nothing in this format, or belongs to a parameter or a step that the file does not have.
+    /// A tensor without a meaning in this format, or of a parameter or a step that the file does not have.
     #[error("tensor {name:?} has no place: {reason}")]
     UnexpectedTensor {
         /// Its full name.
         name: String,
-        /// What would have one.
+        /// The names that would have one.
         reason: String,
     },
     /// A tensor of another type.
@@ -109,7 +131,7 @@ pub enum Error {
         name: String,
         /// Its type.
         found: Dtype,
-        /// What it has to be.
+        /// The values that are allowed.
         expected: &'static str,
     },
     /// A tensor of another shape.
@@ -119,7 +141,7 @@ pub enum Error {
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What it has to be.
+        /// The values that are allowed.
         expected: String,
     },
     /// A number outside its range.
@@ -127,9 +149,9 @@ pub enum Error {
     Value {
         /// Where it stands, with its index.
         field: String,
-        /// What it is.
+        /// Its value.
         value: f64,
-        /// What it has to be.
+        /// The values that are allowed.
         bound: &'static str,
     },
     /// A tensor of a group that the file does not have.
@@ -182,7 +204,7 @@ pub enum Error {
     Step {
         /// Which one, from 1 on.
         t: usize,
-        /// What is wrong with it.
+        /// The reason.
         source: wgpu_optim::Error,
     },
     /// The device refuses.

@@ -1,9 +1,11 @@
 //! The metadata of a trajectory: text to typed values.
 
 use super::Error;
+use crate::rules::configure;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use wgpu_optim::AnyRule;
 
 /// The one value of the key `format` that is known.
 pub const FORMAT: &str = "optim-trajectory/1";
@@ -17,22 +19,50 @@ pub enum Clip {
     Value(f64),
 }
 
-/// A parameter group as the file has it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct GroupEntry {
+/// A parameter group, by the names of its tensors.
+#[derive(Debug)]
+pub(super) struct Group {
     pub(super) name: String,
+    pub(super) rule: AnyRule,
+    pub(super) lr_factor: f64,
     pub(super) params: Vec<String>,
-    #[serde(default)]
-    pub(super) overrides: Map<String, Value>,
-    #[serde(default)]
+}
+
+/// A parameter group as the file has it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupEntry {
+    name: String,
+    params: Vec<String>,
+    overrides: Option<Map<String, Value>>,
+    optimizer: Option<Map<String, Value>>,
     lr_factor: Option<f64>,
 }
 
 impl GroupEntry {
-    /// Takes the factor from where it stands: beside the name or among the overrides.
-    pub(super) fn take_factor(&mut self) -> Result<f64, Error> {
-        match (self.overrides.remove("lr_factor"), self.lr_factor) {
+    /// The group, where the file's own rule is `default`.
+    fn resolve(mut self, default: Option<&Optimizer>) -> Result<Group, Error> {
+        let lr_factor = self.take_factor()?;
+        let rule = match (self.optimizer, self.overrides) {
+            (Some(_), Some(_)) => return Err(Error::TwoRules { group: self.name }),
+            (Some(own), None) => Optimizer::take("groups", own).and_then(|own| own.rule()),
+            (None, overrides) => {
+                let default = default.ok_or(Error::MissingMetadata { key: "optimizer" })?;
+                let mut hyper = default.hyper.clone();
+                hyper.extend(overrides.unwrap_or_default());
+                configure(&default.name, &hyper)
+            }
+        };
+        match rule {
+            Ok(rule) => Ok(Group { name: self.name, rule, lr_factor, params: self.params }),
+            Err(error) => Err(Error::Group { group: self.name, source: Box::new(error) }),
+        }
+    }
+
+    /// Takes the factor from its place: beside the name or among the overrides.
+    fn take_factor(&mut self) -> Result<f64, Error> {
+        let inside = self.overrides.as_mut().and_then(|overrides| overrides.remove("lr_factor"));
+        match (inside, self.lr_factor) {
             (Some(_), Some(_)) => Err(Error::TwoFactors { group: self.name.clone() }),
             (Some(value), None) => {
                 serde_json::from_value(value).map_err(|source| Error::Json { key: "groups", source })
@@ -42,14 +72,38 @@ impl GroupEntry {
     }
 }
 
+/// A rule by name, with hyperparameters that have not been looked into.
+struct Optimizer {
+    name: String,
+    hyper: Map<String, Value>,
+}
+
+impl Optimizer {
+    /// The rule of an object in the metadata of `key`.
+    fn take(key: &'static str, mut hyper: Map<String, Value>) -> Result<Self, Error> {
+        match hyper.remove("rule") {
+            Some(Value::String(name)) => Ok(Self { name, hyper }),
+            other => {
+                hyper.extend(other.map(|other| ("rule".to_owned(), other)));
+                let bound = "a JSON object with the name of the rule as \"rule\"";
+                Err(Error::Metadata { key, value: Value::Object(hyper).to_string(), bound })
+            }
+        }
+    }
+
+    fn rule(&self) -> Result<AnyRule, Error> {
+        configure(&self.name, &self.hyper)
+    }
+}
+
 /// All of it.
 #[derive(Debug)]
 pub(super) struct Metadata {
     pub(super) source: Option<String>,
-    pub(super) rule: String,
-    pub(super) hyper: Map<String, Value>,
+    /// The rule of all tensors, where there are no groups.
+    pub(super) rule: Option<AnyRule>,
+    pub(super) groups: Option<Vec<Group>>,
     pub(super) clip: Option<Clip>,
-    pub(super) groups: Option<Vec<GroupEntry>>,
     pub(super) skip_nonfinite: bool,
     pub(super) unread: Vec<String>,
 }
@@ -77,22 +131,21 @@ impl Metadata {
         let mut unread: Vec<_> = metadata.into_iter().flat_map(HashMap::keys).cloned().collect();
         unread.retain(|key| !known.contains(&key.as_str()));
         unread.sort_unstable();
-        let text = need("optimizer")?;
-        let mut hyper: Map<String, Value> = json("optimizer", text)?;
-        let rule = match hyper.remove("rule") {
-            Some(Value::String(rule)) => rule,
-            _ => {
-                let bound = "a JSON object with the name of the rule as \"rule\"";
-                return Err(Error::Metadata { key: "optimizer", value: text.into(), bound });
-            }
+        let optimizer = match get("optimizer") {
+            Some(text) => Some(Optimizer::take("optimizer", json("optimizer", text)?)?),
+            None => None,
         };
+        // Checked also where every group has a rule of its own.
+        let rule = optimizer.as_ref().map(Optimizer::rule).transpose()?;
+        let entries = get("groups").map(|text| json::<Vec<GroupEntry>>("groups", text)).transpose()?;
+        let resolve = |entry: GroupEntry| entry.resolve(optimizer.as_ref());
+        let groups = entries.map(|entries| entries.into_iter().map(resolve).collect::<Result<_, _>>());
         Ok(Self {
             unread,
             source: get("source").map(Into::into),
             rule,
-            hyper,
+            groups: groups.transpose()?,
             clip: get("clip").map(clip).transpose()?,
-            groups: get("groups").map(|text| json("groups", text)).transpose()?,
             skip_nonfinite: match get("skip_nonfinite") {
                 None | Some("false") => false,
                 Some("true") => true,

@@ -1,4 +1,4 @@
-//! Trajectory files: what another implementation did, step by step, in the format `optim-trajectory/1`.
+//! Trajectory files: records of the steps of another implementation, in the format `optim-trajectory/1`.
 
 mod error;
 mod metadata;
@@ -7,24 +7,20 @@ mod store;
 pub use error::Error;
 pub use metadata::{Clip, FORMAT};
 
-use metadata::{GroupEntry, Metadata};
-use serde_json::{Map, Value};
+use metadata::Metadata;
 use std::collections::HashMap;
 use std::path::Path;
 use store::Store;
+use wgpu_optim::AnyRule;
 
-/// A recorded run: inputs, the truth, and what the other implementation made of it.
+/// A recorded run: inputs, the truth, and the other implementation's result.
 #[derive(Clone, Debug)]
 pub struct Trajectory {
     /// Who produced it.
     pub source: Option<String>,
-    /// The name of the rule.
-    pub rule: String,
-    /// Its hyperparameters, for all groups.
-    pub hyper: Map<String, Value>,
-    /// How gradients are clipped.
+    /// How gradients are clipped, those of all groups.
     pub clip: Option<Clip>,
-    /// Every tensor is in exactly one of them.
+    /// The groups; every tensor is in exactly one of them.
     pub groups: Vec<Group>,
     /// Whether a step with a gradient that is not finite is skipped whole.
     pub skip_nonfinite: bool,
@@ -32,27 +28,28 @@ pub struct Trajectory {
     pub unread_metadata: Vec<String>,
     /// The learning rate of each step.
     pub lr: Vec<f64>,
-    /// What replaces the momentum, or β₁, in each step.
+    /// The momentum, or β₁, of each step, of the groups whose rule has one; it replaces the configured one.
     pub momentum: Option<Vec<f64>>,
-    /// What the gradients of each step were multiplied by.
+    /// The factor that the gradients of each step were multiplied by.
     pub loss_scale: Option<Vec<f64>>,
-    /// The parameters before the first step, flat: tensor after tensor, in the order of [`groups`](Self::groups).
+    /// The parameters before the first step, flat: tensor after tensor without gaps, in the order of
+    /// [`groups`](Self::groups).
     pub params: Vec<f32>,
     /// The raw gradients of each step, placed as the parameters.
     pub grads: Vec<Vec<f32>>,
-    /// What is compared after the last step.
+    /// The values that are compared after the last step.
     pub targets: Vec<Target>,
 }
 
-/// Tensors that share hyperparameters.
+/// Tensors that share a rule and its hyperparameters.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// Its name.
     pub name: String,
-    /// What multiplies its learning rate.
+    /// Its rule.
+    pub rule: AnyRule,
+    /// The factor of its learning rate.
     pub lr_factor: f64,
-    /// Hyperparameters of its own.
-    pub overrides: Map<String, Value>,
     /// Name and shape of its tensors.
     pub tensors: Vec<(String, Vec<u64>)>,
 }
@@ -66,7 +63,7 @@ pub struct Target {
     pub tensor: String,
     /// The truth.
     pub expect: Vec<f64>,
-    /// What the other implementation got in f32.
+    /// The values of the other implementation in f32.
     pub peer: Option<Vec<f64>>,
 }
 
@@ -101,11 +98,14 @@ impl Trajectory {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let (mut store, metadata) = Store::open(bytes)?;
         let metadata = Metadata::parse(metadata.as_ref())?;
+        if let Some(name) = store.name_after(&["rows/", "mask/"]) {
+            return Err(Error::Rows { name });
+        }
         let at_least_0 = |x: f64| x >= 0.0;
         let lr = store.schedule("lr", None, at_least_0, "finite and at least 0")?;
         let lr = lr.ok_or_else(|| Error::MissingTensor { name: "lr".into() })?;
         let steps = Some(lr.len());
-        let momentum = store.schedule("momentum", steps, |_| true, "finite")?;
+        let momentum = store.schedule("momentum", steps, at_least_0, "finite and at least 0")?;
         let loss_scale = store.schedule("loss_scale", steps, |x| x > 0.0, "finite and greater than 0")?;
 
         let mut initial: HashMap<String, (Vec<u64>, Vec<f32>)> = HashMap::new();
@@ -116,7 +116,7 @@ impl Trajectory {
         for name in &names {
             initial.insert(name.clone(), store.f32(&format!("param/{name}"))?);
         }
-        let groups = group(metadata.groups, &names, &initial)?;
+        let groups = group(metadata.rule, metadata.groups, &names, &initial)?;
         let tensors: Vec<_> = groups.iter().flat_map(|g| &g.tensors).collect();
         let params = tensors.iter().flat_map(|(name, _)| &initial[name].1).copied().collect();
         let mut grads = Vec::with_capacity(lr.len());
@@ -143,8 +143,6 @@ impl Trajectory {
         store.refuse_rest(lr.len())?;
         Ok(Self {
             source: metadata.source,
-            rule: metadata.rule,
-            hyper: metadata.hyper,
             clip: metadata.clip,
             groups,
             skip_nonfinite: metadata.skip_nonfinite,
@@ -158,6 +156,18 @@ impl Trajectory {
         })
     }
 
+    /// The names of the run's rules, each once, in the order of the groups.
+    #[must_use]
+    pub fn rules(&self) -> String {
+        let mut names = Vec::new();
+        for group in &self.groups {
+            if !names.contains(&group.rule.name()) {
+                names.push(group.rule.name());
+            }
+        }
+        names.join(" + ")
+    }
+
     /// The number of steps.
     #[must_use]
     pub fn steps(&self) -> usize {
@@ -167,14 +177,16 @@ impl Trajectory {
 
 /// Puts every tensor into its group.
 fn group(
-    entries: Option<Vec<GroupEntry>>,
+    rule: Option<AnyRule>,
+    entries: Option<Vec<metadata::Group>>,
     names: &[String],
     tensors: &HashMap<String, (Vec<u64>, Vec<f32>)>,
 ) -> Result<Vec<Group>, Error> {
     let with_shape = |name: &String| (name.clone(), tensors[name].0.clone());
     let Some(entries) = entries else {
+        let rule = rule.ok_or(Error::MissingMetadata { key: "optimizer" })?;
         let tensors = names.iter().map(with_shape).collect();
-        return Ok(vec![Group { name: "all".into(), lr_factor: 1.0, overrides: Map::new(), tensors }]);
+        return Ok(vec![Group { name: "all".into(), rule, lr_factor: 1.0, tensors }]);
     };
     let mut holder: HashMap<&str, &str> = HashMap::new();
     for entry in &entries {
@@ -194,10 +206,9 @@ fn group(
     if let Some(tensor) = names.iter().find(|name| !holder.contains_key(name.as_str())) {
         return Err(Error::Ungrouped { tensor: tensor.clone() });
     }
-    let groups = entries.into_iter().map(|mut entry| {
-        let lr_factor = entry.take_factor()?;
-        let tensors = entry.params.iter().map(with_shape).collect();
-        Ok(Group { name: entry.name, lr_factor, overrides: entry.overrides, tensors })
+    let groups = entries.into_iter().map(|entry| {
+        let metadata::Group { name, rule, lr_factor, params } = entry;
+        Group { name, rule, lr_factor, tensors: params.iter().map(with_shape).collect() }
     });
-    groups.collect()
+    Ok(groups.collect())
 }

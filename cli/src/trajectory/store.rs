@@ -1,4 +1,5 @@
-//! The tensors of a safetensors file, each taken once and by its type; what nobody takes is an error.
+//! The tensors of a safetensors file, each taken once and by its type. A tensor that is not taken is an
+//! error.
 
 use super::Error;
 use safetensors::tensor::TensorView;
@@ -31,9 +32,15 @@ impl<'a> Store<'a> {
         Ok((Self { tensors }, metadata.metadata().clone()))
     }
 
-    /// What follows `prefix` in the names that have it, in order.
+    /// The rest of the names that begin with `prefix`, in order.
     pub(super) fn names_after(&self, prefix: &str) -> Vec<String> {
         self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(Into::into).collect()
+    }
+
+    /// The first name that has one of the prefixes.
+    pub(super) fn name_after(&self, prefixes: &[&str]) -> Option<String> {
+        let found = self.tensors.keys().find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+        found.cloned()
     }
 
     /// The slots that the file expects, by tensor.
@@ -147,7 +154,7 @@ fn check_extent(bytes: &[u8]) -> Result<(), Error> {
     let Some(header) = bytes.get(LENGTH as usize..start as usize) else {
         return Err(truncated("the header", start));
     };
-    // Whatever else is wrong with the header, the safetensors crate says.
+    // The safetensors crate reports everything else that is wrong with the header.
     let Ok(entries) = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header) else {
         return Ok(());
     };

@@ -40,11 +40,11 @@ impl Parts {
         parts
     }
 
-    /// Fills in what the reference makes of the run as the truth, and what the CPU engine makes of it as the peer.
+    /// Fills in the reference's result as the truth, and the CPU engine's as the peer.
     pub(crate) fn solved(mut self) -> Self {
         let trajectory = self.parse().expect("a good file");
-        let truth = run(&trajectory, On::Reference, || ()).expect("a good run");
-        let peer = run(&trajectory, On::Cpu, || ()).expect("a good run");
+        let truth = run(&trajectory, On::Reference, &mut || ()).expect("a good run");
+        let peer = run(&trajectory, On::Cpu, &mut || ()).expect("a good run");
         for ((target, truth), peer) in trajectory.targets.iter().zip(truth).zip(peer) {
             let shape = self.tensors[&format!("param/{}", target.tensor)].1.clone();
             self.f64(&format!("expect/{}", target.name()), &shape, &truth);

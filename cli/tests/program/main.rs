@@ -1,11 +1,16 @@
 //! The built program: what it prints, where, and how it exits.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod inspect;
+mod race;
+mod schedules;
 
 use common::Parts;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use wgpu_optim::AnyRule;
 
 fn optim(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_optim")).args(arguments).output().expect("the program starts")
@@ -61,6 +66,16 @@ fn replay_reports_every_field() {
     for tensor in tensors {
         has(tensor, &["name", "max_abs_err", "peer_max_abs_err"]);
     }
+}
+
+#[test]
+fn a_replay_names_all_rules() {
+    let file = golden("mixed/adamw-sgd-lamb.safetensors");
+    let output = optim(&["replay", "--device", "cpu", "--json", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(lines(&output)[0]["rule"], "adamw + sgd + lamb");
+    let table = String::from_utf8(optim(&["replay", "--device", "cpu", &file]).stdout).expect("UTF-8");
+    assert!(table.contains("adamw + sgd + lamb") && table.contains("pass"), "{table}");
 }
 
 #[test]
@@ -129,7 +144,7 @@ fn verify_reports_the_worst_element() {
         assert_eq!((&line["elements"], &line["steps"]), (&1001.into(), &2.into()));
         assert!(line["worst_ulps"].as_f64() <= line["budget_ulps"].as_f64());
     }
-    // The same seed, the same numbers.
+    // A seed determines the numbers.
     let again = optim(&[&arguments[..], &["--steps", "2", "--seed", "7"]].concat());
     assert_eq!(output.stdout, again.stdout);
 }
@@ -140,7 +155,7 @@ fn bench_reports_bytes_and_times() {
     let output = optim(&arguments);
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let all = lines(&output);
-    assert_eq!(all.len(), optim::rules::names().len());
+    assert_eq!(all.len(), AnyRule::NAMES.len());
     for line in &all {
         has(line, &["rule", "format", "device", "adapter", "elements", "tensors", "bytes_per_step"]);
         for field in ["seconds", "gb_per_s", "copy_gb_per_s", "record_us"] {
@@ -148,7 +163,7 @@ fn bench_reports_bytes_and_times() {
         }
         let values = match line["rule"].as_str() {
             Some("sgd" | "adagrad" | "rmsprop" | "lion") => 5,
-            // What norms are taken of is read twice: parameters and gradients, of LAMB the moments too.
+            // Norms take another read of parameters and gradients, and LAMB one of the moments.
             Some("lars") => 5 + 2,
             Some("lamb") => 7 + 4,
             Some("adan") => 11,
@@ -235,110 +250,6 @@ fn curves(file: &Path) -> usize {
     picture.split('<').filter(|tag| tag.starts_with("polyline") && tag.contains("#0000FF")).count()
 }
 
-#[test]
-fn schedules_are_the_librarys() {
-    let specs = [
-        r#"{"warmup": {"steps": 7, "schedule": {"cosine": {"start": 3e-4, "end": 3e-5, "steps": 60}}}}"#,
-        r#"{"one_cycle": {"max_lr": 0.1, "total_steps": 70, "three_phase": true}}"#,
-    ];
-    for (spec, panels) in specs.into_iter().zip([1, 2]) {
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schedule{panels}.svg"));
-        let plot = file.display().to_string();
-        let arguments = ["schedules", "--spec", spec, "--steps", "70", "--plot", &plot];
-        let output = optim(&[&arguments[..], &["--json"]].concat());
-        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-        let (all, schedule) = (lines(&output), serde_json::from_str::<wgpu_optim::Schedule>(spec).unwrap());
-        assert_eq!(all.len(), 70);
-        for (t, line) in (0..).zip(&all) {
-            let step = schedule.at(t).unwrap();
-            assert_eq!((&line["step"], line["lr"].as_f64()), (&t.into(), Some(step.lr)));
-            assert_eq!(line.get("momentum").and_then(Value::as_f64), step.momentum);
-        }
-        assert_eq!(curves(&file), panels);
-        // The table has as many columns.
-        let table = String::from_utf8(optim(&arguments).stdout).unwrap();
-        assert_eq!(table.lines().count(), 71);
-        assert!(table.lines().all(|line| line.split_whitespace().count() == 1 + panels), "{table}");
-    }
-}
-
-#[test]
-fn every_kind_of_schedule_has_an_example() {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schedules.svg");
-    let output = optim(&["schedules", "--json", "--plot", &file.display().to_string()]);
-    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    let all = lines(&output);
-    // Two of them drive the momentum as well.
-    assert_eq!(curves(&file), all.len() + 2);
-    let table = String::from_utf8(optim(&["schedules"]).stdout).unwrap();
-    // serde says which kinds there are.
-    let kinds = serde_json::from_str::<wgpu_optim::Schedule>(r#"{"?": 0}"#).unwrap_err().to_string();
-    let kinds: Vec<_> = kinds.split('`').skip(3).step_by(2).collect();
-    let shown: Vec<_> = all.iter().map(|line| line["schedule"].as_str().expect("a name")).collect();
-    assert_eq!(shown, kinds);
-    for line in &all {
-        let spec: wgpu_optim::Schedule = serde_json::from_value(line["spec"].clone()).expect("a schedule");
-        let spec = serde_json::to_string(&spec).expect("JSON");
-        assert!(table.contains(&spec), "{table}");
-        let again = optim(&["schedules", "--spec", &spec, "--json"]);
-        assert_eq!(lines(&again).len(), 100, "{}", errors(&again));
-    }
-}
-
-#[test]
-fn bad_schedules_are_named() {
-    for (spec, words) in [
-        (r#"{"sine": 1}"#, "--spec: unknown variant `sine`"),
-        (r#"{"linear": {"start": 1, "end": 0, "steps": -9}}"#, "--spec: invalid value: integer `-9`"),
-        // Checked also where the steps do not reach.
-        (
-            r#"{"sequence": {"schedules": [{"constant": 1}, {"constant": -1}], "milestones": [500]}}"#,
-            "constant: value = -1, must be finite and at least 0",
-        ),
-        (r#"{"one_cycle": {"max_lr": 1, "total_steps": 50}}"#, "one_cycle: step 51, must be at most 50"),
-    ] {
-        let said = errors(&optim(&["schedules", "--spec", spec]));
-        assert!(said.starts_with("error: ") && said.contains(words), "{said}");
-    }
-}
-
-#[test]
-fn a_race_ends_where_the_reference_does() {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("race.svg");
-    let plot = file.display().to_string();
-    let output = optim(&["race", "--device", "cpu", "--json", "--plot", &plot]);
-    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    let all = lines(&output);
-    let rules: Vec<_> = all.iter().map(|line| line["rule"].as_str().expect("a name")).collect();
-    assert_eq!(rules, optim::rules::names());
-    for line in &all {
-        has(line, &["lr", "steps", "end", "value", "reference", "distance", "pass"]);
-        let judged = matches!(line["rule"].as_str(), Some("sgd" | "adam"));
-        assert_eq!(line["pass"], if judged { Value::Bool(true) } else { Value::Null });
-    }
-    // Known from the worked example: plain descent is still in the valley, Adam nearer to (1, 1).
-    let x = |rule: &str| all[rules.iter().position(|r| *r == rule).expect("a rule")]["end"][0].as_f64();
-    assert!(
-        (x("sgd").expect("x") - 0.939_826).abs() < 1e-5 && (x("adam").expect("x") - 0.985_037).abs() < 1e-5
-    );
-    assert_eq!(curves(&file), all.len());
-    let table = String::from_utf8(optim(&["race", "--device", "cpu", "--steps", "9"]).stdout).expect("UTF-8");
-    assert_eq!(table.lines().count(), 2 + all.len());
-}
-
-#[test]
-fn a_race_with_a_bad_learning_rate() {
-    let output = optim(&["race", "--device", "cpu", "--rule", "sgd", "--lr=-1"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(errors(&output).contains("learning rate = -1"), "{}", errors(&output));
-    // Both diverge, which is no disagreement, and no pass.
-    let output = optim(&["race", "--device", "cpu", "--rule", "sgd", "--lr", "10", "--json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    let line = &lines(&output)[0];
-    assert_eq!(line["end"], serde_json::json!([null, null]));
-    assert_eq!((&line["diverged"], &line["pass"]), (&Value::Bool(true), &Value::Null));
-}
-
 /// Formats go where they fit, and nowhere else.
 #[test]
 fn formats() {
@@ -377,73 +288,4 @@ fn formats() {
     let output = optim(&[&arguments[..], &["--states", "q8"]].concat());
     let line = &lines(&output)[0];
     assert_eq!((&line["format"], &line["bytes_per_step"]), (&"f32, f32, q8".into(), &(512 * 33).into()));
-}
-
-#[test]
-fn inspect_tells_what_a_checkpoint_holds() {
-    let fixture = |name: &str| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/checkpoint").join(name).display().to_string()
-    };
-    let output = optim(&["inspect", "--json", &fixture("v1-gpu.safetensors")]);
-    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    let [line] = &lines(&output)[..] else { panic!("one line") };
-    has(line, &["file", "bytes", "run", "metadata", "slots", "tensors"]);
-    has(&line["run"], &["writer", "rule", "steps", "taken", "loss_scale", "options", "groups"]);
-    assert_eq!(
-        (&line["run"]["rule"], &line["run"]["steps"], &line["run"]["taken"]),
-        (&"adamw".into(), &4.into(), &3.into())
-    );
-    assert_eq!(line["run"]["options"]["rounding"]["stochastic"]["seed"], u64::MAX);
-    let slots = line["slots"].as_array().expect("an array");
-    let of = |name: &str| slots.iter().find(|slot| slot["slot"] == name).expect("a slot");
-    assert_eq!(of("exp_avg")["formats"], serde_json::json!(["f32", "q8"]));
-    assert_eq!(
-        (&of("exp_avg")["elements"], &of("exp_avg")["bytes"]),
-        (&82.into(), &(5 * 4 + 77 + 3 * 4).into())
-    );
-    assert_eq!(of("remainder")["rms"], Value::Null, "halves are no numbers");
-    for slot in ["exp_avg", "exp_avg_sq", "ema", "param"] {
-        let [min, max, rms] = ["min", "max", "rms"].map(|field| of(slot)[field].as_f64().expect("a number"));
-        assert!(min < max && 0.0 < rms && rms <= max.abs().max(min.abs()), "{slot}");
-        assert_eq!(of(slot)["nonfinite"], 0);
-    }
-    let output = optim(&["inspect", &fixture("v1-gpu.safetensors")]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let columns: Vec<&str> =
-        text.lines().find(|line| line.contains("shape")).expect("tensors").split("  ").collect();
-    let columns: Vec<_> = columns.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
-    assert_eq!(columns, ["tensor", "slot", "format", "shape", "bytes", "not finite", "min", "max", "rms"]);
-    for part in ["loss scale 32768, 1 good steps", "f32 q8", "u16", "\n874 bytes\n"] {
-        assert!(text.contains(part), "{part} is not in\n{text}");
-    }
-    let output = optim(&["inspect", &fixture("v1.safetensors")]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    for part in [
-        "adamw, 5 steps, 5 of them taken",
-        "group \"plain\": 1 tensors",
-        "lr_factor {\"constant\":0.5}",
-        "metadata \"epoch\": \"3\"",
-        "[3, 5]",
-    ] {
-        assert!(text.contains(part), "{part} is not in\n{text}");
-    }
-    // Parameters alone, with what is not finite.
-    let data: Vec<u8> =
-        [1.0f32, -3.0, f32::NAN, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let view =
-        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &data).expect("a tensor");
-    let path = write("model.safetensors", &safetensors::serialize([("a/b", view)], None).expect("a file"));
-    let output = optim(&["inspect", "--json", path.to_str().expect("UTF-8")]);
-    let [line] = &lines(&output)[..] else { panic!("one line") };
-    assert_eq!(line["run"], Value::Null);
-    let slot = &line["slots"][0];
-    assert_eq!(
-        (&slot["nonfinite"], &slot["min"], &slot["max"], &slot["rms"]),
-        (&2.into(), &(-3.0).into(), &1.0.into(), &5f64.sqrt().into())
-    );
-    // What is none.
-    let path = write("none.safetensors", b"no file of this form");
-    let output = optim(&["inspect", path.to_str().expect("UTF-8")]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(errors(&output).contains("headers of"), "{}", errors(&output));
 }

@@ -1,0 +1,42 @@
+//! The subcommands. Each says whether all it checked has passed.
+
+mod bench;
+mod devices;
+mod inspect;
+mod race;
+mod replay;
+mod schedules;
+mod verify;
+
+pub(super) use bench::bench_one;
+pub(super) use replay::{ReplayLine, replay_one};
+
+use super::args::{Command, Common};
+use std::time::{SystemTime, UNIX_EPOCH};
+use wgpu_optim::AnyRule;
+
+pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
+    match command {
+        Command::Devices => devices::run(common),
+        Command::Verify(arguments) => verify::run(arguments, common),
+        Command::Replay { files } => replay::run(&files, common),
+        Command::Bench(arguments) => bench::run(arguments, common),
+        Command::Inspect { file } => inspect::run(&file, common),
+        Command::Schedules(arguments) => schedules::run(&arguments, common),
+        Command::Race(arguments) => race::run(arguments, common),
+    }
+}
+
+/// All rules, where none is named.
+fn named(rules: Vec<AnyRule>) -> Vec<AnyRule> {
+    if rules.is_empty() { AnyRule::all() } else { rules }
+}
+
+/// A seed of this moment.
+pub(super) fn fresh_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+pub(super) fn verdict(pass: bool) -> &'static str {
+    if pass { "pass" } else { "FAIL" }
+}
