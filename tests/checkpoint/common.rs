@@ -2,11 +2,13 @@
 
 pub use cpu_harness::Random;
 use serde::de::DeserializeOwned;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use wgpu_optim::checkpoint::{self, Cpu, Error, Json, Load, Loaded, Mismatch, Reader, Record, Save};
-use wgpu_optim::rules::slots;
+use wgpu_optim::checkpoint::{
+    self, Cpu, Engine, Error, GroupRecord, Json, Load, Loaded, LossScaleState, Mismatch, Reader, Record, Save,
+};
 use wgpu_optim::{
-    AdamW, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule, Twin, cpu,
+    AdamW, AnyRule, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule, cpu,
 };
 
 /// A directory of its own, gone at the end.
@@ -39,8 +41,6 @@ impl Drop for Directory {
     }
 }
 
-pub fn quiet(_: u64, _: u64) {}
-
 /// Uniform in [-1, 1).
 pub fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut random = Random::new(seed);
@@ -48,13 +48,13 @@ pub fn values(seed: u64, len: usize) -> Vec<f32> {
 }
 
 /// A run on the CPU.
-pub struct Run<R: Twin> {
-    pub optimizer: cpu::Optimizer<R>,
+pub struct Run {
+    pub optimizer: cpu::Optimizer,
     pub params: Vec<f32>,
 }
 
-impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
-    pub fn new(layout: Layout<R>) -> Self {
+impl Run {
+    pub fn new(layout: Layout) -> Self {
         let params = vec![0.5; layout.len() as usize];
         Self { optimizer: cpu::Optimizer::new(layout).unwrap(), params }
     }
@@ -68,16 +68,16 @@ impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
         self
     }
 
-    pub fn engine(&mut self) -> Cpu<'_, R> {
+    pub fn engine(&mut self) -> Cpu<'_> {
         Cpu::new(&mut self.optimizer).parameters(&mut self.params)
     }
 
     pub fn save(&mut self, path: &Path, save: &Save) -> Result<(), Error> {
-        checkpoint::save(&mut self.engine(), path, save, &mut quiet)
+        checkpoint::save(&mut self.engine(), path, save)
     }
 
     pub fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
-        checkpoint::load(&mut self.engine(), path, load, &mut quiet)
+        checkpoint::load(&mut self.engine(), path, load)
     }
 
     /// A slot of a tensor; empty if it is not kept.
@@ -85,13 +85,13 @@ impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
         self.optimizer.state(slot, tensor).unwrap().map_or(&[], |state| state.as_f32().unwrap())
     }
 
-    /// All that a load could change.
+    /// Everything that a load can change, bit for bit.
     pub fn bits(&mut self) -> Vec<Vec<u32>> {
         let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
         let mut all: Vec<Vec<u32>> = Vec::new();
-        for slot in slots::<R>() {
-            let tensors = self.optimizer.layout().tensors().iter();
-            all.extend(tensors.map(|tensor| bits(self.state(slot, &tensor.name))));
+        let layout = self.optimizer.layout();
+        for tensor in layout.tensors() {
+            all.extend(layout.kept_slots(tensor).map(|slot| bits(self.state(slot, &tensor.name))));
         }
         all.push(bits(&self.params));
         all.push(vec![self.optimizer.steps() as u32]);
@@ -100,22 +100,23 @@ impl<R: Twin + serde::Serialize + DeserializeOwned> Run<R> {
 }
 
 /// Two groups of three tensors.
-pub fn layout() -> Layout<AdamW> {
+pub fn layout() -> Layout {
     let decay = Group::new("decay", AdamW::default()).tensor("w", [3, 5]).tensor("v", [7]);
     let plain = Group::new("plain", AdamW { weight_decay: 0.0, ..AdamW::default() }).lr_factor(0.5);
-    Layout::new([decay, plain.tensor("b", [2])]).unwrap()
+    Layout::packed([decay, plain.tensor("b", [2])]).unwrap()
 }
 
 /// What a load is refused for.
-pub fn mismatches(result: Result<Loaded, Error>) -> Vec<Mismatch> {
+pub fn mismatches<T: std::fmt::Debug>(result: Result<T, Error>) -> Vec<Mismatch> {
     match result {
         Err(Error::Mismatches(mismatches)) => mismatches,
         other => panic!("{other:?}"),
     }
 }
 
-/// Of `tests/checkpoint/v1-gpu.safetensors`: blocks, a small tensor without them, remainders, rounding at random, an average, a loss scale.
-pub fn blocks_fixture() -> (Layout<AdamW>, Options) {
+/// Layout and options of `tests/checkpoint/v1-gpu.safetensors`: blocks, a small tensor without them,
+/// remainders, rounding at random, an average, a loss scale.
+pub fn blocks_fixture() -> (Layout, Options) {
     let options = Options {
         params: Format::Bf16,
         grads: Format::Bf16,
@@ -128,35 +129,79 @@ pub fn blocks_fixture() -> (Layout<AdamW>, Options) {
         ..Options::default()
     };
     let group = Group::new("all", AdamW::default()).tensor_at("w", [11, 7], 3);
-    (Layout::new([group.tensor("b", [5])]).unwrap(), options)
+    (Layout::packed([group.tensor("b", [5])]).unwrap(), options)
 }
 
-/// That two files have the same tensors and say the same of their runs, whatever version wrote it and whatever has its default; the names of the tensors.
-pub fn assert_same_checkpoint<R: DeserializeOwned + PartialEq + std::fmt::Debug>(
-    first: &Path,
-    second: &Path,
-) -> Vec<String> {
+/// Everything that an engine counts and carries, as a checkpoint has it.
+#[derive(Debug, PartialEq)]
+pub struct Counters {
+    pub steps: u64,
+    pub taken: u64,
+    pub loss_scale: Option<LossScaleState>,
+    /// The bits of each group's carry, and the steps that the group has taken.
+    pub groups: Vec<(u64, u64)>,
+}
+
+impl From<&Record> for Counters {
+    fn from(record: &Record) -> Self {
+        let group = |group: &GroupRecord| (group.carry.to_bits(), group.taken.unwrap_or(record.taken));
+        Self {
+            steps: record.steps,
+            taken: record.taken,
+            loss_scale: record.loss_scale,
+            groups: record.groups.0.iter().map(group).collect(),
+        }
+    }
+}
+
+/// The checkpoint that an engine saves, in memory.
+pub fn bytes<E: Engine>(engine: &mut E) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    checkpoint::save_to(engine, &mut bytes, &Save::default()).unwrap();
+    bytes
+}
+
+/// The counters of a checkpoint in memory.
+pub fn counters(checkpoint: &[u8]) -> Counters {
+    (&Record::read(&Reader::new(Cursor::new(checkpoint)).unwrap()).unwrap()).into()
+}
+
+/// The rule of a group in a checkpoint.
+pub fn rule(record: &Record, group: &GroupRecord) -> AnyRule {
+    let name = group.rule.as_ref().unwrap_or(&record.rule);
+    serde_json::from_str(&format!("{{{name:?}: {}}}", group.hyperparameters.text())).unwrap()
+}
+
+/// Compares the tensors of two files and the meaning of their records: whatever version wrote them, and
+/// whether a field has its default or is left out. Returns the names of the tensors.
+pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
     fn parsed<T: DeserializeOwned>(json: &Json) -> T {
         serde_json::from_str(json.text()).unwrap()
     }
     let [a, b] = [first, second].map(|path| Record::read(&Reader::open(path).unwrap()).unwrap());
-    assert_eq!((&a.rule, a.steps, a.taken, a.loss_scale), (&b.rule, b.steps, b.taken, b.loss_scale));
+    assert_eq!((&a.rule, Counters::from(&a)), (&b.rule, Counters::from(&b)));
     let options = |record: &Record| record.options.as_ref().map(parsed::<Options>);
     assert_eq!(options(&a), options(&b));
     assert_eq!(a.groups.0.len(), b.groups.0.len());
-    for (a, b) in a.groups.0.iter().zip(&b.groups.0) {
-        assert_eq!((&a.name, a.carry.to_bits()), (&b.name, b.carry.to_bits()));
-        assert_eq!(parsed::<R>(&a.hyperparameters), parsed::<R>(&b.hyperparameters));
+    for (ours, theirs) in a.groups.0.iter().zip(&b.groups.0) {
+        assert_eq!((&ours.name, ours.frozen), (&theirs.name, theirs.frozen));
+        assert_eq!(rule(&a, ours), rule(&b, theirs));
         let factor = |json: &Option<Json>| json.as_ref().map(parsed::<Schedule>);
-        assert_eq!(factor(&a.lr_factor), factor(&b.lr_factor));
-        assert!(a.tensors.iter().eq(b.tensors.iter()), "{:?}, {:?}", a.tensors, b.tensors);
+        assert_eq!(factor(&ours.lr_factor), factor(&theirs.lr_factor));
+        let [ours, theirs] = [&ours.tensors, &theirs.tensors];
+        assert!(ours.iter().eq(theirs.iter()), "{ours:?}, {theirs:?}");
     }
+    assert_same_tensors(first, second, "")
+}
+
+/// Compares the tensors of two files, in whatever order the files have them. Returns their names.
+pub fn assert_same_tensors(first: &Path, second: &Path, context: &str) -> Vec<String> {
     let [first, second] = [first, second].map(|path| std::fs::read(path).unwrap());
     let [first, second] = [&first, &second].map(|bytes| {
         let mut tensors = safetensors::SafeTensors::deserialize(bytes).unwrap().tensors();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         tensors
     });
-    assert_eq!(first, second);
+    assert!(first == second, "{context}: other tensors");
     first.into_iter().map(|(name, _)| name).collect()
 }

@@ -2,7 +2,7 @@
 
 #![cfg(unix)]
 
-use crate::common::{Directory, Run, quiet};
+use crate::common::{Directory, Run};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -20,7 +20,7 @@ const TARGETS: [&str; 2] = ["run.safetensors", "run.safetensors.index.json"];
 /// Of so many kills at random moments of a process that saves most of the time, one is in a save.
 const MANY: usize = 50;
 
-fn layout() -> Layout<AdamW> {
+fn layout() -> Layout {
     let group = Group::new("all", AdamW::default());
     Layout::new([group.tensor("w", [300, 1_000]).tensor("b", [17])]).unwrap()
 }
@@ -42,7 +42,8 @@ fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
     &all[steps as usize]
 }
 
-/// Kills a saving process at random moments: what it has said to be saved is there, whole, or what came after it.
+/// Kills a saving process at random moments: the checkpoint that it has reported is there, whole, or a later
+/// one.
 fn kill<F: Fn()>(test: F, target: &str) {
     if let Some((path, save)) = child() {
         // After each of its steps, until it is killed, and says so.
@@ -83,7 +84,7 @@ fn kill<F: Fn()>(test: F, target: &str) {
         said.read_to_string(&mut text).unwrap();
         let least = saves(&text).unwrap();
         let mut run = Run::new(layout());
-        let loaded = checkpoint::load(&mut run.engine(), &path, &Load::default(), &mut quiet).unwrap();
+        let loaded = checkpoint::load(&mut run.engine(), &path, &Load::default()).unwrap();
         assert!(loaded.steps == least || loaded.steps == least + 1, "{} of {least}", loaded.steps);
         assert!(&run.bits() == after(loaded.steps, &mut all), "after {} steps", loaded.steps);
         between += usize::from(partial(&directory) > 0);
@@ -107,7 +108,8 @@ fn killed_while_saving_shards() {
     kill(killed_while_saving_shards, TARGETS[1]);
 }
 
-/// At every report of progress, from before the first byte to behind the last: what was saved before is there. The next save leaves nothing of it.
+/// Kills at every report of progress, from before the first byte to behind the last: the checkpoint from
+/// before is there. The next save leaves nothing of the broken one.
 #[test]
 fn killed_at_every_report_of_progress() {
     if let Some((path, save)) = child() {
@@ -115,7 +117,7 @@ fn killed_at_every_report_of_progress() {
         let mut run = Run::new(layout());
         run.steps(2);
         let mut seen = 0;
-        let mut progress = |_, _| {
+        let progress = |_, _| {
             if seen == reports {
                 let me = std::process::id().to_string();
                 Command::new("kill").args(["-KILL", &me]).status().unwrap();
@@ -123,7 +125,7 @@ fn killed_at_every_report_of_progress() {
             }
             seen += 1;
         };
-        checkpoint::save(&mut run.engine(), &path, &save, &mut progress).unwrap();
+        checkpoint::save_with_progress(&mut run.engine(), &path, &save, progress).unwrap();
         return;
     }
     for target in TARGETS {
@@ -161,7 +163,8 @@ fn killed_at_every_report_of_progress() {
     }
 }
 
-/// A limit of a file's size stands for a full disk: the error is an error, nothing is left lying, and the old files are whole.
+/// A limit of a file's size stands for a full disk: the error is an error, nothing is left lying, and the old
+/// files are whole.
 #[test]
 fn a_full_disk() {
     if let Some((path, save)) = child() {

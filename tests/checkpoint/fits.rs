@@ -1,12 +1,12 @@
 //! What fits, what does not, and what the policies make of it.
 
-use crate::common::{Directory, Run, layout, mismatches, quiet};
+use crate::common::{Directory, Run, layout, mismatches};
 use wgpu_optim::checkpoint::{
     self, Cpu, Differing, Error, Extra, Formats, Load, Mismatch, Missing, Reader, Save,
 };
 use wgpu_optim::{Adam, AdamW, Group, Layout, LossScale, Options, Schedule, Sgd, cpu};
 
-fn saved(directory: &Directory) -> (std::path::PathBuf, Run<AdamW>) {
+fn saved(directory: &Directory) -> (std::path::PathBuf, Run) {
     let path = directory.file("run.safetensors");
     let mut run = Run::new(layout());
     run.steps(3).save(&path, &Save::default()).unwrap();
@@ -14,18 +14,13 @@ fn saved(directory: &Directory) -> (std::path::PathBuf, Run<AdamW>) {
 }
 
 /// The layout with something changed.
-fn changed(
-    rule: AdamW,
-    factor: impl Into<Schedule>,
-    shape: [u64; 2],
-    others: &[(&str, u64)],
-) -> Layout<AdamW> {
+fn changed(rule: AdamW, factor: impl Into<Schedule>, shape: [u64; 2], others: &[(&str, u64)]) -> Layout {
     let decay = Group::new("decay", rule).tensor("w", shape);
     let mut plain = Group::new("plain", AdamW { weight_decay: 0.0, ..AdamW::default() }).lr_factor(factor);
     for (name, len) in others {
         plain = plain.tensor(*name, [*len]);
     }
-    Layout::new([decay, plain]).unwrap()
+    Layout::packed([decay, plain]).unwrap()
 }
 
 /// Of a large file that has nothing to do with the layout, a thousand are listed and the others counted.
@@ -112,7 +107,7 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
     let before = run.params.clone();
     run.load(&path, &load(Missing::Zero, Extra::Ignore)).unwrap();
     assert_eq!(run.optimizer.steps(), 3);
-    let state = |run: &Run<AdamW>, tensor: &str| run.state("exp_avg", tensor).to_vec();
+    let state = |run: &Run, tensor: &str| run.state("exp_avg", tensor).to_vec();
     assert_eq!(state(&run, "new"), [0.0; 4]);
     for tensor in ["w", "b"] {
         assert_eq!(state(&run, tensor), state(&saved, tensor));
@@ -120,14 +115,14 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
     let new = run.optimizer.layout().tensor("new").unwrap().range();
     assert_eq!(run.params[new.clone()], before[new], "parameters that the file lacks keep their values");
     // Parameters are not there to be loaded, or were not saved.
-    let mut optimizer = cpu::Optimizer::<AdamW>::new(crate::common::layout()).unwrap();
+    let mut optimizer = cpu::Optimizer::new(crate::common::layout()).unwrap();
     let mut engine = Cpu::new(&mut optimizer);
     let extra = [Mismatch::ExtraSlot { slot: "param".into(), tensors: 3 }];
-    assert_eq!(mismatches(checkpoint::load(&mut engine, &path, &Load::default(), &mut quiet)), extra);
+    assert_eq!(mismatches(checkpoint::load(&mut engine, &path, &Load::default())), extra);
     let ignoring = load(Missing::Error, Extra::Ignore);
-    checkpoint::load(&mut engine, &path, &ignoring, &mut quiet).unwrap();
+    checkpoint::load(&mut engine, &path, &ignoring).unwrap();
     let bare = directory.file("bare.safetensors");
-    checkpoint::save(&mut engine, &bare, &Save::default(), &mut quiet).unwrap();
+    checkpoint::save(&mut engine, &bare, &Save::default()).unwrap();
     let mut run = Run::new(crate::common::layout());
     let found = mismatches(run.load(&bare, &Load::default()));
     let missing = |tensor: &str| Mismatch::MissingSlot { slot: "param".into(), tensor: tensor.into() };
@@ -141,13 +136,16 @@ fn hyperparameters_of_the_optimizer_hold_on_request() {
     let directory = Directory::new("hyperparameters");
     let (path, mut saved) = saved(&directory);
     let group = |name: &str| Group::new(name, AdamW { beta2: 0.5, ..AdamW::default() });
-    let layout =
-        Layout::new([group("decay").tensor("w", [3, 5]).tensor("v", [7]), group("plain").tensor("b", [2])]);
+    let layout = Layout::packed([
+        group("decay").tensor("w", [3, 5]).tensor("v", [7]),
+        group("plain").tensor("b", [2]),
+    ]);
     let mut run = Run::new(layout.unwrap());
     assert_eq!(mismatches(run.load(&path, &Load::default())).len(), 4);
     run.load(&path, &Load { hyperparameters: Differing::Ignore, ..Load::default() }).unwrap();
     assert_eq!(run.bits(), saved.bits());
-    assert_eq!(run.optimizer.layout().groups()[0].rule().beta2, 0.5);
+    let rule = run.optimizer.layout().groups()[0].rule();
+    assert_eq!(rule.downcast_ref::<AdamW>().unwrap().beta2, 0.5);
 }
 
 /// What makes one of a model's file is `interop/torch_state.py`.
@@ -166,9 +164,9 @@ fn parameters_without_state_are_no_checkpoint() {
 /// A checkpoint of `Sgd` after a step, with these tensors.
 fn crafted(directory: &Directory, tensors: &[(&str, safetensors::Dtype, Vec<u8>)]) -> std::path::PathBuf {
     let path = directory.file("crafted.safetensors");
-    let mut optimizer = cpu::Optimizer::<Sgd>::new(sgd()).unwrap();
+    let mut optimizer = cpu::Optimizer::new(sgd()).unwrap();
     optimizer.step(cpu::Tensors::flat(&mut [0.0; 4], &[1.0; 4]), 0.1).unwrap();
-    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &Save::default(), &mut quiet).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &Save::default()).unwrap();
     let metadata = Reader::open(&path).unwrap().metadata().clone();
     let views = tensors.iter().map(|(name, dtype, bytes)| {
         (*name, safetensors::tensor::TensorView::new(*dtype, vec![4], bytes).unwrap())
@@ -177,16 +175,16 @@ fn crafted(directory: &Directory, tensors: &[(&str, safetensors::Dtype, Vec<u8>)
     path
 }
 
-fn sgd() -> Layout<Sgd> {
+fn sgd() -> Layout {
     Layout::new([Group::new("all", Sgd::default()).tensor("w", [4])]).unwrap()
 }
 
 fn converted(path: &std::path::Path) -> [u32; 4] {
-    let mut optimizer = cpu::Optimizer::<Sgd>::new(sgd()).unwrap();
+    let mut optimizer = cpu::Optimizer::new(sgd()).unwrap();
     let mut params = [0.0f32; 4];
     let load = Load { formats: Formats::Convert, ..Load::default() };
     let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-    checkpoint::load(&mut engine, path, &load, &mut quiet).unwrap();
+    checkpoint::load(&mut engine, path, &load).unwrap();
     params.map(f32::to_bits)
 }
 
@@ -226,12 +224,12 @@ fn a_loss_scale_is_compared_in_f32() {
     let optimizer = |scale| cpu::Optimizer::with_options(sgd(), options(scale)).unwrap();
     let mut saved = optimizer(LossScale { max: 0.1, ..scale });
     saved.step(cpu::Tensors::flat(&mut [0.0; 4], &[1.0; 4]), 0.1).unwrap();
-    checkpoint::save(&mut Cpu::new(&mut saved), &path, &Save::default(), &mut quiet).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut saved), &path, &Save::default()).unwrap();
     let load = Load { options: Differing::Ignore, ..Load::default() };
     for scale in [LossScale { max: 0.1, ..scale }, scale] {
-        checkpoint::load(&mut Cpu::new(&mut optimizer(scale)), &path, &load, &mut quiet).unwrap();
+        checkpoint::load(&mut Cpu::new(&mut optimizer(scale)), &path, &load).unwrap();
     }
     let hasty = LossScale { growth_interval: 1, ..scale };
-    let found = mismatches(checkpoint::load(&mut Cpu::new(&mut optimizer(hasty)), &path, &load, &mut quiet));
+    let found = mismatches(checkpoint::load(&mut Cpu::new(&mut optimizer(hasty)), &path, &load));
     assert_eq!(found, [Mismatch::GoodSteps { found: 1, bound: 1 }]);
 }

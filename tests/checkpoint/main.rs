@@ -1,8 +1,16 @@
-//! Checkpoints: files and what is refused of them, policies, crashes. That runs are resumed bit for bit is checked in `tests/it/checkpoint.rs`.
+//! Checkpoints: files and what is refused of them, policies, crashes. That runs of one rule are resumed bit
+//! for bit is checked in `tests/it/checkpoint.rs`.
 
 mod common;
+mod converted;
 mod crash;
 mod files;
 mod fits;
+mod fixtures;
 mod gpu;
 mod hostile;
+mod memory;
+mod mixed;
+mod shards;
+mod streams;
+mod values;

@@ -5,15 +5,17 @@ use harness::Gpu;
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Ema, Error, Group, Lamb, Layout, Lion, NAdam,
-    Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, DynRule, Ema, Error, Group, Lamb,
+    Layout, Lion, NAdam, Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, check, cpu,
 };
 
-fn bad_field<R: Rule>(rule: R, field: &str) {
+fn bad_field(rule: AnyRule, field: &str) {
     let error = rule.validate().unwrap_err();
+    // As strings, for a NaN is not equal to itself.
+    assert_eq!(DynRule::from(rule).validate().unwrap_err().to_string(), error.to_string());
     match &error {
-        Error::Hyperparameter { field: found, rule, .. } => {
-            assert_eq!((*found, *rule), (field, R::NAME));
+        Error::Hyperparameter { field: found, rule: named, .. } => {
+            assert_eq!((*found, *named), (field, rule.name()));
         }
         other => panic!("{other}"),
     }
@@ -29,7 +31,7 @@ fn hyperparameters() {
         // Every number of every rule, but for SGD's dampening.
         macro_rules! refused {
             ($($rule:ident: $($field:ident)+;)+) => {
-                $($(bad_field($rule { $field: bad, ..$rule::default() }, stringify!($field));)+)+
+                $($(bad_field($rule { $field: bad, ..$rule::default() }.into(), stringify!($field));)+)+
             };
         }
         refused! {
@@ -47,20 +49,20 @@ fn hyperparameters() {
             Adan: beta1 beta2 beta3 eps eps_root weight_decay;
         }
     }
-    bad_field(Sgd { dampening: f64::NAN, ..Sgd::default() }, "dampening");
-    bad_field(Adam { beta1: 1.0, ..Adam::default() }, "beta1");
-    bad_field(AdamW { beta2: 1.5, ..AdamW::default() }, "beta2");
-    bad_field(Lion { beta1: 1.0, ..Lion::default() }, "beta1");
-    bad_field(Adan { beta3: 1.0, ..Adan::default() }, "beta3");
-    bad_field(Adadelta { rho: 1.0 + 1e-9, ..Adadelta::default() }, "rho");
-    bad_field(RAdam { rectification_threshold: 3.9, ..RAdam::default() }, "rectification_threshold");
+    bad_field(Sgd { dampening: f64::NAN, ..Sgd::default() }.into(), "dampening");
+    bad_field(Adam { beta1: 1.0, ..Adam::default() }.into(), "beta1");
+    bad_field(AdamW { beta2: 1.5, ..AdamW::default() }.into(), "beta2");
+    bad_field(Lion { beta1: 1.0, ..Lion::default() }.into(), "beta1");
+    bad_field(Adan { beta3: 1.0, ..Adan::default() }.into(), "beta3");
+    bad_field(Adadelta { rho: 1.0 + 1e-9, ..Adadelta::default() }.into(), "rho");
+    bad_field(RAdam { rectification_threshold: 3.9, ..RAdam::default() }.into(), "rectification_threshold");
     assert!(Adadelta { rho: 1.0, ..Adadelta::default() }.validate().is_ok());
-    // Flushed to zero on a device, it would divide zeros by zero.
-    bad_field(Adam { eps: 1e-37, ..Adam::default() }, "eps");
-    bad_field(AdamW { eps: 1e-44, ..AdamW::default() }, "eps");
-    bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }, "eps");
-    bad_field(RmsProp { eps_root: 1e-39, ..RmsProp::default() }, "eps_root");
-    bad_field(Adan { eps_root: 1e-37, ..Adan::default() }, "eps_root");
+    // A device may flush such an ε to zero, and would then divide zero by zero.
+    bad_field(Adam { eps: 1e-37, ..Adam::default() }.into(), "eps");
+    bad_field(AdamW { eps: 1e-44, ..AdamW::default() }.into(), "eps");
+    bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }.into(), "eps");
+    bad_field(RmsProp { eps_root: 1e-39, ..RmsProp::default() }.into(), "eps_root");
+    bad_field(Adan { eps_root: 1e-37, ..Adan::default() }.into(), "eps_root");
     assert!(Adam { eps: 0.0, ..Adam::default() }.validate().is_ok());
     assert!(Adam { eps: 1e-36, ..Adam::default() }.validate().is_ok());
     // PyTorch has no bound on dampening's sign.
@@ -80,22 +82,58 @@ fn hyperparameters() {
 /// AdaGrad and Adadelta have no momentum that a schedule could drive.
 #[test]
 fn momentum_of_a_rule_without() {
-    let mut optimizer = cpu::Optimizer::<Adagrad>::new(single(Adagrad::default(), 1)).unwrap();
+    let mut optimizer = cpu::Optimizer::new(single(Adagrad::default(), 1)).unwrap();
     let error = optimizer
         .step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).with_momentum(0.9))
         .unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
-    // Nor is there anything that divides.
-    let error =
-        optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).divided_by(2.0)).unwrap_err();
-    assert!(matches!(error, Error::Options { field: "divisor", value: 2.0, .. }), "{error}");
     assert_eq!(optimizer.steps(), 0);
+}
+
+/// A gradient scale needs a reciprocal that f32 holds as a normal number.
+#[test]
+fn gradient_scales() {
+    let layout = single(Sgd::default(), 1);
+    let mut host = cpu::Optimizer::new(layout.clone()).unwrap();
+    let gpu = harness::test_gpu();
+    let mut device = gpu.as_ref().map(|gpu| {
+        let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+        let bound = optimizer.bind(&Tensors::flat(&gpu.buffer(16), &gpu.buffer(16))).unwrap();
+        (gpu, optimizer, bound)
+    });
+    let mut refused = |scale: f64| {
+        let step = Step::from(0.1).with_grad_scale(scale);
+        let mut params = [1.0];
+        let error = host.step(cpu::Tensors::flat(&mut params, &[1.0]), step).unwrap_err();
+        assert!(matches!(error, Error::Options { field: "grad_scale", .. }), "{error}");
+        assert_eq!((host.steps(), params), (0, [1.0]));
+        if let Some((gpu, optimizer, bound)) = &mut device {
+            let refused = optimizer.step(&gpu.queue, &mut gpu.encoder(), bound, step).unwrap_err();
+            assert_eq!(refused.to_string(), error.to_string());
+            assert_eq!(optimizer.steps(), 0);
+        }
+    };
+    for scale in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, 1e-39, 2f64.powi(127)] {
+        refused(scale);
+    }
+    // The reference has no gradient scale.
+    let step = Step::from(0.1).with_grad_scale(2.0);
+    let mut reference = cpu::Reference::new(layout.clone()).unwrap();
+    let error = reference.step(&mut [1.0], &[1.0], step).unwrap_err();
+    assert!(matches!(error, Error::Options { field: "grad_scale", value: 2.0, .. }), "{error}");
+    let snapshot = check::Snapshot { params: vec![1.0], state: vec![vec![]] };
+    let error = check::Checker::new(layout.clone()).step(&snapshot, &[1.0], step, &snapshot).unwrap_err();
+    assert!(matches!(error, Error::Options { field: "grad_scale", value: 2.0, .. }), "{error}");
+    // No option has to allow one.
+    let mut params = [1.0];
+    cpu::Optimizer::new(layout).unwrap().step(cpu::Tensors::flat(&mut params, &[1.0]), step).unwrap();
+    assert_eq!(params, [1.0 - 0.1 * 0.5]);
 }
 
 #[test]
 fn layouts() {
     let group = |name| Group::new(name, Sgd::default());
-    let refused = |groups: Vec<Group<Sgd>>| Layout::new(groups).unwrap_err();
+    let refused = |groups: Vec<Group>| Layout::new(groups).unwrap_err();
     assert_eq!(refused(vec![]), Error::EmptyLayout);
     assert_eq!(refused(vec![group("g")]), Error::EmptyGroup { group: "g".into() });
     let twice = refused(vec![group("g").tensor("t", [1]).tensor("t", [2])]);
@@ -122,7 +160,7 @@ fn layouts() {
 
 #[test]
 fn steps() {
-    let mut optimizer = cpu::Optimizer::<Adam>::new(single(Adam::default(), 3)).unwrap();
+    let mut optimizer = cpu::Optimizer::new(single(Adam::default(), 3)).unwrap();
     let mut params = [1.0; 3];
     for lr in [f64::NAN, f64::INFINITY, -1e-3] {
         let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), lr).unwrap_err();
@@ -142,7 +180,7 @@ fn steps() {
     assert_eq!((optimizer.steps(), params), (0, [1.0; 3]));
 
     // A schedule cannot conjure up state that the configuration does not keep.
-    let mut plain = cpu::Optimizer::<Sgd>::new(single(Sgd::default(), 3)).unwrap();
+    let mut plain = cpu::Optimizer::new(single(Sgd::default(), 3)).unwrap();
     let step = Step::from(0.1).with_momentum(0.9);
     let error = plain.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), step).unwrap_err();
     assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
@@ -234,13 +272,13 @@ fn device_limits() {
     let groups =
         (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
     let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
-    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 1_365, .. }), "{error}");
+    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 1_365 }), "{error}");
 
     // Refused before anything is planned or allocated.
     let huge = single(Sgd { momentum: 0.9, ..Sgd::default() }, 1 << 61);
     let error = Optimizer::new(&gpu.device, huge.clone()).unwrap_err();
     assert!(matches!(error, Error::TensorTooLarge { .. }), "{error}");
-    let error = cpu::Optimizer::<Sgd>::new(huge).unwrap_err();
+    let error = cpu::Optimizer::new(huge).unwrap_err();
     assert!(matches!(error, Error::Memory { .. }), "{error}");
 
     // Three workgroups a dimension reach nine tiles.

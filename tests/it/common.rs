@@ -1,19 +1,21 @@
 //! Cases, data and runners that the tests share.
 
-pub use cpu_harness::{Cases, Random, assert_same_bits, assert_within_budget, check_cpu, lr, single};
+pub use cpu_harness::{
+    Case, Random, assert_same_bits, assert_within_budget, cases, cases_of, check_cpu, lr, single,
+};
 use harness::{Gpu, snapshot};
 use wgpu_optim::check::{Checker, Snapshot};
-use wgpu_optim::{Layout, Optimizer, Rule, Step, Tensors, Twin};
+use wgpu_optim::{Layout, Optimizer, Step, Tensors};
 
 /// A flat run on the GPU.
-pub struct Run<'a, R> {
+pub struct Run<'a> {
     pub gpu: &'a Gpu,
-    pub optimizer: Optimizer<R>,
+    pub optimizer: Optimizer,
     pub params: wgpu::Buffer,
 }
 
-impl<'a, R: Rule> Run<'a, R> {
-    pub fn new(gpu: &'a Gpu, layout: Layout<R>, params: &[f32]) -> Self {
+impl<'a> Run<'a> {
+    pub fn new(gpu: &'a Gpu, layout: Layout, params: &[f32]) -> Self {
         let optimizer = Optimizer::new(&gpu.device, layout).unwrap();
         Self { gpu, optimizer, params: gpu.upload(params) }
     }
@@ -32,8 +34,9 @@ impl<'a, R: Rule> Run<'a, R> {
     }
 }
 
-/// Runs `steps` steps on random gradients; every element of every step must be within the rule's budget. Returns the worst.
-pub fn check_gpu<R: Twin>(gpu: &Gpu, layout: &Layout<R>, seed: u64, steps: usize, context: &str) -> f64 {
+/// Runs `steps` steps on random gradients; every element of every step must be within the rules' budget.
+/// Returns the worst.
+pub fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &str) -> f64 {
     let mut random = Random::new(seed);
     let len = layout.len() as usize;
     let mut run = Run::new(gpu, layout.clone(), &random.values(len));
@@ -44,7 +47,7 @@ pub fn check_gpu<R: Twin>(gpu: &Gpu, layout: &Layout<R>, seed: u64, steps: usize
         run.step(&grads, lr(t));
         let after = run.snapshot();
         let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
-        assert_within_budget::<R>(&deviation, &format!("{context}, step {}", t + 1));
+        assert_within_budget(layout, &deviation, &format!("{context}, step {}", t + 1));
         worst = worst.max(deviation.ulps);
         before = after;
     }

@@ -3,9 +3,9 @@
 use crate::common::{Random, assert_within_budget, single};
 use harness::snapshot;
 use wgpu_optim::check::{Checker, Snapshot};
-use wgpu_optim::{Optimizer, Sgd, Tensors, Twin};
+use wgpu_optim::{AdamW, DynRule, Optimizer, Sgd, Tensors};
 
-fn check<R: Twin>(rule: R, len: usize, binding: Option<u64>, dispatches: usize) {
+fn check(rule: DynRule, len: usize, binding: Option<u64>, dispatches: usize) {
     let adjust = |limits: &mut wgpu::Limits| {
         if let Some(binding) = binding {
             limits.max_storage_buffer_binding_size = binding;
@@ -27,8 +27,8 @@ fn check<R: Twin>(rule: R, len: usize, binding: Option<u64>, dispatches: usize) 
     let after = snapshot(&gpu, &optimizer, &params, 0);
     let state = after.state.iter().map(|slot| vec![0.0; slot.len()]).collect();
     let before = Snapshot { params: old, state };
-    let deviation = Checker::new(layout).step(&before, &grads, 0.01, &after).unwrap();
-    assert_within_budget::<R>(&deviation, &format!("{len} elements"));
+    let deviation = Checker::new(layout.clone()).step(&before, &grads, 0.01, &after).unwrap();
+    assert_within_budget(&layout, &deviation, &format!("{len} elements"));
     let moved = before.params.iter().zip(&after.params).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
     // Zero gradients, and gradients too small for their parameter, move nothing; all else has moved.
     assert!(moved * 2 > len, "{moved} of {len} moved");
@@ -36,10 +36,10 @@ fn check<R: Twin>(rule: R, len: usize, binding: Option<u64>, dispatches: usize) 
 
 #[test]
 fn just_past_65_535_workgroups_of_256_elements() {
-    check(wgpu_optim::AdamW::default(), 65_535 * 256 + 1, None, 1);
+    check(AdamW::default().into(), 65_535 * 256 + 1, None, 1);
 }
 
 #[test]
 fn just_past_a_128_mib_binding() {
-    check(Sgd { momentum: 0.9, ..Sgd::default() }, (128 << 20) / 4 + 1, Some(128 << 20), 2);
+    check(Sgd { momentum: 0.9, ..Sgd::default() }.into(), (128 << 20) / 4 + 1, Some(128 << 20), 2);
 }

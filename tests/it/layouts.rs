@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::ops::Range;
 use wgpu_optim::check::Checker;
 use wgpu_optim::wgpu::{Buffer, Limits};
-use wgpu_optim::{AdamW, Bound, Error, Group, Lamb, Lars, Layout, Optimizer, Sgd, Tensors, Twin, View};
+use wgpu_optim::{AdamW, AnyRule, Bound, Error, Group, Lamb, Lars, Layout, Optimizer, Sgd, Tensors, View};
 
 /// A signalling NaN that names its place: arithmetic would quiet it, a copy as float might.
 fn poison(i: usize) -> u32 {
@@ -31,7 +31,7 @@ fn assert_untouched(gpu: &Gpu, buffer: &Buffer, ranges: &[Range<u64>], context: 
     }
 }
 
-/// What a property test draws.
+/// The random numbers of a property test.
 #[derive(Clone, Debug)]
 struct Shape {
     /// `(gap before it, length, group)` of each tensor.
@@ -46,7 +46,7 @@ fn shapes(most: usize) -> impl Strategy<Value = Shape> {
         .prop_map(|(tensors, seed)| Shape { tensors, seed })
 }
 
-fn layout<R: Twin>(shape: &Shape, rules: &[R]) -> Layout<R> {
+fn layout(shape: &Shape, rules: &[AnyRule]) -> Layout {
     let mut groups: Vec<_> =
         rules.iter().enumerate().map(|(g, rule)| (Group::new(format!("g{g}"), *rule), false)).collect();
     let mut at = 0;
@@ -60,39 +60,46 @@ fn layout<R: Twin>(shape: &Shape, rules: &[R]) -> Layout<R> {
     Layout::new(groups.into_iter().filter(|(_, used)| *used).map(|(group, _)| group)).unwrap()
 }
 
-fn adamws() -> Vec<AdamW> {
+fn adamws() -> Vec<AnyRule> {
     let base = AdamW::default();
-    vec![
+    let rules = [
         base,
         AdamW { weight_decay: 0.0, ..base },
         AdamW { beta1: 0.5, maximize: true, ..base },
         AdamW { beta2: 0.9, weight_decay: 0.2, ..base },
         AdamW { eps: 1e-3, ..base },
         AdamW { beta1: 0.0, ..base },
-    ]
+    ];
+    rules.map(AnyRule::from).to_vec()
 }
 
 /// With and without momentum side by side: the slot is kept for all.
-fn sgds() -> Vec<Sgd> {
-    vec![
+fn sgds() -> Vec<AnyRule> {
+    let rules = [
         Sgd::default(),
         Sgd { momentum: 0.9, ..Sgd::default() },
         Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.1, ..Sgd::default() },
-    ]
+    ];
+    rules.map(AnyRule::from).to_vec()
 }
 
-fn lambs() -> Vec<Lamb> {
+fn lambs() -> Vec<AnyRule> {
     let base = Lamb::default();
-    vec![base, Lamb { weight_decay: 0.1, maximize: true, ..base }, Lamb { adapt_undecayed: false, ..base }]
+    let rules =
+        [base, Lamb { weight_decay: 0.1, maximize: true, ..base }, Lamb { adapt_undecayed: false, ..base }];
+    rules.map(AnyRule::from).to_vec()
 }
 
-fn larses() -> Vec<Lars> {
+fn larses() -> Vec<AnyRule> {
     let base = Lars { weight_decay: 0.1, ..Lars::default() };
-    vec![base, Lars { momentum: 0.0, ..base }, Lars { joint_norm: true, trust_coefficient: 0.1, ..base }]
+    let rules =
+        [base, Lars { momentum: 0.0, ..base }, Lars { joint_norm: true, trust_coefficient: 0.1, ..base }];
+    rules.map(AnyRule::from).to_vec()
 }
 
-/// Flat parameters and gradients at an element offset in poisoned buffers, with `behind` elements after them. Returns how many dispatches update.
-fn check_flat<R: Twin>(gpu: &Gpu, layout: &Layout<R>, before: [u64; 2], behind: u64, seed: u64) -> usize {
+/// Flat parameters and gradients at an element offset in poisoned buffers, with `behind` elements after them.
+/// Returns how many dispatches update.
+fn check_flat(gpu: &Gpu, layout: &Layout, before: [u64; 2], behind: u64, seed: u64) -> usize {
     let context = format!("flat at {before:?}, {behind} behind");
     let mut random = Random::new(seed);
     let len = layout.len();
@@ -120,10 +127,10 @@ fn check_flat<R: Twin>(gpu: &Gpu, layout: &Layout<R>, before: [u64; 2], behind: 
         gpu.run(encoder);
         assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
         let new = snapshot(gpu, &optimizer, &params, before[0] * 4);
-        assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &new).unwrap(), &context);
+        assert_within_budget(layout, &checker.step(&old, &g, lr(t), &new).unwrap(), &context);
     }
     assert_untouched(gpu, &params, &ranges, &context);
-    if R::RATIO.is_none() {
+    if layout.groups()[0].rule().spec().trust_ratio.is_none() {
         return tensors.dispatches();
     }
     // As many measure, and one is between them.
@@ -132,7 +139,7 @@ fn check_flat<R: Twin>(gpu: &Gpu, layout: &Layout<R>, before: [u64; 2], behind: 
 }
 
 /// A place for each tensor in two pools, in shuffled order, `gap` elements apart.
-fn check_pooled<R: Twin>(gpu: &Gpu, layout: &Layout<R>, gap: u64, align: u64, seed: u64) {
+fn check_pooled(gpu: &Gpu, layout: &Layout, gap: u64, align: u64, seed: u64) {
     let context = format!("pooled, {gap} apart, at multiples of {align}");
     let mut random = Random::new(seed);
     let mut order: Vec<_> = layout.tensors().iter().collect();
@@ -163,7 +170,7 @@ fn check_pooled<R: Twin>(gpu: &Gpu, layout: &Layout<R>, gap: u64, align: u64, se
         }
         flat
     };
-    let read = |optimizer: &Optimizer<R>| {
+    let read = |optimizer: &Optimizer| {
         // Any buffer of the right length does for the parameters, which are gathered.
         let mut all = snapshot(gpu, optimizer, &gpu.buffer(len as u64 * 4), 0);
         all.params = gather(&params);
@@ -179,13 +186,14 @@ fn check_pooled<R: Twin>(gpu: &Gpu, layout: &Layout<R>, gap: u64, align: u64, se
         optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
         gpu.run(encoder);
         assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
-        assert_within_budget::<R>(&checker.step(&old, &g, lr(t), &read(&optimizer)).unwrap(), &context);
+        let deviation = checker.step(&old, &g, lr(t), &read(&optimizer)).unwrap();
+        assert_within_budget(layout, &deviation, &context);
     }
     let ranges: Vec<_> = order.iter().zip(&places).map(|(t, (_, at))| *at..at + t.len).collect();
     assert_untouched(gpu, &params, &ranges, &context);
 }
 
-fn check_shape<R: Twin>(gpu: &Gpu, shape: &Shape, rules: &[R]) {
+fn check_shape(gpu: &Gpu, shape: &Shape, rules: &[AnyRule]) {
     let layout = layout(shape, rules);
     let seed = shape.seed;
     // Whole vectors behind the last tensor: one dispatch, however many tensors and groups.
@@ -220,7 +228,8 @@ fn random_layouts_with_poisoned_padding() {
     });
 }
 
-/// A device whose bindings hold 64 KiB and whose dispatches have 15 workgroups a row: chunks and rows at sizes that are quick to check.
+/// A device whose bindings hold 64 KiB and whose dispatches have 15 workgroups a row: chunks and rows at
+/// sizes that are quick to check.
 fn cramped() -> Option<Gpu> {
     harness::test_gpu_with(|limits: &mut Limits| {
         limits.max_storage_buffer_binding_size = 1 << 16;
@@ -266,14 +275,15 @@ fn thousands_of_tiny_tensors_are_one_dispatch() {
     assert_eq!(check_flat(&gpu, &layout(&shape, &adamws()), [0, 0], 8, 13), 1);
 }
 
-/// Parameters and gradients in one pooled buffer, in blocks of their own: the gradients' binding becomes writable.
+/// Parameters and gradients in one pooled buffer, in blocks of their own: the gradients' binding becomes
+/// writable.
 #[test]
 fn parameters_and_gradients_may_share_a_buffer() {
     let Some(gpu) = harness::test_gpu() else { return };
     let layout =
-        Layout::new([Group::new("all", Sgd::default()).tensor("a", [100]).tensor("b", [30])]).unwrap();
+        Layout::packed([Group::new("all", Sgd::default()).tensor("a", [100]).tensor("b", [30])]).unwrap();
     let pool = poisoned(&gpu, 1_024);
-    let bind = |optimizer: &mut Optimizer<Sgd>, at: [u64; 4]| -> Result<Bound, Error> {
+    let bind = |optimizer: &mut Optimizer, at: [u64; 4]| -> Result<Bound, Error> {
         let [pa, ga, pb, gb] = at.map(|element| View::new(&pool, element * 4));
         optimizer.bind(&Tensors::each([("a", pa, ga), ("b", pb, gb)]))
     };
@@ -296,7 +306,8 @@ fn parameters_and_gradients_may_share_a_buffer() {
     assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
 }
 
-/// State lies where the layout says, whatever the form of the buffers: a run may change from one to the other.
+/// State lies where the layout says, whatever the form of the buffers: a run may change from one form to the
+/// other.
 #[test]
 fn flat_and_each_may_take_turns() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -313,7 +324,7 @@ fn flat_and_each_may_take_turns() {
     });
     let each = optimizer.bind(&Tensors::each(views)).unwrap();
     assert_eq!((flat.dispatches(), each.dispatches()), (1, 4));
-    let mut checker = Checker::new(layout);
+    let mut checker = Checker::new(layout.clone());
     for t in 0..6 {
         let g = random.values(len);
         gpu.write(&grads, 0, &g);
@@ -324,23 +335,33 @@ fn flat_and_each_may_take_turns() {
         gpu.run(encoder);
         let new = snapshot(&gpu, &optimizer, &params, 0);
         let deviation = checker.step(&old, &g, lr(t), &new).unwrap();
-        assert_within_budget::<AdamW>(&deviation, &format!("step {}", t + 1));
+        assert_within_budget(&layout, &deviation, &format!("step {}", t + 1));
     }
 }
 
-/// An aligned layout keeps single tensors of any length on the vector path: one dispatch each, and one more for a last odd element.
+/// A layout keeps single tensors of any length on the vector path: one dispatch each, and one more for a last
+/// odd element. A packed layout does not, for all but the tensors that start at a vector.
 #[test]
-fn aligned_layouts_for_buffers_of_single_tensors() {
+fn layouts_for_buffers_of_single_tensors() {
     let Some(gpu) = harness::test_gpu() else { return };
     let group = Group::new("g", AdamW::default()).tensor("a", [10]).tensor("b", [3]).tensor("c", [64]);
-    let layout = Layout::aligned([group]).unwrap();
+    let packed = Layout::packed([group.clone()]).unwrap();
+    assert_eq!(packed.tensors().iter().map(|t| t.offset).collect::<Vec<_>>(), [0, 10, 13]);
+    let layout = Layout::new([group]).unwrap();
     assert_eq!(layout.tensors().iter().map(|t| t.offset).collect::<Vec<_>>(), [0, 12, 16]);
     let buffers: Vec<_> =
         layout.tensors().iter().map(|t| (gpu.buffer(t.len * 4), gpu.buffer(t.len * 4))).collect();
-    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-    let views = layout.tensors().iter().zip(&buffers).map(|(t, (p, g))| (t.name.as_str(), p, g));
+    let bind = |layout: &Layout| {
+        let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+        let views = layout.tensors().iter().zip(&buffers).map(|(t, (p, g))| (t.name.as_str(), p, g));
+        let bound = optimizer.bind(&Tensors::each(views)).unwrap();
+        (bound.dispatches(), bound.slow_dispatches())
+    };
     // 10 = 8 + 2, 3, 64.
-    assert_eq!(optimizer.bind(&Tensors::each(views)).unwrap().dispatches(), 4);
+    assert_eq!(bind(&layout), (4, 0));
+    // 10 = 8 + 2, and two tensors at lanes 2 and 1.
+    assert_eq!(bind(&packed), (4, 2));
     check_pooled(&gpu, &layout, 0, 4, 31);
     check_pooled(&gpu, &layout, 1, 1, 32);
+    check_pooled(&gpu, &packed, 1, 1, 33);
 }

@@ -4,26 +4,27 @@ use crate::common::{Random, lr, single};
 use harness::Gpu;
 use wgpu_optim::offload::{Offload, Progress, Transfers};
 use wgpu_optim::{
-    AdamW, Clip, Error, Format, Group, Lamb, Layout, LossScale, Options, Report, Twin, cpu, wgpu,
+    AdamW, AnyRule, Clip, Error, Format, Group, Lamb, Layout, LossScale, OffloadError, Options, Report, Sgd,
+    cpu, wgpu,
 };
 
 /// Several chunks, with a gap in the second.
-fn large<R: Twin>(rule: R) -> Layout<R> {
+fn large(rule: AnyRule) -> Layout {
     let group = Group::new("g", rule).tensor("a", [1_500_000]).tensor_at("b", [900_001], 1_500_017);
     Layout::new([group]).unwrap()
 }
 
 /// A submission of its own for one chunk.
-fn request<R: Twin>(gpu: &Gpu, offload: &mut Offload<R>, grads: &wgpu::Buffer, chunk: usize) {
+fn request(gpu: &Gpu, offload: &mut Offload, grads: &wgpu::Buffer, chunk: usize) {
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, grads, chunk).unwrap();
     gpu.queue.submit([encoder.finish()]);
 }
 
 /// A whole step.
-pub fn step<R: Twin>(
+pub fn step(
     gpu: &Gpu,
-    offload: &mut Offload<R>,
+    offload: &mut Offload,
     params: &wgpu::Buffer,
     grads: &wgpu::Buffer,
     lr: f64,
@@ -80,7 +81,7 @@ fn a_skipped_step_is_done_with_a_look() {
 
 #[test]
 fn the_same_bits_as_on_the_cpu_alone() {
-    fn test<R: Twin>(rule: R, options: Options, transfers: Transfers) {
+    fn test(rule: AnyRule, options: Options, transfers: Transfers) {
         let Some(gpu) = harness::test_gpu() else { return };
         let layout = large(rule);
         let len = layout.len() as usize;
@@ -109,8 +110,8 @@ fn the_same_bits_as_on_the_cpu_alone() {
         for tensor in layout.tensors() {
             let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same(&got[tensor.range()], &start[tensor.range()]), "{}", tensor.name);
-            for slot in wgpu_optim::rules::slots::<R>() {
-                let of = |o: &cpu::Optimizer<R>| format!("{:?}", o.state(slot, &tensor.name).unwrap());
+            for slot in layout.slot_names() {
+                let of = |o: &cpu::Optimizer| format!("{:?}", o.state(slot, &tensor.name).unwrap());
                 assert!(of(offload.optimizer()) == of(&alone), "{slot} of {}", tensor.name);
             }
         }
@@ -120,20 +121,106 @@ fn the_same_bits_as_on_the_cpu_alone() {
     let [large, few, one] = [(64, 4), (7, 2), (1, 1)]
         .map(|(chunk_blocks, staged_chunks)| Transfers { chunk_blocks, staged_chunks });
     assert_eq!(large, Transfers::default());
-    test(AdamW::default(), Options::default(), large);
-    test(AdamW::default(), Options::default(), few);
-    test(AdamW::default(), Options { norms: true, ..skip }, large);
-    test(AdamW::default(), Options { norms: true, ..skip }, few);
-    test(Lamb::default(), skip, Transfers { staged_chunks: usize::MAX, ..few });
-    test(Lamb::default(), skip, one);
+    test(AdamW::default().into(), Options::default(), large);
+    test(AdamW::default().into(), Options::default(), few);
+    test(AdamW::default().into(), Options { norms: true, ..skip }, large);
+    test(AdamW::default().into(), Options { norms: true, ..skip }, few);
+    test(Lamb::default().into(), skip, Transfers { staged_chunks: usize::MAX, ..few });
+    test(Lamb::default().into(), skip, one);
     let small = Options { states: Format::Q8, f32_states_below: 1_000_000, ..Options::default() };
-    test(AdamW::default(), small, few);
+    test(AdamW::default().into(), small, few);
+}
+
+/// Rules by turns, with gaps, in tensors below and above a block. Two of them share nothing but the flat
+/// space.
+fn mixed(frozen: bool) -> Layout {
+    let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
+    let mut groups = [
+        Group::new("adamw", AdamW::default()),
+        Group::new("lamb", Lamb::default()).lr_factor(2.0),
+        Group::new("sgd", sgd).lr_factor(0.5),
+        Group::new("frozen", sgd).frozen(frozen),
+    ];
+    let mut offset = 3;
+    for i in 0..40u64 {
+        let len = if i % 9 == 4 { 20_001 } else { 1 + i * 37 % 200 };
+        let group = &mut groups[i as usize % 4];
+        *group = group.clone().tensor_at(format!("t{i}"), [len], offset);
+        offset += len + i % 3;
+    }
+    Layout::new(groups).unwrap()
+}
+
+/// Chunks of one rule each, of which a frozen group has no part.
+#[test]
+fn several_rules_have_the_same_bits_as_on_the_cpu_alone() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let clip = |clip| Options { clip: Some(clip), report: true, ..Options::default() };
+    let skip = Options { skip_nonfinite: true, norms: true, ..clip(Clip::GlobalNorm(1.0)) };
+    for options in [Options::default(), clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), skip] {
+        for (chunk_blocks, staged_chunks) in [(1, 1), (1, 3), (2, 2), (3, usize::MAX)] {
+            for frozen in [false, true] {
+                let transfers = Transfers { chunk_blocks, staged_chunks };
+                check_mixed(&gpu, &mixed(frozen), options, transfers);
+            }
+        }
+    }
+}
+
+fn check_mixed(gpu: &Gpu, layout: &Layout, options: Options, transfers: Transfers) {
+    let context = format!("{options:?} {transfers:?}");
+    let len = layout.len() as usize;
+    let mut random = Random::new(5);
+    let mut start = random.values(len);
+    let (params, grads) = (gpu.upload(&start), gpu.buffer(layout.buffer_size()));
+    let mut offload =
+        Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, start.clone()).unwrap();
+    let mut alone = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+    // A gap belongs to the caller.
+    gpu.write(&params, 0, &[8.0; 3]);
+    let frozen = &layout.groups()[3];
+    for t in 0..8 {
+        if t == 2 || t == 5 {
+            if (t == 2) == frozen.is_frozen() {
+                offload.unfreeze(frozen.name()).unwrap();
+                alone.unfreeze(frozen.name()).unwrap();
+            } else {
+                offload.freeze(frozen.name()).unwrap();
+                alone.freeze(frozen.name()).unwrap();
+            }
+        }
+        let mut values = random.values(len);
+        if t == 3 && options.skip_nonfinite {
+            values[layout.tensor("t1").unwrap().range()].fill(f32::NAN);
+        }
+        if offload.optimizer().layout().groups()[3].is_frozen() {
+            // No norm includes them, and nothing of them is skipped.
+            values[layout.tensor("t3").unwrap().range()].fill(f32::INFINITY);
+        }
+        gpu.write(&grads, 0, &values);
+        let got = step(gpu, &mut offload, &params, &grads, lr(t));
+        let want = alone.step(cpu::Tensors::flat(&mut start, &values), lr(t)).unwrap();
+        assert_eq!(format!("{got:?}"), format!("{want:?}"), "{context}, step {t}");
+    }
+    let got = gpu.read(&params, 0, len);
+    assert_eq!(got[..3], [8.0; 3]);
+    for tensor in layout.tensors() {
+        let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+        let range = tensor.range();
+        assert!(same(&got[range.clone()], &start[range.clone()]), "{context}: {}", tensor.name);
+        assert!(same(&offload.params()[range.clone()], &start[range]), "{context}: {}", tensor.name);
+        for slot in layout.kept_slots(tensor) {
+            let of = |o: &cpu::Optimizer| format!("{:?}", o.state(slot, &tensor.name).unwrap());
+            assert!(of(offload.optimizer()) == of(&alone), "{context}: {slot} of {}", tensor.name);
+        }
+    }
 }
 
 /// Elements of a block of the CPU engine.
 const BLOCK: usize = 16_384;
 
-/// The first chunk is updated, and its parameters are on the device, while the second has not even been asked for.
+/// The first chunk is updated, and its parameters are on the device, while the second has not even been asked
+/// for.
 #[test]
 fn a_chunk_does_not_wait_for_the_next() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -158,7 +245,7 @@ fn a_chunk_does_not_wait_for_the_next() {
         assert_eq!(moved, len.min((chunk + 1) * BLOCK));
         if chunk < 2 {
             let error = offload.advance(&gpu.queue, &params, 0.5).unwrap_err();
-            assert_eq!(error, Error::NotRequested { chunk: chunk + 1 });
+            assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: chunk + 1 }));
         }
     }
     // With a look at all gradients first, nothing is written before the second pass.
@@ -175,7 +262,7 @@ fn a_chunk_does_not_wait_for_the_next() {
     assert_eq!(gpu.read(&params, 0, len).iter().filter(|&&p| p < 1.0).count(), BLOCK);
 }
 
-/// What there is no room for cannot be requested, nor what is done with.
+/// A chunk without room cannot be requested, nor one that the pass is done with.
 #[test]
 fn a_ring_has_an_order() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -197,9 +284,9 @@ fn a_ring_has_an_order() {
     assert_eq!((most.chunks(), most.staging_bytes()), (1, 4 * len as u64));
     let mut offload = new(transfers).unwrap();
     let (params, grads) = (gpu.buffer(4 * len as u64), gpu.buffer(4 * len as u64));
-    let refused = |offload: &mut Offload<AdamW>, chunk, first| {
+    let refused = |offload: &mut Offload, chunk, first| {
         let error = offload.request(&mut gpu.encoder(), &grads, chunk).unwrap_err();
-        assert_eq!(error, Error::OutOfTurn { chunk, first, end: first + 2 });
+        assert_eq!(error, Error::Offload(OffloadError::OutOfTurn { chunk, first, end: first + 2 }));
     };
     refused(&mut offload, 2, 0);
     // Not in order: there is room for both.
@@ -231,7 +318,7 @@ fn nothing_changes_within_a_step() {
     offload.set_loss_scale(32.0, 3).unwrap();
     gpu.wait();
     assert_eq!(offload.advance(&gpu.queue, &params, 0.1).unwrap(), Progress::Working);
-    let refused = Error::StepUnderWay;
+    let refused = Error::Offload(OffloadError::StepUnderWay);
     assert_eq!(offload.set_loss_scale(64.0, 0).unwrap_err(), refused);
     assert_eq!(offload.state_mut("exp_avg", "w").unwrap_err(), refused);
     assert_eq!(offload.upload(&gpu.queue, &params).unwrap_err(), refused);
@@ -269,7 +356,7 @@ fn bad_requests() {
     let error = offload.advance(&gpu.queue, &short, 0.1).unwrap_err();
     assert!(matches!(error, Error::OutOfBounds { .. }), "{error}");
     let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
-    assert_eq!(error, Error::NotRequested { chunk: 0 });
+    assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: 0 }));
     offload.request(&mut encoder, &good, 0).unwrap();
     let error = offload.advance(&gpu.queue, &good, f64::NAN).unwrap_err();
     assert!(matches!(error, Error::Step { .. }), "{error}");
@@ -284,7 +371,7 @@ fn bad_requests() {
     drop(encoder);
     // Within a step that has begun.
     let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
-    assert_eq!(error, Error::NotRequested { chunk: 0 });
+    assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: 0 }));
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, &good, 0).unwrap();
     gpu.run(encoder);

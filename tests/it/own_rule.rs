@@ -2,8 +2,8 @@
 
 use crate::common::{Run, single};
 use wgpu_optim::float::Float;
-use wgpu_optim::rules::Fields;
-use wgpu_optim::{Ema, Error, Group, Layout, Optimizer, Options, Rule, Step, fields};
+use wgpu_optim::rules::{Fields, GpuOnly};
+use wgpu_optim::{Ema, Error, Group, Layout, Optimizer, Options, Rule, Step, cpu, fields};
 
 fields! {
     /// Step scalars.
@@ -46,7 +46,7 @@ macro_rules! signum {
             fn validate(&self) -> Result<(), Error> {
                 Ok(())
             }
-            fn with_momentum(self, beta: f64) -> Option<Self> {
+            fn with_momentum(&self, beta: f64) -> Option<Self> {
                 Some(Self { beta })
             }
             fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
@@ -60,16 +60,20 @@ signum!(Signum, "signum", SIGNUM);
 signum!(
     OneGroupOnly,
     "one_group_only",
-    "\nfn update(s: Scalars, at: At) {\n    let lr: f32 = s.lr;\n    write_p(at, read_p(at) - lr * read_g(at));\n}"
+    "
+fn update(s: Scalars, at: At) {
+    let lr: f32 = s.lr;
+    write_p(at, read_p(at) - lr * read_g(at));
+}"
 );
 signum!(Misspelt, "misspelt", "\nfn update(s: Scalars, at: At) {\n    write_p(at, read_q(at));\n}");
 
 #[test]
 fn it_gets_groups_and_state_like_a_built_in_one() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let layout = Layout::new([
-        Group::new("a", Signum { beta: 0.5 }).tensor("a", [3]),
-        Group::new("b", Signum { beta: 0.0 }).lr_factor(2.0).tensor("b", [2]),
+    let layout = Layout::packed([
+        Group::new("a", GpuOnly(Signum { beta: 0.5 })).tensor("a", [3]),
+        Group::new("b", GpuOnly(Signum { beta: 0.0 })).lr_factor(2.0).tensor("b", [2]),
     ])
     .unwrap();
     let mut run = Run::new(&gpu, layout, &[1.0; 5]);
@@ -80,16 +84,23 @@ fn it_gets_groups_and_state_like_a_built_in_one() {
     assert_eq!(end.params, [0.75, 1.25, 1.0, 0.75, 1.25]);
 }
 
+/// The CPU engine names a rule that has no implementation for it.
+#[test]
+fn it_is_for_the_gpu_alone_without_a_cpu_implementation() {
+    let error = cpu::Optimizer::new(single(GpuOnly(Signum { beta: 0.5 }), 8)).unwrap_err();
+    assert_eq!(error, Error::NoCpuRule { rule: "signum" });
+}
+
 /// The device's words name the rule's own third line.
 #[test]
 fn a_mistake_in_its_shader_is_an_error_with_its_line() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let error = Optimizer::new(&gpu.device, single(Misspelt { beta: 0.0 }, 8)).unwrap_err();
+    let error = Optimizer::new(&gpu.device, single(GpuOnly(Misspelt { beta: 0.0 }), 8)).unwrap_err();
     let Error::Device { what, reason } = &error else { panic!("{error}") };
     assert!(what.contains("misspelt") && what.contains("lines 1 to 4"), "{what}");
     assert!(reason.contains("read_q") && reason.contains(":3:"), "{reason}");
-    // What only layouts with quads of several groups would need is looked at too.
-    let error = Optimizer::new(&gpu.device, single(OneGroupOnly { beta: 0.0 }, 8)).unwrap_err();
+    // The text for vectors of several groups is checked too, for any layout.
+    let error = Optimizer::new(&gpu.device, single(GpuOnly(OneGroupOnly { beta: 0.0 }), 8)).unwrap_err();
     let Error::Device { reason, .. } = &error else { panic!("{error}") };
     assert!(reason.contains(":3:"), "{reason}");
 }
@@ -99,7 +110,8 @@ fields! {
     pub struct ManySlots { a, b, c, d, e, f }
 }
 
-/// Six slots, beside which the device's limit of 8 storage buffers leaves room for parameters and gradients, and not for an average of the weights.
+/// Six slots: the device's limit of 8 storage buffers then leaves room for parameters and gradients, and none
+/// for an average of the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Greedy;
 
@@ -121,7 +133,7 @@ impl Rule for Greedy {
 fn too_many_slots_for_the_device() {
     let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffers_per_shader_stage = 8) else { return };
     let options = Options { ema: Some(Ema { decay: 0.9, debias: false }), ..Options::default() };
-    let error = Optimizer::with_options(&gpu.device, single(Greedy, 8), options).unwrap_err();
+    let error = Optimizer::with_options(&gpu.device, single(GpuOnly(Greedy), 8), options).unwrap_err();
     let limit = "max_storage_buffers_per_shader_stage";
     assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
 }
@@ -135,7 +147,7 @@ macro_rules! named {
             const NAME: &'static str = "named";
             const DEFAULT_LR: f64 = 1e-3;
             const WGSL: &'static str = "";
-            const RATIO: Option<&'static str> = $ratio;
+            const TRUST_RATIO: Option<&'static str> = $ratio;
             type Scalars<T: Float> = $scalars;
             type State<T: Float> = $state;
             fn validate(&self) -> Result<(), Error> {
@@ -161,16 +173,16 @@ named!(NoRatio, SignumScalars<T>, (), Some("phi"));
 named!(ItsFactor, Factor<T>, (), None);
 named!(ItsAverage, SignumScalars<T>, Ema2<T>, None);
 
-/// What would not compile with some of the options, or mean something else, is refused with the layout.
+/// Names that clash with those of the kernel are refused with the layout.
 #[test]
 fn names_that_are_taken() {
     fn refused<R: Rule>(rule: R, what: &str) {
-        let error = Layout::new([Group::new("g", rule).tensor("w", [4])]).unwrap_err();
+        let error = Layout::new([Group::new("g", GpuOnly(rule)).tensor("w", [4])]).unwrap_err();
         let Error::Conflict { rule: "named", conflict } = error else { panic!("{error}") };
         assert!(conflict.contains(what), "{conflict}");
     }
     refused(NoScalars, "at least one scalar");
-    refused(NoRatio, "RATIO");
+    refused(NoRatio, "TRUST_RATIO");
     refused(ItsFactor, "gradient_factor");
     refused(ItsAverage, "ema");
 }
@@ -197,7 +209,7 @@ impl Rule for SignDescent {
 #[test]
 fn a_rule_without_state() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let mut run = Run::new(&gpu, single(SignDescent, 3), &[1.0; 3]);
+    let mut run = Run::new(&gpu, single(GpuOnly(SignDescent), 3), &[1.0; 3]);
     run.step(&[2.0, 0.0, -0.5], 0.25);
     let end = run.snapshot();
     assert_eq!(end.params, [0.75, 1.0, 1.25]);

@@ -1,0 +1,155 @@
+//! Formats that are converted as a checkpoint is loaded on the GPU.
+
+use crate::common::{Directory, bytes, counters, mismatches, values};
+use crate::gpu::{Run, layout};
+use wgpu_optim::checkpoint::{self, Cpu, Extra, Formats, Load, Mismatch, Missing};
+use wgpu_optim::{Format, Master, Options, cpu, q8};
+
+const CONVERT: Load = Load {
+    missing: Missing::Error,
+    extra: Extra::Error,
+    formats: Formats::Convert,
+    hyperparameters: checkpoint::Differing::Error,
+    options: checkpoint::Differing::Error,
+};
+
+/// From every format of state to every other: the nearest numbers, blocks as the new places have them.
+#[test]
+fn states_are_converted() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("states");
+    for from in Format::STATES {
+        let path = directory.file(&format!("{}.safetensors", from.name()));
+        let options = |states| Options { states, ..Options::default() };
+        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
+        saved.save(&path);
+        let want = saved.numbers();
+        for to in Format::STATES {
+            for shift in [0, 2] {
+                let mut run = Run::new(&gpu, layout(shift), options(to));
+                let context = format!("{from:?} to {to:?}, shifted by {shift}");
+                if from != to || from == Format::Q8 && shift > 0 {
+                    let found = mismatches(run.load(&path, &Load::default()));
+                    let state = |mismatch: &&Mismatch| match mismatch {
+                        Mismatch::Format { slot, .. } => slot.starts_with("exp_avg"),
+                        _ => false,
+                    };
+                    assert_eq!(found.iter().filter(state).count(), 2, "{context}: {found:?}");
+                }
+                run.load(&path, &CONVERT).unwrap();
+                assert_eq!(run.optimizer.steps(), 3);
+                for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+                    let tensor = run.optimizer.layout().tensor(name.split('/').next_back().unwrap()).unwrap();
+                    let expected: Vec<f32> = if name.starts_with("param") || from == to && shift == 0 {
+                        want.clone()
+                    } else if to == Format::Q8 {
+                        // Blocks begin where the tensor's first vector does.
+                        let first = q8::BLOCK - (tensor.offset % 4) as usize;
+                        let (head, tail) = want.split_at(first.min(want.len()));
+                        std::iter::once(head)
+                            .chain(tail.chunks(q8::BLOCK))
+                            .flat_map(|block| {
+                                let scale = q8::scale(block);
+                                block.iter().map(move |x| q8::decode(q8::encode(*x, scale), scale))
+                            })
+                            .collect()
+                    } else {
+                        want.iter().map(|x| to.decode(to.encode(*x))).collect()
+                    };
+                    assert_eq!(*got, expected, "{context}: {name}");
+                }
+            }
+        }
+    }
+}
+
+/// Of a parameter that both engines have updated from the same numbers: a few units of the last place of what
+/// is below 2, for divisions and roots that a device rounds as it likes.
+const ENGINES_APART: f32 = 4.0 * f32::EPSILON;
+
+/// From f32 to every other format of state, and on from there: as from a checkpoint of its own bit for bit,
+/// and on both engines alike.
+#[test]
+fn a_converted_run_goes_on() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("converted");
+    let [path, own] = ["f32.safetensors", "own.safetensors"].map(|name| directory.file(name));
+    let skips = Options { skip_nonfinite: true, ..Options::default() };
+    let mut saved = Run::new(&gpu, layout(0), skips).steps(3);
+    saved.save(&path);
+    for states in Format::STATES {
+        let options = Options { states, ..skips };
+        let mut converted = Run::new(&gpu, layout(0), options);
+        converted.load(&path, &CONVERT).unwrap();
+        converted.save(&own);
+        let mut again = Run::new(&gpu, layout(0), options);
+        again.load(&own, &Load::default()).unwrap();
+        let mut optimizer = cpu::Optimizer::with_options(layout(0), options).unwrap();
+        let mut params = vec![0.25; optimizer.layout().len() as usize];
+        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+        checkpoint::load(&mut engine, &path, &CONVERT).unwrap();
+        let slots =
+            |run: &Run<'_>| ["exp_avg", "exp_avg_sq"].map(|slot| harness::slot(&gpu, &run.optimizer, slot));
+        let host = ["exp_avg", "exp_avg_sq"].map(|slot| harness::cpu_slot(&optimizer, slot));
+        assert!(slots(&converted) == host, "{states:?}");
+        let [mut converted, again] = [converted.steps(1), again.steps(1)];
+        let grads = values(0, params.len());
+        optimizer.step(cpu::Tensors::flat(&mut params, &grads), 0.01).unwrap();
+        let theirs = harness::snapshot(&gpu, &converted.optimizer, &converted.params, 0).params;
+        for (i, (ours, theirs)) in params.iter().zip(&theirs).enumerate() {
+            assert!((ours - theirs).abs() <= ENGINES_APART, "{states:?}: {ours:e} and {theirs:e} at {i}");
+        }
+        let found = counters(&bytes(&mut converted.engine()));
+        assert_eq!(found, counters(&bytes(&mut Cpu::new(&mut optimizer))), "{states:?}");
+        assert_eq!(found.taken, 4);
+        let [converted, again] = [converted.steps(4), again.steps(4)];
+        assert_eq!(converted.numbers(), again.numbers(), "{states:?}");
+    }
+}
+
+/// Parameters with what is kept of them, from every way to keep to every other.
+#[test]
+fn parameters_are_converted() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("masters");
+    use Format::{Bf16, F16, F32};
+    let ways = [
+        (F32, Master::F32),
+        (F16, Master::F32),
+        (Bf16, Master::F32),
+        (Bf16, Master::Remainder),
+        (Bf16, Master::None),
+    ];
+    let options = |(params, master)| Options { params, master, grads: params, ..Options::default() };
+    for from in ways {
+        let path = directory.file("run.safetensors");
+        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
+        saved.save(&path);
+        let want = saved.numbers();
+        for to in ways {
+            let mut run = Run::new(&gpu, layout(1), options(to));
+            run.load(&path, &CONVERT).unwrap();
+            for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+                let whole = to.0 == F32 || to.1 != Master::None || name.starts_with("exp");
+                let expected: Vec<f32> = if whole {
+                    want.clone()
+                } else {
+                    want.iter().map(|x| Bf16.decode(Bf16.encode(*x))).collect()
+                };
+                assert_eq!(*got, expected, "{from:?} to {to:?}: {name}");
+            }
+            // What the caller gets is the nearest of what is kept, or its upper half.
+            let codes = harness::param_codes(&gpu, &run.optimizer, &run.params, 0);
+            for (tensor, (_, want)) in run.optimizer.layout().tensors().iter().zip(want.iter().skip(8)) {
+                for (code, x) in codes[tensor.range()].iter().zip(want) {
+                    let split = (x.to_bits() + 0x8000) >> 16;
+                    assert_eq!(
+                        *code,
+                        if to.1 == Master::Remainder { split } else { to.0.encode(*x) },
+                        "{from:?} to {to:?}"
+                    );
+                }
+            }
+        }
+    }
+}

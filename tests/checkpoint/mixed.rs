@@ -1,0 +1,360 @@
+//! Layouts of several rules, whose values change during a run: resumed in another process bit for bit.
+
+use crate::common::{Directory, Random, assert_same_tensors, bytes, counters, mismatches};
+use harness::Gpu;
+use std::path::Path;
+use wgpu_optim::checkpoint::{
+    self, Cpu, Differing, Error, Extra, Formats, Gpu as Engine, Load, Loaded, Mismatch, Missing, Parameters,
+    Reader, Record, Save,
+};
+use wgpu_optim::{
+    Adam, AdamW, Bound, Clip, Ema, Format, Group, Lamb, Layout, Lion, NAdam, Optimizer, Options, Rounding,
+    Sgd, Tensors, cpu, schedule,
+};
+
+/// Steps before the save, and after it.
+const HALF: u64 = 8;
+/// A step with gradients that are not finite, where they are skipped: while a group is frozen.
+const OVERFLOW: u64 = 2;
+
+/// Every value of a file.
+pub const TAKE: Load = Load {
+    missing: Missing::Error,
+    extra: Extra::Error,
+    formats: Formats::Same,
+    hyperparameters: Differing::Take,
+    options: Differing::Take,
+};
+
+fn adamw() -> AdamW {
+    AdamW { weight_decay: 0.1, ..AdamW::default() }
+}
+
+/// Four groups of four rules, as a program begins with them.
+pub fn layout() -> Layout {
+    let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
+    Layout::new([
+        Group::new("body", adamw()).tensor("w", [9, 14]).tensor("a", [33]),
+        Group::new("head", sgd).lr_factor(0.5).tensor("h", [70]),
+        Group::new("norm", Lamb::default()).tensor("l", [5, 13]).tensor("m", [7]),
+        Group::new("tail", NAdam::default()).tensor("n", [41]),
+    ])
+    .unwrap()
+}
+
+/// Options around the rules: plain ones, and with everything that is counted or random.
+fn options() -> [Options; 2] {
+    let plain = Options { clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() };
+    let around = Options {
+        skip_nonfinite: true,
+        states: Format::Q8,
+        f32_states_below: 40,
+        rounding: Rounding::Stochastic { seed: 7 },
+        ema: Some(Ema { decay: 0.5, debias: true }),
+        ..plain
+    };
+    [plain, around]
+}
+
+/// The changes of a run before step `t`, on an optimizer of either engine.
+macro_rules! change {
+    ($optimizer:expr, $t:expr) => {
+        match $t {
+            1 => $optimizer.freeze("tail"),
+            3 => $optimizer.set_rule("body", AdamW { beta2: 0.95, ..adamw() }),
+            4 => $optimizer.unfreeze("tail"),
+            5 => $optimizer.set_lr_factor("head", schedule::cosine(0.5, 0.0, 20)),
+            6 => $optimizer.freeze("norm"),
+            7 => $optimizer.set_clip(Clip::GlobalNorm(0.25)),
+            // After the save.
+            10 => $optimizer.unfreeze("norm"),
+            12 => $optimizer.set_rule("tail", NAdam { weight_decay: 0.1, ..NAdam::default() }),
+            _ => Ok(()),
+        }
+        .unwrap()
+    };
+}
+
+/// Everything that differs from the beginning at the save.
+fn changes() -> [Mismatch; 4] {
+    let value = |group: &str, field: &str, found: &str, expected: &str| Mismatch::Hyperparameter {
+        group: group.into(),
+        field: field.into(),
+        found: found.into(),
+        expected: expected.into(),
+    };
+    let cosine = r#"{"cosine":{"start":0.5,"end":0.0,"steps":20}}"#;
+    [
+        value("body", "beta2", "0.95", "0.999"),
+        value("head", "lr_factor", cosine, r#"{"constant":0.5}"#),
+        value("norm", "frozen", "true", "false"),
+        Mismatch::Option {
+            field: "clip".into(),
+            found: r#"{"global_norm":0.25}"#.into(),
+            expected: r#"{"global_norm":1.0}"#.into(),
+        },
+    ]
+}
+
+/// The gradients of step `t`.
+fn gradients(t: u64, options: &Options) -> Vec<f32> {
+    let mut random = Random::new(t);
+    let mut grads = random.values(layout().len() as usize);
+    if t == OVERFLOW && options.skips() {
+        grads[0] = f32::NAN;
+    }
+    grads
+}
+
+/// A run on either engine.
+trait Run {
+    fn step(&mut self);
+    fn checkpoint(&mut self) -> Vec<u8>;
+    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error>;
+
+    fn steps(&mut self, n: u64) {
+        (0..n).for_each(|_| self.step());
+    }
+}
+
+struct OnCpu {
+    optimizer: cpu::Optimizer,
+    params: Vec<f32>,
+}
+
+impl OnCpu {
+    fn new(options: Options) -> Self {
+        let optimizer = cpu::Optimizer::with_options(layout(), options).unwrap();
+        Self { optimizer, params: vec![0.5; layout().len() as usize] }
+    }
+
+    fn engine(&mut self) -> Cpu<'_> {
+        Cpu::new(&mut self.optimizer).parameters(&mut self.params)
+    }
+}
+
+impl Run for OnCpu {
+    fn step(&mut self) {
+        let t = self.optimizer.steps();
+        change!(self.optimizer, t);
+        let grads = gradients(t, self.optimizer.options());
+        self.optimizer.step(cpu::Tensors::flat(&mut self.params, &grads), 0.01).unwrap();
+    }
+
+    fn checkpoint(&mut self) -> Vec<u8> {
+        bytes(&mut self.engine())
+    }
+
+    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
+        checkpoint::load(&mut self.engine(), path, load)
+    }
+}
+
+/// One binding serves from the beginning to the end.
+struct OnGpu<'a> {
+    gpu: &'a Gpu,
+    optimizer: Optimizer,
+    params: wgpu::Buffer,
+    grads: wgpu::Buffer,
+    bound: Bound,
+}
+
+impl<'a> OnGpu<'a> {
+    fn new(gpu: &'a Gpu, options: Options) -> Self {
+        let mut optimizer = Optimizer::with_options(&gpu.device, layout(), options).unwrap();
+        let start = vec![0.5; layout().len() as usize];
+        let (params, grads) = (gpu.upload(&start), gpu.upload(&start));
+        let bound = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
+        Self { gpu, optimizer, params, grads, bound }
+    }
+
+    fn engine(&mut self) -> Engine<'_> {
+        Engine::new(&mut self.optimizer, &self.gpu.queue).parameters(Parameters::flat(&self.params))
+    }
+}
+
+impl Run for OnGpu<'_> {
+    fn step(&mut self) {
+        let t = self.optimizer.steps();
+        change!(self.optimizer, t);
+        self.gpu.write(&self.grads, 0, &gradients(t, self.optimizer.options()));
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, 0.01).unwrap();
+        self.gpu.run(encoder);
+    }
+
+    fn checkpoint(&mut self) -> Vec<u8> {
+        bytes(&mut self.engine())
+    }
+
+    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
+        checkpoint::load(&mut self.engine(), path, load)
+    }
+}
+
+/// The variable that tells a test its directory, and that it is the process that begins.
+const BEGINS: &str = "WGPU_OPTIM_TEST_BEGINS";
+
+/// Runs a test in a process of its own, which saves at half of the steps; then continues each run from there.
+fn goes_on<F: Fn(), R: Run>(test: F, name: &str, new: impl Fn(Options) -> R) {
+    let files = |directory: &Path, i: usize| ["half", "end"].map(|end| directory.join(format!("{i}.{end}")));
+    if let Some(directory) = std::env::var_os(BEGINS) {
+        for (i, options) in options().into_iter().enumerate() {
+            let mut run = new(options);
+            for file in files(directory.as_ref(), i) {
+                run.steps(HALF);
+                std::fs::write(file, run.checkpoint()).unwrap();
+            }
+        }
+        return;
+    }
+    let directory = Directory::new(name);
+    let status = harness::again(&test).env(BEGINS, directory.file("")).status().unwrap();
+    assert!(status.success());
+    for (i, options) in options().into_iter().enumerate() {
+        let [half, end] = files(&directory.file(""), i);
+        let mut run = new(options);
+        let before = run.checkpoint();
+        // Without a policy each change is listed, and nothing else.
+        assert_eq!(mismatches(run.load(&half, &Load::default())), changes());
+        let values = Load { options: Differing::Error, ..TAKE };
+        assert_eq!(mismatches(run.load(&half, &values)), changes()[3..]);
+        let clip = Load { hyperparameters: Differing::Error, ..TAKE };
+        assert_eq!(mismatches(run.load(&half, &clip)), changes()[..3]);
+        assert!(run.checkpoint() == before, "a load that is refused changes something");
+        let loaded = run.load(&half, &TAKE).unwrap();
+        assert_eq!((loaded.steps, loaded.taken), (HALF, HALF - u64::from(options.skips())));
+        assert!(run.checkpoint() == std::fs::read(&half).unwrap(), "{options:?}");
+        run.steps(HALF);
+        assert!(run.checkpoint() == std::fs::read(&end).unwrap(), "{options:?}");
+        // Values of the optimizer hold on request: the second half begins as the first did.
+        let mut run = new(options);
+        let ignore =
+            Load { hyperparameters: Differing::Ignore, options: Differing::Ignore, ..Load::default() };
+        run.load(&half, &ignore).unwrap();
+        let saved = run.checkpoint();
+        let reader = Reader::new(std::io::Cursor::new(&saved)).unwrap();
+        let record = Record::read(&reader).unwrap();
+        assert!(record.groups.0.iter().all(|group| !group.frozen));
+        assert_eq!(record.options.unwrap().text(), serde_json::to_string(&options).unwrap());
+    }
+}
+
+#[test]
+fn a_mixed_run_goes_on_in_another_process_on_the_cpu() {
+    goes_on(a_mixed_run_goes_on_in_another_process_on_the_cpu, "mixed-cpu", OnCpu::new);
+}
+
+#[test]
+fn a_mixed_run_goes_on_in_another_process_on_the_gpu() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    goes_on(a_mixed_run_goes_on_in_another_process_on_the_gpu, "mixed-gpu", |options| {
+        OnGpu::new(&gpu, options)
+    });
+}
+
+/// A group that was frozen for three steps, one of them skipped, and one that is frozen for two so far.
+#[test]
+fn every_group_has_its_own_count() {
+    for options in options() {
+        let mut run = OnCpu::new(options);
+        run.steps(HALF);
+        let counters = counters(&run.checkpoint());
+        let skipped = u64::from(options.skips());
+        let taken: Vec<_> = counters.groups.iter().map(|(_, taken)| *taken).collect();
+        assert_eq!(taken, [8 - skipped, 8 - skipped, 6 - skipped, 5], "{options:?}");
+    }
+}
+
+/// The record of a checkpoint in memory, as JSON.
+fn record(checkpoint: &[u8]) -> serde_json::Value {
+    let reader = Reader::new(std::io::Cursor::new(checkpoint)).unwrap();
+    serde_json::from_str(&reader.metadata()["wgpu_optim"]).unwrap()
+}
+
+/// Fields of groups that have the values of the whole record are left out, so that files of one rule are as
+/// they were before there were these fields.
+#[test]
+fn fields_of_a_group_are_there_where_they_differ() {
+    let fields = |record: &serde_json::Value, group: usize| -> Vec<String> {
+        let group = record["groups"][group].as_object().unwrap();
+        group.keys().filter(|key| ["rule", "taken", "frozen"].contains(&&***key)).cloned().collect()
+    };
+    let mut run = crate::common::Run::new(crate::common::layout());
+    let record_of_one = record(&bytes(&mut run.steps(2).engine()));
+    for group in 0..2 {
+        assert!(fields(&record_of_one, group).is_empty(), "{record_of_one}");
+        assert_eq!(record_of_one["groups"][group].as_object().unwrap().len(), 5, "{record_of_one}");
+    }
+    let mut run = OnCpu::new(options()[0]);
+    run.steps(HALF);
+    let mixed = record(&run.checkpoint());
+    assert_eq!(mixed["rule"], "adamw");
+    let groups: Vec<_> = (0..4).map(|group| fields(&mixed, group)).collect();
+    assert_eq!(groups[0], [""; 0]);
+    assert_eq!(groups[1], ["rule"]);
+    assert_eq!(groups[2], ["frozen", "rule", "taken"]);
+    assert_eq!(groups[3], ["rule", "taken"]);
+    let rules = [1, 2, 3].map(|group| mixed["groups"][group]["rule"].clone());
+    assert_eq!(rules, ["sgd", "lamb", "nadam"]);
+}
+
+/// Either engine takes the values of the other's file, and saves the same tensors again.
+#[test]
+fn engines_take_each_others_values() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("mixed-engines");
+    let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| directory.file(name));
+    let across = |from: &mut dyn Run, to: &mut dyn Run, context: &str| {
+        from.steps(HALF);
+        std::fs::write(&first, from.checkpoint()).unwrap();
+        assert_eq!(mismatches(to.load(&first, &Load::default())), changes(), "{context}");
+        to.load(&first, &TAKE).unwrap();
+        std::fs::write(&second, to.checkpoint()).unwrap();
+        assert_same_tensors(&first, &second, context);
+        let [a, b] = [&first, &second].map(|path| record(&std::fs::read(path).unwrap()));
+        assert_eq!(a, b, "{context}");
+        // It goes on from there.
+        to.steps(HALF);
+    };
+    for options in options() {
+        across(&mut OnGpu::new(&gpu, options), &mut OnCpu::new(options), "GPU to CPU");
+        across(&mut OnCpu::new(options), &mut OnGpu::new(&gpu, options), "CPU to GPU");
+    }
+}
+
+/// A group's own rule is compared, and no policy makes up for another one.
+#[test]
+fn another_rule_of_a_group_is_refused() {
+    let directory = Directory::new("mixed-rule");
+    let path = directory.file("run.safetensors");
+    let mixed = |body: wgpu_optim::DynRule, head: wgpu_optim::DynRule| {
+        let body = Group::new("body", body).tensor("w", [4]);
+        Layout::new([body, Group::new("head", head).tensor("h", [3])]).unwrap()
+    };
+    let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
+    let mut saved = cpu::Optimizer::new(mixed(adamw().into(), sgd.into())).unwrap();
+    checkpoint::save(&mut Cpu::new(&mut saved), &path, &Save::default()).unwrap();
+    let rule = |found: &str, expected| Mismatch::Rule { found: found.into(), expected };
+    let lenient = Load { missing: Missing::Zero, extra: Extra::Ignore, ..TAKE };
+    let load = |layout: Layout, load: &Load| {
+        let mut optimizer = cpu::Optimizer::new(layout).unwrap();
+        checkpoint::load(&mut Cpu::new(&mut optimizer), &path, load)
+    };
+    // The same slots.
+    for policy in [Load::default(), TAKE, lenient] {
+        let found = mismatches(load(mixed(Adam::default().into(), sgd.into()), &policy));
+        assert_eq!(found, [rule("adamw", "adam")], "{policy:?}");
+    }
+    // Other slots, in the second group.
+    let other = || mixed(adamw().into(), Lion::default().into());
+    assert_eq!(mismatches(load(other(), &lenient)), [rule("sgd", "lion")]);
+    let found = mismatches(load(other(), &Load::default()));
+    let missing = Mismatch::MissingSlot { slot: "exp_avg".into(), tensor: "h".into() };
+    let extra = Mismatch::ExtraSlot { slot: "momentum_buffer".into(), tensors: 1 };
+    assert_eq!(found, [rule("sgd", "lion"), missing, extra]);
+    // Both, each once.
+    let found = mismatches(load(mixed(sgd.into(), adamw().into()), &lenient));
+    assert_eq!(found, [rule("adamw", "sgd"), rule("sgd", "adamw")]);
+    load(mixed(adamw().into(), sgd.into()), &Load::default()).unwrap();
+}

@@ -1,0 +1,5 @@
+//! State in 8 bits: codes and scales, on the GPU and on the CPU.
+
+mod codes;
+mod rounding;
+mod runs;

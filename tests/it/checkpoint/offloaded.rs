@@ -1,0 +1,79 @@
+//! Runs whose state lies in host memory.
+
+use super::*;
+
+/// State in host memory for a GPU is saved, and continues in another engine. So does a checkpoint of the
+/// GPU's own.
+#[test]
+fn a_resumed_run_is_the_run_offloaded() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let directory = Directory::new("resume-offload");
+    let layout = odd(NAdam::default());
+    let len = layout.len() as usize;
+    let start: Vec<f32> = (0..len).map(|i| i as f32 * 0.01).collect();
+    for (nth, options) in arounds().into_iter().enumerate() {
+        let options = Options { zero_gradients: false, ..options };
+        let grads = gradients(len, Format::F32, if options.skips() { &OVERFLOWS[0] } else { &[] });
+        let new = |start: &[f32]| {
+            let offload = Offload::new(&gpu.device, layout.clone(), options, start.to_vec()).unwrap();
+            (offload, gpu.upload(start), gpu.buffer(layout.buffer_size()))
+        };
+        let run = |(offload, p, g): &mut (Offload, wgpu::Buffer, wgpu::Buffer), t: usize| {
+            gpu.write(g, 0, &grads[t]);
+            crate::offload::step(&gpu, offload, p, g, lr(t))
+        };
+        let save = |offload: &mut Offload, name: &str| {
+            let path = directory.file(&format!("{name}-{nth}.safetensors"));
+            let mut engine = checkpoint::Cpu::offloaded(offload).unwrap();
+            checkpoint::save(&mut engine, &path, &Save::default()).unwrap();
+            path
+        };
+        let load = |(offload, p, _): &mut (Offload, wgpu::Buffer, wgpu::Buffer), path: &Path| {
+            let mut engine = checkpoint::Cpu::offloaded(offload).unwrap();
+            checkpoint::load(&mut engine, path, &Load::default()).unwrap();
+            offload.upload(&gpu.queue, p).unwrap();
+        };
+        // A file has all state, so files are compared.
+        let same = |a: &Path, b: &Path| assert!(std::fs::read(a).unwrap() == std::fs::read(b).unwrap());
+        let mut whole = new(&start);
+        for t in 0..HALF {
+            run(&mut whole, t);
+        }
+        let half = save(&mut whole.0, "half");
+        let mut second = new(&vec![7.0; len]);
+        load(&mut second, &half);
+        same(&save(&mut second.0, "again"), &half);
+        for t in HALF..2 * HALF {
+            assert_eq!(run(&mut second, t), run(&mut whole, t), "{options:?}, step {t}");
+        }
+        same(&save(&mut second.0, "second"), &save(&mut whole.0, "whole"));
+        // The device has the parameters of the host; a gap keeps its number.
+        let device = gpu.read(&second.1, 0, len);
+        for tensor in layout.tensors() {
+            assert_eq!(device[tensor.range()], whole.0.params()[tensor.range()], "{}", tensor.name);
+        }
+        assert!(
+            (0..len).any(|i| device[i] == 7.0 && !layout.tensors().iter().any(|t| t.range().contains(&i)))
+        );
+
+        // The GPU's run goes on here as it does on the CPU alone.
+        let mut session = Session::new(&gpu, &layout, options, &start);
+        grads[..HALF].iter().enumerate().for_each(|(t, g)| session.step(g, lr(t).into()));
+        let path = directory.file(&format!("gpu-{nth}.safetensors"));
+        session.save(&path);
+        let mut offloaded = new(&vec![7.0; len]);
+        load(&mut offloaded, &path);
+        let mut alone = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+        let mut params = vec![7.0; len];
+        let mut engine = checkpoint::Cpu::new(&mut alone).parameters(&mut params);
+        checkpoint::load(&mut engine, &path, &Load::default()).unwrap();
+        for (t, grads) in grads.iter().enumerate().skip(HALF) {
+            let want = alone.step(cpu::Tensors::flat(&mut params, grads), lr(t)).unwrap();
+            assert_eq!(run(&mut offloaded, t), want, "{options:?}, step {t}");
+        }
+        let want = directory.file(&format!("alone-{nth}.safetensors"));
+        let mut engine = checkpoint::Cpu::new(&mut alone).parameters(&mut params);
+        checkpoint::save(&mut engine, &want, &Save::default()).unwrap();
+        same(&save(&mut offloaded.0, "offloaded"), &want);
+    }
+}

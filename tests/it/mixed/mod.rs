@@ -1,0 +1,259 @@
+//! Layouts of several rules, and groups whose hyperparameters change or that are frozen: on the GPU and on
+//! the CPU, in flat slices and tensor by tensor.
+
+mod changes;
+mod frozen;
+mod rules;
+mod together;
+
+use crate::common::Random;
+use crate::formats::Stored;
+use cpu_harness::{Form, cpu_slot};
+use harness::Gpu;
+use std::collections::BTreeMap;
+use wgpu_optim::{
+    AnyRule, Clip, DynRule, Error, Format, Group, Layout, Options, Report, Schedule, Step, cpu,
+};
+
+/// A device and a form of the tensors.
+#[derive(Clone, Copy, Debug)]
+struct Way<'a> {
+    /// The CPU, if there is none.
+    gpu: Option<&'a Gpu>,
+    /// Whether tensors are handed over one by one.
+    each: bool,
+}
+
+/// All ways to run: those of the CPU, and those of the GPU if there is one.
+fn ways(gpu: Option<&Gpu>) -> Vec<Way<'_>> {
+    let devices = [None, gpu];
+    let devices = &devices[..1 + usize::from(gpu.is_some())];
+    devices.iter().flat_map(|&gpu| [false, true].map(|each| Way { gpu, each })).collect()
+}
+
+/// A run on any device.
+enum Run<'a> {
+    Gpu(Box<Stored<'a>>),
+    Cpu { optimizer: Box<cpu::Optimizer>, params: Vec<u32>, grads: Vec<u32>, form: Form },
+}
+
+/// An expression of the optimizer of a run, whichever it is.
+macro_rules! of {
+    ($run:expr, $optimizer:ident => $value:expr) => {
+        match $run {
+            Run::Gpu(stored) => {
+                let $optimizer = &mut stored.optimizer;
+                $value
+            }
+            Run::Cpu { optimizer: $optimizer, .. } => $value,
+        }
+    };
+}
+
+impl<'a> Way<'a> {
+    fn name(self) -> String {
+        format!("{}, {}", self.gpu.map_or("CPU", |_| "GPU"), if self.each { "each" } else { "flat" })
+    }
+
+    /// A run from parameters that reach at least as far as the layout.
+    fn run(self, layout: &Layout, options: Options, start: &[f32]) -> Run<'a> {
+        let start = &start[..layout.len() as usize];
+        match self.gpu {
+            Some(gpu) => Run::Gpu(Box::new(Stored::new(gpu, layout.clone(), options, start, self.each))),
+            None => Run::Cpu {
+                optimizer: Box::new(cpu::Optimizer::with_options(layout.clone(), options).unwrap()),
+                params: start.iter().map(|&p| options.params.encode(p)).collect(),
+                grads: Vec::new(),
+                form: if self.each { Form::Each { backwards: true } } else { Form::Flat },
+            },
+        }
+    }
+}
+
+impl Run<'_> {
+    fn layout(&self) -> &Layout {
+        match self {
+            Run::Gpu(stored) => stored.optimizer.layout(),
+            Run::Cpu { optimizer, .. } => optimizer.layout(),
+        }
+    }
+
+    /// One step, with gradients that reach at least as far as the layout.
+    fn step(&mut self, gradients: &[f32], step: impl Into<Step>) -> Option<Report> {
+        let gradients = &gradients[..self.layout().len() as usize];
+        match self {
+            Self::Gpu(run) => {
+                run.step(gradients, step);
+                run.optimizer.take_report()
+            }
+            Self::Cpu { optimizer, params, grads, form } => {
+                let format = optimizer.options().grads;
+                *grads = gradients.iter().map(|&g| format.encode(g)).collect();
+                cpu_harness::step(optimizer, [params, grads], *form, step.into())
+            }
+        }
+    }
+
+    /// The codes of the gradients, as the last step has left them.
+    fn gradients(&self) -> Vec<u32> {
+        let len = self.layout().len() as usize;
+        match self {
+            Self::Gpu(run) => {
+                assert_eq!(run.optimizer.options().grads, Format::F32);
+                run.gpu.read_bits(&run.grads, 0, len)
+            }
+            Self::Cpu { grads, .. } => grads.clone(),
+        }
+    }
+
+    /// The codes of the parameters.
+    fn params(&self) -> Vec<u32> {
+        match self {
+            Self::Gpu(run) => run.codes(),
+            Self::Cpu { params, .. } => params.clone(),
+        }
+    }
+
+    /// A slot in the flat space; `None` if no tensor has it.
+    fn slot(&self, name: &str) -> Option<Vec<u32>> {
+        match self {
+            Self::Gpu(run) => harness::slot(run.gpu, &run.optimizer, name),
+            Self::Cpu { optimizer, .. } => cpu_slot(optimizer, name),
+        }
+    }
+
+    /// Parameters and everything kept of each tensor.
+    fn bits(&self) -> Bits {
+        let (layout, params) = (self.layout(), self.params());
+        let mut bits = Bits::new();
+        let mut insert = |tensor: &wgpu_optim::Tensor, slot: &str, flat: &[u32]| {
+            bits.insert((tensor.name.clone(), slot.to_owned()), flat[tensor.range()].to_vec());
+        };
+        for tensor in layout.tensors() {
+            insert(tensor, "param", &params);
+        }
+        for name in layout.slot_names() {
+            let Some(flat) = self.slot(name).filter(|flat| !flat.is_empty()) else { continue };
+            let keeps = |tensor: &&wgpu_optim::Tensor| layout.kept_slots(tensor).any(|kept| kept == name);
+            layout.tensors().iter().filter(keeps).for_each(|tensor| insert(tensor, name, &flat));
+        }
+        for name in ["ema", "master", "remainder"] {
+            let Some(flat) = self.slot(name).filter(|flat| !flat.is_empty()) else { continue };
+            layout.tensors().iter().for_each(|tensor| insert(tensor, name, &flat));
+        }
+        bits
+    }
+
+    /// Overwrites parameters and state with those of another run: both in f32, and of the rules' slots alone.
+    fn take_over(&mut self, from: &Run<'_>) {
+        let mut params = from.params();
+        params.truncate(self.layout().len() as usize);
+        match self {
+            Self::Gpu(run) => {
+                let params: Vec<f32> = params.into_iter().map(f32::from_bits).collect();
+                run.gpu.write(&run.params, 0, &params);
+            }
+            Self::Cpu { params: own, .. } => *own = params,
+        }
+        let layout = self.layout().clone();
+        for name in layout.slot_names() {
+            let Some(flat) = from.slot(name).filter(|flat| !flat.is_empty()) else { continue };
+            let flat: Vec<f32> = flat.into_iter().map(f32::from_bits).collect();
+            for tensor in layout.tensors() {
+                if layout.kept_slots(tensor).all(|kept| kept != name) {
+                    continue;
+                }
+                match self {
+                    Self::Gpu(run) => {
+                        for range in run.optimizer.state(name, &tensor.name).unwrap() {
+                            let first = (tensor.offset + range.start) as usize;
+                            run.gpu.write(range.buffer, range.offset, &flat[first..][..range.len as usize]);
+                        }
+                    }
+                    Self::Cpu { optimizer, .. } => {
+                        let state = optimizer.state_mut(name, &tensor.name).unwrap();
+                        let Some(cpu::StateMut::F32(to)) = state else { panic!("{name}") };
+                        to.copy_from_slice(&flat[tensor.range()]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+        let rule = rule.into();
+        of!(self, optimizer => optimizer.set_rule(group, rule))
+    }
+
+    fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+        let factor = factor.into();
+        of!(self, optimizer => optimizer.set_lr_factor(group, factor))
+    }
+
+    fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+        of!(self, optimizer => optimizer.set_clip(clip))
+    }
+
+    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), Error> {
+        of!(self, optimizer => if frozen { optimizer.freeze(group) } else { optimizer.unfreeze(group) })
+    }
+}
+
+/// The bits of everything kept, by tensor and slot.
+type Bits = BTreeMap<(String, String), Vec<u32>>;
+
+/// Fails unless `all` has everything that `part` has, bit for bit.
+fn assert_has(all: &Bits, part: &Bits, context: &str) {
+    for ((tensor, slot), want) in part {
+        let got = &all[&(tensor.clone(), slot.clone())];
+        let different = got.iter().zip(want).position(|(got, want)| got != want);
+        if let Some(i) = different {
+            panic!("{context}: {slot}[{i}] of {tensor} is {:#x} and not {:#x}", got[i], want[i]);
+        }
+        assert_eq!(got.len(), want.len(), "{context}: {slot} of {tensor}");
+    }
+}
+
+/// The layout of some of the groups, each tensor at its place.
+fn only(layout: &Layout, keep: impl Fn(&Group) -> bool) -> Layout {
+    let groups = layout.groups().iter().enumerate().filter(|(_, group)| keep(group)).map(|(nth, group)| {
+        let new = Group::new(group.name(), group.rule().clone()).lr_factor(group.factor().clone());
+        let tensors = layout.tensors().iter().filter(|tensor| tensor.group == nth);
+        tensors.fold(new.frozen(group.is_frozen()), |new, tensor| {
+            new.tensor_at(&tensor.name, &tensor.shape, tensor.offset)
+        })
+    });
+    Layout::new(groups).unwrap()
+}
+
+/// A group of each rule, called like it: three tensors each, by turns in the flat space, behind each other or
+/// each at a vector.
+fn zoo(rules: &[AnyRule], packed: bool) -> Layout {
+    let mut groups: Vec<_> = rules.iter().map(|rule| Group::new(rule.name(), *rule)).collect();
+    let mut at = 0;
+    for (i, len) in [5, 33, 130, 1, 64, 7, 258].into_iter().cycle().take(3 * rules.len()).enumerate() {
+        let group = &mut groups[i % rules.len()];
+        let name = format!("{}.{}", group.name(), i / rules.len());
+        *group = group.clone().tensor_at(name, [len], at);
+        at += len;
+        if !packed {
+            at = at.next_multiple_of(4);
+        }
+    }
+    Layout::new(groups).unwrap()
+}
+
+/// Numbers of ordinary size: 0.5 to 1, of both signs.
+fn ordinary(random: &mut Random, len: usize) -> Vec<f32> {
+    let sign = |bits: u64| if bits.is_multiple_of(2) { 1.0 } else { -1.0 };
+    (0..len).map(|_| sign(random.bits()) * (0.5 + 0.5 * random.unit() as f32)).collect()
+}
+
+/// Gradients with NaN in the gaps between tensors, which no step may read.
+fn with_gaps(layout: &Layout, gradients: &[f32]) -> Vec<f32> {
+    let mut gaps = vec![f32::NAN; layout.len() as usize];
+    for tensor in layout.tensors() {
+        gaps[tensor.range()].copy_from_slice(&gradients[tensor.range()]);
+    }
+    gaps
+}
