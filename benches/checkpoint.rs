@@ -1,9 +1,12 @@
-//! Saving the state of Adam, beside `cp` of the same file to the same disk and reading the state back from the device.
+//! Saving the state of Adam, beside `cp` of the same file to the same disk and reading the state back from
+//! the device.
 //!
 //!     cargo bench --bench checkpoint --features checkpoint -- [MILLIONS OF PARAMETERS] [DIRECTORY]
 //!
-//! A round is one of each, in turns: `save` (to the disk: what it writes is flushed), `cp` and then `sync` of the copy, and all state read back to host memory through a staging buffer as large as saving's.
-//! Printed are medians, and the time that copying and reading back take one after the other divided by that of saving.
+//! A round is one of each, in turns: `save` (to the disk: what it writes is flushed), `cp` and then `sync` of
+//! the copy, and all state read back to host memory through a staging buffer as large as saving's. Printed
+//! are medians, and the time that copying and reading back take one after the other divided by that of
+//! saving.
 
 use harness::{Gpu, median, wgpu};
 use std::fs::File;
@@ -24,7 +27,7 @@ fn seconds(f: impl FnOnce()) -> f64 {
 }
 
 /// Reads all state, and does nothing with it.
-fn read_back(gpu: &Gpu, optimizer: &Optimizer<Adam>, staging: &wgpu::Buffer, memory: &mut [u8]) {
+fn read_back(gpu: &Gpu, optimizer: &Optimizer, staging: &wgpu::Buffer, memory: &mut [u8]) {
     for slot in ["exp_avg", "exp_avg_sq"] {
         for range in optimizer.state(slot, "w").expect("a slot of Adam") {
             let bytes = range.len * range.element_bytes;
@@ -45,9 +48,9 @@ fn read_back(gpu: &Gpu, optimizer: &Optimizer<Adam>, staging: &wgpu::Buffer, mem
     }
 }
 
-fn save(gpu: &Gpu, optimizer: &mut Optimizer<Adam>, path: &Path) {
+fn save(gpu: &Gpu, optimizer: &mut Optimizer, path: &Path) {
     let mut engine = checkpoint::Gpu::new(optimizer, &gpu.queue);
-    checkpoint::save(&mut engine, path, &Save::default(), &mut |_, _| ()).expect("room on the disk");
+    checkpoint::save(&mut engine, path, &Save::default()).expect("room on the disk");
 }
 
 fn main() {
@@ -81,7 +84,8 @@ fn main() {
     save(&gpu, &mut optimizer, &path);
     let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
-        // Both make a new file, and each comes first by turns: who does finds the page cache's memory in another state.
+        // Both make a new file, and each comes first by turns: who does finds the page cache's memory in
+        // another state.
         let (mut saved, mut copied) = (0.0, 0.0);
         for turn in [round % 2, 1 - round % 2] {
             if turn == 0 {
@@ -98,8 +102,7 @@ fn main() {
         }
         let loaded = seconds(|| {
             let mut engine = checkpoint::Gpu::new(&mut optimizer, &gpu.queue);
-            checkpoint::load(&mut engine, &path, &checkpoint::Load::default(), &mut |_, _| ())
-                .expect("what was saved");
+            checkpoint::load(&mut engine, &path, &checkpoint::Load::default()).expect("what was saved");
         });
         let read = seconds(|| read_back(&gpu, &optimizer, &staging, &mut memory));
         println!(

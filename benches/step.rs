@@ -7,37 +7,17 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use harness::{Copy, Gpu, wgpu};
 use std::hint::black_box;
 use std::time::Duration;
-use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, Clip, Group, Lamb, Lars, Layout, Lion, NAdam,
-    Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Tensors, for_each_rule,
-};
+use wgpu_optim::{AdamW, AnyRule, Clip, Group, Layout, Optimizer, Options, Rule, Sgd, Tensors};
 
-/// The configuration that a rule is measured in.
-trait Measured: Rule {
-    fn measured() -> Self;
+/// Every rule in the configuration that it is measured in: its defaults, but for the momentum of SGD.
+fn measured() -> Vec<AnyRule> {
+    let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
+    AnyRule::all().into_iter().map(|rule| if rule.name() == Sgd::NAME { sgd.into() } else { rule }).collect()
 }
-
-impl Measured for Sgd {
-    fn measured() -> Self {
-        Self { momentum: 0.9, ..Self::default() }
-    }
-}
-
-macro_rules! measured_in_its_defaults {
-    ($($rule:ty),*) => {
-        $(impl Measured for $rule {
-            fn measured() -> Self {
-                Self::default()
-            }
-        })*
-    };
-}
-measured_in_its_defaults!(
-    Adam, AdamW, Adagrad, RmsProp, Adadelta, Adamax, NAdam, RAdam, Lion, AdaBelief, Adan, Lamb, Lars
-);
 
 /// `count` tensors of `len` elements side by side; several are in two groups by turns.
-fn layout<R: Rule>(rule: R, count: u64, len: u64) -> Layout<R> {
+fn layout(rule: impl Into<AnyRule>, count: u64, len: u64) -> Layout {
+    let rule = rule.into();
     let mut groups = vec![Group::new("even", rule), Group::new("odd", rule).lr_factor(0.5)];
     for i in 0..count {
         let group = &mut groups[(i % 2) as usize];
@@ -47,7 +27,8 @@ fn layout<R: Rule>(rule: R, count: u64, len: u64) -> Layout<R> {
     Layout::new(groups).expect("a good layout")
 }
 
-fn step<R: Rule>(criterion: &mut Criterion, gpu: &Gpu, group: &str, rule: R, count: u64, len: u64) {
+fn step(criterion: &mut Criterion, gpu: &Gpu, group: &str, rule: impl Into<AnyRule>, count: u64, len: u64) {
+    let rule = rule.into();
     let layout = layout(rule, count, len);
     let values = vec![0.01; layout.len() as usize];
     let (params, grads) = (gpu.upload(&values), gpu.upload(&values));
@@ -56,7 +37,7 @@ fn step<R: Rule>(criterion: &mut Criterion, gpu: &Gpu, group: &str, rule: R, cou
     let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).expect("good buffers");
     let mut group = criterion.benchmark_group(group);
     group.throughput(Throughput::Bytes(moved));
-    group.bench_function(BenchmarkId::new(R::NAME, format!("{count}x{len}")), |bencher| {
+    group.bench_function(BenchmarkId::new(rule.name(), format!("{count}x{len}")), |bencher| {
         bencher.iter(|| {
             let mut encoder = gpu.encoder();
             optimizer.step(&gpu.queue, &mut encoder, &tensors, 1e-3).expect("a good learning rate");
@@ -81,21 +62,14 @@ fn copy(criterion: &mut Criterion, gpu: &Gpu, group: &str, elements: u64) {
     group.finish();
 }
 
-macro_rules! every_rule {
-    ($($rule:ty),*) => {
-        fn every_rule(criterion: &mut Criterion, gpu: &Gpu, group: &str, len: u64) {
-            $(step(criterion, gpu, group, <$rule>::measured(), 1, len);)*
-        }
-    };
-}
-for_each_rule!(every_rule);
-
 fn benches(criterion: &mut Criterion) {
     let gpu = harness::open().unwrap_or_else(|error| panic!("{error}"));
     println!("{}, {}", gpu.info.name, gpu.info.driver_info);
     for (name, elements) in [("1M", 1 << 20), ("16M", 1 << 24)] {
         copy(criterion, &gpu, name, elements);
-        every_rule(criterion, &gpu, name, elements);
+        for rule in measured() {
+            step(criterion, &gpu, name, rule, 1, elements);
+        }
         copy(criterion, &gpu, &format!("{name} again"), elements);
     }
     pipeline(criterion, &gpu, 1 << 24);
@@ -105,8 +79,8 @@ fn benches(criterion: &mut Criterion) {
     recording(criterion, &gpu);
 }
 
-/// Unscale, finite check, clip by global norm, AdamW and zeroed gradients: in our passes, and in the separate ones that they replace. What must be
-/// moved is printed.
+/// Unscale, finite check, clip by global norm, AdamW and zeroed gradients: in our passes, and in the separate
+/// ones that they replace. Prints the bytes that must be moved.
 fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
     const IN_PLACE: &str = "
         @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
@@ -119,7 +93,6 @@ fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
     let values = vec![0.01; elements as usize];
     let (params, grads) = (gpu.upload(&values), gpu.upload(&values));
     let fused = Options {
-        divide: true,
         clip: Some(Clip::GlobalNorm(1.0)),
         skip_nonfinite: true,
         zero_gradients: true,
@@ -228,7 +201,10 @@ fn recording(criterion: &mut Criterion, gpu: &Gpu) {
 
 criterion_group! {
     name = all;
-    config = Criterion::default().sample_size(15).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(4));
+    config = Criterion::default()
+        .sample_size(15)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(4));
     targets = benches
 }
 criterion_main!(all);

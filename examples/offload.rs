@@ -4,10 +4,13 @@
 //! cargo run --release --example offload -- [SEED]
 //! ```
 //!
-//! What to look at: the loop in [`update`]. The device computes gradients; they come to the host in chunks, and the new parameters go back. The device keeps nothing but parameters and gradients.
+//! What to look at: the loop in [`update`]. The device computes gradients; they come to the host in chunks,
+//! and the new parameters go back. The device keeps nothing but parameters and gradients.
 //!
-//! This network is one chunk, and a clip by norm has to see all gradients before any is used: nothing overlaps here. So steps of [`MEASURED`] parameters without it are measured behind it: by that loop, which updates
-//! chunks while others are on their way, and by one that waits for all gradients first, by turns. Where device and host are the same processor, as with software Vulkan, there is nothing to gain.
+//! This network is one chunk, and a clip by norm has to see all gradients before any is used: nothing
+//! overlaps here. So steps of [`MEASURED`] parameters without it are measured behind it: by that loop, which
+//! updates chunks while others are on their way, and by one that waits for all gradients first, by turns.
+//! Where device and host are the same processor, as with software Vulkan, there is nothing to gain.
 //!
 //! It fails if it recognises fewer than 95 % of the images that it has not trained on.
 
@@ -52,7 +55,7 @@ fn run(gpu: &Gpu, seed: u64, _: &Path) -> Result<(), Box<dyn Error>> {
 /// A step: the device's gradients to the host, and the new parameters back.
 fn update(
     gpu: &Gpu,
-    offload: &mut Offload<AdamW>,
+    offload: &mut Offload,
     params: &wgpu::Buffer,
     grads: &wgpu::Buffer,
     step: Step,
@@ -115,7 +118,8 @@ fn measure(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
     }
     let ratio = harness::median(times.iter().zip(&waiting_times).map(|(a, b)| a / b).collect());
     println!(
-        "a step of {MEASURED} parameters, updated as chunks arrive: {:.1} ms and {:.0} MiB of staging buffers; when all have arrived: {:.1} ms and {:.0} MiB; ratio {ratio:.2} (medians of {ROUNDS})",
+        "a step of {MEASURED} parameters, updated as chunks arrive: {:.1} ms and {:.0} MiB of staging \
+         buffers; when all have arrived: {:.1} ms and {:.0} MiB; ratio {ratio:.2} (medians of {ROUNDS})",
         1e3 * harness::median(times),
         overlapped.staging_bytes() as f64 / f64::from(1 << 20),
         1e3 * harness::median(waiting_times),

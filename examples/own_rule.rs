@@ -1,18 +1,21 @@
-//! A rule of one's own: AdEMAMix (Pagliardini, Ablin and Grangier, *The AdEMAMix Optimizer: Better, Faster, Older*, ICLR 2025), which adds a
-//! second, much slower mean of the gradients to AdamW's, and warms up its weight and its decay.
+//! A rule of one's own: AdEMAMix (Pagliardini, Ablin and Grangier, *The AdEMAMix Optimizer: Better, Faster,
+//! Older*, ICLR 2025), which adds a second, much slower mean of the gradients to AdamW's, and warms up its
+//! weight and its decay.
 //!
-//! A struct of hyperparameters, a WGSL function, a host function for the scalars of a step, and, to have it verified like a built-in
-//! rule, the same function in Rust. Groups, offsets, chunks and the single dispatch come with it.
+//! A struct of hyperparameters, a WGSL function, a host function for the scalars of a step, and, to have it
+//! verified like a built-in rule, the same function in Rust. Groups, offsets, chunks and the single dispatch
+//! come with it.
 //!
 //!     cargo run --example own_rule
 //!
-//! The rule's f64 twin is compared with the paper's algorithm as it is printed, the GPU with the twin.
+//! The Rust function in f64 is compared with the paper's algorithm as it is printed, and the GPU with the
+//! function.
 
 use harness::{Gpu, snapshot};
 use wgpu_optim::check::Checker;
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::toward;
-use wgpu_optim::{Error, Group, Layout, Optimizer, Rule, Tensors, Twin, cpu, fields};
+use wgpu_optim::{CpuRule, Error, Group, Layout, Optimizer, Rule, Tensors, cpu, fields};
 
 /// Hyperparameters, with the paper's names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +47,9 @@ impl Default for AdEmaMix {
 
 fields! {
     /// What the host computes for each step; the shader's `s`.
-    struct AdEmaMixScalars { decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, fast, slow, eps }
+    struct AdEmaMixScalars {
+        decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, fast, slow, eps
+    }
 }
 fields! {
     /// What is kept for each parameter.
@@ -114,7 +119,7 @@ impl Rule for AdEmaMix {
 }
 
 /// Optional: makes the rule one that [`Checker`] verifies and the CPU runs.
-impl Twin for AdEmaMix {
+impl CpuRule for AdEmaMix {
     const MAX_ULPS: f64 = 5.0;
 
     #[inline(always)]
@@ -127,7 +132,8 @@ impl Twin for AdEmaMix {
     }
 }
 
-/// The paper's algorithm 1 for one parameter, line by line, with its schedulers f_α and f_β₃, whose β_start is β₁.
+/// The paper's algorithm 1 for one parameter, line by line, with its schedulers f_α and f_β₃, whose β_start
+/// is β₁.
 fn paper(rule: &AdEmaMix, lr: f64, theta: f64, gradients: impl Iterator<Item = f64>) -> f64 {
     let AdEmaMix { beta1, beta2, eps, weight_decay, .. } = *rule;
     let period = rule.warmup as f64;
@@ -169,8 +175,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start: Vec<f32> = (0..layout.len()).map(|i| 1.0 - 0.1 * i as f32).collect();
     let gradients = |t| (0..layout.len()).map(|i| gradient(t, i)).collect::<Vec<f32>>();
 
-    // The twin in f64 against the paper.
-    let mut reference = cpu::Reference::<AdEmaMix>::new(layout.clone())?;
+    // The CPU implementation in f64 against the paper.
+    let mut reference = cpu::Reference::new(layout.clone())?;
     let mut params: Vec<f64> = start.iter().map(|&p| p.into()).collect();
     for t in 1..=STEPS {
         let grads: Vec<f64> = gradients(t).into_iter().map(f64::from).collect();
@@ -178,17 +184,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut worst = 0f64;
     for tensor in layout.tensors() {
-        let rule = layout.groups()[tensor.group].rule();
+        let rule = layout.groups()[tensor.group].rule().downcast_ref().ok_or("another rule")?;
         for i in tensor.range() {
             let all = (1..=STEPS).map(|t| gradient(t, i as u64).into());
             let want = paper(rule, LR, start[i].into(), all);
             worst = worst.max((params[i] - want).abs() / want.abs().max(1.0));
         }
     }
-    println!("f64 twin and the paper's algorithm after {STEPS} steps: {worst:.1e} apart");
-    assert!(worst < PAPER_TOLERANCE, "the twin is not the paper's algorithm");
+    println!("the rule in f64 and the paper's algorithm after {STEPS} steps: {worst:.1e} apart");
+    assert!(worst < PAPER_TOLERANCE, "the rule is not the paper's algorithm");
 
-    // The GPU against the twin, every element of every step.
+    // The GPU against the CPU implementation, every element of every step.
     let gpu: Gpu = harness::open()?;
     let (p, g) = (gpu.upload(&start), gpu.buffer(layout.buffer_size()));
     let mut optimizer = Optimizer::new(&gpu.device, layout.clone())?;
@@ -218,7 +224,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             gpu.info.name,
             AdEmaMix::MAX_ULPS
         );
-        assert!(worst.ulps <= AdEmaMix::MAX_ULPS, "the GPU is not the twin");
+        assert!(worst.ulps <= AdEmaMix::MAX_ULPS, "the GPU does not compute the rule");
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         queue.submit([encoder.finish()]);
     }
 
-    // The steps have moved every parameter by the sum of their learning rates, 0.445; decay has taken a little more of the weights.
+    // The steps have moved every parameter by the sum of their learning rates, 0.445; decay adds a little.
     wgpu::util::DownloadBuffer::read_buffer(&device, &queue, &params.slice(..), |bytes| {
         for (i, bytes) in bytes.expect("the device answers").as_chunks().0.iter().enumerate() {
             println!("p[{i}] = {:.3}", f32::from_le_bytes(*bytes));

@@ -1,20 +1,27 @@
-//! Trains the same networks with different storage of parameters and state, and holds the losses they end with against f32's.
+//! Trains the same networks with different storage of parameters and state, and holds the losses they end
+//! with against f32's.
 //!
 //! ```text
 //! cargo run --release --example storage_quality -- [all|digits|text] [SEEDS] [STEPS]
 //! ```
 //!
-//! Two tasks, both with AdamW on the GPU and networks on the CPU, which compute with the weights as they are stored:
-//! - `digits`: the network, data and schedule of `train_digits`, five times for a seed, with another fifth of the images held out each time;
-//! - `text`: a transformer of 112 000 parameters that guesses the next character of a novel (`examples/text`); the last chapter is held out.
+//! Two tasks, both with AdamW on the GPU and networks on the CPU, which compute with the weights as they are
+//! stored:
+//! - `digits`: the network, data and schedule of `train_digits`, five times for a seed, with another fifth of
+//!   the images held out each time;
+//! - `text`: a transformer of 112 000 parameters that guesses the next character of a novel
+//!   (`examples/text`); the last chapter is held out.
 //!
-//! A seed stands for initial weights, batches and random rounding, so that what differs within a seed is the storage. The final loss is the mean
-//! cross-entropy, after the last step, over all that is held out. Its mean over the seeds has to be within [`BOUND`] of f32's, on either side, for what is rounded at random.
+//! A seed stands for initial weights, batches and random rounding, so that what differs within a seed is the
+//! storage. The final loss is the mean cross-entropy, after the last step, over all that is held out. Its
+//! mean over the seeds has to be within [`BOUND`] of f32's, on either side, for what is rounded at random.
 //!
-//! Training amplifies any difference, so that two runs end apart whatever they differ in. How far is seen in the second row, of which nothing is asked:
-//! all in f32, from initial weights that are rounded to bf16. A quick look with few steps ends before that; one with few seeds and all steps has no mean to speak of.
+//! Training amplifies any difference, so that two runs end apart whatever they differ in. How far is seen in
+//! the second row, of which nothing is asked: all in f32, from initial weights that are rounded to bf16. A
+//! quick look with few steps ends before that; one with few seeds and all steps has no mean to speak of.
 //!
-//! Held-out losses of seeds 0 to 4 with lavapipe (Mesa 22.3.6), and how far those of all seeds lie from f32's:
+//! Held-out losses of seeds 0 to 4 with lavapipe (Mesa 22.3.6), and how far those of all seeds lie from
+//! f32's:
 //!
 //! | storage | digits | from f32's | by seed | text | from f32's | by seed |
 //! | --- | --- | --- | --- | --- | --- | --- |
@@ -25,35 +32,33 @@
 //! | bf16 parameters, at random | 0.0981 | −0.23 % | −1.89 to +1.77 | 1.7399 | +0.08 % | −0.26 to +0.40 |
 //! | bf16 states, at random | 0.0986 | +0.31 % | +0.07 to +0.59 | 1.7414 | +0.17 % | −0.04 to +0.39 |
 //! | 8-bit states, at random | 0.0982 | −0.13 % | −1.19 to +1.74 | 1.7367 | −0.10 % | −0.31 to +0.10 |
-//! | bf16 parameters and 8-bit states, at random | 0.0981 | −0.20 % | −1.22 to +1.30 | 1.7392 | +0.04 % | −0.28 to +0.26 |
+//! | bf16 and 8-bit, at random | 0.0981 | −0.20 % | −1.22 to +1.30 | 1.7392 | +0.04 % | −0.28 to +0.26 |
 //!
-//! To nearest, all seeds lie on one side: bf16 parameters lose small steps, and a slow running mean stands still in 8 bits, so that the steps are
-//! others than f32's; that this lowers the loss is these tasks' affair.
+//! To nearest, all seeds lie on one side: bf16 parameters lose small steps, and a slow running mean stands
+//! still in 8 bits, so that the steps are others than f32's; that this lowers the loss is these tasks'
+//! affair.
 
 #[expect(dead_code, reason = "the network's shaders are other examples'")]
 mod digits;
 mod nets;
+#[path = "storage_quality/tasks.rs"]
+mod tasks;
 
-use digits::{PIXELS, Random};
 use harness::Gpu;
 use indicatif::{ProgressBar, ProgressStyle};
-use ndarray::Array2;
-use nets::mlp;
-use nets::transformer::{Shape, Transformer};
 use std::error::Error;
-use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use wgpu_optim::{AdamW, Format, Layout, Master, Optimizer, Options, Rounding, Schedule, Tensors, schedule};
+use tasks::{Digits, Losses, Task, Text};
+use wgpu_optim::{Format, Master, Optimizer, Options, Rounding, Tensors};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 const SEEDS: u64 = 5;
 /// Of means of final losses beside f32's.
 const BOUND: f64 = 0.01;
-const WARMUP_STEPS: usize = 50;
 
 /// A way to store what is trained.
 struct Storage {
@@ -85,207 +90,6 @@ fn storages(seed: u64) -> Vec<Storage> {
     ]
 }
 
-/// What is trained: from the same start and with the same batches, however it is stored.
-trait Task: Sync {
-    fn layout(&self) -> &Layout<AdamW>;
-    fn initial_parameters(&self) -> &[f32];
-    fn lr(&self) -> &Schedule;
-    fn steps(&self) -> usize;
-    /// The gradients of a step's batch.
-    fn gradients(&self, step: usize, params: &[f32], grads: &mut [f32]);
-    /// The mean losses over everything that is held out, and over everything else.
-    fn losses(&self, params: &[f32]) -> Losses;
-}
-
-#[derive(Clone, Copy)]
-struct Losses {
-    held_out: f64,
-    training: f64,
-}
-
-impl Losses {
-    fn mean(of: &[Self]) -> Self {
-        let mean = |field: fn(&Self) -> f64| of.iter().map(field).sum::<f64>() / of.len() as f64;
-        Self { held_out: mean(|losses| losses.held_out), training: mean(|losses| losses.training) }
-    }
-}
-
-struct Digits {
-    layout: Layout<AdamW>,
-    start: Vec<f32>,
-    lr: Schedule,
-    held_out: Images,
-    training: Images,
-    /// The training images of all steps.
-    order: Vec<u32>,
-}
-
-struct Images {
-    pixels: Array2<f32>,
-    labels: Vec<u32>,
-}
-
-impl Images {
-    fn select(&self, indices: &[u32]) -> Self {
-        let indices: Vec<_> = indices.iter().map(|&i| i as usize).collect();
-        let labels = indices.iter().map(|&i| self.labels[i]).collect();
-        Self { pixels: self.pixels.select(ndarray::Axis(0), &indices), labels }
-    }
-}
-
-impl Digits {
-    /// Parts of the images, each of which is held out once: a single one's 359 have a loss that a few of them decide.
-    const PARTS: usize = 5;
-    const STEPS: usize = 40 * 22; // 40 epochs
-    const BATCH: usize = 64;
-    const PEAK_LR: f64 = 1e-2;
-
-    fn new(seed: u64, part: usize, steps: usize) -> Result<Self, Failure> {
-        let mut random = Random(seed);
-        let (pixels, labels) = digits::images().map_err(|error| error.to_string())?;
-        let all = Images { pixels: Array2::from_shape_vec((labels.len(), PIXELS), pixels)?, labels };
-        let mut training: Vec<_> = (0..all.labels.len() as u32).collect();
-        random.shuffle(&mut training);
-        let border = |part| part * all.labels.len() / Self::PARTS;
-        let held_out: Vec<_> = training.drain(border(part)..border(part + 1)).collect();
-        let (held_out, training) = (all.select(&held_out), all.select(&training));
-        let layout = digits::layout()?;
-        let start = digits::initial_parameters(&layout, &mut random);
-        let mut epoch: Vec<_> = (0..training.labels.len() as u32).collect();
-        let mut order = Vec::new();
-        while order.len() < steps * Self::BATCH {
-            random.shuffle(&mut epoch);
-            // The rest is left out, a different one every epoch.
-            order.extend(&epoch[..epoch.len() / Self::BATCH * Self::BATCH]);
-        }
-        order.truncate(steps * Self::BATCH);
-        let lr = lr(Self::PEAK_LR, steps);
-        Ok(Self { layout, start, lr, held_out, training, order })
-    }
-
-    fn loss(&self, params: &[f32], images: &Images, grads: Option<&mut [f32]>) -> f64 {
-        mlp::loss(&self.layout, params, images.pixels.view(), &images.labels, grads)
-    }
-}
-
-impl Task for Digits {
-    fn layout(&self) -> &Layout<AdamW> {
-        &self.layout
-    }
-
-    fn initial_parameters(&self) -> &[f32] {
-        &self.start
-    }
-
-    fn lr(&self) -> &Schedule {
-        &self.lr
-    }
-
-    fn steps(&self) -> usize {
-        self.order.len() / Self::BATCH
-    }
-
-    fn gradients(&self, step: usize, params: &[f32], grads: &mut [f32]) {
-        let batch = self.training.select(&self.order[step * Self::BATCH..][..Self::BATCH]);
-        self.loss(params, &batch, Some(grads));
-    }
-
-    fn losses(&self, params: &[f32]) -> Losses {
-        let [held_out, training] =
-            [&self.held_out, &self.training].map(|images| self.loss(params, images, None));
-        Losses { held_out, training }
-    }
-}
-
-struct Text {
-    network: Transformer,
-    start: Vec<f32>,
-    lr: Schedule,
-    /// Characters by their number in the vocabulary.
-    characters: Vec<u8>,
-    /// What is held out begins here.
-    held_out: usize,
-    /// Where the windows of all steps begin.
-    order: Vec<usize>,
-}
-
-impl Text {
-    const STEPS: usize = 1_500;
-    const BATCH: usize = 8;
-    const CONTEXT: usize = 64;
-    const PEAK_LR: f64 = 3e-3;
-
-    fn new(seed: u64, steps: usize) -> Result<Self, Failure> {
-        let text = include_str!("text/persuasion.txt");
-        let held_out = text.find("Chapter 10\n").ok_or("no last chapter")?;
-        let mut vocabulary = text.as_bytes().to_vec();
-        vocabulary.sort_unstable();
-        vocabulary.dedup();
-        let number = |c: &u8| vocabulary.binary_search(c).map(|i| i as u8);
-        let characters = text.as_bytes().iter().map(number).collect::<Result<Vec<_>, _>>();
-        let characters = characters.map_err(|_| "a character without a number")?;
-
-        let shape =
-            Shape { vocabulary: vocabulary.len(), context: Self::CONTEXT, width: 64, heads: 4, blocks: 2 };
-        let network = Transformer::new(shape)?;
-        let mut random = Random(seed);
-        let start = network.initial_parameters(&mut random);
-        let windows = held_out - Self::CONTEXT;
-        let order = (0..steps * Self::BATCH).map(|_| (random.uniform() * windows as f64) as usize).collect();
-        Ok(Self { network, start, lr: lr(Self::PEAK_LR, steps), characters, held_out, order })
-    }
-
-    /// A window's characters, and the one behind it.
-    fn window(&self, start: usize) -> &[u8] {
-        &self.characters[start..=start + Self::CONTEXT]
-    }
-
-    /// The mean loss over windows side by side; what is left behind the last is too short for one.
-    fn mean_loss(&self, params: &[f32], range: Range<usize>) -> f64 {
-        let windows = (range.len() - 1) / Self::CONTEXT;
-        let windows: Vec<_> = (0..windows).map(|i| self.window(range.start + i * Self::CONTEXT)).collect();
-        let loss = |batch: &[&[u8]]| batch.len() as f64 * self.network.loss(params, batch, None);
-        windows.chunks(Self::BATCH).map(loss).sum::<f64>() / windows.len() as f64
-    }
-}
-
-impl Task for Text {
-    fn layout(&self) -> &Layout<AdamW> {
-        &self.network.layout
-    }
-
-    fn initial_parameters(&self) -> &[f32] {
-        &self.start
-    }
-
-    fn lr(&self) -> &Schedule {
-        &self.lr
-    }
-
-    fn steps(&self) -> usize {
-        self.order.len() / Self::BATCH
-    }
-
-    fn gradients(&self, step: usize, params: &[f32], grads: &mut [f32]) {
-        let batch: Vec<_> =
-            self.order[step * Self::BATCH..][..Self::BATCH].iter().map(|&start| self.window(start)).collect();
-        self.network.loss(params, &batch, Some(grads));
-    }
-
-    fn losses(&self, params: &[f32]) -> Losses {
-        let held_out = self.held_out..self.characters.len();
-        let training = 0..held_out.len();
-        let [held_out, training] = [held_out, training].map(|range| self.mean_loss(params, range));
-        Losses { held_out, training }
-    }
-}
-
-/// A warm-up, and half a cosine down to 0.
-fn lr(peak: f64, steps: usize) -> Schedule {
-    let warmup = WARMUP_STEPS.min(steps / 10) as u64;
-    schedule::cosine(peak, 0.0, steps as u64 - warmup).warmup(warmup)
-}
-
 /// Trains, and returns what the losses are in the end.
 fn train(gpu: &Gpu, task: &dyn Task, storage: &Storage, progress: &ProgressBar) -> Result<Losses, Failure> {
     let round = |&p: &f32| storage.start.decode(storage.start.encode(p));
@@ -295,7 +99,7 @@ fn train(gpu: &Gpu, task: &dyn Task, storage: &Storage, progress: &ProgressBar) 
     let format = storage.options.params;
     let (params, grads) = (gpu.upload_as(format, &start), gpu.buffer(layout.buffer_size()));
     let tensors = optimizer.bind(&Tensors::flat(&params, &grads))?;
-    let weights = |optimizer: &Optimizer<AdamW>| -> Vec<_> {
+    let weights = |optimizer: &Optimizer| -> Vec<_> {
         let codes = harness::param_codes(gpu, optimizer, &params, 0);
         codes.into_iter().map(|code| format.decode(code)).collect()
     };
@@ -413,7 +217,8 @@ fn run() -> Result<bool, Failure> {
         let tasks: Vec<_> = tasks.collect::<Result<_, _>>()?;
         let losses = train_all(name, &tasks)?;
         println!(
-            "{name}, {} parameters, {} steps: cross-entropy in nats, and differences from f32 in %, at most {:.0}",
+            "{name}, {} parameters, {} steps: cross-entropy in nats, and differences from f32 in %, \
+             at most {:.0}",
             tasks[0][0].layout().parameters(),
             tasks[0][0].steps(),
             100.0 * BOUND,

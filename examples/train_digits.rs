@@ -5,10 +5,11 @@
 //! ```
 //!
 //! What to look at when you write an engine of your own:
-//! - parameters and gradients are two flat buffers of one [`Layout`], which also tells the shader where each tensor lies;
+//! - parameters and gradients are two flat buffers of one [`Layout`], which also tells the shader where each
+//!   tensor lies;
 //! - forward pass, backward pass and optimizer step of a batch go into one encoder (the loop in [`train`]);
-//! - the host sends the order of the images before an epoch and reads losses after it; between batches it waits for
-//!   nothing.
+//! - the host sends the order of the images before an epoch and reads losses after it; between batches it
+//!   waits for nothing.
 //!
 //! It fails if it recognises fewer than 95 % of the images that it has not trained on.
 
@@ -26,7 +27,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use wgpu_optim::{Optimizer, Tensors, schedule};
 
-/// Images a step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of the order.
+/// Images a step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of the
+/// order.
 const BATCH: usize = 64;
 const EPOCHS: usize = 40;
 const WARMUP_STEPS: usize = 50;

@@ -1,5 +1,5 @@
-// Two f16 numbers in a u32, in integers: WGSL leaves open in which direction pack2x16float rounds and what it makes of
-// numbers out of range, and lets both it and unpack2x16float flush subnormal numbers.
+// Two f16 numbers in a u32, in integers: WGSL leaves open in which direction pack2x16float rounds and what it
+// makes of numbers out of range, and lets both it and unpack2x16float flush subnormal numbers.
 
 // Rounds to nearest, ties to even, and to infinity from 65520 on. What is not a number becomes infinite too.
 fn pack(x: vec2<f32>) -> u32 {

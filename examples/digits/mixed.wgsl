@@ -1,6 +1,8 @@
-// The network of mlp.wgsl in mixed precision: f16 in memory, sums in f32, and the loss multiplied by a scale. It follows f16.wgsl.
+// The network of mlp.wgsl in mixed precision: f16 in memory, sums in f32, and the loss multiplied by a scale.
+// It follows f16.wgsl.
 //
-// A thread computes two neighbours, which share a u32. All sizes are even, and so is where each tensor starts.
+// A thread computes two neighbours, which share a u32. All sizes are even, and so is where each tensor
+// starts.
 
 override WORKGROUP: u32;
 override PIXELS: u32;
@@ -12,7 +14,8 @@ override B1: u32; // [HIDDEN]
 override W2: u32; // [HIDDEN, CLASSES]
 override B2: u32; // [CLASSES]
 
-// A sum that has overflowed f16 is this for `pack`, and no infinity: WGSL lets arithmetic assume that there are none.
+// A sum that has overflowed f16 is this for `pack`, and no infinity: WGSL lets arithmetic assume that there
+// are none.
 const OVERFLOW = vec2<f32>(1e6);
 const INFINITY = vec2<u32>(0x7f800000u);
 
@@ -21,7 +24,8 @@ struct Example {
     label: u32,
 }
 
-// Two neurons' outputs for one example, and the scaled gradients of the loss by their inputs (the sums before the nonlinearity).
+// Two neurons' outputs for one example, and the scaled gradients of the loss by their inputs (the sums before
+// the nonlinearity).
 struct Neurons {
     value: u32,
     gradient: u32,
@@ -66,7 +70,8 @@ fn hidden_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     hidden[id.x].value = pack(max(sum, vec2<f32>()));
 }
 
-// A thread for each example: digit scores, their softmax in f32, the loss and its scaled gradient by the scores.
+// A thread for each example: digit scores, their softmax in f32, the loss and its scaled gradient by the
+// scores.
 @compute @workgroup_size(WORKGROUP)
 fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x;

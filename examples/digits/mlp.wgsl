@@ -1,7 +1,8 @@
 // Forward and backward pass of a multilayer perceptron: pixels, a ReLU layer, softmax cross-entropy.
 //
-// Every kernel gives one thread one number to compute and lets it loop over all that the number is a sum of. That is not
-// the quickest way, but each sum has a fixed order and no atomics: the same seed gives the same bits.
+// Every kernel gives one thread one number to compute and lets it loop over all that the number is a sum of.
+// That is not the quickest way, but each sum has a fixed order and no atomics: the same seed gives the same
+// bits.
 
 override WORKGROUP: u32;
 override PIXELS: u32;
@@ -13,8 +14,8 @@ override B1: u32; // [HIDDEN]
 override W2: u32; // [HIDDEN, CLASSES]
 override B2: u32; // [CLASSES]
 
-// A neuron's output for one example, and the gradient of that example's loss by the neuron's input (the sum before the
-// nonlinearity).
+// A neuron's output for one example, and the gradient of that example's loss by the neuron's input (the sum
+// before the nonlinearity).
 struct Neuron {
     value: f32,
     gradient: f32,

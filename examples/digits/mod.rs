@@ -1,4 +1,5 @@
-//! What the examples with handwritten digits share: the images, the network's shape and start, and ways to run shaders.
+//! What the examples with handwritten digits share: the images, the network's shape and start, and ways to
+//! run shaders.
 
 use harness::Gpu;
 use std::error::Error;
@@ -44,7 +45,8 @@ pub fn main(name: &str, run: fn(&Gpu, u64, &Path) -> Done) -> ExitCode {
     }
 }
 
-/// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one a pixel, and a label.
+/// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one a pixel,
+/// and a label.
 pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for line in include_str!("digits.txt").lines() {
@@ -56,7 +58,7 @@ pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
 }
 
 /// Weights decay and biases do not. The names are those of the shaders' offsets.
-pub fn layout() -> Result<Layout<AdamW>, wgpu_optim::Error> {
+pub fn layout() -> Result<Layout, wgpu_optim::Error> {
     let [pixels, hidden, classes] = [PIXELS, HIDDEN, CLASSES].map(|n| n as u64);
     let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let no_decay = AdamW { weight_decay: 0.0, ..adamw };
@@ -67,7 +69,7 @@ pub fn layout() -> Result<Layout<AdamW>, wgpu_optim::Error> {
 }
 
 /// The flat parameters before training: weights uniform with variance 2 / rows (He et al., 2015), biases 0.
-pub fn initial_parameters(layout: &Layout<AdamW>, random: &mut Random) -> Vec<f32> {
+pub fn initial_parameters(layout: &Layout, random: &mut Random) -> Vec<f32> {
     let mut params = vec![0.0; (layout.buffer_size() / 4) as usize];
     for tensor in layout.tensors() {
         if let [rows, _] = tensor.shape[..] {
@@ -92,7 +94,7 @@ pub fn kernels<const N: usize>(
     shader: &str,
     names: [&str; N],
     bindings: &wgpu::BindGroupLayout,
-    layout: &Layout<AdamW>,
+    layout: &Layout,
 ) -> [wgpu::ComputePipeline; N] {
     let source = wgpu::ShaderSource::Wgsl(shader.into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("mlp"), source });

@@ -2,7 +2,7 @@
 
 use crate::digits::{self, CLASSES, HIDDEN, dispatch};
 use harness::Gpu;
-use wgpu_optim::{AdamW, Layout, wgpu};
+use wgpu_optim::{Layout, wgpu};
 
 const SHADER: &str = include_str!("mlp.wgsl");
 const KERNELS: [&str; 4] = ["hidden_layer", "output_layer", "hidden_gradients", "parameter_gradients"];
@@ -27,7 +27,7 @@ pub struct Batch {
 
 impl Network {
     /// `data` are images, labels, parameters and gradients.
-    pub fn new(gpu: &Gpu, layout: &Layout<AdamW>, data: [wgpu::Buffer; 4], images: usize) -> Self {
+    pub fn new(gpu: &Gpu, layout: &Layout, data: [wgpu::Buffer; 4], images: usize) -> Self {
         // Two f32 an element, and room for a batch of all images.
         let pairs = |elements: usize| gpu.buffer((images * elements * 8) as u64);
         let (hidden, output, outcomes) = (pairs(HIDDEN), pairs(CLASSES), pairs(1));

@@ -2,21 +2,31 @@
 
 use super::{Tensors, TensorsMut, cross_entropy, relu, relu_backward};
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, Axis, NdFloat};
-use wgpu_optim::{AdamW, Layout};
+use ndarray::{Array2, ArrayView2, Axis, NdFloat};
+use wgpu_optim::Layout;
+
+/// The scores of `images`, one a row, and the hidden layer that they follow from.
+pub fn scores<F: NdFloat>(
+    layout: &Layout,
+    params: &[F],
+    images: ArrayView2<'_, F>,
+) -> (Array2<F>, Array2<F>) {
+    let params = Tensors { layout, flat: params };
+    let mut hidden = images.dot(&params.matrix("W1")) + params.vector("B1");
+    relu(&mut hidden);
+    (hidden.dot(&params.matrix("W2")) + params.vector("B2"), hidden)
+}
 
 /// The mean loss of `images`, one a row, and with `grads` its gradients.
 pub fn loss<F: NdFloat>(
-    layout: &Layout<AdamW>,
+    layout: &Layout,
     params: &[F],
     images: ArrayView2<'_, F>,
     labels: &[u32],
     grads: Option<&mut [F]>,
 ) -> f64 {
+    let (mut scores, hidden) = scores(layout, params, images);
     let params = Tensors { layout, flat: params };
-    let mut hidden = images.dot(&params.matrix("W1")) + params.vector("B1");
-    relu(&mut hidden);
-    let mut scores = hidden.dot(&params.matrix("W2")) + params.vector("B2");
     let loss = cross_entropy(&mut scores, labels.iter().map(|&label| label as usize));
     if let Some(flat) = grads {
         let mut grads = TensorsMut { layout, flat };

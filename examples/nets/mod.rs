@@ -1,10 +1,11 @@
-//! Networks on the CPU with gradients by hand, small enough to be read. They are generic over the number, so that `f64` can check what `f32` trains.
+//! Networks on the CPU with gradients by hand, small enough to be read. They are generic over the number, so
+//! that `f64` can check what `f32` trains.
 
 pub mod mlp;
 pub mod transformer;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, NdFloat, Zip};
-use wgpu_optim::{AdamW, Layout};
+use wgpu_optim::Layout;
 
 pub fn num<F: NdFloat>(x: f64) -> F {
     F::from(x).expect("every number of these networks is a float")
@@ -13,7 +14,7 @@ pub fn num<F: NdFloat>(x: f64) -> F {
 /// The tensors of flat parameters.
 #[derive(Clone, Copy)]
 pub struct Tensors<'a, F> {
-    pub layout: &'a Layout<AdamW>,
+    pub layout: &'a Layout,
     pub flat: &'a [F],
 }
 
@@ -30,7 +31,7 @@ impl<'a, F> Tensors<'a, F> {
 
 /// The tensors of flat gradients.
 pub struct TensorsMut<'a, F> {
-    pub layout: &'a Layout<AdamW>,
+    pub layout: &'a Layout,
     pub flat: &'a mut [F],
 }
 
@@ -46,7 +47,7 @@ impl<F> TensorsMut<'_, F> {
 }
 
 /// Where a tensor lies, and its rows and columns; a vector has one row.
-fn place(layout: &Layout<AdamW>, name: &str) -> (std::ops::Range<usize>, (usize, usize)) {
+fn place(layout: &Layout, name: &str) -> (std::ops::Range<usize>, (usize, usize)) {
     let tensor = layout.tensor(name).expect("a network asks for tensors of its own");
     let columns = tensor.shape.last().map_or(1, |&n| n as usize);
     (tensor.range(), (tensor.len as usize / columns, columns))
@@ -93,7 +94,7 @@ pub fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
 
 #[cfg(test)]
 pub mod tests {
-    /// What is left of f64's digits after a central difference: h² of its error of truncation, ε/h of rounding.
+    /// The digits of f64 that a central difference loses: h² of its error of truncation, ε/h of rounding.
     const TOLERANCE: f64 = 1e-8;
 
     /// Holds the gradients of `loss` against central differences, in every parameter.

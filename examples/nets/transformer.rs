@@ -1,5 +1,5 @@
-//! A decoder-only transformer (Vaswani et al., 2017): learned positions, pre-norm blocks with RMSNorm (Zhang and Sennrich, 2019) and without biases,
-//! causal attention, ReLU.
+//! A decoder-only transformer (Vaswani et al., 2017): learned positions, pre-norm blocks with RMSNorm (Zhang
+//! and Sennrich, 2019) and without biases, causal attention, ReLU.
 
 use super::{Tensors, TensorsMut, cross_entropy, num, relu, relu_backward, softmax};
 use crate::digits::Random;
@@ -22,7 +22,7 @@ pub struct Shape {
 
 pub struct Transformer {
     shape: Shape,
-    pub layout: Layout<AdamW>,
+    pub layout: Layout,
 }
 
 impl Transformer {
@@ -43,7 +43,8 @@ impl Transformer {
         Ok(Self { shape, layout })
     }
 
-    /// Weights uniform with variance 1 / rows, those that end a branch of a block with 1 / (2 · blocks) of that (Radford et al., 2019); gains 1.
+    /// Weights uniform with variance 1 / rows, those that end a branch of a block with 1 / (2 · blocks) of
+    /// that (Radford et al., 2019); gains 1.
     pub fn initial_parameters(&self, random: &mut Random) -> Vec<f32> {
         let mut params = vec![0.0; self.layout.len() as usize];
         for tensor in self.layout.tensors() {

@@ -1,19 +1,22 @@
-//! Loads what the fuzzer makes up onto optimizers of several rules and formats, and steps where it can be loaded: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory of the process, the fuzzer's own too, below 512 MiB
-//! (`-rss_limit_mb`). That a load takes no more than the file's size and 64 MiB is checked in `tests/checkpoint/hostile.rs`.
+//! Loads what the fuzzer makes up onto optimizers of several rules and formats, and steps where it can be
+//! loaded: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory
+//! of the process, the fuzzer's own too, below 512 MiB (`-rss_limit_mb`). That a load takes no more than the
+//! file's size and 64 MiB is checked in `tests/checkpoint/memory.rs`.
 //!
-//! The input is the file itself. Where it does not begin with the length of its header it is also tried as a header, with the length put before it and as many zeros behind it as its tensors take,
-//! so that the fuzzer need not guess numbers; and always as an index.
+//! The input is the file itself. Where it does not begin with the length of its header it is also tried as a
+//! header, with the length put before it and as many zeros behind it as its tensors take, so that the fuzzer
+//! need not guess numbers; and always as an index.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use wgpu_optim::checkpoint::{self, Cpu, Differing, Extra, Formats, Load, Missing, Reader, Record};
-use wgpu_optim::{AdamW, Ema, Format, Group, Layout, LossScale, Master, NAdam, Options, Rounding, Twin, cpu};
+use wgpu_optim::{
+    AdamW, Clip, DynRule, Ema, Format, Group, Layout, LossScale, Master, NAdam, Options, Rounding, cpu,
+};
 
 /// What an index finds under the name "a".
 const SHARD: &[u8] = include_bytes!("../../tests/interop/adamw-10.safetensors");
@@ -38,13 +41,13 @@ fn directory() -> PathBuf {
 }
 
 /// The tensors of tests/interop.
-fn layout<R: Twin>(decay: R, plain: R) -> Layout<R> {
+fn layout(decay: impl Into<DynRule>, plain: impl Into<DynRule>) -> Layout {
     let decay = Group::new("decay", decay).tensor("w", [4, 3]).tensor("v", [5]);
-    Layout::new([decay, Group::new("plain", plain).tensor("b", [3])]).expect("a good layout")
+    Layout::packed([decay, Group::new("plain", plain).tensor("b", [3])]).expect("a good layout")
 }
 
 /// Loads, and where that succeeds steps.
-fn onto<R: Twin + Serialize + DeserializeOwned>(layout: Layout<R>, options: Options, path: &Path) {
+fn onto(layout: Layout, options: Options, path: &Path) {
     let mut optimizer = cpu::Optimizer::with_options(layout, options).expect("memory");
     let (mut wide, mut narrow) = ([0.0f32; 20], [0u16; 20]);
     let is_wide = options.params == Format::F32;
@@ -55,10 +58,12 @@ fn onto<R: Twin + Serialize + DeserializeOwned>(layout: Layout<R>, options: Opti
         hyperparameters: Differing::Ignore,
         options: Differing::Ignore,
     };
-    for load in [Load::default(), lenient] {
+    // Values of the file, which have to be refused or to work.
+    let taking = Load { hyperparameters: Differing::Take, options: Differing::Take, ..lenient };
+    for load in [Load::default(), lenient, taking] {
         let engine = Cpu::new(&mut optimizer);
         let mut engine = if is_wide { engine.parameters(&mut wide) } else { engine.parameters(&mut narrow) };
-        if checkpoint::load(&mut engine, path, &load, &mut |_, _| ()).is_ok() {
+        if checkpoint::load(&mut engine, path, &load).is_ok() {
             let tensors = match is_wide {
                 true => cpu::Tensors::flat(&mut wide, &[0.5f32; 20]),
                 false => cpu::Tensors::flat(&mut narrow, &[0.5f32; 20]),
@@ -87,6 +92,8 @@ fn load(name: &str, bytes: &[u8]) {
     onto(adamw(), split, &path);
     onto(nadam(), Options::default(), &path);
     onto(nadam(), Options { params: Format::F16, states: Format::Bf16, ..around }, &path);
+    let mixed = || layout(AdamW::default(), NAdam::default());
+    onto(mixed(), Options { clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() }, &path);
     if let Ok(mut reader) = Reader::open(&path) {
         let _ = Record::read(&reader);
         for tensor in reader.tensors().to_vec() {

@@ -1,6 +1,7 @@
-//! AdamW of wgpu-optim beside AdamW of burn (wgpu backend, fusion) on the adapter that both choose. A sample is the recording of a step and the wait
-//! until the device has finished it. The two run in processes of their own, by turns: burn's worker threads would otherwise share the
-//! cores with our samples where the adapter is a software one. Prints medians over all samples and their ratio.
+//! AdamW of wgpu-optim beside AdamW of burn (wgpu backend, fusion) on the adapter that both choose. A sample
+//! is the recording of a step and the wait until the device has finished it. The two run in processes of
+//! their own, by turns: burn's worker threads would otherwise share the cores with our samples where the
+//! adapter is a software one. Prints medians over all samples and their ratio.
 //!
 //! `cargo run --release --manifest-path benches/peers/burn/Cargo.toml`
 

@@ -1,11 +1,14 @@
-//! The CPU engine, candle-nn and a triad, each for as many steps as a line on standard input says; `compare.py` writes the lines and times PyTorch in turn.
+//! The CPU engine, candle-nn and a triad, each for as many steps as a line on standard input says;
+//! `compare.py` writes the lines and times PyTorch in turn.
 //!
 //! ```text
 //! setup CONTENDER RULE TENSORS ELEMENTS     a case: ELEMENTS in each of TENSORS; answers "ready"
 //! time STEPS                                answers seconds a step
 //! ```
 //!
-//! Contenders: `flat` and `each` (ours, in one slice and in slices of tensors), `bf16`, `bf16-random`, `q8` and `q8-random` (ours in one slice, all in bf16 or state in 8 bits), `clip` (ours with the norm clipped and gradients set to zero, filled again before every step, which is not timed), `candle`, `triad`.
+//! Contenders: `flat` and `each` (ours, in one slice and in slices of tensors), `bf16`, `bf16-random`, `q8`
+//! and `q8-random` (ours in one slice, all in bf16 or state in 8 bits), `clip` (ours with the norm clipped
+//! and gradients set to zero, filled again before every step, which is not timed), `candle`, `triad`.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -13,7 +16,7 @@ use candle_nn::optim::{Optimizer as _, ParamsAdamW};
 use rayon::prelude::*;
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
-use wgpu_optim::{Clip, Format, Group, Layout, Master, Options, Rounding, Twin, cpu, for_each_rule};
+use wgpu_optim::{AnyRule, Clip, Format, Group, Layout, Master, Options, Rounding, Sgd, cpu};
 
 /// A step, and how long it took without what prepares it.
 type Work = Box<dyn FnMut() -> Duration>;
@@ -59,19 +62,11 @@ fn setup(
         "triad" => return Ok(triad(tensors * elements)),
         _ => {}
     }
-    macro_rules! find {
-        ($($built_in:ty),*) => {
-            $(if rule == <$built_in as wgpu_optim::Rule>::NAME {
-                return ours::<$built_in>(contender, <$built_in>::default(), tensors, elements);
-            })*
-        };
-    }
-    if rule == "momentum" {
-        let sgd = wgpu_optim::Sgd { momentum: 0.9, ..wgpu_optim::Sgd::default() };
-        return ours(contender, sgd, tensors, elements);
-    }
-    for_each_rule!(find);
-    Err(format!("no such rule: {rule}").into())
+    let rule = match rule {
+        "momentum" => Sgd { momentum: 0.9, ..Sgd::default() }.into(),
+        _ => AnyRule::by_name(rule)?,
+    };
+    ours(contender, rule, tensors, elements)
 }
 
 fn pattern(len: usize) -> Vec<f32> {
@@ -84,21 +79,23 @@ fn time(work: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
-fn ours<R: Twin>(
+fn ours(
     contender: &str,
-    rule: R,
+    rule: AnyRule,
     tensors: usize,
     elements: usize,
 ) -> Result<Work, Box<dyn std::error::Error>> {
     let names: Vec<String> = (0..tensors).map(|i| format!("tensor {i}")).collect();
     let group =
         names.iter().fold(Group::new("all", rule), |group, name| group.tensor(name, [elements as u64]));
-    let layout = Layout::new([group])?;
+    // One behind the other, as `pattern` fills them.
+    let layout = Layout::packed([group])?;
     let clips = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
     let clip = contender == "clip";
     let random = Rounding::Stochastic { seed: 0 };
-    let bf16 = Options { params: Format::Bf16, grads: Format::Bf16, states: Format::Bf16, ..Options::default() };
-    let bf16 = Options { master: Master::None, ..bf16 };
+    let bf16 = Format::Bf16;
+    let bf16 =
+        Options { params: bf16, grads: bf16, states: bf16, master: Master::None, ..Options::default() };
     let q8 = Options { states: Format::Q8, ..Options::default() };
     let options = match contender {
         "clip" => clips,
@@ -143,7 +140,8 @@ fn ours<R: Twin>(
     })
 }
 
-/// candle-nn's AdamW, which takes its gradients from a store that only a backward pass makes: of `Σ x · c`, whose gradient is `c`.
+/// candle-nn's AdamW, which takes its gradients from a store that only a backward pass makes: of `Σ x · c`,
+/// whose gradient is `c`.
 fn candle(tensors: usize, elements: usize) -> Result<Work, Box<dyn std::error::Error>> {
     let device = Device::Cpu;
     let vars = (0..tensors)
