@@ -75,11 +75,11 @@ impl Offload {
     /// they are sent with the next submission. The first call of a step decides its learning rate.
     ///
     /// # Errors
-    /// Those of a step's scalars ([`cpu::Optimizer::step`](Optimizer::step)), [`Error::MissingUsage`] without
-    /// `COPY_DST`, [`Error::OutOfBounds`], [`OffloadError::NotRequested`] if nobody has asked for the chunk
-    /// that is next (or the commands that did were dropped), and [`Error::Device`] if its gradients cannot be
-    /// read. The step stays where it was: chunks before this one have been worked on, and it goes on when
-    /// this one has been requested again, of the same gradients.
+    /// Those of a step's scalars ([`cpu::Optimizer::step`](crate::cpu::Optimizer::step)),
+    /// [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`], [`OffloadError::NotRequested`] if
+    /// nobody has asked for the chunk that is next (or the commands that did were dropped), and
+    /// [`Error::Device`] if its gradients cannot be read. The step stays where it was: chunks before this one
+    /// have been worked on, and it goes on when this one has been requested again, of the same gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,
