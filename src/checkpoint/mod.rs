@@ -24,10 +24,10 @@
 //!
 //! Each state slot of each tensor as a tensor `SLOT/TENSOR` (`exp_avg/wte`), as it is stored; the parameters
 //! as `param/TENSOR` if they are handed over; and in the metadata, under `wgpu_optim`, a [`Record`]: the
-//! rule, hyperparameters, learning-rate factors and carries of each group, options with the seed, steps
-//! recorded and taken, the loss scale. What the program passes to each step (a learning rate's schedule, a
-//! [`ReduceOnPlateau`](crate::schedule::ReduceOnPlateau)) is the program's, and has room in
-//! [`Save::metadata`]. Reports that nobody has taken are not kept.
+//! rule, hyperparameters, learning-rate factors, counts of steps, carries and freezing of each group, options
+//! with the seed, steps recorded and taken, the loss scale. What the program passes to each step (a learning
+//! rate's schedule, a [`ReduceOnPlateau`](crate::schedule::ReduceOnPlateau)) is the program's, and has room
+//! in [`Save::metadata`]. Reports that nobody has taken are not kept.
 //!
 //! # What is promised
 //!
@@ -118,7 +118,7 @@ pub struct Load {
     pub extra: Extra,
     /// Slots that are stored in another format.
     pub formats: Formats,
-    /// Hyperparameters and learning-rate factors that differ, or cannot be read.
+    /// Hyperparameters, learning-rate factors and frozen groups that differ, or cannot be read.
     pub hyperparameters: Differing,
     /// Options that differ, other than formats; or that cannot be read.
     pub options: Differing,

@@ -1,7 +1,7 @@
 //! State as numbers, whatever its format, and state from an optimizer for another layout.
 
 use super::{Optimizer, State};
-use crate::error::Error;
+use crate::error::{Error, StateMismatch};
 use crate::formats::Format;
 use crate::layout::Carry;
 use crate::rules::names::REMAINDER;
@@ -62,6 +62,10 @@ impl Optimizer {
     /// # Errors
     /// [`Error::State`] with everything that differs; nothing changes then.
     pub fn take_over(&mut self, old: &Self) -> Result<(), Error> {
+        if self.steps > 0 {
+            let (option, found, expected) = ("steps", "some", "0: call it before the first step");
+            return Err(Error::State(vec![StateMismatch::Option { option, found, expected }]));
+        }
         let (from, to) = ((&old.layout, &old.options), (&self.layout, &self.options));
         let taken = take_over::compare(from, to, &[&old.carries])?;
         let from: Vec<_> = old.layout.by_offset().collect();

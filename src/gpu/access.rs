@@ -4,7 +4,7 @@ use super::buffers::View;
 use super::control;
 use super::optimizer::Optimizer;
 use super::state::StateRange;
-use crate::error::Error;
+use crate::error::{Error, StateMismatch};
 use crate::formats::Format;
 use crate::layout::{Carry, VECTOR};
 use crate::rules::names::REMAINDER;
@@ -210,6 +210,10 @@ impl Optimizer {
         encoder: &mut wgpu::CommandEncoder,
         old: &Self,
     ) -> Result<(), Error> {
+        if self.steps > 0 {
+            let (option, found, expected) = ("steps", "some", "0: call it before the first step");
+            return Err(Error::State(vec![StateMismatch::Option { option, found, expected }]));
+        }
         // Reports that have arrived since the old optimizer's last step leave fewer counts possible.
         let mut pending = old.pending.clone();
         if let Some((reported, skipped)) = old.control.as_ref().and_then(control::Control::newest) {
@@ -229,24 +233,25 @@ impl Optimizer {
         let size = size_of::<control::State>() as u64;
         // The scale and the good steps come first.
         let counted = offset_of!(control::State, taken) as u64;
-        match (&old.control, &self.control) {
-            (Some(old_control), Some(own)) => {
+        let counts_alone = old.options.skips();
+        if let Some(own) = &self.control {
+            if !counts_alone {
+                // Without skipping the host's count holds: dropped commands were steps.
+                let taken = (old.steps - pending.first()) as u32;
+                queue.write_buffer(&own.state, counted, bytemuck::bytes_of(&taken));
+            }
+            if let Some(old_control) = old.control.as_ref().filter(|_| counts_alone) {
                 let scales = self.options.loss_scale.is_some() && old.options.loss_scale.is_some();
                 let first = if scales { 0 } else { counted };
                 let bytes = Some(size - first);
                 encoder.copy_buffer_to_buffer(&old_control.state, first, &own.state, first, bytes);
             }
-            (None, Some(own)) => {
-                let taken = (old.steps - pending.first()) as u32;
-                queue.write_buffer(&own.state, counted, bytemuck::bytes_of(&taken));
-            }
-            (_, None) => {}
         }
         Ok(())
     }
 
     fn refuse_other_device(&self, old: &Self, counts: usize) -> Result<(), Error> {
-        let option = |option, found, expected| crate::StateMismatch::Option { option, found, expected };
+        let option = |option, found, expected| StateMismatch::Option { option, found, expected };
         if self.device != old.device {
             return Err(Error::State(vec![option("device", "another one", "the optimizer's own")]));
         }
@@ -289,7 +294,7 @@ impl Optimizer {
                     // Words of values of 2 bytes are copied whole.
                     let halves = stream.content.value_bytes() == 2;
                     if at % WORD != place % WORD || halves && shared[j] {
-                        odd.push(crate::StateMismatch::Format {
+                        odd.push(StateMismatch::Format {
                             tensor: names[j].into(),
                             slot: "states",
                             found: "2 bytes an element, in words shared with other tensors",

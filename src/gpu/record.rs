@@ -70,8 +70,9 @@ impl Bound {
         self.recorded.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Dispatches that a step records: one for each rule, for flat buffers that fit a binding and have the
-    /// size of [`Layout::buffer_size`](crate::Layout::buffer_size).
+    /// Dispatches that a step records, for the groups that were frozen at the last step or, before one, at
+    /// the binding: one for each rule, for flat buffers that fit a binding and have the size of
+    /// [`Layout::buffer_size`](crate::Layout::buffer_size).
     ///
     /// Options that look at the gradients first add one for the scan and one for the decision, and a clip of
     /// groups one more. A layer-wise rule adds two, norms of parameters and update add one. State in 8 bits

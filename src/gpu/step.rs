@@ -23,8 +23,9 @@ impl Optimizer {
     /// # Errors
     /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the gradient scale,
     /// [`Error::ScalarOverflow`], [`Error::Unreported`], [`Error::UncertainMomentum`],
-    /// [`Error::UncertainAge`], [`Error::Device`] if there is no memory for scalars or a report; nothing is
-    /// recorded and no state changes.
+    /// [`Error::UncertainAge`], [`Error::Device`] if there is no memory for scalars or a report. The first
+    /// step after a group was thawed may be refused as [`bind`](Self::bind) refuses. Nothing is recorded
+    /// then, and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,

@@ -335,6 +335,12 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), Error> {
             return Err(Error::Conflict { rule: spec.name, conflict });
         }
         let index = found.unwrap_or(rules.len());
+        if let Some(rule) = rules.get_mut(index)
+            && spec.loops.is_none()
+        {
+            // `GpuOnly` in any group refuses the CPU.
+            rule.spec = spec;
+        }
         if index == rules.len() {
             rules.push(RuleUse { spec, kept: vec![false; spec.slots.len()] });
         }

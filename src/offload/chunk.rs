@@ -8,7 +8,7 @@ use core::ops::Range;
 pub(super) const ELEMENT: usize = size_of::<f32>();
 
 /// Blocks of one rule, with their way to the host.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Chunk {
     pub(super) rule: usize,
     pub(super) blocks: Range<usize>,

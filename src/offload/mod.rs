@@ -89,6 +89,8 @@ pub struct Offload {
     optimizer: Optimizer,
     params: Vec<f32>,
     transfers: Transfers,
+    /// Whether groups may have been frozen or thawed since the chunks were made.
+    stale: bool,
     chunks: Vec<Chunk>,
     /// A ring: chunk `c` comes through the one at `c` modulo their number.
     staging: Vec<Staging>,
@@ -170,7 +172,8 @@ impl Offload {
         let chunks = chunks(&optimizer, chunk_blocks);
         let staging = staging(device, &chunks, staged_chunks)?;
         let (device, phase) = (device.clone(), Phase::Idle);
-        let mut offload = Self { device, optimizer, params, transfers, chunks, staging, phase, next: 0 };
+        let mut offload =
+            Self { device, optimizer, params, transfers, stale: false, chunks, staging, phase, next: 0 };
         offload.begin_pass(Phase::Idle);
         Ok(offload)
     }
@@ -225,8 +228,17 @@ impl Offload {
     /// [`OffloadError::StepUnderWay`], [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`].
     pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), Error> {
         self.between_steps()?;
-        self.check_params(params)?;
-        self.chunks.iter().for_each(|chunk| chunk.upload(queue, params, &self.params));
+        let mut ranges: Vec<core::ops::Range<usize>> = Vec::new();
+        for tensor in self.optimizer.layout().by_offset() {
+            match ranges.last_mut().filter(|last| last.end as u64 == tensor.offset) {
+                Some(last) => last.end = tensor.range().end,
+                None => ranges.push(tensor.range()),
+            }
+        }
+        // Those of frozen groups too.
+        let all = Chunk { rule: 0, blocks: 0..0, ranges };
+        all.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
+        all.upload(queue, params, &self.params);
         Ok(())
     }
 
@@ -259,15 +271,15 @@ impl Offload {
     }
 
     /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients do not cross any
-    /// more.
+    /// more. The next step divides the rest into chunks anew; gradients that have been requested for it are
+    /// requested again.
     ///
     /// # Errors
-    /// Its errors, [`OffloadError::StepUnderWay`], and [`Error::Device`] if there is no memory for staging
-    /// buffers.
+    /// Its errors, and [`OffloadError::StepUnderWay`].
     pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
         self.between_steps()?;
-        self.optimizer.freeze(group)?;
-        self.divide()
+        self.stale = true;
+        self.optimizer.freeze(group)
     }
 
     /// Ends the freezing of a group.
@@ -276,16 +288,26 @@ impl Offload {
     /// As [`freeze`](Self::freeze).
     pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
         self.between_steps()?;
-        self.optimizer.unfreeze(group)?;
-        self.divide()
+        self.stale = true;
+        self.optimizer.unfreeze(group)
     }
 
-    /// Divides the tensors of groups that are not frozen into chunks.
-    fn divide(&mut self) -> Result<(), Error> {
-        let chunks = chunks(&self.optimizer, self.transfers.chunk_blocks);
-        self.staging = staging(&self.device, &chunks, self.transfers.staged_chunks)?;
-        self.chunks = chunks;
-        self.begin_pass(Phase::Idle);
+    /// The chunks of the groups that are not frozen, if they are other ones than those of the last step.
+    fn changed_chunks(&self) -> Option<Vec<Chunk>> {
+        let chunks = || chunks(&self.optimizer, self.transfers.chunk_blocks);
+        self.stale.then(chunks).filter(|chunks| *chunks != self.chunks)
+    }
+
+    /// Goes on with the chunks of the groups that are not frozen.
+    fn refresh(&mut self) -> Result<(), Error> {
+        if let Some(chunks) = self.changed_chunks() {
+            self.staging = staging(&self.device, &chunks, self.transfers.staged_chunks)?;
+            self.chunks = chunks;
+        }
+        if std::mem::take(&mut self.stale) {
+            // Options of a load may ask for another first pass.
+            self.begin_pass(Phase::Idle);
+        }
         Ok(())
     }
 
@@ -293,6 +315,8 @@ impl Offload {
     #[cfg(feature = "checkpoint")]
     pub(crate) fn parts_mut(&mut self) -> Result<(&mut Optimizer, &mut [f32]), Error> {
         self.between_steps()?;
+        // A load may freeze and thaw groups.
+        self.stale = true;
         Ok((&mut self.optimizer, &mut self.params))
     }
 

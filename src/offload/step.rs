@@ -25,6 +25,9 @@ impl Offload {
     /// their way or here. Between steps it is a chunk of the next step.
     #[must_use]
     pub fn wanted(&self) -> Option<usize> {
+        if let Some(chunks) = self.changed_chunks() {
+            return (0..chunks.len()).find(|&chunk| self.is_needed_of(&chunks, chunk));
+        }
         let absent = |chunk: &usize| self.is_needed(*chunk) && !self.staging(*chunk).is_taken();
         self.window().find(absent)
     }
@@ -37,13 +40,14 @@ impl Offload {
     /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`,
     /// [`Error::OutOfBounds`] for a buffer that is too short, [`OffloadError::OutOfTurn`] for a chunk that
     /// this pass is done with, or for which there is no room yet, [`Error::Duplicate`] for one that is on its
-    /// way; nothing is recorded then.
+    /// way, [`Error::Device`] if there is no memory for staging buffers; nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         grads: &wgpu::Buffer,
         chunk: usize,
     ) -> Result<(), Error> {
+        self.refresh()?;
         let (found, expected) = ((chunk as u64).saturating_add(1), self.chunks.len() as u64);
         let place = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
         place.check(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
@@ -86,6 +90,7 @@ impl Offload {
         params: &wgpu::Buffer,
         step: impl Into<Step>,
     ) -> Result<Progress, Error> {
+        self.refresh()?;
         self.check_params(params)?;
         if self.chunks.is_empty() {
             // Every group is frozen.
@@ -169,14 +174,18 @@ impl Offload {
 
     /// Whether a pass reads a chunk: the first phase of layer-wise rules is for their tensors alone.
     fn is_needed(&self, chunk: usize) -> bool {
+        self.is_needed_of(&self.chunks, chunk)
+    }
+
+    fn is_needed_of(&self, chunks: &[Chunk], chunk: usize) -> bool {
         let layer_wise = |chunk: &Chunk| self.optimizer.is_layer_wise(chunk.rule);
         let measures = match self.phase {
             // The pass that the next step begins with.
-            Phase::Idle => !self.optimizer.options().looks_first() && self.chunks.iter().any(layer_wise),
+            Phase::Idle => !self.optimizer.options().looks_first() && chunks.iter().any(layer_wise),
             Phase::Look { .. } | Phase::Update { .. } => false,
             Phase::Measure { .. } => true,
         };
-        !measures || layer_wise(&self.chunks[chunk])
+        !measures || layer_wise(&chunks[chunk])
     }
 
     /// Goes on to the next chunk that this pass reads.

@@ -302,6 +302,27 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
     assert!(error.to_string().contains("device"), "{error}");
 }
 
+/// An optimizer that has taken steps of its own takes over nothing.
+#[test]
+fn state_is_taken_over_before_the_first_step() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let new = || Run::new(&gpu, layout(), Options::default(), &vec![1.0; layout().len() as usize]);
+    let (mut run, other) = (new(), new());
+    let grads = vec![0.5; layout().len() as usize];
+    run.step(&grads, 0.1);
+    let before = gpu.download(&run.params);
+    let mut encoder = gpu.encoder();
+    let error = run.optimizer.take_over(&gpu.queue, &mut encoder, &other.optimizer).unwrap_err();
+    assert!(error.to_string().contains("steps"), "{error}");
+    assert_eq!((run.optimizer.steps(), gpu.download(&run.params)), (1, before));
+
+    let mut host = cpu::Optimizer::new(layout()).unwrap();
+    let other = host.clone();
+    host.step(cpu::Tensors::flat(&mut grads.clone(), &grads), 0.1).unwrap();
+    assert_eq!(host.take_over(&other).unwrap_err(), error);
+    assert_eq!(host.steps(), 1);
+}
+
 /// Optimizers go to other threads, and are shared between them.
 #[test]
 fn engines_are_send_and_sync() {

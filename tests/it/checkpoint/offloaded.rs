@@ -77,3 +77,52 @@ fn a_resumed_run_is_the_run_offloaded() {
         same(&save(&mut offloaded.0, "offloaded"), &want);
     }
 }
+
+/// A load that freezes and thaws groups, and chunks that are divided anew behind it; frozen groups are sent
+/// to the device too.
+#[test]
+fn a_load_freezes_groups_offloaded() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let groups = |[a, b]: [bool; 2]| {
+        let group = |name: &str, frozen| Group::new(name, AdamW::default()).frozen(frozen);
+        Layout::new([
+            group("a", a).tensor("a0", [40_000]).tensor("a1", [33]),
+            group("b", b).tensor("b0", [70_000]),
+        ])
+        .unwrap()
+    };
+    let len = groups([false; 2]).len() as usize;
+    let start: Vec<f32> = (0..len).map(|i| (i % 101) as f32 * 0.01).collect();
+    let grads = gpu.upload(&gradients(len, Format::F32, &[])[0]);
+    let transfers = wgpu_optim::offload::Transfers { chunk_blocks: 1, staged_chunks: 2 };
+    for frozen in [[true, false], [false, true], [true, true]] {
+        let new = |layout, start: &[f32]| {
+            let options = Options::default();
+            Offload::with_transfers(&gpu.device, layout, options, transfers, start.to_vec()).unwrap()
+        };
+        let (mut saved, params) = (new(groups(frozen), &start), gpu.upload(&start));
+        crate::offload::step(&gpu, &mut saved, &params, &grads, 0.1);
+        let mut file = Vec::new();
+        let mut engine = checkpoint::Cpu::offloaded(&mut saved).unwrap();
+        checkpoint::save_to(&mut engine, &mut file, &Save::default()).unwrap();
+        for other in [[false, false], [false, true], [true, false]] {
+            let (mut loaded, device) = (new(groups(other), &vec![0.0; len]), gpu.buffer(4 * len as u64));
+            let take = Load { hyperparameters: checkpoint::Differing::Take, ..Load::default() };
+            let mut engine = checkpoint::Cpu::offloaded(&mut loaded).unwrap();
+            checkpoint::load_from(&mut engine, std::io::Cursor::new(&file), &take).unwrap();
+            loaded.upload(&gpu.queue, &device).unwrap();
+            let (mut whole, at) = (new(groups(frozen), &start), gpu.upload(&start));
+            for _ in 0..2 {
+                crate::offload::step(&gpu, &mut whole, &at, &grads, 0.1);
+            }
+            crate::offload::step(&gpu, &mut loaded, &device, &grads, 0.1);
+            let sent = gpu.read(&device, 0, len);
+            for tensor in loaded.optimizer().layout().tensors() {
+                let (range, context) =
+                    (tensor.range(), format!("{}, {frozen:?} from {other:?}", tensor.name));
+                assert!(loaded.params()[range.clone()] == whole.params()[range.clone()], "{context}");
+                assert!(sent[range.clone()] == whole.params()[range], "{context} on the device");
+            }
+        }
+    }
+}
