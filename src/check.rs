@@ -30,8 +30,8 @@ pub struct Deviation {
     pub got: f32,
     /// What the reference has.
     pub want: f64,
-    /// Their distance, in units of [`ulp`] of the update's [`Scaled::size`]; infinite if only one of them is
-    /// finite.
+    /// Their distance, in units of [`ulp`] of the update's [`Scaled::error_scale`]; infinite if only one of
+    /// them is finite.
     pub ulps: f64,
 }
 
@@ -116,7 +116,7 @@ impl Checker {
                     let ulps = if got.is_infinite() && got == stored {
                         0.0
                     } else {
-                        distance(got, want, size.size(), self.room(format, scale, want))
+                        distance(got, want, size.error_scale(), self.room(format, scale, want))
                     };
                     // NaN never comes out of `distance`.
                     if ulps > worst.ulps {

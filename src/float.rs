@@ -83,56 +83,56 @@ macro_rules! float {
 float!(f32);
 float!(f64);
 
-/// A number together with its *size*, to which its rounding error is proportional.
+/// A number together with its *error scale*, to which its rounding error is proportional.
 ///
 /// Every input of a computation in f32 has a relative error ε, and every operation adds another. The
 /// operations after it pass these errors on. To first order, the error of a result is a small multiple of ε
-/// times its size. The size of an input is its magnitude; the size of a result is
+/// times its scale. The scale of an input is its magnitude; the scale of a result is
 ///
 /// ```text
-/// size(a ± b)     = size(a) + size(b)
-/// size(a · b)     = |a| size(b) + |b| size(a) + ε size(a) size(b)
-/// size(a / b)     = (size(a) / |b| + |a| size(b) / b²) / (1 − ε size(b) / |b|)
-/// size(√a)        = min(size(a) / 2√a, √(size(a) / ε))
-/// size(max(a, b)) = max(size(a), size(b)), likewise for min
+/// scale(a ± b)     = scale(a) + scale(b)
+/// scale(a · b)     = |a| scale(b) + |b| scale(a) + ε scale(a) scale(b)
+/// scale(a / b)     = (scale(a) / |b| + |a| scale(b) / b²) / (1 − ε scale(b) / |b|)
+/// scale(√a)        = min(scale(a) / 2√a, √(scale(a) / ε))
+/// scale(max(a, b)) = max(scale(a), scale(b)), likewise for min
 /// ```
 ///
 /// This is `Σ |∂f/∂x · x|` over all inputs and intermediate results (running error analysis: Higham,
 /// *Accuracy and Stability of Numerical Algorithms*, §3.3). Terms of second order are kept where a factor,
 /// divisor or radicand can cancel to zero. If the error of a divisor is as large as the divisor, the quotient
-/// can be anything, and its size is larger than any f32. If a number's sign is uncertain, the size of the
+/// can be anything, and its scale is larger than any f32. If a number's sign is uncertain, the scale of the
 /// sign has an [`ulp`] of 2.
 ///
-/// A result that cancels to almost zero keeps the size of its terms. So an error in ulps of the size has a
-/// bound that holds for every input. The size bounds the rounding of a given sequence of operations. It does
+/// A result that cancels to almost zero keeps the scale of its terms. So an error in ulps of the scale has a
+/// bound that holds for every input. The scale bounds the rounding of a given sequence of operations. It does
 /// not show that the sequence is accurate; only a comparison with another sequence shows that.
 ///
-/// No size is below 2⁻¹⁰³, whose ulp is 2⁻¹²⁶: a GPU may flush smaller numbers to zero.
+/// No scale is below 2⁻¹⁰³, whose ulp is 2⁻¹²⁶: a GPU may flush smaller numbers to zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Scaled {
     value: f64,
-    size: f64,
+    scale: f64,
 }
 
-/// The smallest size, 2⁻¹⁰³.
-const LEAST_SIZE: f64 = f32::MIN_POSITIVE as f64 / f32::EPSILON as f64;
+/// The smallest scale, 2⁻¹⁰³.
+const LEAST_SCALE: f64 = f32::MIN_POSITIVE as f64 / f32::EPSILON as f64;
 /// The relative error ε: one ulp of 1.
 const EPSILON: f64 = f32::EPSILON as f64;
-/// The number of ulps of its size from which on a value's sign is certain.
+/// The number of ulps of its scale from which on a value's sign is certain.
 const CLEAR: f64 = 8.0;
-/// The size of a number that can be anything.
+/// The scale of a number that can be anything.
 const UNKNOWN: f64 = 1e100;
 
 impl Scaled {
-    fn new(value: f64, size: f64) -> Self {
-        // A size of NaN comes from 0/0, a quotient of two zeros without errors. `max` ignores NaN.
-        Self { value, size: LEAST_SIZE.max(size) }
+    fn new(value: f64, scale: f64) -> Self {
+        // A scale of NaN comes from 0/0, a quotient of two zeros without errors. `max` ignores NaN.
+        Self { value, scale: LEAST_SCALE.max(scale) }
     }
 
-    /// The size, to which the number's rounding error is proportional.
+    /// The scale, to which the number's rounding error is proportional.
     #[must_use]
-    pub fn size(self) -> f64 {
-        self.size
+    pub fn error_scale(self) -> f64 {
+        self.scale
     }
 }
 
@@ -149,7 +149,7 @@ impl PartialOrd for Scaled {
 }
 
 impl Float for Scaled {
-    const ZERO: Self = Self { value: 0.0, size: LEAST_SIZE };
+    const ZERO: Self = Self { value: 0.0, scale: LEAST_SCALE };
     fn from_f64(x: f64) -> Self {
         Self::new(x, x.abs())
     }
@@ -159,21 +159,22 @@ impl Float for Scaled {
     fn sqrt(self) -> Self {
         let root = self.value.sqrt();
         // The first operand of `min` is infinite at 0.
-        Self::new(root, (self.size / (2.0 * root)).min((self.size / EPSILON).sqrt()))
+        Self::new(root, (self.scale / (2.0 * root)).min((self.scale / EPSILON).sqrt()))
     }
     fn abs(self) -> Self {
         Self { value: self.value.abs(), ..self }
     }
     fn max(self, other: Self) -> Self {
-        Self::new(self.value.max(other.value), self.size.max(other.size))
+        Self::new(self.value.max(other.value), self.scale.max(other.scale))
     }
     fn min(self, other: Self) -> Self {
-        Self::new(self.value.min(other.value), self.size.max(other.size))
+        Self::new(self.value.min(other.value), self.scale.max(other.scale))
     }
     /// The sign, exact where the value is clear of zero or is a zero without an error.
     fn sign(self) -> Self {
-        let clear = if self.value == 0.0 { CLEAR * LEAST_SIZE } else { self.value.abs() / (CLEAR * EPSILON) };
-        Self::new(self.value.sign(), if self.size <= clear { LEAST_SIZE } else { 2.0 / EPSILON })
+        let clear =
+            if self.value == 0.0 { CLEAR * LEAST_SCALE } else { self.value.abs() / (CLEAR * EPSILON) };
+        Self::new(self.value.sign(), if self.scale <= clear { LEAST_SCALE } else { 2.0 / EPSILON })
     }
     fn norm(values: impl Iterator<Item = Self>) -> Self {
         values.map(|x| x * x).fold(Self::ZERO, |sum, square| sum + square).sqrt()
@@ -183,14 +184,14 @@ impl Float for Scaled {
 impl Add for Scaled {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self::new(self.value + other.value, self.size + other.size)
+        Self::new(self.value + other.value, self.scale + other.scale)
     }
 }
 
 impl Sub for Scaled {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self::new(self.value - other.value, self.size + other.size)
+        Self::new(self.value - other.value, self.scale + other.scale)
     }
 }
 
@@ -198,8 +199,8 @@ impl Mul for Scaled {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
         let (a, b) = (self.value.abs(), other.value.abs());
-        let size = a * other.size + b * self.size + EPSILON * self.size * other.size;
-        Self::new(self.value * other.value, size)
+        let scale = a * other.scale + b * self.scale + EPSILON * self.scale * other.scale;
+        Self::new(self.value * other.value, scale)
     }
 }
 
@@ -207,17 +208,17 @@ impl Div for Scaled {
     type Output = Self;
     fn div(self, other: Self) -> Self {
         let (a, b) = (self.value.abs(), other.value.abs());
-        let uncertain = EPSILON * other.size / b;
-        let first_order = self.size / b + a / b * (other.size / b);
-        let size = if uncertain < 1.0 { first_order / (1.0 - uncertain) } else { UNKNOWN };
-        Self::new(self.value / other.value, size)
+        let uncertain = EPSILON * other.scale / b;
+        let first_order = self.scale / b + a / b * (other.scale / b);
+        let scale = if uncertain < 1.0 { first_order / (1.0 - uncertain) } else { UNKNOWN };
+        Self::new(self.value / other.value, scale)
     }
 }
 
 impl Neg for Scaled {
     type Output = Self;
     fn neg(self) -> Self {
-        Self::new(-self.value, self.size)
+        Self::new(-self.value, self.scale)
     }
 }
 
@@ -255,14 +256,14 @@ mod tests {
         assert_eq!(ulp(f64::INFINITY), f64::INFINITY);
     }
 
-    /// Moves each input by a relative ε and sums the changes of the result: at most ε times the size.
+    /// Moves each input by a relative ε and sums the changes of the result: at most ε times the scale.
     #[test]
     fn size_bounds_what_perturbed_inputs_do() {
         fn f<T: Float>([a, b, c]: [T; 3]) -> T {
             a - b * (a - c) / ((a * b).sqrt() + c)
         }
         let inputs = [3.0, 0.7, 2.999];
-        let size = f(inputs.map(Scaled::from_f64)).size();
+        let scale = f(inputs.map(Scaled::from_f64)).error_scale();
         let eps = 1e-7;
         let mut moved = 0.0;
         for i in 0..3 {
@@ -270,8 +271,8 @@ mod tests {
             changed[i] *= 1.0 + eps;
             moved += (f(changed) - f(inputs)).abs();
         }
-        // a and b occur more than once, so their effects can cancel: the size is only an upper bound.
-        assert!(moved <= eps * size * 1.001 && moved > eps * size * 0.3, "{moved:e} of {:e}", eps * size);
+        // a and b occur more than once, so their effects can cancel: the scale is only an upper bound.
+        assert!(moved <= eps * scale * 1.001 && moved > eps * scale * 0.3, "{moved:e} of {:e}", eps * scale);
     }
 
     /// A difference of zero keeps the error of its terms through a square, a root, a quotient and a sign.
@@ -279,16 +280,19 @@ mod tests {
     fn size_survives_cancellation() {
         let x = Scaled::from_f64(3.0);
         let none = x - x;
-        let error = |s: Scaled| ulp(s.size());
+        let error = |s: Scaled| ulp(s.error_scale());
         let lost = ulp(6.0);
         assert!(error(none * none) >= lost * lost, "{none:?}");
         assert!(error(none.sqrt()) >= lost.sqrt() / 2.0);
-        assert!((x / none).size() >= UNKNOWN && (x / (none + Scaled::from_f64(1e-9))).size() >= UNKNOWN);
-        assert!((x / (none + Scaled::from_f64(1e-3))).size() < 1e8);
+        assert!(
+            (x / none).error_scale() >= UNKNOWN
+                && (x / (none + Scaled::from_f64(1e-9))).error_scale() >= UNKNOWN
+        );
+        assert!((x / (none + Scaled::from_f64(1e-3))).error_scale() < 1e8);
         assert_eq!(error(none.sign()), 2.0);
-        assert_eq!((x - Scaled::from_f64(2.0)).sign().size(), LEAST_SIZE);
-        assert_eq!((Scaled::ZERO * x + Scaled::ZERO).sign().size(), LEAST_SIZE);
-        assert_eq!((x - Scaled::from_f64(3.0 + 1e-7)).sign().size(), 2.0 / EPSILON);
+        assert_eq!((x - Scaled::from_f64(2.0)).sign().error_scale(), LEAST_SCALE);
+        assert_eq!((Scaled::ZERO * x + Scaled::ZERO).sign().error_scale(), LEAST_SCALE);
+        assert_eq!((x - Scaled::from_f64(3.0 + 1e-7)).sign().error_scale(), 2.0 / EPSILON);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use wgpu_optim::checkpoint::{Error, Reader, Record};
+use wgpu_optim::checkpoint::{Error, Metadata, Reader};
 
 /// Elements that are read at a time.
 const PART: u64 = 1 << 20;
@@ -154,10 +154,10 @@ impl Numbers {
 /// Reads a file from end to end, a part at a time; `progress` is told how many bytes of how many are done.
 ///
 /// # Errors
-/// The errors of [`Reader`] and [`Record`].
+/// The errors of [`Reader`] and [`Metadata`].
 pub fn inspect(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspection, Error> {
     let mut reader = Reader::open(path)?;
-    let record = match Record::read(&reader) {
+    let record = match Metadata::read(&reader) {
         Ok(record) => Some(record),
         Err(Error::NotACheckpoint { .. }) => None,
         Err(error) => return Err(error),
@@ -245,7 +245,7 @@ pub fn inspect(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspec
     })
 }
 
-fn run(record: Record) -> Run {
+fn run(record: Metadata) -> Run {
     let value = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
     let groups = record.groups.0.iter().map(|group| Group {
         name: group.name.clone(),

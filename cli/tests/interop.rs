@@ -5,7 +5,7 @@ use optim::bar::judge;
 use optim::rules::configure;
 use optim::trajectory::Trajectory;
 use std::path::{Path, PathBuf};
-use wgpu_optim::checkpoint::{self, Cpu, Gpu, Load, Parameters, Reader, Record, Save};
+use wgpu_optim::checkpoint::{self, Cpu, Gpu, Load, Metadata, Parameters, Reader, Save};
 use wgpu_optim::{Group, Layout, Optimizer, Schedule, Tensors, cpu};
 
 /// The rules that PyTorch has too, and its files.
@@ -146,7 +146,7 @@ fn same_run(ours: &Reader, theirs: &Reader) {
         reader.tensors().iter().map(|t| (t.name().to_owned(), t.dtype(), t.shape().to_vec())).collect()
     };
     assert_eq!(form(ours), form(theirs));
-    let [ours, theirs] = [ours, theirs].map(|reader| Record::read(reader).unwrap());
+    let [ours, theirs] = [ours, theirs].map(|reader| Metadata::read(reader).unwrap());
     assert_eq!((&ours.rule, ours.steps, ours.taken), (&theirs.rule, theirs.steps, theirs.taken));
     assert_eq!(ours.loss_scale, theirs.loss_scale);
     assert_eq!(ours.groups.0.len(), theirs.groups.0.len());

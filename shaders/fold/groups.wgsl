@@ -2,8 +2,8 @@
 
 @group(0) @binding(2) var<storage, read_write> folded: array<Partial>;
 
-fn finish(owner: u32, thread: u32) {
+fn finish(target_index: u32, thread: u32) {
     if thread == 0u {
-        folded[owner] = totals[0];
+        folded[target_index] = totals[0];
     }
 }

@@ -1,5 +1,5 @@
-// f32, four to a quad. Buffers are read as integers so that what is not updated keeps its bits, NaN payloads
-// included.
+// f32, four to a vector. Buffers are read as integers so that what is not updated keeps its bits, NaN
+// payloads included.
 
 alias F32 = vec4<u32>;
 

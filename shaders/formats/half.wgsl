@@ -1,4 +1,4 @@
-// What the formats of 2 bytes have in common: two to a word, a quad in two words, and rounding in integers,
+// What the formats of 2 bytes have in common: two to a word, a vector in two words, and rounding in integers,
 // which is the same on every device.
 
 alias Half = vec2<u32>;

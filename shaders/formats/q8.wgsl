@@ -30,7 +30,7 @@ fn decode_q8(raw: u32, scale: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(select(select(vec4<u32>(0u), number, stands), vec4<u32>(0x7fc00000u), exponent == 0xffu));
 }
 
-// The largest magnitude of a quad, and in the sign bit whether anything is negative.
+// The largest magnitude of a vector, and in the sign bit whether anything is negative.
 fn peak(bits: vec4<u32>) -> u32 {
     let x = bits & vec4<u32>(0x7fffffffu);
     let most = max(max(x.x, x.y), max(x.z, x.w));

@@ -2,7 +2,7 @@
 
 use super::error::Mismatch;
 use super::fit::{Mismatches, clipped};
-use super::record::{GroupRecord, Record};
+use super::metadata::{GroupRecord, Metadata};
 use super::{Differing, Formats, Load};
 use crate::layout::{Group, Layout};
 use crate::options::{Options, Rounding};
@@ -16,14 +16,14 @@ use std::collections::HashMap;
 const FORMATS: [&str; 5] = ["params", "grads", "states", "f32_states_below", "master"];
 
 /// The rule of a group in a checkpoint.
-fn rule_of<'a>(record: &'a Record, saved: &'a GroupRecord) -> &'a str {
+fn rule_of<'a>(record: &'a Metadata, saved: &'a GroupRecord) -> &'a str {
     saved.rule.as_deref().unwrap_or(&record.rule)
 }
 
 /// Lists every pair of different rules once.
 pub(super) fn rules(
     layout: &Layout,
-    record: &Record,
+    record: &Metadata,
     groups: &HashMap<&str, &GroupRecord>,
     wrong: &mut Mismatches,
 ) {
@@ -44,7 +44,7 @@ pub(super) fn rules(
 /// Compares the values of a group. With [`Differing::Take`] `layout` takes those of the file.
 pub(super) fn group(
     group: &Group,
-    record: &Record,
+    record: &Metadata,
     saved: &GroupRecord,
     differing: Differing,
     layout: &mut Layout,
@@ -159,7 +159,7 @@ fn different<'a>(
 /// Compares the options. With [`Differing::Take`] `taken` gets the clip's bound of the file.
 pub(super) fn options(
     options: &Options,
-    record: &Record,
+    record: &Metadata,
     load: &Load,
     taken: &mut Options,
     wrong: &mut Mismatches,

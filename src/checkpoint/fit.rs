@@ -3,8 +3,8 @@
 use super::compare;
 use super::convert::{From, Numbers, Source, Target};
 use super::error::{Error, Malformed, Mismatch};
+use super::metadata::{GroupRecord, Metadata};
 use super::reader::Reader;
-use super::record::{GroupRecord, Record};
 use super::{Differing, Dtype, Extra, Formats, Load, Missing, PARAM, SCALE_END};
 use crate::layout::{Carry, Layout, Tensor};
 use crate::options::Options;
@@ -69,7 +69,7 @@ pub(super) fn fit(
     options: &Options,
     streams: &[Stream],
     reader: &Reader<'_>,
-    record: &Record,
+    record: &Metadata,
     load: &Load,
 ) -> Result<Fitted, Error> {
     let mut wrong = Mismatches::default();
@@ -113,7 +113,7 @@ pub(super) fn fit(
 /// lacks it.
 fn compare_tensors(
     layout: &Layout,
-    record: &Record,
+    record: &Metadata,
     load: &Load,
     wrong: &mut Mismatches,
 ) -> Vec<Option<Place>> {
@@ -353,7 +353,7 @@ impl Finder<'_> {
 
 fn loss_scale(
     options: &Options,
-    record: &Record,
+    record: &Metadata,
     load: &Load,
     wrong: &mut Mismatches,
 ) -> Option<LossScaleState> {

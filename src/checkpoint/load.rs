@@ -2,8 +2,8 @@
 
 use super::engine::Part;
 use super::error::Error;
+use super::metadata::{self, Metadata};
 use super::reader::Reader;
-use super::record::{self, Record};
 use super::{Engine, Load, Loaded, fit};
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -62,7 +62,7 @@ fn read<E: Engine>(
     load: &Load,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, Error> {
-    let record = Record::read(&reader)?;
+    let record = Metadata::read(&reader)?;
     let streams = engine.streams();
     let fit::Fitted { sources, counters, layout, options } =
         fit::fit(engine.layout(), engine.options(), &streams, &reader, &record, load)?;
@@ -85,6 +85,6 @@ fn read<E: Engine>(
     let configured = engine.configure(layout, options);
     configured.and_then(|()| engine.restore(&counters)).map_err(|error| Error::Torn(error.into()))?;
     let mut metadata = reader.metadata().clone();
-    metadata.remove(record::KEY);
+    metadata.remove(metadata::KEY);
     Ok(Loaded { steps: counters.steps, taken: counters.taken, metadata })
 }

@@ -23,7 +23,7 @@
 //! # What is saved
 //!
 //! Each state slot of each tensor as a tensor `SLOT/TENSOR` (`exp_avg/wte`), as it is stored; the parameters
-//! as `param/TENSOR` if they are handed over; and in the metadata, under `wgpu_optim`, a [`Record`]: the
+//! as `param/TENSOR` if they are handed over; and in the metadata, under `wgpu_optim`, a [`Metadata`]: the
 //! rule, hyperparameters, learning-rate factors, counts of steps, carries and freezing of each group, options
 //! with the seed, steps recorded and taken, the loss scale. What the program passes to each step (a learning
 //! rate's schedule, a [`ReduceOnPlateau`](crate::schedule::ReduceOnPlateau)) is the program's, and has room
@@ -74,8 +74,8 @@ mod gpu;
 mod limits;
 mod load;
 mod location;
+mod metadata;
 mod reader;
-mod record;
 mod save;
 mod writer;
 
@@ -86,8 +86,8 @@ pub use error::{Error, Malformed, Mismatch};
 pub use gpu::{Gpu, Parameters};
 pub use load::{load, load_from, load_from_with_progress, load_with_progress};
 pub use location::Location;
+pub use metadata::{GroupRecord, Groups, Json, Metadata, Places};
 pub use reader::{Reader, Stored};
-pub use record::{GroupRecord, Groups, Json, Places, Record};
 pub use safetensors::Dtype;
 pub use save::{save, save_to, save_to_with_progress, save_with_progress};
 

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::location::Location;
-use super::record::{self, Record};
+use super::metadata::{self, Metadata};
 use super::writer::{Planned, TOTAL_SIZE, Writer};
 use super::{Engine, Save};
 use std::cmp::Reverse;
@@ -107,13 +107,13 @@ impl Plan {
         let mut metadata = save.metadata.clone();
         engine.check(false)?;
         let counters = engine.counters()?;
-        let text = Record::new(engine.layout(), engine.options(), &counters)?.text(location)?;
-        for key in [record::KEY, TOTAL_SIZE] {
+        let text = Metadata::new(engine.layout(), engine.options(), &counters)?.text(location)?;
+        for key in [metadata::KEY, TOTAL_SIZE] {
             if metadata.contains_key(key) {
                 return Err(Error::Key { key: key.into() });
             }
         }
-        metadata.insert(record::KEY.into(), text);
+        metadata.insert(metadata::KEY.into(), text);
         let all = engine.streams();
         // Wider values first, so that all are aligned.
         let mut streams: Vec<_> = (0..all.len()).collect();

@@ -7,7 +7,7 @@
 //! global one, or one of the caller's, by `pool.install(|| optimizer.step(…))`. A pool that was asked for
 //! with 0 threads has as many as there are cores, as rayon has it; one that the calling thread is part of
 //! (`ThreadPoolBuilder::use_current_thread`) has nobody to wake. Without the feature everything runs on the
-//! calling thread. Results are the same bit for bit: work is divided into blocks of a fixed number of
+//! calling thread. Results are the same bit for bit: work is divided into tasks of a fixed number of
 //! elements, whoever does them.
 //!
 //! # Instructions
@@ -19,7 +19,6 @@
 //! AVX-512. On other architectures there is what the target has.
 
 mod access;
-mod blocks;
 mod cells;
 mod control;
 mod norms;
@@ -29,6 +28,7 @@ mod reference;
 mod saved;
 mod share;
 mod state;
+mod tasks;
 mod tensors;
 mod threads;
 mod tile;

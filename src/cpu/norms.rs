@@ -3,7 +3,7 @@
 use super::cells::TILE;
 use multiversion::multiversion;
 
-/// Sums of squares of a tensor's part in a block: of its parameters and of their movement, or, first, of its
+/// Sums of squares of a tensor's part in a task: of its parameters and of their movement, or, first, of its
 /// gradients alone. Squares of f32 are exact in f64: none of them overflows or is lost.
 pub(super) type Sums = [f64; 2];
 

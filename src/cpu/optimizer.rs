@@ -235,8 +235,8 @@ impl Optimizer {
         let shares = &self.shares;
         let mut tensors = tensors.checked(&self.layout, |rule| &shares[rule].plan, &self.options)?;
         let unscale = self.begin(step.into())?;
-        let blocks: usize = self.shares.iter().map(|share| share.plan.blocks.len()).sum();
-        let report = if blocks <= 1 {
+        let tasks: usize = self.shares.iter().map(|share| share.plan.tasks.len()).sum();
+        let report = if tasks <= 1 {
             self.run(&mut tensors, unscale)
         } else {
             threads::within(|| self.run(&mut tensors, unscale))
@@ -262,7 +262,7 @@ impl Optimizer {
         let looked = self.options.looks_first();
         if looked {
             for rule in 0..self.shares.len() {
-                self.scan(tensors, rule, self.blocks(rule));
+                self.scan(tensors, rule, self.tasks(rule));
             }
         }
         let Decision { skip, mut report } = self.decide(unscale);
@@ -270,19 +270,19 @@ impl Optimizer {
             // A pass behind another one goes backwards.
             let mut again = looked;
             if self.is_layer_wise(rule) && !skip {
-                self.layer_norms(tensors, rule, self.blocks(rule), again);
+                self.layer_norms(tensors, rule, self.tasks(rule), again);
                 self.set_trust_ratios(rule);
                 again = !again;
             }
-            self.update(tensors, rule, self.blocks(rule), again, skip);
+            self.update(tensors, rule, self.tasks(rule), again, skip);
         }
         self.end(skip, &mut report);
         report
     }
 
-    /// All blocks of a rule.
-    pub(crate) fn blocks(&self, rule: usize) -> Range<usize> {
-        0..self.shares[rule].plan.blocks.len()
+    /// All tasks of a rule.
+    pub(crate) fn tasks(&self, rule: usize) -> Range<usize> {
+        0..self.shares[rule].plan.tasks.len()
     }
 
     pub(crate) fn is_layer_wise(&self, rule: usize) -> bool {
@@ -293,11 +293,11 @@ impl Optimizer {
         Around { options, t: self.steps + 1 - self.skipped, dispatched: self.dispatched }
     }
 
-    /// Squares of the gradients of some blocks.
-    pub(crate) fn scan(&mut self, tensors: &mut Checked<'_>, rule: usize, blocks: Range<usize>) {
+    /// Squares of the gradients of some tasks.
+    pub(crate) fn scan(&mut self, tensors: &mut Checked<'_>, rule: usize, tasks: Range<usize>) {
         let options = self.options;
         let around = self.around(&options);
-        self.shares[rule].scan(around, tensors, blocks);
+        self.shares[rule].scan(around, tensors, tasks);
     }
 
     /// Squares that the trust ratios of a layer-wise rule are computed from.
@@ -305,31 +305,31 @@ impl Optimizer {
         &mut self,
         tensors: &mut Checked<'_>,
         rule: usize,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         backwards: bool,
     ) {
         let options = self.options;
         let around = self.around(&options);
-        self.shares[rule].layer_norms(around, tensors, blocks, backwards);
+        self.shares[rule].layer_norms(around, tensors, tasks, backwards);
     }
 
-    /// The trust ratios of a layer-wise rule, once all of its blocks have been scanned.
+    /// The trust ratios of a layer-wise rule, once all of its tasks have been scanned.
     pub(crate) fn set_trust_ratios(&mut self, rule: usize) {
         self.shares[rule].set_trust_ratios();
     }
 
-    /// The update of some blocks, or the rest of a step that is skipped.
+    /// The update of some tasks, or the rest of a step that is skipped.
     pub(crate) fn update(
         &mut self,
         tensors: &mut Checked<'_>,
         rule: usize,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         backwards: bool,
         skip: bool,
     ) {
         let options = self.options;
         let around = self.around(&options);
-        self.shares[rule].update(around, tensors, blocks, backwards, skip);
+        self.shares[rule].update(around, tensors, tasks, backwards, skip);
     }
 
     /// Ends a step that has been taken or skipped.
@@ -346,32 +346,32 @@ impl Optimizer {
     }
 }
 
-/// Offloaded state: chunks of blocks whose gradients arrive one after the other.
+/// Offloaded state: chunks of tasks whose gradients arrive one after the other.
 #[cfg(feature = "gpu")]
 impl Optimizer {
-    /// The rules' blocks, so many at a time, with the ranges of the flat space that they update.
+    /// The rules' tasks, so many at a time, with the ranges of the flat space that they update.
     pub(crate) fn chunks(
         &self,
-        blocks: usize,
+        tasks: usize,
     ) -> impl Iterator<Item = (usize, Range<usize>, Vec<Range<usize>>)> {
         let shares = self.shares.iter().enumerate();
         shares.flat_map(move |(rule, share)| {
-            share.chunks(blocks).map(move |(blocks, ranges)| (rule, blocks, ranges))
+            share.chunks(tasks).map(move |(tasks, ranges)| (rule, tasks, ranges))
         })
     }
 
-    /// The slices of some blocks of a rule: of flat parameters, and of gradients that have only the elements
-    /// of these blocks, one range behind the other.
+    /// The slices of some tasks of a rule: of flat parameters, and of gradients that have only the elements
+    /// of these tasks, one range behind the other.
     pub(crate) fn pieces<'a>(
         &self,
         rule: usize,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         params: &'a mut [f32],
         grads: &'a [f32],
     ) -> Checked<'a> {
         let plan = &self.shares[rule].plan;
-        let first = &plan.segments[plan.blocks[blocks.start].segments.start];
+        let first = &plan.tensor_ranges[plan.tasks[tasks.start].tensor_ranges.start];
         let (start, span) = (first.start, first.span);
-        Checked::blocks(start, span, self.shares[rule].ranges(blocks), params, grads)
+        Checked::tasks(start, span, self.shares[rule].ranges(tasks), params, grads)
     }
 }

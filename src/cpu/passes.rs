@@ -1,16 +1,16 @@
 //! The passes over memory: the gradient scan, the norms of a layer-wise rule, the update, and the rest of a
 //! step that is skipped.
 //!
-//! Where everything is f32, whole chunks are updated in place, in runs as long as the segment or, with work
-//! to do after the update, as a strip. Values in other formats, and a tensor's last elements, go through
+//! Where everything is f32, whole chunks are updated in place, in runs as long as the tensor range or, with
+//! work to do after the update, as a strip. Values in other formats, and a tensor's last elements, go through
 //! copies in the nearest cache, tile by tile. The passes are compiled once, for no rule in particular: a rule
 //! brings its loops.
 
-use super::blocks::{Block, Plan, Segment};
 use super::cells::{Cells, TILE};
 use super::norms::{Squares, Sums, add_squares};
+use super::tasks::{Plan, Task, TensorRange};
 use super::tensors::Memory;
-use super::tile::{Values, next, of_segment};
+use super::tile::{Values, next, of_tensor_range};
 use crate::formats::Format;
 use crate::options::Storage;
 use crate::rules::loops::{CHUNK, Loops, MAX_SLOTS, Row};
@@ -54,13 +54,13 @@ impl Pass<'_> {
     }
 }
 
-/// The memory of one block, or of several blocks that follow each other.
+/// The memory of one task, or of several tasks that follow each other.
 pub(super) struct Part<'m, 'a> {
     pub(super) start: usize,
     /// Where the state of each kind starts.
     pub(super) kept: [usize; 2],
-    /// The segment of the first of [`sums`](Self::sums).
-    pub(super) segment: usize,
+    /// The tensor range of the first of [`sums`](Self::sums).
+    pub(super) tensor_range: usize,
     pub(super) memory: Memory<'m, 'a>,
     /// For each kind of tensors, each slot.
     pub(super) state: [[Cells<'m>; MAX_SLOTS]; 2],
@@ -70,25 +70,25 @@ pub(super) struct Part<'m, 'a> {
 }
 
 impl<'m, 'a> Part<'m, 'a> {
-    /// The memory before `block`, and from it on.
-    pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
-        let at = block.start - self.start;
+    /// The memory before `task`, and from it on.
+    pub(super) fn split(self, plan: &Plan, task: &Task) -> (Self, Self) {
+        let at = task.start - self.start;
         let mut behind: [[Cells<'m>; MAX_SLOTS]; 2] = Default::default();
         let mut state = self.state;
         for (kind, slots) in state.iter_mut().enumerate() {
-            let at = block.kept[kind] - self.kept[kind];
+            let at = task.kept[kind] - self.kept[kind];
             for (slot, behind) in slots.iter_mut().zip(&mut behind[kind]) {
                 (*slot, *behind) = core::mem::take(slot).split_at(at);
             }
         }
-        let (memory, memory_behind) = self.memory.split(plan, block);
+        let (memory, memory_behind) = self.memory.split(plan, task);
         let (master, master_behind) = self.master.split_at(at);
         let (ema, ema_behind) = self.ema.split_at(at);
-        let (sums, sums_behind) = self.sums.split_at_mut(block.segments.start - self.segment);
+        let (sums, sums_behind) = self.sums.split_at_mut(task.tensor_ranges.start - self.tensor_range);
         let behind = Self {
-            start: block.start,
-            kept: block.kept,
-            segment: block.segments.start,
+            start: task.start,
+            kept: task.kept,
+            tensor_range: task.tensor_ranges.start,
             memory: memory_behind,
             state: behind,
             master: master_behind,
@@ -109,18 +109,18 @@ fn average(ema: &mut [f32], p: &[f32], weight: f32) {
 
 /// The gradient scan: squares of the gradients.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-pub(super) fn scan(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
-    scan_plainly(plan, grads, block, part);
+pub(super) fn scan(plan: &Plan, grads: Format, task: &Task, part: &mut Part<'_, '_>) {
+    scan_plainly(plan, grads, task, part);
 }
 
 /// [`scan`] with the plain instructions of the target.
 #[inline(always)]
-pub(super) fn scan_plainly(plan: &Plan, grads: Format, block: &Block, part: &mut Part<'_, '_>) {
+pub(super) fn scan_plainly(plan: &Plan, grads: Format, task: &Task, part: &mut Part<'_, '_>) {
     let mut g = [0.0; TILE];
-    for (segment, sums) in plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
+    for (tensor_range, sums) in plan.tensor_ranges[task.tensor_ranges.clone()].iter().zip(&mut *part.sums) {
         let mut squares = Squares::new();
-        let (pair, mut place) = of_segment(plan, segment, &mut part.memory, part.start, part.kept);
-        let own = place.own.start..place.own.start + (segment.end - segment.start);
+        let (pair, mut place) = of_tensor_range(plan, tensor_range, &mut part.memory, part.start, part.kept);
+        let own = place.own.start..place.own.start + (tensor_range.end - tensor_range.start);
         match &pair.g {
             Cells::Read4(x) => squares.add(&x[own]),
             Cells::Write4(x) => squares.add(&x[own]),
@@ -139,15 +139,18 @@ pub(super) fn scan_plainly(plan: &Plan, grads: Format, block: &Block, part: &mut
 }
 
 /// The first phase of a layer-wise rule: squares of parameters and update directions.
-pub(super) fn layer_norms(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+pub(super) fn layer_norms(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     let directions = pass.loops.directions[usize::from(pass.dispatched)];
     let mut values = Values::new();
     let mut u = [0.0; TILE];
-    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
-        let (pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
-        let row = pass.row(segment.row);
+    for (tensor_range, sums) in
+        pass.plan.tensor_ranges[task.tensor_ranges.clone()].iter().zip(&mut *part.sums)
+    {
+        let (pair, mut place) =
+            of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
+        let row = pass.row(tensor_range.row);
         let mut squares = [Squares::new(), Squares::new()];
-        let mut left = segment.end - segment.start;
+        let mut left = tensor_range.end - tensor_range.start;
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &part.state[place.kind][..pass.slots]);
             values.load(storage, &place, &pair, state, &part.master);
@@ -163,23 +166,24 @@ pub(super) fn layer_norms(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_
 }
 
 /// The update, and the work that follows it.
-pub(super) fn update(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     let update = pass.loops.update[usize::from(pass.dispatched)];
     let mut values = Values::new();
     let mut before = [0.0; STRIP];
     let mut squares = [Squares::new(), Squares::new()];
     let strip = if pass.norms || pass.zero || pass.weights.is_some() { STRIP } else { usize::MAX };
-    let segments = &pass.plan.segments[block.segments.clone()];
+    let tensor_ranges = &pass.plan.tensor_ranges[task.tensor_ranges.clone()];
     // Segments of one tensor are one run, unless each has sums of its own.
-    let runs = segments.chunk_by(|a, b| !pass.norms && a.span == b.span);
+    let runs = tensor_ranges.chunk_by(|a, b| !pass.norms && a.span == b.span);
     for (run, sums) in runs.zip(&mut *part.sums) {
-        let segment = &Segment { end: run[run.len() - 1].end, ..run[0].clone() };
-        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
-        let row = pass.row(segment.row);
+        let tensor_range = &TensorRange { end: run[run.len() - 1].end, ..run[0].clone() };
+        let (mut pair, mut place) =
+            of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
+        let row = pass.row(tensor_range.row);
         if pass.norms {
             squares = [Squares::new(), Squares::new()];
         }
-        let mut left = segment.end - segment.start;
+        let mut left = tensor_range.end - tensor_range.start;
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..pass.slots]);
             let whole = pass.in_place[place.kind] && left >= CHUNK;
@@ -210,7 +214,7 @@ pub(super) fn update(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
             }
             let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
             if let (Some(weights), Cells::Write4(ema)) = (pass.weights, &mut part.ema) {
-                average(&mut ema[place.beside.clone()], p, weights[segment.row]);
+                average(&mut ema[place.beside.clone()], p, weights[tensor_range.row]);
             }
             if pass.norms {
                 let before = &mut before[..len];
@@ -231,12 +235,15 @@ pub(super) fn update(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
 }
 
 /// The rest of a skipped step: norms of the parameters, and gradients set to zero.
-pub(super) fn rest(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
+pub(super) fn rest(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     let mut values = Values::new();
-    for (segment, sums) in pass.plan.segments[block.segments.clone()].iter().zip(&mut *part.sums) {
-        let (mut pair, mut place) = of_segment(pass.plan, segment, &mut part.memory, part.start, part.kept);
+    for (tensor_range, sums) in
+        pass.plan.tensor_ranges[task.tensor_ranges.clone()].iter().zip(&mut *part.sums)
+    {
+        let (mut pair, mut place) =
+            of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
         let mut squares = Squares::new();
-        let mut left = segment.end - segment.start;
+        let mut left = tensor_range.end - tensor_range.start;
         while left > 0 {
             if pass.norms {
                 values.load_params(&pass.storage[place.kind], &place, &pair, &part.master);
@@ -254,40 +261,40 @@ pub(super) fn rest(pass: &Pass<'_>, block: &Block, part: &mut Part<'_, '_>) {
     }
 }
 
-/// Hands blocks to `leaf`, several that follow each other as one, those of one half to other threads if there
+/// Hands tasks to `leaf`, several that follow each other as one, those of one half to other threads if there
 /// are any. `backwards` begins with the last ones: the cache still holds the memory that a pass before read
 /// last.
 pub(super) fn sweep(
     plan: &Plan,
-    blocks: Range<usize>,
+    tasks: Range<usize>,
     part: Part<'_, '_>,
     backwards: bool,
-    leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+    leaf: &(impl Fn(&Task, &mut Part<'_, '_>) + Sync),
 ) {
     fn halve(
         plan: &Plan,
-        blocks: &[Block],
+        tasks: &[Task],
         mut part: Part<'_, '_>,
-        leaf: &(impl Fn(&Block, &mut Part<'_, '_>) + Sync),
+        leaf: &(impl Fn(&Task, &mut Part<'_, '_>) + Sync),
         backwards: bool,
         grain: usize,
     ) {
-        if blocks.len() <= grain {
-            if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
-                let segments = first.segments.start..last.segments.end;
-                leaf(&Block { segments, ..first.clone() }, &mut part);
+        if tasks.len() <= grain {
+            if let (Some(first), Some(last)) = (tasks.first(), tasks.last()) {
+                let tensor_ranges = first.tensor_ranges.start..last.tensor_ranges.end;
+                leaf(&Task { tensor_ranges, ..first.clone() }, &mut part);
             }
             return;
         }
-        let (first, second) = blocks.split_at(blocks.len() / 2);
+        let (first, second) = tasks.split_at(tasks.len() / 2);
         let (part, rest) = part.split(plan, &second[0]);
         let first = || halve(plan, first, part, leaf, backwards, grain);
         let second = || halve(plan, second, rest, leaf, backwards, grain);
         if backwards { super::threads::join(second, first) } else { super::threads::join(first, second) }
     }
-    // A thread that looks for work waits for all it has written: not after every block.
-    let grain = (blocks.len() / (super::threads::count() * SHARES)).max(1);
-    halve(plan, &plan.blocks[blocks], part, leaf, backwards, grain);
+    // A thread that looks for work waits for all it has written: not after every task.
+    let grain = (tasks.len() / (super::threads::count() * SHARES)).max(1);
+    halve(plan, &plan.tasks[tasks], part, leaf, backwards, grain);
 }
 
 /// Parts of the work of each thread, if there is enough: none waits long for another at the end.

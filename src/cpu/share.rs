@@ -1,9 +1,9 @@
 //! The tensors of one rule: their state, and the passes over them.
 
-use super::blocks::{Block, Plan};
 use super::norms::Sums;
 use super::passes::{self, Part, Pass, sweep};
 use super::state::Numbers;
+use super::tasks::{Plan, Task};
 use super::tensors::Checked;
 use crate::error::Error;
 use crate::formats::Format;
@@ -32,7 +32,7 @@ pub(super) struct Share {
     scalars: Vec<f32>,
     factors: Vec<f32>,
     weights: Vec<f32>,
-    /// Sums of the segments.
+    /// Sums of the tensor ranges.
     pub(super) sums: Vec<Sums>,
 }
 
@@ -86,7 +86,7 @@ impl Share {
             scalars: vec![0.0; rows * spec.scalars.len()],
             factors: vec![0.0; rows],
             weights: vec![0.0; rows],
-            sums: vec![[0.0; 2]; plan.segments.len()],
+            sums: vec![[0.0; 2]; plan.tensor_ranges.len()],
             plan,
         })
     }
@@ -95,7 +95,7 @@ impl Share {
     pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
         self.plan.divide(layout)?;
         self.sums.clear();
-        self.sums.resize(self.plan.segments.len(), [0.0; 2]);
+        self.sums.resize(self.plan.tensor_ranges.len(), [0.0; 2]);
         Ok(())
     }
 
@@ -143,32 +143,33 @@ impl Share {
         }
     }
 
-    /// The blocks, so many at a time, and the ranges of the flat space that they update.
+    /// The tasks, so many at a time, and the ranges of the flat space that they update.
     #[cfg(feature = "gpu")]
-    pub(super) fn chunks(&self, blocks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
+    pub(super) fn chunks(&self, tasks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
         let plan = &self.plan;
-        (0..plan.blocks.len()).step_by(blocks).map(move |first| {
-            let blocks = first..plan.blocks.len().min(first.saturating_add(blocks));
+        (0..plan.tasks.len()).step_by(tasks).map(move |first| {
+            let tasks = first..plan.tasks.len().min(first.saturating_add(tasks));
             let mut ranges: Vec<Range<usize>> = Vec::new();
-            for (range, _) in self.ranges(blocks.clone()) {
+            for (range, _) in self.ranges(tasks.clone()) {
                 match ranges.last_mut().filter(|last| last.end == range.start) {
                     Some(last) => last.end = range.end,
                     None => ranges.push(range),
                 }
             }
-            (blocks, ranges)
+            (tasks, ranges)
         })
     }
 
-    /// The ranges of the flat space that blocks update, tensor by tensor, and their spans.
+    /// The ranges of the flat space that tasks update, tensor by tensor, and their spans.
     #[cfg(feature = "gpu")]
-    pub(super) fn ranges(&self, blocks: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+    pub(super) fn ranges(&self, tasks: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
         let plan = &self.plan;
-        let segments = plan.blocks[blocks].iter().flat_map(|block| &plan.segments[block.segments.clone()]);
-        segments.map(|segment| {
-            let span = &plan.spans[segment.span];
-            let start = span.flat + segment.start - span.start;
-            (start..start + segment.end - segment.start, segment.span)
+        let tensor_ranges =
+            plan.tasks[tasks].iter().flat_map(|task| &plan.tensor_ranges[task.tensor_ranges.clone()]);
+        tensor_ranges.map(|tensor_range| {
+            let span = &plan.spans[tensor_range.span];
+            let start = span.flat + tensor_range.start - span.start;
+            (start..start + tensor_range.end - tensor_range.start, tensor_range.span)
         })
     }
 
@@ -188,22 +189,22 @@ impl Share {
         }
     }
 
-    /// Adds each segment's first sum to its group's.
+    /// Adds each tensor range's first sum to its group's.
     pub(super) fn add_sums(&self, mut add: impl FnMut(usize, f64)) {
-        for (segment, [sum, _]) in self.plan.segments.iter().zip(&self.sums) {
-            add(self.plan.groups[segment.row], *sum);
+        for (tensor_range, [sum, _]) in self.plan.tensor_ranges.iter().zip(&self.sums) {
+            add(self.plan.groups[tensor_range.row], *sum);
         }
     }
 
-    /// Squares of the gradients of `blocks`.
-    pub(super) fn scan(&mut self, around: Around<'_>, tensors: &mut Checked<'_>, blocks: Range<usize>) {
-        if blocks.is_empty() {
+    /// Squares of the gradients of `tasks`.
+    pub(super) fn scan(&mut self, around: Around<'_>, tensors: &mut Checked<'_>, tasks: Range<usize>) {
+        if tasks.is_empty() {
             return;
         }
         let grads = around.options.grads;
         let scan = if around.dispatched { passes::scan } else { passes::scan_plainly };
-        let (_, plan, part) = self.parts(tensors, blocks.start);
-        sweep(plan, blocks, part, false, &|block, part| scan(plan, grads, block, part));
+        let (_, plan, part) = self.parts(tensors, tasks.start);
+        sweep(plan, tasks, part, false, &|task, part| scan(plan, grads, task, part));
     }
 
     /// Squares of parameters and update directions, for a layer-wise rule.
@@ -211,10 +212,10 @@ impl Share {
         &mut self,
         around: Around<'_>,
         tensors: &mut Checked<'_>,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         backwards: bool,
     ) {
-        self.sweep(around, tensors, blocks, backwards, false, passes::layer_norms);
+        self.sweep(around, tensors, tasks, backwards, false, passes::layer_norms);
     }
 
     /// The update, or the rest of a step that is skipped.
@@ -222,25 +223,25 @@ impl Share {
         &mut self,
         around: Around<'_>,
         tensors: &mut Checked<'_>,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         backwards: bool,
         skip: bool,
     ) {
         if !skip {
-            self.sweep(around, tensors, blocks, backwards, true, passes::update);
+            self.sweep(around, tensors, tasks, backwards, true, passes::update);
         } else if around.options.zero_gradients || around.options.norms {
-            self.sweep(around, tensors, blocks, backwards, true, passes::rest);
+            self.sweep(around, tensors, tasks, backwards, true, passes::rest);
         }
     }
 
-    /// The rows' trust ratios, from the sums of the segments. Each row has one or several segments, or none
-    /// if its group is frozen.
+    /// The rows' trust ratios, from the sums of the tensor ranges. Each row has one or several tensor ranges,
+    /// or none if its group is frozen.
     pub(super) fn set_trust_ratios(&mut self) {
         let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
-        let mut segments = self.plan.segments.iter().zip(&self.sums).peekable();
+        let mut tensor_ranges = self.plan.tensor_ranges.iter().zip(&self.sums).peekable();
         for (nth, scalars) in self.scalars.chunks_exact_mut(count).enumerate() {
             let mut sums = [0.0; 2];
-            while let Some((_, part)) = segments.next_if(|(segment, _)| segment.row == nth) {
+            while let Some((_, part)) = tensor_ranges.next_if(|(tensor_range, _)| tensor_range.row == nth) {
                 sums[0] += part[0];
                 sums[1] += part[1];
             }
@@ -249,13 +250,13 @@ impl Share {
         }
     }
 
-    /// All memory from a block on, and the plan that divides it.
+    /// All memory from a task on, and the plan that divides it.
     fn parts<'m, 'a>(
         &'m mut self,
         tensors: &'m mut Checked<'a>,
         first: usize,
     ) -> ([&'m [f32]; 3], &'m Plan, Part<'m, 'a>) {
-        let Block { start, kept, segments } = &self.plan.blocks[first];
+        let Task { start, kept, tensor_ranges } = &self.plan.tasks[first];
         let from = |numbers: &'m mut Numbers, start: usize| {
             let cells = numbers.cells();
             // A slot that is not kept has no elements to leave out.
@@ -269,27 +270,27 @@ impl Share {
         let part = Part {
             start: *start,
             kept: *kept,
-            segment: segments.start,
+            tensor_range: tensor_ranges.start,
             memory: tensors.memory(self.rule),
             state,
             master: from(&mut self.master, *start),
             ema: from(&mut self.ema, *start),
-            sums: &mut self.sums[segments.start..],
+            sums: &mut self.sums[tensor_ranges.start..],
         };
         ([&self.scalars, &self.factors, &self.weights], &self.plan, part)
     }
 
-    /// A pass over blocks; `last` is the one that ends the step.
+    /// A pass over tasks; `last` is the one that ends the step.
     fn sweep(
         &mut self,
         around: Around<'_>,
         tensors: &mut Checked<'_>,
-        blocks: Range<usize>,
+        tasks: Range<usize>,
         backwards: bool,
         last: bool,
-        leaf: impl Fn(&Pass<'_>, &Block, &mut Part<'_, '_>) + Sync,
+        leaf: impl Fn(&Pass<'_>, &Task, &mut Part<'_, '_>) + Sync,
     ) {
-        if blocks.is_empty() {
+        if tasks.is_empty() {
             return;
         }
         let Around { options, t, dispatched } = around;
@@ -298,7 +299,7 @@ impl Share {
         let storages = [storage, Storage { states: Format::F32, ..storage }];
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let (loops, slots) = (self.loops, self.spec.slots.len());
-        let ([scalars, factors, weights], plan, part) = self.parts(tensors, blocks.start);
+        let ([scalars, factors, weights], plan, part) = self.parts(tensors, tasks.start);
         let pass = Pass {
             plan,
             loops,
@@ -314,6 +315,6 @@ impl Share {
             in_place: storages.map(|of| [of.params, of.grads, of.states] == [Format::F32; 3]),
             key: storage.stochastic.then(|| step_key(seed, t)),
         };
-        sweep(plan, blocks, part, backwards, &|block, part| leaf(&pass, block, part));
+        sweep(plan, tasks, part, backwards, &|task, part| leaf(&pass, task, part));
     }
 }

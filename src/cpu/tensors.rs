@@ -1,7 +1,7 @@
 //! The caller's parameters and gradients, and how they are divided among threads.
 
-use super::blocks::{Block, Plan, Segment};
 use super::cells::Cells;
+use super::tasks::{Plan, Task, TensorRange};
 use crate::error::Error;
 use crate::layout::Layout;
 use crate::options::Options;
@@ -165,9 +165,9 @@ pub(crate) enum Checked<'a> {
     },
     /// Slices of single tensors, for each rule.
     Each(Vec<Vec<Pair<'a>>>),
-    /// Slices of the parts of tensors in some blocks of one rule.
+    /// Slices of the parts of tensors in some tasks of one rule.
     #[cfg(feature = "gpu")]
-    Blocks {
+    Tasks {
         /// The first element.
         start: usize,
         /// Its tensor.
@@ -183,10 +183,10 @@ impl<'a> Checked<'a> {
         Self::Flat { first: 0, pair: Pair { p: Cells::Write4(params), g: Cells::None } }
     }
 
-    /// The slices of blocks of one rule, from element `start` of span `span` on. `ranges` are their ranges of
+    /// The slices of tasks of one rule, from element `start` of span `span` on. `ranges` are their ranges of
     /// the flat space with their spans; the gradients lie one range behind the other.
     #[cfg(feature = "gpu")]
-    pub(super) fn blocks(
+    pub(super) fn tasks(
         start: usize,
         span: usize,
         ranges: impl Iterator<Item = (Range<usize>, usize)>,
@@ -210,7 +210,7 @@ impl<'a> Checked<'a> {
             pairs.resize_with(of - span, Pair::default);
             pairs.push(Pair { p: Cells::Write4(own), g: Cells::Read4(g) });
         }
-        Self::Blocks { start, span, pairs }
+        Self::Tasks { start, span, pairs }
     }
 
     pub(super) fn memory(&mut self, rule: usize) -> Memory<'_, 'a> {
@@ -220,7 +220,7 @@ impl<'a> Checked<'a> {
                 Memory::Each { start: 0, span: 0, head: None, body: &mut pairs[rule], tail: None }
             }
             #[cfg(feature = "gpu")]
-            Self::Blocks { start, span, pairs } => {
+            Self::Tasks { start, span, pairs } => {
                 Memory::Each { start: *start, span: *span, head: None, body: pairs, tail: None }
             }
         }
@@ -272,9 +272,9 @@ impl<'m, 'a> Memory<'m, 'a> {
         }
     }
 
-    /// The memory before and from `block` on.
-    pub(super) fn split(self, plan: &Plan, block: &Block) -> (Self, Self) {
-        let Segment { span: first_span, start: cut, .. } = plan.segments[block.segments.start];
+    /// The memory before and from `task` on.
+    pub(super) fn split(self, plan: &Plan, task: &Task) -> (Self, Self) {
+        let TensorRange { span: first_span, start: cut, .. } = plan.tensor_ranges[task.tensor_ranges.start];
         let at = &plan.spans[first_span];
         match self {
             Self::Flat { first, pair } => {
@@ -283,7 +283,7 @@ impl<'m, 'a> Memory<'m, 'a> {
                 (Self::Flat { first, pair }, Self::Flat { first: next, pair: rest })
             }
             Self::Each { start, span, mut head, body, mut tail } => {
-                // Elements of the tensor that are here and come before the block.
+                // Elements of the tensor that are here and come before the task.
                 let before = cut - at.start.max(start);
                 let nth = first_span - span;
                 let heads = usize::from(head.is_some());

@@ -1,7 +1,7 @@
 //! A tile of a tensor: its place, and its way from memory to a copy and back.
 
-use super::blocks::{Plan, Segment};
 use super::cells::{Cells, Draw, TILE, Tile, store_other};
+use super::tasks::{Plan, TensorRange};
 use super::tensors::{Memory, Pair};
 use crate::formats::Format;
 use crate::formats::bf16::{joined_bf16, split_bf16};
@@ -37,21 +37,21 @@ impl Place {
     }
 }
 
-/// A segment's memory: the caller's, and where its first tile lies.
+/// A tensor range's memory: the caller's, and where its first tile lies.
 #[inline(always)]
-pub(super) fn of_segment<'s>(
+pub(super) fn of_tensor_range<'s>(
     plan: &Plan,
-    segment: &Segment,
+    tensor_range: &TensorRange,
     memory: &'s mut Memory<'_, '_>,
     part_start: usize,
     part_kept: [usize; 2],
 ) -> (Pair<'s>, Place) {
-    let (pair, begin) = memory.of(plan, segment.span);
+    let (pair, begin) = memory.of(plan, tensor_range.span);
     // Tiles have whole blocks.
-    let most = TILE - segment.start % plan.scaled;
-    let (span, len) = (&plan.spans[segment.span], (segment.end - segment.start).min(most));
-    let (own, beside) = (segment.start.wrapping_sub(begin), segment.start - part_start);
-    let (first, kind) = (segment.start - span.start, span.kind);
+    let most = TILE - tensor_range.start % plan.scaled;
+    let (span, len) = (&plan.spans[tensor_range.span], (tensor_range.end - tensor_range.start).min(most));
+    let (own, beside) = (tensor_range.start.wrapping_sub(begin), tensor_range.start - part_start);
+    let (first, kind) = (tensor_range.start - span.start, span.kind);
     let state = span.kept + first - part_kept[kind];
     let place = Place {
         state: state..state + len,
@@ -64,7 +64,7 @@ pub(super) fn of_segment<'s>(
     (pair, place)
 }
 
-/// The next tile of a segment with `left` more elements.
+/// The next tile of a tensor range with `left` more elements.
 #[inline(always)]
 pub(super) fn next(place: &mut Place, left: usize) {
     let len = place.len();

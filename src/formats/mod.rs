@@ -1,6 +1,6 @@
 //! Storage formats: how a number is encoded into stored bits and decoded from them.
 //!
-//! Each format has a twin in `shaders/formats` that returns equal bits.
+//! `shaders/formats` has the same functions in WGSL, which return the same bits.
 
 pub(crate) mod bf16;
 mod f16;

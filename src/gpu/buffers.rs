@@ -2,10 +2,10 @@
 
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::Access;
-use super::plan::{Dispatch, Piece, whole_blocks};
+use super::plan::{Dispatch, TensorRange, whole_blocks};
 use crate::error::Error;
 use crate::formats::Format;
-use crate::layout::VECTOR as QUAD;
+use crate::layout::VECTOR;
 
 /// A place in one of the caller's buffers.
 #[derive(Clone, Copy, Debug)]
@@ -115,9 +115,9 @@ pub(crate) struct Side {
 }
 
 impl Side {
-    /// Bytes of a quad.
-    fn quad(&self) -> u64 {
-        QUAD * self.element
+    /// Bytes of a vector.
+    fn vector(&self) -> u64 {
+        VECTOR * self.element
     }
 }
 
@@ -125,11 +125,11 @@ impl Side {
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) chunk: usize,
-    /// The element that quads are counted from, a multiple of [`QUAD`].
+    /// The element that vectors are counted from, a multiple of [`VECTOR`].
     pub(crate) base: u64,
     /// Vectors of the chunk's state.
     pub(crate) state: u32,
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) tensor_ranges: Vec<TensorRange>,
     pub(crate) p: Side,
     pub(crate) g: Side,
 }
@@ -140,76 +140,80 @@ impl Part {
     }
 
     pub(crate) fn start(&self) -> u64 {
-        self.pieces[0].start
+        self.tensor_ranges[0].start
     }
 
     pub(crate) fn end(&self) -> u64 {
-        self.pieces[self.pieces.len() - 1].end
+        self.tensor_ranges[self.tensor_ranges.len() - 1].end
     }
 
-    /// Whether quads are aligned vec4 in both buffers.
+    /// Whether vectors are aligned vec4 in both buffers.
     pub(crate) fn is_aligned(&self) -> bool {
-        let aligned = |side: &Side| side.base % side.quad() as i64 == 0 && side.base >= 0;
+        let aligned = |side: &Side| side.base % side.vector() as i64 == 0 && side.base >= 0;
         aligned(&self.p) && aligned(&self.g)
     }
 
-    /// As few dispatches as there can be: all quads at once if each is an aligned vec4 inside its buffer,
-    /// else all but the last block of `block` quads, else element by element.
+    /// As few dispatches as there can be: all vectors at once if each is an aligned vec4 inside its buffer,
+    /// else all but the last block of `block` vectors, else element by element.
     pub(crate) fn split(&self, block: u32) -> Vec<(Self, Access)> {
         if !self.is_aligned() {
             return vec![(self.clone(), Access::Elements)];
         }
         let padded =
-            |side: &Side| self.byte(side, self.end().next_multiple_of(QUAD)) as u64 <= side.buffer.size();
+            |side: &Side| self.byte(side, self.end().next_multiple_of(VECTOR)) as u64 <= side.buffer.size();
         if padded(&self.p) && padded(&self.g) {
-            return vec![(self.clone(), Access::Quads)];
+            return vec![(self.clone(), Access::Vectors)];
         }
-        let last = self.pieces[self.pieces.len() - 1].start;
+        let last = self.tensor_ranges[self.tensor_ranges.len() - 1].start;
         let (bulk, tail) = self.cut(whole_blocks(last, self.end(), block));
-        [bulk.map(|b| (b, Access::Quads)), tail.map(|t| (t, Access::Elements))]
+        [bulk.map(|b| (b, Access::Vectors)), tail.map(|t| (t, Access::Elements))]
             .into_iter()
             .flatten()
             .collect()
     }
 
-    /// The parts before and after element `at`, a multiple of [`QUAD`].
+    /// The parts before and after element `at`, a multiple of [`VECTOR`].
     pub(crate) fn cut(&self, at: u64) -> (Option<Self>, Option<Self>) {
-        let before = self.pieces.iter().filter(|p| p.start < at);
-        let before = before.map(|p| Piece { end: p.end.min(at), ..*p }).collect();
-        let after = self.pieces.iter().filter(|p| p.end > at).map(|p| {
+        let before = self.tensor_ranges.iter().filter(|p| p.start < at);
+        let before = before.map(|p| TensorRange { end: p.end.min(at), ..*p }).collect();
+        let after = self.tensor_ranges.iter().filter(|p| p.end > at).map(|p| {
             let start = p.start.max(at);
-            let state = p.state + (start / QUAD - p.start / QUAD) as u32;
-            Piece { start, state, ..*p }
+            let state = p.state + (start / VECTOR - p.start / VECTOR) as u32;
+            TensorRange { start, state, ..*p }
         });
-        let with = |pieces: Vec<Piece>| (!pieces.is_empty()).then(|| Self { pieces, ..self.clone() });
+        let with = |tensor_ranges: Vec<TensorRange>| {
+            (!tensor_ranges.is_empty()).then(|| Self { tensor_ranges, ..self.clone() })
+        };
         (with(before), with(after.collect()))
     }
 
     /// The kernels index without checks: refuses a table that reaches beyond what is bound of the caller's
-    /// buffers (`sides`) or of the state, in quads.
+    /// buffers (`sides`) or of the state, in vectors.
     pub(crate) fn prove_bounds(
         &self,
         dispatch: &Dispatch,
         sides: &[&Window],
         state: u64,
     ) -> Result<(), Error> {
-        for tile in &dispatch.tiles {
-            let count = u64::from(tile.quads);
+        for segment in &dispatch.segments {
+            let count = u64::from(segment.vectors);
             let refuse = |first: u32, size| {
                 let (start, end) = (u64::from(first), u64::from(first) + count);
                 let what = self.p.what.clone();
                 if end > size { Err(Error::OutOfBounds { what, start, end, size }) } else { Ok(()) }
             };
-            refuse(tile.state, state)?;
-            sides.iter().try_for_each(|side| refuse(tile.quad.wrapping_add(side.base), side.quads))?;
+            refuse(segment.state, state)?;
+            sides.iter().try_for_each(|side| refuse(segment.vector.wrapping_add(side.base), side.vectors))?;
         }
         Ok(())
     }
 
-    /// The bytes to bind, and what the shader adds to find a quad in them.
+    /// The bytes to bind, and what the shader adds to find a vector in them.
     pub(crate) fn window(&self, side: &Side, access: Access) -> Window {
         let (first, last, unit) = match access {
-            Access::Quads => (self.start() / QUAD * QUAD, self.end().next_multiple_of(QUAD), side.quad()),
+            Access::Vectors => {
+                (self.start() / VECTOR * VECTOR, self.end().next_multiple_of(VECTOR), side.vector())
+            }
             Access::Elements => (self.start(), self.end(), ELEMENT),
         };
         // Both are inside the buffer: `Named::new` and `split` have seen to it.
@@ -219,7 +223,7 @@ impl Part {
             // The base may lie before the window; the shader's addition wraps back.
             base: ((side.base - start as i64) / unit as i64) as u32,
             last: ((end - start) / ELEMENT - 1) as u32,
-            quads: (end - start) / side.quad(),
+            vectors: (end - start) / side.vector(),
             range: ByteRange {
                 what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),
                 buffer: side.buffer.clone(),
@@ -234,7 +238,7 @@ pub(crate) struct Window {
     pub(crate) range: ByteRange,
     pub(crate) base: u32,
     pub(crate) last: u32,
-    pub(crate) quads: u64,
+    pub(crate) vectors: u64,
 }
 
 #[derive(Clone)]

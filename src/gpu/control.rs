@@ -1,7 +1,7 @@
 //! Between the gradients and the update: reduction, decision, report.
 
 use super::device::{create_buffer, create_filled};
-use super::kernel::{Around, Fold, SetLayout};
+use super::kernel::{CandidateLayout, Fold, Fused};
 use super::pipeline::Kernel;
 use super::ring;
 use crate::error::Error;
@@ -58,9 +58,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The control kernel with its buffers.
 #[derive(Debug)]
 pub(crate) struct Control {
-    /// Bind group 0: partial results, live scalars, state.
+    /// Bind group 0: partial sums, live scalars, state.
     pub(crate) kernel: Kernel,
-    /// What adds up the gradients' partial results by group, where groups are clipped.
+    /// What adds up the gradients' partial sums by group, where groups are clipped.
     pub(crate) by_group: Option<Kernel>,
     /// What adds up the squares of parameters and update, where they are reported.
     pub(crate) of_all: Option<Kernel>,
@@ -77,16 +77,16 @@ impl Control {
     pub(crate) fn new(
         device: &wgpu::Device,
         options: &Options,
-        set: &SetLayout,
+        set: &CandidateLayout,
         groups: usize,
         rows: &wgpu::BindGroupLayout,
         requests: &wgpu::BindGroupLayout,
     ) -> Result<Self, Error> {
-        let around = Around::of(options);
+        let fused = Fused::of(options);
         let kernel = Kernel::control(device, requests, options, set, groups)?;
         let fold = |on: bool, fold| on.then(|| Kernel::fold(device, fold)).transpose();
-        let by_group = fold(around.grouped, Fold::Groups)?;
-        let of_all = fold(around.norms, Fold::All)?;
+        let by_group = fold(fused.grouped, Fold::Groups)?;
+        let of_all = fold(fused.norms, Fold::All)?;
         let live_bytes = (set.vectors(groups) * 16) as u64;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let live = create_buffer(device, "live scalars", live_bytes, usage)?;

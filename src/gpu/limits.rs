@@ -1,7 +1,7 @@
 //! The planner's admission check: whether a device's limits suffice for a layout.
 
 use super::device::{ALIGNMENT, ELEMENT};
-use super::kernel::{Around, SetLayout};
+use super::kernel::{CandidateLayout, Fused};
 use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, WORKGROUP_SIZE};
 use crate::error::Error;
 use crate::layout::{Layout, RuleUse};
@@ -17,12 +17,12 @@ pub(crate) fn limits(device: &wgpu::Limits, layout: &Layout, options: &Options) 
     let at_least = |limit, value: u64, bound: u64| {
         if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
     };
-    let around = Around::of(options);
+    let fused = Fused::of(options);
     let layerwise = layout.rules().iter().any(|rule| rule.spec.is_layer_wise());
-    // Parameters, gradients, states, average, master, partial results. Table and tensors' rows are uniform
+    // Parameters, gradients, states, average, master, partial sums. Table and tensors' rows are uniform
     // while they are small; what they take beyond is seen when tensors are bound.
     let master = options.storage().master().is_some();
-    let [ema, master, norms] = [around.ema, master, around.norms].map(u64::from);
+    let [ema, master, norms] = [fused.ema, master, fused.norms].map(u64::from);
     let of_rule = |rule: &RuleUse| {
         // The first phase of a layer-wise rule has partial sums, and no average.
         let layers = u64::from(rule.spec.is_layer_wise());
@@ -55,16 +55,16 @@ pub(crate) fn limits(device: &wgpu::Limits, layout: &Layout, options: &Options) 
     }
     let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
     at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
-    let set = SetLayout::new(layout, &around);
+    let set = CandidateLayout::new(layout, &fused);
     let bound = (uniform as usize / 16 - set.header as usize) / set.row as usize;
     let groups = layout.groups().len();
     if groups > bound {
         return Err(Error::TooManyGroups { groups, bound });
     }
-    // A group has a number in the tiles, and where it is clipped a workgroup; a tensor of a layer-wise rule
-    // likewise.
+    // A group has a number in the segments, and where it is clipped a workgroup; a tensor of a layer-wise
+    // rule likewise.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
-    if around.grouped && groups > bound {
+    if fused.grouped && groups > bound {
         return Err(Error::TooManyGroups { groups, bound });
     }
     for (i, rule) in layout.rules().iter().enumerate().filter(|(_, rule)| rule.spec.is_layer_wise()) {

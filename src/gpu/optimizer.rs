@@ -1,7 +1,7 @@
 //! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
 
 use super::control::{Control, Request};
-use super::kernel::{Access, Around, Key, SetLayout, Walk};
+use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout};
 use super::limits::limits;
 use super::pending::Pending;
 use super::pipeline::{Kernel, check_text};
@@ -51,16 +51,16 @@ pub struct Optimizer {
     pub(super) limits: Limits,
     pub(super) state: Vec<ChunkState>,
     /// Compiled kernels of each rule.
-    pub(super) kernels: HashMap<(usize, Key), Kernel>,
-    pub(super) measures: HashMap<(usize, Key), Kernel>,
-    pub(super) reductions: HashMap<Walk, Kernel>,
+    pub(super) kernels: HashMap<(usize, KernelKey), Kernel>,
+    pub(super) layer_norms: HashMap<(usize, KernelKey), Kernel>,
+    pub(super) reductions: HashMap<TableLayout, Kernel>,
     pub(super) control: Option<Control>,
     /// For each rule, if it is layer-wise.
     pub(super) layers: Vec<Option<Layers>>,
     /// The number of each tensor among those of its rule, both in the order of the flat space.
     pub(super) numbers: Vec<u32>,
     /// Where scalars lie in a set.
-    pub(super) set: SetLayout,
+    pub(super) set: CandidateLayout,
     /// The layout of the step's scalars, as its kernels bind them.
     pub(super) scalars_layout: wgpu::BindGroupLayout,
     /// The way of each step's scalars: to the step's kernels, or to the control kernel.
@@ -93,14 +93,14 @@ impl Optimizer {
     /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
     pub fn with_options(device: &wgpu::Device, layout: Layout, options: Options) -> Result<Self, Error> {
         options.validate()?;
-        let around = Around::of(&options);
+        let fused = Fused::of(&options);
         let limits = limits(&device.limits(), &layout, &options)?;
         let groups = layout.groups().len();
-        let set = SetLayout::new(&layout, &around);
-        let key = |rule: &RuleUse| Key {
-            walk: Walk {
-                access: Access::Quads,
-                whole: true,
+        let set = CandidateLayout::new(&layout, &fused);
+        let key = |rule: &RuleUse| KernelKey {
+            table_layout: TableLayout {
+                access: Access::Vectors,
+                aligned: true,
                 space: Space::Uniform,
                 uniform_bytes: limits.uniform_bytes,
                 by_tensor: options.storage().stochastic,
@@ -112,7 +112,7 @@ impl Optimizer {
             set,
             kept: rule.kept.clone(),
             storage: options.storage(),
-            around,
+            fused,
         };
         for rule in layout.rules().iter().filter(|rule| !rule.spec.trusted) {
             check_text(&rule.spec, device, &key(rule))?;
@@ -156,7 +156,7 @@ impl Optimizer {
             limits,
             state,
             kernels: HashMap::new(),
-            measures: HashMap::new(),
+            layer_norms: HashMap::new(),
             reductions: HashMap::new(),
             control,
             layers,

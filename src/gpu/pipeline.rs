@@ -2,9 +2,9 @@
 
 use super::device::checked;
 use super::kernel::{
-    BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, ENTRY_POINT, FOLD_ENTRY_POINT, Fold, Key,
-    MEASURE_ENTRY_POINT, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT, SetLayout, Walk,
-    control_source, fold_source, measure_source, ratio_source, reduce_source, source,
+    BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, ENTRY_POINT, FOLD_ENTRY_POINT, Fold,
+    KernelKey, LAYER_NORMS_ENTRY_POINT, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT,
+    TableLayout, control_source, fold_source, layer_norms_source, ratio_source, reduce_source, source,
 };
 use super::plan::Space;
 use crate::error::Error;
@@ -57,11 +57,11 @@ impl Text<'_> {
             return device.create_shader_module(descriptor);
         }
         // SAFETY: no index leaves its binding and every loop ends. `Part::prove_bounds` has checked every
-        // tile of the tables against what is bound, the drivers stay inside of their tiles, whose quads of
-        // state lie in whole blocks that each have a scale behind them, element access clamps, and the rules
-        // of the list index nothing and have no loops. Loops of reductions end with the tile; a workgroup
-        // writes one place among partial results, for all of which there is room. The other loops are bounded
-        // by counts that the host sends with what they count.
+        // segment of the tables against what is bound, the drivers stay inside of their segments, whose
+        // vectors of state lie in whole blocks that each have a scale behind them, element access clamps, and
+        // the rules of the list index nothing and have no loops. Loops of reductions end with the segment; a
+        // workgroup writes one place among partial sums, for all of which there is room. The other loops are
+        // bounded by counts that the host sends with what they count.
         unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 }
@@ -101,19 +101,19 @@ impl Kernel {
         spec: &RuleSpec,
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
-        key: &Key,
+        key: &KernelKey,
     ) -> Result<Self, Error> {
         Self::new(device, Text::of_rule(spec, source(spec, key), ENTRY_POINT), &entries(key), Some(rows))
     }
 
     /// The first phase of a layer-wise rule.
-    pub(crate) fn measure(
+    pub(crate) fn layer_norms(
         spec: &RuleSpec,
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
-        key: &Key,
+        key: &KernelKey,
     ) -> Result<Self, Error> {
-        let text = Text::of_rule(spec, measure_source(spec, key), MEASURE_ENTRY_POINT);
+        let text = Text::of_rule(spec, layer_norms_source(spec, key), LAYER_NORMS_ENTRY_POINT);
         Self::new(device, text, &entries(key), Some(rows))
     }
 
@@ -122,7 +122,7 @@ impl Kernel {
         spec: &RuleSpec,
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
-        key: &Key,
+        key: &KernelKey,
     ) -> Result<Self, Error> {
         let text = Text::of_rule(spec, ratio_source(spec, key), FOLD_ENTRY_POINT);
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
@@ -130,16 +130,25 @@ impl Kernel {
     }
 
     /// The reduction of gradients.
-    pub(crate) fn reduction(device: &wgpu::Device, walk: &Walk, grads: Format) -> Result<Self, Error> {
+    pub(crate) fn reduction(
+        device: &wgpu::Device,
+        table_layout: &TableLayout,
+        grads: Format,
+    ) -> Result<Self, Error> {
         let entries = [
-            entry(BINDING_TABLE, table(walk.space)),
+            entry(BINDING_TABLE, table(table_layout.space)),
             entry(REDUCE_BINDING_G, READ),
             entry(REDUCE_BINDING_PARTIALS, WRITE),
         ];
-        Self::new(device, Text::of_ours(reduce_source(walk, grads), REDUCE_ENTRY_POINT), &entries, None)
+        Self::new(
+            device,
+            Text::of_ours(reduce_source(table_layout, grads), REDUCE_ENTRY_POINT),
+            &entries,
+            None,
+        )
     }
 
-    /// Partial results added up.
+    /// Partial sums added up.
     pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, Error> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
         Self::new(device, Text::of_ours(fold_source(fold), FOLD_ENTRY_POINT), &entries, None)
@@ -150,7 +159,7 @@ impl Kernel {
         device: &wgpu::Device,
         requests: &wgpu::BindGroupLayout,
         options: &Options,
-        set: &SetLayout,
+        set: &CandidateLayout,
         groups: usize,
     ) -> Result<Self, Error> {
         let text = Text::of_ours(control_source(options, set, groups), "control");
@@ -161,16 +170,16 @@ impl Kernel {
 
 /// Has the device look at a rule's text in all of its forms: with scalars and with vectors of them, one of
 /// which only some layouts need, and in both phases.
-pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &Key) -> Result<(), Error> {
+pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), Error> {
     let check = |wgsl, entry_point| {
         let text = Text::of_rule(spec, wgsl, entry_point);
         checked(device, || text.what.clone(), || text.module(device)).map(drop)
     };
-    for whole in [true, false] {
-        let key = Key { walk: Walk { whole, ..key.walk }, ..key.clone() };
+    for aligned in [true, false] {
+        let key = KernelKey { table_layout: TableLayout { aligned, ..key.table_layout }, ..key.clone() };
         check(source(spec, &key), ENTRY_POINT)?;
         if spec.is_layer_wise() {
-            check(measure_source(spec, &key.measuring()), MEASURE_ENTRY_POINT)?;
+            check(layer_norms_source(spec, &key.for_layer_norms()), LAYER_NORMS_ENTRY_POINT)?;
             check(ratio_source(spec, &key), FOLD_ENTRY_POINT)?;
         }
     }
@@ -181,14 +190,14 @@ const READ: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_on
 const WRITE: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: false };
 
 /// Bind group 0 of a kernel with a rule in it.
-fn entries(key: &Key) -> Vec<wgpu::BindGroupLayoutEntry> {
+fn entries(key: &KernelKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     let gradients = if key.writable_gradients { WRITE } else { READ };
     let mut entries = vec![
-        entry(BINDING_TABLE, table(key.walk.space)),
+        entry(BINDING_TABLE, table(key.table_layout.space)),
         entry(BINDING_P, WRITE),
         entry(BINDING_G, gradients),
     ];
-    let states = key.states() + u32::from(key.around.norms);
+    let states = key.states() + u32::from(key.fused.norms);
     entries.extend((0..states).map(|i| entry(BINDING_STATE + i, WRITE)));
     entries
 }

@@ -51,7 +51,7 @@ pub(super) struct Scan {
 #[derive(Debug, Default)]
 pub(super) struct OfRule {
     /// The first phase of a layer-wise rule.
-    pub(super) measures: Vec<BoundDispatch>,
+    pub(super) layer_norms: Vec<BoundDispatch>,
     /// The kernel that makes trust ratios of its results.
     pub(super) ratio: Option<BoundDispatch>,
     pub(super) updates: Vec<BoundDispatch>,
@@ -70,7 +70,7 @@ impl Bound {
         self.recorded.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Dispatches that a step records, for the groups that were frozen at the last step or, before one, at
+    /// Dispatches that a step segments, for the groups that were frozen at the last step or, before one, at
     /// the binding: one for each rule, for flat buffers that fit a binding and have the size of
     /// [`Layout::buffer_size`](crate::Layout::buffer_size).
     ///
@@ -83,7 +83,7 @@ impl Bound {
         let recorded = self.recorded();
         let scan = recorded.scan.as_ref();
         let of_rule =
-            |rule: &OfRule| rule.measures.len() + rule.updates.len() + usize::from(rule.ratio.is_some());
+            |rule: &OfRule| rule.layer_norms.len() + rule.updates.len() + usize::from(rule.ratio.is_some());
         recorded.rules.iter().map(of_rule).sum::<usize>()
             + scan.map_or(0, |scan| scan.reductions.len() + 1 + usize::from(scan.by_group.is_some()))
             + usize::from(recorded.norms.is_some())
@@ -121,7 +121,7 @@ impl Recorded {
             rows = (&control.live_group, 0);
         }
         for rule in &self.rules {
-            dispatch(pass, &rule.measures, Some(rows));
+            dispatch(pass, &rule.layer_norms, Some(rows));
             dispatch(pass, rule.ratio.as_slice(), Some(rows));
         }
         for (rule, layers) in self.rules.iter().zip(&optimizer.layers) {

@@ -81,21 +81,26 @@ impl Optimizer {
             let slot = state.slot(name).filter(|&i| contents(&state.slots[i], state).contains(&content));
             let Some(slot) = slot else { continue };
             let ChunkState { chunk, buffers, .. } = state;
-            for piece in &chunk.pieces {
-                let tensor = tensors[piece.tensor];
-                // Elements of state before the piece, and of the tensor before and in it.
-                let before = u64::from(piece.state) * VECTOR + piece.start % VECTOR;
-                let (start, len) = (piece.start - tensor.offset, piece.end - piece.start);
+            for tensor_range in &chunk.tensor_ranges {
+                let tensor = tensors[tensor_range.tensor];
+                // Elements of state before the tensor range, and of the tensor before and in it.
+                let before = u64::from(tensor_range.state) * VECTOR + tensor_range.start % VECTOR;
+                let (start, len) =
+                    (tensor_range.start - tensor.offset, tensor_range.end - tensor_range.start);
                 let bytes = content.value_bytes();
                 let (offset, start, len) = if content == Content::Scales {
                     let block = q8::BLOCK as u64;
-                    let codes = u64::from(chunk.state_quads) * VECTOR;
+                    let codes = u64::from(chunk.state_vectors) * VECTOR;
                     let first = (tensor.offset % VECTOR + start) / block;
-                    (codes + before / block * bytes, first, (piece.start % VECTOR + len).div_ceil(block))
+                    (
+                        codes + before / block * bytes,
+                        first,
+                        (tensor_range.start % VECTOR + len).div_ceil(block),
+                    )
                 } else {
                     (before * bytes, start, len)
                 };
-                let (buffer, tensor) = (buffers[slot].clone(), piece.tensor);
+                let (buffer, tensor) = (buffers[slot].clone(), tensor_range.tensor);
                 runs.push(Run { buffer, offset, bytes: len * bytes, tensor, start: start * bytes });
             }
         }

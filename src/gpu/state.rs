@@ -2,7 +2,7 @@
 
 use super::device::create_buffer;
 use super::optimizer::Optimizer;
-use super::plan::{self, BLOCK_QUADS, Chunk, Limits, Span};
+use super::plan::{self, BLOCK_VECTORS, Chunk, Limits, Span};
 use crate::error::Error;
 use crate::formats::Format;
 use crate::layout::{Layout, RuleUse, Tensor, VECTOR};
@@ -54,7 +54,7 @@ pub(super) struct ChunkState {
 
 /// Vectors of state that have a scale in common, or else one.
 pub(super) fn block_vectors(format: Format) -> u32 {
-    if format.block().is_some() { BLOCK_QUADS } else { 1 }
+    if format.block().is_some() { BLOCK_VECTORS } else { 1 }
 }
 
 impl ChunkState {
@@ -68,7 +68,7 @@ impl ChunkState {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let allocated = chunks(layout, options, limits).into_iter().map(|(rule, format, chunk)| {
             let slots = slots_of(&layout.rules()[rule], options);
-            let elements = u64::from(chunk.state_quads) * VECTOR;
+            let elements = u64::from(chunk.state_vectors) * VECTOR;
             let buffer = |slot: &Slot| {
                 let bytes = slot.format.unwrap_or(format).tensor_bytes(elements);
                 create_buffer(device, slot.name, bytes, usage)
@@ -87,19 +87,20 @@ impl ChunkState {
     /// The part of a tensor in slot `slot`, if any of it lies here.
     fn range(&self, slot: usize, tensor: &Tensor) -> Option<StateRange<'_>> {
         let chunk = &self.chunk;
-        let at = chunk.pieces.partition_point(|p| p.end <= tensor.offset);
-        let piece = chunk.pieces.get(at).filter(|p| p.start < tensor.end())?;
+        let at = chunk.tensor_ranges.partition_point(|p| p.end <= tensor.offset);
+        let tensor_range = chunk.tensor_ranges.get(at).filter(|p| p.start < tensor.end())?;
         let format = self.slots[slot].format.unwrap_or(self.format);
         // Behind the codes.
         let scale = |block: u64| {
-            let [codes, before] = [chunk.state_quads, piece.state].map(|vectors| u64::from(vectors) * VECTOR);
+            let [codes, before] =
+                [chunk.state_vectors, tensor_range.state].map(|vectors| u64::from(vectors) * VECTOR);
             codes * format.bytes() + before / block * SCALE_BYTES
         };
         Some(StateRange {
             buffer: &self.buffers[slot],
-            offset: (u64::from(piece.state) * VECTOR + piece.start % VECTOR) * format.bytes(),
-            start: piece.start - tensor.offset,
-            len: piece.end - piece.start,
+            offset: (u64::from(tensor_range.state) * VECTOR + tensor_range.start % VECTOR) * format.bytes(),
+            start: tensor_range.start - tensor.offset,
+            len: tensor_range.end - tensor_range.start,
             element_bytes: format.bytes(),
             scales: format.block().map(scale),
         })
@@ -136,9 +137,10 @@ fn chunks(layout: &Layout, options: &Options, limits: &Limits) -> Vec<(usize, Fo
     for (rule, format, spans) in apart {
         let block = block_vectors(format);
         let disjoint = block > 1 || options.storage().stochastic;
-        let families = if disjoint { plan::families(&spans) } else { vec![spans] };
-        let families = families.iter().flat_map(|spans| plan::chunks(spans, limits.chunk_elements, block));
-        chunks.extend(families.map(|chunk| (rule, format, chunk)));
+        let disjoint_sets = if disjoint { plan::disjoint_sets(&spans) } else { vec![spans] };
+        let disjoint_sets =
+            disjoint_sets.iter().flat_map(|spans| plan::chunks(spans, limits.chunk_elements, block));
+        chunks.extend(disjoint_sets.map(|chunk| (rule, format, chunk)));
     }
     chunks
 }

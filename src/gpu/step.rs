@@ -18,7 +18,7 @@ impl Optimizer {
     ///
     /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own
     /// once as many steps as are ever in flight at a time have been recorded (wgpu allocates while it
-    /// records). `steps()` counts it.
+    /// segments). `steps()` counts it.
     ///
     /// # Errors
     /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the gradient scale,
@@ -147,11 +147,11 @@ impl Optimizer {
         let uncertain = self.pending.prepare(|i, skipped, carries| {
             let t = *steps + 1 - skipped;
             let set = &mut scratch[first + i * set_words..][..set_words];
-            let (head, rows) = set.split_at_mut(header);
+            let (step_header, rows) = set.split_at_mut(header);
             let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
             // The control kernel, if there is one, replaces the first two: the factor, and whether to skip.
-            head[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
-            if let Some(key) = head.get_mut(4..) {
+            step_header[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
+            if let Some(key) = step_header.get_mut(4..) {
                 let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
                 key.iter_mut().zip(step_key(seed, t)).for_each(|(to, x)| *to = x.to_bits());
             }

@@ -1,7 +1,7 @@
 //! The trust ratios of a layer-wise rule: each tensor's own scalars, from its norms.
 
 use super::device::{create_buffer, create_filled};
-use super::kernel::Key;
+use super::kernel::KernelKey;
 use super::pipeline::Kernel;
 use super::plan::Space;
 use super::ring;
@@ -11,7 +11,7 @@ use crate::rules::RuleSpec;
 /// The kernel between the phases of a layer-wise rule, and the memory that it writes.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    /// It adds up the partial results of each tensor.
+    /// It adds up the partial sums of each tensor.
     pub(crate) kernel: Kernel,
     /// The group of each of the rule's tensors, in the order of the flat space.
     pub(crate) groups: wgpu::Buffer,
@@ -32,11 +32,11 @@ impl Layers {
         spec: &RuleSpec,
         group_of: Vec<u32>,
         scalars: &wgpu::BindGroupLayout,
-        key: &Key,
+        key: &KernelKey,
     ) -> Result<Self, Error> {
         let kernel = Kernel::ratio(spec, device, scalars, key)?;
         let bytes = 16 * key.set.vectors(group_of.len()) as u64;
-        let (space, ty) = if bytes <= key.walk.uniform_bytes.into() {
+        let (space, ty) = if bytes <= key.table_layout.uniform_bytes.into() {
             (Space::Uniform, wgpu::BufferBindingType::Uniform)
         } else {
             (Space::Storage, wgpu::BufferBindingType::Storage { read_only: true })

@@ -11,14 +11,14 @@ pub(super) const ELEMENT: usize = size_of::<f32>();
 #[derive(Debug, PartialEq)]
 pub(super) struct Chunk {
     pub(super) rule: usize,
-    pub(super) blocks: Range<usize>,
+    pub(super) tasks: Range<usize>,
     /// The ranges of the flat space that they update, in order.
     pub(super) ranges: Vec<Range<usize>>,
 }
 
 /// All chunks of an optimizer.
 pub(super) fn chunks(optimizer: &Optimizer, chunk_blocks: usize) -> Vec<Chunk> {
-    let chunk = |(rule, blocks, ranges)| Chunk { rule, blocks, ranges };
+    let chunk = |(rule, tasks, ranges)| Chunk { rule, tasks, ranges };
     optimizer.chunks(chunk_blocks).map(chunk).collect()
 }
 

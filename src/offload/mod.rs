@@ -114,8 +114,8 @@ pub enum Progress {
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Idle,
-    Look { unscale: f64 },
-    Measure { report: Report },
+    Scan { unscale: f64 },
+    LayerNorms { report: Report },
     Update { report: Report },
 }
 
@@ -236,7 +236,7 @@ impl Offload {
             }
         }
         // Those of frozen groups too.
-        let all = Chunk { rule: 0, blocks: 0..0, ranges };
+        let all = Chunk { rule: 0, tasks: 0..0, ranges };
         all.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
         all.upload(queue, params, &self.params);
         Ok(())

@@ -107,7 +107,7 @@ impl Offload {
         }
         if let Phase::Idle = self.phase {
             let unscale = self.optimizer.begin(step.into())?;
-            self.phase = Phase::Look { unscale };
+            self.phase = Phase::Scan { unscale };
             if !self.optimizer.options().looks_first() {
                 // A step without a look at its gradients is not skipped.
                 self.decide(unscale);
@@ -117,7 +117,7 @@ impl Offload {
             return Ok(Progress::Waiting);
         }
         let (chunk, staging) = (&self.chunks[next], &self.staging[next % self.staging.len()]);
-        let blocks = chunk.blocks.clone();
+        let tasks = chunk.tasks.clone();
         {
             let mut mapped = staging.buffer.get_mapped_range(..chunk.byte_len()).ok();
             let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
@@ -128,12 +128,12 @@ impl Offload {
                 return Err(staging.unreadable());
             };
             let rule = chunk.rule;
-            let mut tensors = self.optimizer.pieces(rule, blocks.clone(), &mut self.params, grads);
+            let mut tensors = self.optimizer.pieces(rule, tasks.clone(), &mut self.params, grads);
             match self.phase {
                 Phase::Idle => {}
-                Phase::Look { .. } => self.optimizer.scan(&mut tensors, rule, blocks),
-                Phase::Measure { .. } => self.optimizer.layer_norms(&mut tensors, rule, blocks, false),
-                Phase::Update { .. } => self.optimizer.update(&mut tensors, rule, blocks, false, false),
+                Phase::Scan { .. } => self.optimizer.scan(&mut tensors, rule, tasks),
+                Phase::LayerNorms { .. } => self.optimizer.layer_norms(&mut tensors, rule, tasks, false),
+                Phase::Update { .. } => self.optimizer.update(&mut tensors, rule, tasks, false, false),
             }
         }
         if let (Phase::Update { .. }, _) | (_, false) = (self.phase, keeps_all) {
@@ -148,12 +148,12 @@ impl Offload {
             return Ok(Progress::Working);
         }
         match self.phase {
-            Phase::Look { unscale } => {
+            Phase::Scan { unscale } => {
                 if let Some(report) = self.decide(unscale) {
                     return Ok(self.done(true, report));
                 }
             }
-            Phase::Measure { report } => {
+            Phase::LayerNorms { report } => {
                 for rule in 0..self.optimizer.layout().rules().len() {
                     if self.optimizer.is_layer_wise(rule) {
                         self.optimizer.set_trust_ratios(rule);
@@ -182,8 +182,8 @@ impl Offload {
         let measures = match self.phase {
             // The pass that the next step begins with.
             Phase::Idle => !self.optimizer.options().looks_first() && chunks.iter().any(layer_wise),
-            Phase::Look { .. } | Phase::Update { .. } => false,
-            Phase::Measure { .. } => true,
+            Phase::Scan { .. } | Phase::Update { .. } => false,
+            Phase::LayerNorms { .. } => true,
         };
         !measures || layer_wise(&chunks[chunk])
     }
@@ -209,13 +209,13 @@ impl Offload {
             self.staging.iter().filter(|staging| staging.is_taken()).for_each(Staging::release);
             for rule in 0..self.optimizer.layout().rules().len() {
                 let mut tensors = Checked::params(&mut self.params);
-                let blocks = self.optimizer.blocks(rule);
-                self.optimizer.update(&mut tensors, rule, blocks, false, true);
+                let tasks = self.optimizer.tasks(rule);
+                self.optimizer.update(&mut tensors, rule, tasks, false, true);
             }
             return Some(report);
         }
         let measures = self.chunks.iter().any(|chunk| self.optimizer.is_layer_wise(chunk.rule));
-        self.begin_pass(if measures { Phase::Measure { report } } else { Phase::Update { report } });
+        self.begin_pass(if measures { Phase::LayerNorms { report } } else { Phase::Update { report } });
         None
     }
 

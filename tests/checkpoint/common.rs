@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use wgpu_optim::checkpoint::{
-    self, Cpu, Engine, Error, GroupRecord, Json, Load, Loaded, LossScaleState, Mismatch, Reader, Record, Save,
+    self, Cpu, Engine, Error, GroupRecord, Json, Load, Loaded, LossScaleState, Metadata, Mismatch, Reader,
+    Save,
 };
 use wgpu_optim::{
     AdamW, AnyRule, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule, cpu,
@@ -142,8 +143,8 @@ pub struct Counters {
     pub groups: Vec<(u64, u64)>,
 }
 
-impl From<&Record> for Counters {
-    fn from(record: &Record) -> Self {
+impl From<&Metadata> for Counters {
+    fn from(record: &Metadata) -> Self {
         let group = |group: &GroupRecord| (group.carry.to_bits(), group.taken.unwrap_or(record.taken));
         Self {
             steps: record.steps,
@@ -163,11 +164,11 @@ pub fn bytes<E: Engine>(engine: &mut E) -> Vec<u8> {
 
 /// The counters of a checkpoint in memory.
 pub fn counters(checkpoint: &[u8]) -> Counters {
-    (&Record::read(&Reader::new(Cursor::new(checkpoint)).unwrap()).unwrap()).into()
+    (&Metadata::read(&Reader::new(Cursor::new(checkpoint)).unwrap()).unwrap()).into()
 }
 
 /// The rule of a group in a checkpoint.
-pub fn rule(record: &Record, group: &GroupRecord) -> AnyRule {
+pub fn rule(record: &Metadata, group: &GroupRecord) -> AnyRule {
     let name = group.rule.as_ref().unwrap_or(&record.rule);
     serde_json::from_str(&format!("{{{name:?}: {}}}", group.hyperparameters.text())).unwrap()
 }
@@ -178,9 +179,9 @@ pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
     fn parsed<T: DeserializeOwned>(json: &Json) -> T {
         serde_json::from_str(json.text()).unwrap()
     }
-    let [a, b] = [first, second].map(|path| Record::read(&Reader::open(path).unwrap()).unwrap());
+    let [a, b] = [first, second].map(|path| Metadata::read(&Reader::open(path).unwrap()).unwrap());
     assert_eq!((&a.rule, Counters::from(&a)), (&b.rule, Counters::from(&b)));
-    let options = |record: &Record| record.options.as_ref().map(parsed::<Options>);
+    let options = |record: &Metadata| record.options.as_ref().map(parsed::<Options>);
     assert_eq!(options(&a), options(&b));
     assert_eq!(a.groups.0.len(), b.groups.0.len());
     for (ours, theirs) in a.groups.0.iter().zip(&b.groups.0) {

@@ -4,7 +4,7 @@ use crate::common::{Directory, Random, Run, layout};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
-use wgpu_optim::checkpoint::{self, Cpu, Error, Load, Reader, Record, Save};
+use wgpu_optim::checkpoint::{self, Cpu, Error, Load, Metadata, Reader, Save};
 use wgpu_optim::{AdamW, Group, Layout, NAdam, Rule, Schedule, Sgd, cpu};
 
 #[test]
@@ -43,7 +43,7 @@ fn the_record_says_everything() {
     let head = Group::new("head", nadam).lr_factor(|_: u64| 0.5).tensor_at("h", [3], 7);
     let mut run = Run::new(Layout::new([body, head]).unwrap());
     run.steps(4).save(&path, &Save::default()).unwrap();
-    let record = Record::read(&Reader::open(&path).unwrap()).unwrap();
+    let record = Metadata::read(&Reader::open(&path).unwrap()).unwrap();
     assert_eq!((record.rule.as_str(), record.steps, record.taken), (NAdam::NAME, 4, 4));
     assert_eq!(record.writer, concat!("wgpu-optim ", env!("CARGO_PKG_VERSION")));
     let [body, head] = &record.groups.0[..] else { panic!() };

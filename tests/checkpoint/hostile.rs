@@ -5,7 +5,7 @@ use crate::mixed::TAKE;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Mismatch, Reader, Record, Save};
+use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Metadata, Mismatch, Reader, Save};
 
 /// Loads a file onto the small run, which has to be refused or to succeed; and to step then.
 pub fn load(path: &Path) -> Result<(), Error> {
@@ -274,7 +274,7 @@ fn damaged_files_are_errors_or_load() {
             for path in [&path, &index] {
                 let _ = load(path);
                 if let Ok(reader) = Reader::open(path) {
-                    let _ = Record::read(&reader);
+                    let _ = Metadata::read(&reader);
                 }
             }
             write(&path, &bytes, &data);

@@ -4,8 +4,8 @@ use crate::common::{Directory, Random, assert_same_tensors, bytes, counters, mis
 use harness::Gpu;
 use std::path::Path;
 use wgpu_optim::checkpoint::{
-    self, Cpu, Differing, Error, Extra, Formats, Gpu as Engine, Load, Loaded, Mismatch, Missing, Parameters,
-    Reader, Record, Save,
+    self, Cpu, Differing, Error, Extra, Formats, Gpu as Engine, Load, Loaded, Metadata, Mismatch, Missing,
+    Parameters, Reader, Save,
 };
 use wgpu_optim::{
     Adam, AdamW, Bound, Clip, Ema, Format, Group, Lamb, Layout, Lion, NAdam, Optimizer, Options, Rounding,
@@ -234,7 +234,7 @@ fn goes_on<F: Fn(), R: Run>(test: F, name: &str, new: impl Fn(Options) -> R) {
         run.load(&half, &ignore).unwrap();
         let saved = run.checkpoint();
         let reader = Reader::new(std::io::Cursor::new(&saved)).unwrap();
-        let record = Record::read(&reader).unwrap();
+        let record = Metadata::read(&reader).unwrap();
         assert!(record.groups.0.iter().all(|group| !group.frozen));
         assert_eq!(record.options.unwrap().text(), serde_json::to_string(&options).unwrap());
     }

@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use wgpu_optim::checkpoint::{
-    self, Cpu, Error, Gpu as GpuEngine, Load, Location, Malformed, Mismatch, Parameters, Reader, Record, Save,
+    self, Cpu, Error, Gpu as GpuEngine, Load, Location, Malformed, Metadata, Mismatch, Parameters, Reader,
+    Save,
 };
 use wgpu_optim::{AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, Tensors, cpu};
 
@@ -160,7 +161,7 @@ fn a_stream_is_read_from_its_start() {
     checkpoint::load_from(&mut other.engine(), &mut stream, &Load::default()).unwrap();
     assert_eq!(other.bits(), run.bits());
     let mut reader = Reader::new(stream).unwrap();
-    assert_eq!(Record::read(&reader).unwrap().steps, 2);
+    assert_eq!(Metadata::read(&reader).unwrap().steps, 2);
     let numbers = reader.numbers("exp_avg", "w", 0, 0, 15).unwrap().unwrap();
     assert_eq!(numbers, run.state("exp_avg", "w"));
 }

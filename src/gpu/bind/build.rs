@@ -27,12 +27,12 @@ impl Optimizer {
         let mut of_update = Targets::default();
         let mut of_tensors: Vec<_> = self.layers.iter().map(|_| Targets::default()).collect();
         for step in &mut steps {
-            if let (Some(measure), Some(layers)) = (&mut step.measure, &self.layers[step.rule]) {
-                of_tensors[step.rule].number(&mut measure.table);
-                // From here on tiles have their group, whose scalars the first phase reads. Of a vector's
+            if let (Some(layer_norms), Some(layers)) = (&mut step.layer_norms, &self.layers[step.rule]) {
+                of_tensors[step.rule].number(&mut layer_norms.table);
+                // From here on segments have their group, whose scalars the first phase reads. Of a vector's
                 // components it asks only whether they are a tensor's.
-                for tile in &mut measure.table.dispatch.tiles {
-                    tile.group = layers.group_of[tile.group as usize];
+                for segment in &mut layer_norms.table.dispatch.segments {
+                    segment.group = layers.group_of[segment.group as usize];
                 }
             }
             if self.options.norms {
@@ -43,8 +43,10 @@ impl Optimizer {
         let mut tables = Tables::default();
         let mut write = |planned: &Planned| tables.write(&planned.table, &tensors);
         let scan_windows: Vec<_> = scans.iter().map(&mut write).collect();
-        let step_windows: Vec<_> =
-            steps.iter().map(|step| (write(&step.update), step.measure.as_ref().map(&mut write))).collect();
+        let step_windows: Vec<_> = steps
+            .iter()
+            .map(|step| (write(&step.update), step.layer_norms.as_ref().map(&mut write)))
+            .collect();
         let mut memory = Memory { device: &self.device, bytes: 0 };
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE;
         let tables = tables.finish();
@@ -91,7 +93,7 @@ impl Optimizer {
                 }
             });
         }
-        for (step, (update_window, measure_window)) in steps.iter().zip(step_windows) {
+        for (step, (update_window, norms_window)) in steps.iter().zip(step_windows) {
             let entries = |planned: &Planned, window, sums: Option<&_>| {
                 let states = &self.state[step.chunk].buffers[..planned.states as usize];
                 let mut entries = vec![
@@ -106,8 +108,8 @@ impl Optimizer {
             };
             let rule = &mut rules[step.rule];
             rule.updates.push(entries(&step.update, update_window, update_sums.as_ref())?);
-            if let (Some(measure), Some(window)) = (&step.measure, measure_window) {
-                rule.measures.push(entries(measure, window, tensor_sums[step.rule].as_ref())?);
+            if let (Some(layer_norms), Some(window)) = (&step.layer_norms, norms_window) {
+                rule.layer_norms.push(entries(layer_norms, window, tensor_sums[step.rule].as_ref())?);
             }
         }
         Ok(Recorded { revision: self.revision, scan, rules, norms, slow, device_bytes: memory.bytes })

@@ -74,8 +74,8 @@ impl Optimizer {
         let part = |(i, chunk): (usize, &&Chunk)| Part {
             chunk: i,
             base: chunk.start,
-            state: chunk.state_quads,
-            pieces: chunk.pieces.clone(),
+            state: chunk.state_vectors,
+            tensor_ranges: chunk.tensor_ranges.clone(),
             p: p.at(chunk.start as i64, params),
             g: g.at(chunk.start as i64, grads),
         };
@@ -126,15 +126,15 @@ impl Optimizer {
         let parts = |chunks: &[&Chunk]| {
             let mut parts = Vec::new();
             for (i, chunk) in chunks.iter().enumerate() {
-                for piece in &chunk.pieces {
-                    let (p, g) = &named[piece.tensor];
-                    let base = piece.start / VECTOR * VECTOR;
-                    let first = base as i64 - tensors[piece.tensor].offset as i64;
+                for tensor_range in &chunk.tensor_ranges {
+                    let (p, g) = &named[tensor_range.tensor];
+                    let base = tensor_range.start / VECTOR * VECTOR;
+                    let first = base as i64 - tensors[tensor_range.tensor].offset as i64;
                     parts.push(Part {
                         chunk: i,
                         base,
-                        state: chunk.state_quads,
-                        pieces: vec![*piece],
+                        state: chunk.state_vectors,
+                        tensor_ranges: vec![*tensor_range],
                         p: p.at(first, params),
                         g: g.at(first, grads),
                     });

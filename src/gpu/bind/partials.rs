@@ -24,12 +24,12 @@ impl Targets {
         Self(vec![0; self.0.len()])
     }
 
-    /// Gives every workgroup of a dispatch a place for its partial sum, whose target is its tile's group.
+    /// Gives every workgroup of a dispatch a place for its partial sum, whose target is its segment's group.
     pub(super) fn number(&mut self, table: &mut Table) {
         table.header.partials = self.len();
-        let Dispatch { tiles, workgroups: [x, y], .. } = &table.dispatch;
+        let Dispatch { segments, workgroups: [x, y], .. } = &table.dispatch;
         let end = self.0.len() + (x * y) as usize;
-        self.0.extend(tiles.iter().map(|tile| tile.group));
+        self.0.extend(segments.iter().map(|segment| segment.group));
         self.0.resize(end, NOBODY);
     }
 

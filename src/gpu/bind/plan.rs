@@ -1,12 +1,12 @@
-//! From parts of the caller's buffers to dispatches: tables of tiles, and the kernels that read them.
+//! From parts of the caller's buffers to dispatches: tables of segments, and the kernels that read them.
 
 use super::tables::Table;
 use crate::error::Error;
 use crate::gpu::buffers::{ByteRange, Part, Window as Bytes};
-use crate::gpu::kernel::{Access, Around, Key, Walk};
+use crate::gpu::kernel::{Access, Fused, KernelKey, TableLayout};
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::Kernel;
-use crate::gpu::plan::{self, Dispatch, Header, Piece, Seams, Space, Tiling};
+use crate::gpu::plan::{self, Constraints, Dispatch, Header, Seams, Space, TensorRange};
 use crate::gpu::record::Recorded;
 use crate::gpu::state::block_vectors;
 use crate::layout::RuleUse;
@@ -28,7 +28,7 @@ pub(super) struct PlannedStep {
     pub(super) chunk: usize,
     pub(super) update: Planned,
     /// The first phase of a layer-wise rule.
-    pub(super) measure: Option<Planned>,
+    pub(super) layer_norms: Option<Planned>,
 }
 
 /// The bytes of the caller's buffers that a dispatch binds.
@@ -45,9 +45,10 @@ impl Optimizer {
         let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group).collect();
         let frozen: Vec<_> = self.layout.groups().iter().map(|group| group.is_frozen()).collect();
         let thawed = |part: &Part| {
-            let pieces = part.pieces.iter().filter(|piece| !frozen[group_of[piece.tensor]]);
-            let pieces: Vec<_> = pieces.copied().collect();
-            (!pieces.is_empty()).then(|| Part { pieces, ..part.clone() })
+            let tensor_ranges =
+                part.tensor_ranges.iter().filter(|tensor_range| !frozen[group_of[tensor_range.tensor]]);
+            let tensor_ranges: Vec<_> = tensor_ranges.copied().collect();
+            (!tensor_ranges.is_empty()).then(|| Part { tensor_ranges, ..part.clone() })
         };
         let (mut steps, mut scans, mut slow) = (Vec::new(), Vec::new(), 0);
         for part in parts.iter().filter_map(thawed) {
@@ -72,40 +73,44 @@ impl Optimizer {
         let (rule, states) = (state.rule, state.format);
         let RuleUse { spec, kept } = self.layout.rules()[rule].clone();
         // For a layer-wise rule every tensor has a row of its own.
-        let numbered: Vec<Piece>;
-        let mut pieces = &part.pieces;
+        let numbered: Vec<TensorRange>;
+        let mut tensor_ranges = &part.tensor_ranges;
         if self.layers[rule].is_some() {
-            let number = |piece: &Piece| Piece { group: self.numbers[piece.tensor], ..*piece };
-            numbered = part.pieces.iter().map(number).collect();
-            pieces = &numbered;
+            let number = |tensor_range: &TensorRange| TensorRange {
+                group: self.numbers[tensor_range.tensor],
+                ..*tensor_range
+            };
+            numbered = part.tensor_ranges.iter().map(number).collect();
+            tensor_ranges = &numbered;
         }
         let storage = Storage { states, ..self.options.storage() };
         let (by_element, by_tensor) = (access == Access::Elements, storage.stochastic);
-        let tiling = Tiling { by_element, block: block_vectors(states), by_tensor };
+        let constraints = Constraints { by_element, block: block_vectors(states), by_tensor };
         let dispatch = if self.options.norms {
-            plan::reduction(pieces, part.base, tiling, Seams::Shared, &self.limits)
+            plan::reduction(tensor_ranges, part.base, constraints, Seams::Shared, &self.limits)
         } else {
-            plan::dispatch(pieces, part.base, tiling, &self.limits)
+            plan::dispatch(tensor_ranges, part.base, constraints, &self.limits)
         };
         let table = self.table(&window, dispatch, by_tensor)?;
-        let key = Key {
-            walk: table.walk,
-            single: table.dispatch.tiles.len() == 1 && !self.options.norms,
+        let key = KernelKey {
+            table_layout: table.table_layout,
+            single: table.dispatch.segments.len() == 1 && !self.options.norms,
             writable_gradients: shares_buffer || self.options.zero_gradients,
             rows: self.layout.groups().len() as u32,
             rows_space: Space::Uniform,
             set: self.set,
             kept,
             storage,
-            around: Around::of(&self.options),
+            fused: Fused::of(&self.options),
         };
-        let measure = match &self.layers[rule] {
+        let layer_norms = match &self.layers[rule] {
             None => None,
             Some(_) => {
-                let tiling = Tiling::plain(by_element);
-                let reduction = plan::reduction(pieces, part.base, tiling, Seams::Apart, &self.limits);
+                let constraints = Constraints::plain(by_element);
+                let reduction =
+                    plan::reduction(tensor_ranges, part.base, constraints, Seams::Apart, &self.limits);
                 let table = self.table(&window, reduction, false)?;
-                let key = Key { walk: table.walk, ..key.measuring() };
+                let key = KernelKey { table_layout: table.table_layout, ..key.for_layer_norms() };
                 Some((table, key))
             }
         };
@@ -113,12 +118,12 @@ impl Optimizer {
             None => (key, &self.scalars_layout),
             Some(layers) => {
                 let rows = layers.group_of.len() as u32;
-                (Key { rows, rows_space: layers.space, ..key }, &layers.layout)
+                (KernelKey { rows, rows_space: layers.space, ..key }, &layers.layout)
             }
         };
         let (limit, value) = ("max_storage_buffers_per_shader_stage", self.limits.storage_bindings);
-        let keys = measure.iter().map(|(_, key)| key).chain([&key]);
-        let most = keys.map(Key::storage_bindings).max().unwrap_or(0);
+        let keys = layer_norms.iter().map(|(_, key)| key).chain([&key]);
+        let most = keys.map(KernelKey::storage_bindings).max().unwrap_or(0);
         if most > value {
             return Err(Error::DeviceLimit { limit, value: value.into(), bound: most.into() });
         }
@@ -128,36 +133,40 @@ impl Optimizer {
             self.kernels.insert(cached.clone(), kernel);
         }
         let update = window.planned(table, &self.kernels[&cached], cached.1.states());
-        let measure = match measure {
+        let layer_norms = match layer_norms {
             None => None,
             Some((table, key)) => {
                 let cached = (rule, key);
-                if !self.measures.contains_key(&cached) {
-                    let kernel = Kernel::measure(&spec, &self.device, &self.scalars_layout, &cached.1)?;
-                    self.measures.insert(cached.clone(), kernel);
+                if !self.layer_norms.contains_key(&cached) {
+                    let kernel = Kernel::layer_norms(&spec, &self.device, &self.scalars_layout, &cached.1)?;
+                    self.layer_norms.insert(cached.clone(), kernel);
                 }
-                Some(window.planned(table, &self.measures[&cached], cached.1.states()))
+                Some(window.planned(table, &self.layer_norms[&cached], cached.1.states()))
             }
         };
-        Ok(PlannedStep { rule, chunk: part.chunk, update, measure })
+        Ok(PlannedStep { rule, chunk: part.chunk, update, layer_norms })
     }
 
     fn plan_scan(&mut self, part: &Part, access: Access) -> Result<Planned, Error> {
         let window = Window::new(part, access);
-        let tiling = Tiling::plain(access == Access::Elements);
+        let constraints = Constraints::plain(access == Access::Elements);
         let by_group = self.control.as_ref().is_some_and(|control| control.by_group.is_some());
         let dispatch = if by_group {
-            plan::reduction(&part.pieces, part.base, tiling, Seams::Apart, &self.limits)
+            plan::reduction(&part.tensor_ranges, part.base, constraints, Seams::Apart, &self.limits)
         } else {
-            let pieces: Vec<_> = part.pieces.iter().map(|piece| Piece { group: 0, ..*piece }).collect();
-            plan::reduction(&pieces, part.base, tiling, Seams::Shared, &self.limits)
+            let tensor_ranges: Vec<_> = part
+                .tensor_ranges
+                .iter()
+                .map(|tensor_range| TensorRange { group: 0, ..*tensor_range })
+                .collect();
+            plan::reduction(&tensor_ranges, part.base, constraints, Seams::Shared, &self.limits)
         };
         let table = self.table(&window, dispatch, false)?;
-        if !self.reductions.contains_key(&table.walk) {
-            let kernel = Kernel::reduction(&self.device, &table.walk, self.options.grads)?;
-            self.reductions.insert(table.walk, kernel);
+        if !self.reductions.contains_key(&table.table_layout) {
+            let kernel = Kernel::reduction(&self.device, &table.table_layout, self.options.grads)?;
+            self.reductions.insert(table.table_layout, kernel);
         }
-        let kernel = &self.reductions[&table.walk];
+        let kernel = &self.reductions[&table.table_layout];
         Ok(window.planned(table, kernel, 0))
     }
 
@@ -173,10 +182,10 @@ impl Optimizer {
             });
         }
         // Access by element stays inside of the caller's buffers by itself.
-        let sides = if *access == Access::Quads { &[p, g][..] } else { &[] };
+        let sides = if *access == Access::Vectors { &[p, g][..] } else { &[] };
         part.prove_bounds(&dispatch, sides, part.state.into())?;
         let header = Header {
-            records: dispatch.tiles.len() as u32,
+            segments: dispatch.segments.len() as u32,
             shift: dispatch.shift,
             stride,
             p: p.base,
@@ -187,9 +196,9 @@ impl Optimizer {
             // A word of four codes a vector comes before them.
             scales: part.state,
         };
-        let (whole, space, uniform_bytes) = (dispatch.whole, dispatch.space, self.limits.uniform_bytes);
-        let walk = Walk { access: *access, whole, space, uniform_bytes, by_tensor };
-        Ok(Table { walk, header, base: part.base, dispatch })
+        let (aligned, space, uniform_bytes) = (dispatch.aligned, dispatch.space, self.limits.uniform_bytes);
+        let table_layout = TableLayout { access: *access, aligned, space, uniform_bytes, by_tensor };
+        Ok(Table { table_layout, header, base: part.base, dispatch })
     }
 }
 

@@ -1,16 +1,17 @@
-//! The tables of tiles that dispatches read, in one buffer.
+//! The tables of segments that dispatches read, in one buffer.
 
 use crate::gpu::device::ALIGNMENT;
-use crate::gpu::kernel::Walk;
+use crate::gpu::kernel::TableLayout;
 use crate::gpu::plan::{
-    Dispatch, HEADER_BYTES, Header, SharedTile, Space, TENSOR_BYTES, Tile, WholeTile, uniform_tiles,
+    AlignedSegment, Dispatch, HEADER_BYTES, Header, Segment, SharedSegment, Space, TENSOR_BYTES,
+    uniform_segments,
 };
 use crate::layout::{Tensor, VECTOR};
 use crate::random::tensor_key;
 
-/// The tiles of one dispatch.
+/// The segments of one dispatch.
 pub(super) struct Table {
-    pub(super) walk: Walk,
+    pub(super) table_layout: TableLayout,
     pub(super) header: Header,
     /// The element that vectors are counted from.
     pub(super) base: u64,
@@ -27,33 +28,40 @@ pub(super) struct Tables {
 impl Tables {
     /// Writes a table; returns the offset and the size to bind.
     pub(super) fn write(&mut self, table: &Table, tensors: &[&Tensor]) -> (u64, u64) {
-        let Table { walk, header, base, dispatch } = table;
+        let Table { table_layout, header, base, dispatch } = table;
         let bytes = &mut self.bytes;
         bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
         let offset = bytes.len();
         bytes.extend_from_slice(bytemuck::bytes_of(header));
         bytes.resize(offset + HEADER_BYTES, 0);
-        for &Tile { quad, state, quads, group, first, last, tensor } in &dispatch.tiles {
-            if walk.whole {
-                bytes.extend_from_slice(bytemuck::bytes_of(&WholeTile { quad, state, quads, group }));
+        for &Segment { vector, state, vectors, group, first, last, tensor } in &dispatch.segments {
+            if table_layout.aligned {
+                bytes.extend_from_slice(bytemuck::bytes_of(&AlignedSegment {
+                    vector,
+                    state,
+                    vectors,
+                    group,
+                }));
             } else {
-                let tile = SharedTile { quad, state, quads, group, first, last };
-                bytes.extend_from_slice(bytemuck::bytes_of(&tile));
+                let segment = SharedSegment { vector, state, vectors, group, first, last };
+                bytes.extend_from_slice(bytemuck::bytes_of(&segment));
             }
-            if walk.by_tensor {
+            if table_layout.by_tensor {
                 let tensor = tensors[tensor];
-                let vectors = base / VECTOR + u64::from(quad) - tensor.offset / VECTOR;
+                let vectors = base / VECTOR + u64::from(vector) - tensor.offset / VECTOR;
                 let place = vectors * VECTOR + tensor.offset % VECTOR;
                 let element = [tensor_key(&tensor.name), place as u32];
                 bytes.extend_from_slice(bytemuck::bytes_of(&element));
                 bytes.resize(bytes.len() + TENSOR_BYTES - size_of_val(&element), 0);
             }
         }
-        let size = match walk.space {
+        let size = match table_layout.space {
             // A uniform table is declared at its full size.
-            Space::Uniform => {
-                walk.table_bytes(uniform_tiles(walk.uniform_bytes, walk.whole, walk.by_tensor) as usize)
-            }
+            Space::Uniform => table_layout.table_bytes(uniform_segments(
+                table_layout.uniform_bytes,
+                table_layout.aligned,
+                table_layout.by_tensor,
+            ) as usize),
             Space::Storage => (bytes.len() - offset) as u64,
         };
         self.end = self.end.max(offset as u64 + size);

@@ -2,9 +2,9 @@
 //! options around them.
 
 use super::text::{fields, list, load, rows, store, stored};
-use super::{BINDING_G, BINDING_P, BINDING_STATE, Key, Walk, row_names};
+use super::{BINDING_G, BINDING_P, BINDING_STATE, KernelKey, TableLayout, row_names};
 use crate::formats::Format;
-use crate::gpu::plan::{BLOCK_QUADS, WORKGROUP_SIZE};
+use crate::gpu::plan::{BLOCK_VECTORS, WORKGROUP_SIZE};
 use crate::options::Storage;
 use crate::rules::RuleSpec;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
@@ -14,13 +14,13 @@ use std::fmt::Write as _;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The first phase of a layer-wise rule: norms, and nothing is written.
-    Measure,
+    LayerNorms,
     /// The update.
     Update,
 }
 
 /// Declarations that follow from the rule's fields, the key and the phase.
-pub(super) fn glue(spec: &RuleSpec, key: &Key, phase: Phase) -> String {
+pub(super) fn glue(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     let slots = spec.slots;
     let kept = || slots.iter().zip(&key.kept).filter(|(_, kept)| **kept).map(|(slot, _)| slot);
     let mut text = rows(spec, key);
@@ -29,14 +29,14 @@ pub(super) fn glue(spec: &RuleSpec, key: &Key, phase: Phase) -> String {
         text.push('\n');
     };
     line(format!("const SINGLE = {};", key.single));
-    // In the first phase every tile is of one tensor.
-    if key.walk.whole || phase == Phase::Measure {
+    // In the first phase every segment is of one tensor.
+    if key.table_layout.aligned || phase == Phase::LayerNorms {
         line("alias Scalars = Row;".into());
-        line("fn scalars(record: Record, at: At) -> Scalars { return row(record.group); }".into());
+        line("fn scalars(segment: Segment, at: At) -> Scalars { return row(segment.group); }".into());
     } else {
         let names: Vec<_> = row_names(spec, key).into_iter().map(|(name, _)| name).collect();
         line(format!("struct Scalars {{ {} }}", fields(names.iter().copied(), "vec4<f32>")));
-        line("fn scalars(record: Record, at: At) -> Scalars {".into());
+        line("fn scalars(segment: Segment, at: At) -> Scalars {".into());
         line(format!("let group = min(at.lanes, vec4<u32>({}u));", key.rows - 1));
         line(
             "let a = row(group.x); let b = row(group.y); let c = row(group.z); let d = row(group.w);".into(),
@@ -45,7 +45,7 @@ pub(super) fn glue(spec: &RuleSpec, key: &Key, phase: Phase) -> String {
         line(format!("return Scalars({parts});\n}}"));
     }
 
-    let Key { storage, walk: Walk { access, .. }, .. } = key;
+    let KernelKey { storage, table_layout: TableLayout { access, .. }, .. } = key;
     let Storage { params, grads, states, .. } = *storage;
     let g_access = if key.writable_gradients { "read_write" } else { "read" };
     for (binding, side, access_mode, format) in
@@ -94,32 +94,32 @@ pub(super) fn glue(spec: &RuleSpec, key: &Key, phase: Phase) -> String {
     }
     if in_blocks {
         line(format!(
-            "fn scale_at(at: At) -> u32 {{ return table.header.scales + at.state / {BLOCK_QUADS}u; }}"
+            "fn scale_at(at: At) -> u32 {{ return table.header.scales + at.state / {BLOCK_VECTORS}u; }}"
         ));
     }
     if updates {
-        line(settle(spec, key));
+        line(store_blocks(spec, key));
     }
-    line(around(key, phase));
+    line(fused(key, phase));
     text
 }
 
-/// What is stored behind the update: state in blocks, each of which [`BLOCK_QUADS`] threads side by side have
-/// together.
-fn settle(spec: &RuleSpec, key: &Key) -> String {
+/// What is stored behind the update: state in blocks, each of which [`BLOCK_VECTORS`] threads side by side
+/// have together.
+fn store_blocks(spec: &RuleSpec, key: &KernelKey) -> String {
     let kept = spec.slots.iter().zip(&key.kept).enumerate().filter(|(_, (_, kept))| **kept);
     let kept: Vec<_> = kept.map(|(nth, (slot, _))| (nth + 1, slot)).collect();
     let (storage, states) = (&key.storage, key.storage.states);
     if states.block().is_none() || kept.is_empty() {
-        return "fn settle(at: At, own: bool, thread: u32) {}".into();
+        return "fn store_blocks(at: At, own: bool, thread: u32) {}".into();
     }
     // One thread adds up a block, and all read what it has found: on software Vulkan a load from a computed
     // address is a load for each thread, and costs more than a barrier.
-    let (slots, blocks) = (kept.len() as u32, WORKGROUP_SIZE / BLOCK_QUADS);
+    let (slots, blocks) = (kept.len() as u32, WORKGROUP_SIZE / BLOCK_VECTORS);
     let mut text = format!(
         "var<workgroup> peaks: array<u32, {}>;
 var<workgroup> scales: array<u32, {}>;
-fn settle(at: At, own: bool, thread: u32) {{
+fn store_blocks(at: At, own: bool, thread: u32) {{
 ",
         slots * WORKGROUP_SIZE,
         slots * blocks
@@ -134,8 +134,8 @@ fn settle(at: At, own: bool, thread: u32) {{
         text,
         "workgroupBarrier();
 for (var i = thread; i < {}u; i += WORKGROUP_SIZE) {{
-var all = peaks[{BLOCK_QUADS}u * i];
-for (var k = 1u; k < {BLOCK_QUADS}u; k++) {{ all = joined_peaks(all, peaks[{BLOCK_QUADS}u * i + k]); }}
+var all = peaks[{BLOCK_VECTORS}u * i];
+for (var k = 1u; k < {BLOCK_VECTORS}u; k++) {{ all = joined_peaks(all, peaks[{BLOCK_VECTORS}u * i + k]); }}
 scales[i] = scale_q8(all);
 }}
 workgroupBarrier();
@@ -148,9 +148,9 @@ if !own {{ return; }}",
         let next = storage.encoded(states, &format!("next_{slot}, scale_{slot}"), *nth);
         let _ = writeln!(
             text,
-            "let scale_{slot} = scales[{first}u + thread / {BLOCK_QUADS}u];
+            "let scale_{slot} = scales[{first}u + thread / {BLOCK_VECTORS}u];
 {slot}_buffer[at.state] = {keep}(at, old_{slot}, {next});
-if at.state % {BLOCK_QUADS}u == 0u {{ {slot}_buffer[scale_at(at)] = scale_{slot}; }}"
+if at.state % {BLOCK_VECTORS}u == 0u {{ {slot}_buffer[scale_at(at)] = scale_{slot}; }}"
         );
     }
     text.push('}');
@@ -158,7 +158,7 @@ if at.state % {BLOCK_QUADS}u == 0u {{ {slot}_buffer[scale_at(at)] = scale_{slot}
 }
 
 /// How parameters are read and written.
-fn parameters(key: &Key, updates: bool) -> String {
+fn parameters(key: &KernelKey, updates: bool) -> String {
     let storage = &key.storage;
     let params = storage.params;
     let (name, raw, keep) = (params.name(), params.raw(), params.keep());
@@ -208,7 +208,7 @@ value_p = bf16_with_remainder(old_p, old_{slot});"
         Some(_) => "bf16_before_remainder(x)".into(),
         None => storage.encoded(params, "x", 0),
     };
-    text.push_str(&store("p", params, key.walk.access));
+    text.push_str(&store("p", params, key.table_layout.access));
     let _ = writeln!(
         text,
         "
@@ -225,39 +225,39 @@ moved(at, value);
 }
 
 /// What stands around the rule.
-fn around(key: &Key, phase: Phase) -> String {
-    let around = &key.around;
+fn fused(key: &KernelKey, phase: Phase) -> String {
+    let fused = &key.fused;
     let mut text = String::new();
     let mut line = |l: &str| {
         text.push_str(l);
         text.push('\n');
     };
     // Read before the branch, as the rows are.
-    line("var<private> head: vec4<f32>;\nvar<private> factor: vec4<f32>;");
-    if around.key {
+    line("var<private> step_header: vec4<f32>;\nvar<private> factor: vec4<f32>;");
+    if fused.key {
         line("var<private> key: vec4<f32>;");
     }
-    if around.ema {
+    if fused.ema {
         line("var<private> weight: vec4<f32>;");
     }
     line("fn prepare(s: Scalars) {");
-    line("head = rows[0];");
-    if around.key {
+    line("step_header = rows[0];");
+    if fused.key {
         line("key = rows[1];");
     }
-    line(&if around.grouped {
+    line(&if fused.grouped {
         format!("factor = vec4<f32>(s.{GROUP_FACTOR});")
     } else {
-        "factor = vec4<f32>(head.x);".into()
+        "factor = vec4<f32>(step_header.x);".into()
     });
-    if around.ema {
+    if fused.ema {
         line(&format!("weight = vec4<f32>(s.{AVERAGE_WEIGHT});"));
     }
     line("}");
     let grads = key.storage.grads;
     let (name, raw, keep) = (grads.name(), grads.raw(), grads.keep());
-    if around.zero {
-        line(&store("g", grads, key.walk.access));
+    if fused.zero {
+        line(&store("g", grads, key.table_layout.access));
         line(&format!("fn zero_g(at: At, raw: {raw}) {{ store_g(at, {keep}(at, raw, {raw}())); }}"));
     } else {
         line(&format!("fn zero_g(at: At, raw: {raw}) {{}}"));
@@ -266,16 +266,16 @@ fn around(key: &Key, phase: Phase) -> String {
         "fn read_g(at: At) -> vec4<f32> {{\nlet raw = load_g(at);\nzero_g(at, raw);\nlet g = decode_{name}(raw);"
     ));
     line("let x = g * factor;");
-    line(if around.bounded {
+    line(if fused.bounded {
         // A bound must not make a number of what is none.
         "let nan = (bitcast<vec4<u32>>(g) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
-return select(clamp(x, vec4<f32>(-head.w), vec4<f32>(head.w)), x, nan);
+return select(clamp(x, vec4<f32>(-step_header.w), vec4<f32>(step_header.w)), x, nan);
 }"
     } else {
         "return x;\n}"
     });
     let partials = BINDING_STATE + key.states();
-    if around.norms {
+    if fused.norms {
         line(&format!(
             "@group(0) @binding({partials}) var<storage, read_write> partials: array<Partial>;
 fn conclude(number: u32, thread: u32, of_p: Squares, of_u: Squares) {{
@@ -289,15 +289,15 @@ partials[place + 1u] = all_u;
 }}"
         ));
     }
-    if phase == Phase::Measure {
+    if phase == Phase::LayerNorms {
         return text;
     }
-    if around.skips {
-        line("fn skipped() -> bool { return head.y > 0.0; }\nfn rest(at: At) {");
-        if around.zero {
+    if fused.skips {
+        line("fn skipped() -> bool { return step_header.y > 0.0; }\nfn rest(at: At) {");
+        if fused.zero {
             line("zero_g(at, load_g(at));");
         }
-        if around.norms {
+        if fused.norms {
             line(
                 "let p = read_p(at);\nof_p = squares(of_p, keep(at, vec4<u32>(0u), bitcast<vec4<u32>>(p)));",
             );
@@ -306,7 +306,7 @@ partials[place + 1u] = all_u;
     } else {
         line("fn skipped() -> bool { return false; }\nfn rest(at: At) {}");
     }
-    if around.ema {
+    if fused.ema {
         let binding = partials - 1;
         line(&format!("@group(0) @binding({binding}) var<storage, read_write> ema_buffer: array<F32>;"));
         line(
@@ -319,7 +319,7 @@ ema_buffer[at.state] = keep(at, old, encode_f32(e + weight * (x - e)));
     } else {
         line("fn average(at: At, x: vec4<f32>) {}");
     }
-    line(if around.norms {
+    line(if fused.norms {
         "var<private> of_p: Squares;
 var<private> of_u: Squares;
 fn moved(at: At, x: vec4<f32>) {

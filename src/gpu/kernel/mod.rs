@@ -1,13 +1,13 @@
-//! From a rule to shader text: `rule ++ format ++ access ++ tiles ++ driver`.
+//! From a rule to shader text: `rule ++ format ++ access ++ segments ++ driver`.
 //!
-//! A kernel is specialised by its [`Key`]. An option that the key switches off adds no text.
+//! A kernel is specialised by its [`KernelKey`]. An option that the key switches off adds no text.
 
 mod glue;
 #[cfg(test)]
 mod tests;
 mod text;
 
-use super::plan::{HEADER_BYTES, Space, WORKGROUP_SIZE, tile_bytes};
+use super::plan::{HEADER_BYTES, Space, WORKGROUP_SIZE, segment_bytes};
 use crate::formats::Format;
 use crate::layout::Layout;
 use crate::options::{Clip, Options, Storage};
@@ -17,7 +17,7 @@ use glue::{Phase, glue};
 use std::fmt::Write as _;
 use text::{common, formats, load, rows, stored};
 
-/// Bind group 0: binding of the table of tiles. Then parameters, gradients, and from [`BINDING_STATE`] the
+/// Bind group 0: binding of the table of segments. Then parameters, gradients, and from [`BINDING_STATE`] the
 /// kept slots in order.
 pub const BINDING_TABLE: u32 = 0;
 /// Bind group 0: binding of the parameters.
@@ -25,37 +25,37 @@ pub const BINDING_P: u32 = 1;
 /// Bind group 0: binding of the gradients.
 pub const BINDING_G: u32 = 2;
 /// Bind group 0: binding of the first kept state slot. Behind the last of them: the parameters' master, the
-/// average of the weights, partial results of norms.
+/// average of the weights, partial sums of norms.
 pub const BINDING_STATE: u32 = 3;
-/// Bind group 0 of the reduction, behind the table: binding of the gradients, then of the partial results.
+/// Bind group 0 of the reduction, behind the table: binding of the gradients, then of the partial sums.
 pub const REDUCE_BINDING_G: u32 = 1;
-/// Bind group 0 of the reduction: binding of the partial results.
+/// Bind group 0 of the reduction: binding of the partial sums.
 pub const REDUCE_BINDING_PARTIALS: u32 = 2;
 /// The driver's entry point.
 pub const ENTRY_POINT: &str = "step";
 /// The entry point of a layer-wise rule's first phase.
-pub const MEASURE_ENTRY_POINT: &str = "measure";
+pub const LAYER_NORMS_ENTRY_POINT: &str = "layer_norms";
 /// The reduction's entry point.
 pub const REDUCE_ENTRY_POINT: &str = "reduce";
-/// The entry point of the kernels that add up partial results.
+/// The entry point of the kernels that add up partial sums.
 pub const FOLD_ENTRY_POINT: &str = "fold";
 
-const HELPERS: &str = include_str!("../../../shaders/helpers.wgsl");
-const STATE: &str = include_str!("../../../shaders/state.wgsl");
-const NORMS: &str = include_str!("../../../shaders/norms.wgsl");
+const HELPERS: &str = include_str!("../../../shaders/lib/arithmetic.wgsl");
+const STATE: &str = include_str!("../../../shaders/lib/control_state.wgsl");
+const NORMS: &str = include_str!("../../../shaders/lib/norms.wgsl");
 
 /// How parameters and gradients are loaded and stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// One `vec4` a quad.
-    Quads,
+    /// One `vec4` a vector.
+    Vectors,
     /// Element by element: for ranges that start or end inside a 16-byte block of their buffer.
     Elements,
 }
 
 /// The options that a kernel has around the rule: see [`Options`](crate::Options).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Around {
+pub struct Fused {
     /// Whether the step's random key is in the header, in three parts of 16 bits.
     pub key: bool,
     /// Whether every group's gradients have a factor of their own, behind the group's scalars.
@@ -72,7 +72,7 @@ pub struct Around {
     pub norms: bool,
 }
 
-impl Around {
+impl Fused {
     /// The options of a step's kernels.
     #[must_use]
     pub fn of(options: &Options) -> Self {
@@ -94,7 +94,7 @@ impl Around {
 /// The header's first vector has the factor of the gradients, whether the step is skipped and, last, the
 /// bound of the gradients. A second one has the random key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SetLayout {
+pub struct CandidateLayout {
     /// Vectors of the header.
     pub header: u32,
     /// Vectors of a row.
@@ -106,20 +106,20 @@ pub struct SetLayout {
     pub factor: u32,
 }
 
-impl SetLayout {
+impl CandidateLayout {
     /// The sets of a layout's steps.
     #[must_use]
-    pub fn new(layout: &Layout, around: &Around) -> Self {
-        Self::of(layout.most_scalars(), around)
+    pub fn new(layout: &Layout, fused: &Fused) -> Self {
+        Self::of(layout.most_scalars(), fused)
     }
 
     /// Sets whose rows have at most so many scalars of a rule.
     #[must_use]
-    pub fn of(scalars: usize, around: &Around) -> Self {
+    pub fn of(scalars: usize, fused: &Fused) -> Self {
         let weight = scalars as u32;
-        let factor = weight + u32::from(around.ema);
-        let row = (factor + u32::from(around.grouped)).div_ceil(4);
-        Self { header: 1 + u32::from(around.key), row, weight, factor }
+        let factor = weight + u32::from(fused.ema);
+        let row = (factor + u32::from(fused.grouped)).div_ceil(4);
+        Self { header: 1 + u32::from(fused.key), row, weight, factor }
     }
 
     /// Vectors of a set with so many rows.
@@ -129,35 +129,35 @@ impl SetLayout {
     }
 }
 
-/// How a kernel walks a table of tiles.
+/// How a kernel walks a table of segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Walk {
+pub struct TableLayout {
     /// How parameters and gradients are loaded.
     pub access: Access,
-    /// Whether every tile is of whole quads of one group. Never with [`Access::Elements`].
-    pub whole: bool,
+    /// Whether every segment is of whole vectors of one group. Never with [`Access::Elements`].
+    pub aligned: bool,
     /// Where the table lies.
     pub space: Space,
     /// Bytes of a uniform binding on the device.
     pub uniform_bytes: u32,
-    /// Whether every tile is of one tensor, and says of which: for random numbers.
+    /// Whether every segment is of one tensor, and says of which: for random numbers.
     pub by_tensor: bool,
 }
 
-impl Walk {
-    /// Bytes of a table with `tiles` tiles.
+impl TableLayout {
+    /// Bytes of a table with `segments` segments.
     #[must_use]
-    pub fn table_bytes(&self, tiles: usize) -> u64 {
-        (HEADER_BYTES + tiles * tile_bytes(self.whole, self.by_tensor)) as u64
+    pub fn table_bytes(&self, segments: usize) -> u64 {
+        (HEADER_BYTES + segments * segment_bytes(self.aligned, self.by_tensor)) as u64
     }
 }
 
 /// What a kernel is specialised for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct KernelKey {
     /// How it walks its table.
-    pub walk: Walk,
-    /// Whether there is but one tile, which then is no matter of looking up.
+    pub table_layout: TableLayout,
+    /// Whether there is but one segment, which then is no matter of looking up.
     pub single: bool,
     /// Whether the gradients' binding is writable, as it has to be when they share a buffer with the
     /// parameters.
@@ -167,21 +167,21 @@ pub struct Key {
     /// Where the rows lie.
     pub rows_space: Space,
     /// Where scalars lie in a set.
-    pub set: SetLayout,
+    pub set: CandidateLayout,
     /// Which of the rule's slots are kept.
     pub kept: Vec<bool>,
     /// How everything is stored.
     pub storage: Storage,
     /// What stands around the rule.
-    pub around: Around,
+    pub fused: Fused,
 }
 
-impl Key {
+impl KernelKey {
     /// Bindings of state in bind group 0: kept slots, what is kept of the weights beside the stored ones, and
     /// the average of the weights.
     #[must_use]
     pub fn states(&self) -> u32 {
-        self.kept_slots() + u32::from(self.storage.master().is_some()) + u32::from(self.around.ema)
+        self.kept_slots() + u32::from(self.storage.master().is_some()) + u32::from(self.fused.ema)
     }
 
     fn kept_slots(&self) -> u32 {
@@ -192,73 +192,81 @@ impl Key {
     #[must_use]
     pub fn storage_bindings(&self) -> u32 {
         let storage = |space| u32::from(space == Space::Storage);
-        2 + storage(self.walk.space) + storage(self.rows_space) + self.states() + u32::from(self.around.norms)
+        2 + storage(self.table_layout.space)
+            + storage(self.rows_space)
+            + self.states()
+            + u32::from(self.fused.norms)
     }
 
-    /// What the first phase of a layer-wise rule is specialised for: it writes nothing but partial results.
+    /// What the first phase of a layer-wise rule is specialised for: it writes nothing but partial sums.
     #[must_use]
-    pub fn measuring(&self) -> Self {
-        let Around { key, grouped, bounded, .. } = self.around;
-        let around = Around { key, grouped, bounded, norms: true, ..Around::default() };
+    pub fn for_layer_norms(&self) -> Self {
+        let Fused { key, grouped, bounded, .. } = self.fused;
+        let fused = Fused { key, grouped, bounded, norms: true, ..Fused::default() };
         let storage = Storage { stochastic: false, ..self.storage };
-        Self { around, storage, single: false, ..self.clone() }
+        Self { fused, storage, single: false, ..self.clone() }
     }
 }
 
 /// The names of the scalars in a row of a rule, with their places.
-fn row_names(spec: &RuleSpec, key: &Key) -> Vec<(&'static str, usize)> {
+fn row_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> {
     let own = spec.scalars.iter().enumerate().map(|(i, name)| (*name, i));
-    let weight = key.around.ema.then_some((AVERAGE_WEIGHT, key.set.weight as usize));
-    own.chain(weight).chain(key.around.grouped.then_some((GROUP_FACTOR, key.set.factor as usize))).collect()
+    let weight = key.fused.ema.then_some((AVERAGE_WEIGHT, key.set.weight as usize));
+    own.chain(weight).chain(key.fused.grouped.then_some((GROUP_FACTOR, key.set.factor as usize))).collect()
 }
 
 /// The text of the kernel that applies a rule under `key`.
 #[must_use]
-pub fn source(spec: &RuleSpec, key: &Key) -> String {
-    let norms = if key.around.norms { NORMS } else { "" };
-    let driver = if key.around.norms {
+pub fn source(spec: &RuleSpec, key: &KernelKey) -> String {
+    let norms = if key.fused.norms { NORMS } else { "" };
+    let driver = if key.fused.norms {
         concat!(
-            include_str!("../../../shaders/rounds.wgsl"),
-            include_str!("../../../shaders/measured_step.wgsl")
+            include_str!("../../../shaders/lib/loop.wgsl"),
+            include_str!("../../../shaders/kernels/step_norms.wgsl")
         )
     } else {
-        include_str!("../../../shaders/step.wgsl")
+        include_str!("../../../shaders/kernels/step.wgsl")
     };
     // The rule comes first: module scope knows no order, and an error then names the rule's own line.
     let glue = glue(spec, key, Phase::Update);
-    [spec.wgsl, HELPERS, &common(&key.walk), &formats(&key.storage), norms, &glue, driver].join("\n")
+    [spec.wgsl, HELPERS, &common(&key.table_layout), &formats(&key.storage), norms, &glue, driver].join("\n")
 }
 
-/// The text of the first phase of a layer-wise rule under `key`, which is [measuring](Key::measuring).
+/// The text of the first phase of a layer-wise rule under `key`, which is
+/// [for_layer_norms](KernelKey::for_layer_norms).
 #[must_use]
-pub fn measure_source(spec: &RuleSpec, key: &Key) -> String {
-    let driver =
-        concat!(include_str!("../../../shaders/rounds.wgsl"), include_str!("../../../shaders/measure.wgsl"));
-    let glue = glue(spec, key, Phase::Measure);
-    [spec.wgsl, HELPERS, &common(&key.walk), &formats(&key.storage), NORMS, &glue, driver].join("\n")
+pub fn layer_norms_source(spec: &RuleSpec, key: &KernelKey) -> String {
+    let driver = concat!(
+        include_str!("../../../shaders/lib/loop.wgsl"),
+        include_str!("../../../shaders/kernels/layer_norms.wgsl")
+    );
+    let glue = glue(spec, key, Phase::LayerNorms);
+    [spec.wgsl, HELPERS, &common(&key.table_layout), &formats(&key.storage), NORMS, &glue, driver].join("\n")
 }
 
 /// The text of the kernel that reduces the gradients, stored as `grads`, of what a kernel that walks so
 /// updates.
 #[must_use]
-pub fn reduce_source(walk: &Walk, grads: Format) -> String {
+pub fn reduce_source(table_layout: &TableLayout, grads: Format) -> String {
     let storage = Storage { grads, ..Storage::default() };
     let buffers = format!(
         "@group(0) @binding({REDUCE_BINDING_G}) var<storage, read> g_buffer: array<{}>;
 @group(0) @binding({REDUCE_BINDING_PARTIALS}) var<storage, read_write> partials: array<Partial>;
 fn decode_g(raw: {}) -> vec4<f32> {{ return decode_{}(raw); }}
 {}",
-        stored(grads, walk.access),
+        stored(grads, table_layout.access),
         grads.raw(),
         grads.name(),
-        load("g", grads, walk.access)
+        load("g", grads, table_layout.access)
     );
-    let driver =
-        concat!(include_str!("../../../shaders/rounds.wgsl"), include_str!("../../../shaders/reduce.wgsl"));
-    [&common(walk), &formats(&storage), buffers.as_str(), NORMS, driver].join("\n")
+    let driver = concat!(
+        include_str!("../../../shaders/lib/loop.wgsl"),
+        include_str!("../../../shaders/kernels/reduce.wgsl")
+    );
+    [&common(table_layout), &formats(&storage), buffers.as_str(), NORMS, driver].join("\n")
 }
 
-/// What partial results are added up for.
+/// What partial sums are added up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fold {
     /// The norm of each group's gradients.
@@ -267,7 +275,7 @@ pub enum Fold {
     All,
 }
 
-/// The text of a kernel that adds up partial results.
+/// The text of a kernel that adds up partial sums.
 #[must_use]
 pub fn fold_source(fold: Fold) -> String {
     let (quantities, end) = match fold {
@@ -279,11 +287,11 @@ pub fn fold_source(fold: Fold) -> String {
 
 /// The text of the kernel between the phases of a layer-wise rule, for groups' rows as `key` has them.
 #[must_use]
-pub fn ratio_source(spec: &RuleSpec, key: &Key) -> String {
+pub fn ratio_source(spec: &RuleSpec, key: &KernelKey) -> String {
     let ratio = spec.trust_ratio_field();
     let mut text = format!(
-        "const HEAD = {}u;
-const ROW = {}u;
+        "const STEP_HEADER = {}u;
+const STEP_SCALARS = {}u;
 const RATIO = {ratio}u;
 alias At = u32;
 alias Scalars = Row;
@@ -302,18 +310,18 @@ alias Scalars = Row;
 
 fn fold_common(quantities: u32) -> String {
     let constants = format!("const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;\nconst QUANTITIES = {quantities}u;");
-    [&constants, NORMS, include_str!("../../../shaders/fold.wgsl")].join("\n")
+    [&constants, NORMS, include_str!("../../../shaders/kernels/fold.wgsl")].join("\n")
 }
 
 /// The text of the control kernel for `groups` groups.
 #[must_use]
-pub fn control_source(options: &Options, set: &SetLayout, groups: usize) -> String {
-    let around = Around::of(options);
+pub fn control_source(options: &Options, set: &CandidateLayout, groups: usize) -> String {
+    let fused = Fused::of(options);
     let constants = format!(
         "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
-const SET = {}u;
-const HEAD = {}u;
-const ROW = {}u;
+const CANDIDATE = {}u;
+const STEP_HEADER = {}u;
+const STEP_SCALARS = {}u;
 const FACTOR = {}u;
 const CLIPS = {};
 const GROUPED = {};
@@ -324,9 +332,9 @@ const DYNAMIC = {};",
         set.row,
         set.factor % 4,
         matches!(options.clip, Some(Clip::GlobalNorm(_))),
-        around.grouped,
-        around.skips,
+        fused.grouped,
+        fused.skips,
         options.loss_scale.is_some(),
     );
-    [&constants, NORMS, STATE, include_str!("../../../shaders/control.wgsl")].join("\n")
+    [&constants, NORMS, STATE, include_str!("../../../shaders/kernels/control.wgsl")].join("\n")
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gpu::control::{Request, State};
-use crate::gpu::plan::{Header, SharedTile, WholeTile};
+use crate::gpu::plan::{AlignedSegment, Header, SharedSegment};
 use crate::options::every_format;
 use crate::{AdamW, Adan, AnyRule, DynRule, Group, Lamb, LossScale, Sgd};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -18,37 +18,43 @@ fn spec(rule: impl Into<DynRule>) -> RuleSpec {
 }
 
 /// The sets of a layout with a rule and no other.
-fn set_of(spec: &RuleSpec, around: &Around) -> SetLayout {
-    SetLayout::of(spec.scalars.len(), around)
+fn set_of(spec: &RuleSpec, fused: &Fused) -> CandidateLayout {
+    CandidateLayout::of(spec.scalars.len(), fused)
 }
 
 /// Every key that the optimizer can ask for, with one, a few and many rows.
-fn keys(spec: &RuleSpec) -> Vec<Key> {
+fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
     let slots = spec.slots.len();
     let mut keys = Vec::new();
     for rows in [1, 4, 50, 100] {
         for space in [Space::Uniform, Space::Storage] {
             for writable_gradients in [false, true] {
-                for (access, whole) in
-                    [(Access::Quads, true), (Access::Quads, false), (Access::Elements, false)]
+                for (access, aligned) in
+                    [(Access::Vectors, true), (Access::Vectors, false), (Access::Elements, false)]
                 {
                     for bits in 0..1u32 << slots {
                         let kept: Vec<_> = (0..slots).map(|slot| bits >> slot & 1 == 1).collect();
                         let uniform_bytes = 65_536;
                         for single in [false, true] {
-                            // A table of one tile is never in storage.
+                            // A table of one segment is never in storage.
                             if !(single && space == Space::Storage) {
-                                keys.push(Key {
-                                    walk: Walk { access, whole, space, uniform_bytes, by_tensor: false },
+                                keys.push(KernelKey {
+                                    table_layout: TableLayout {
+                                        access,
+                                        aligned,
+                                        space,
+                                        uniform_bytes,
+                                        by_tensor: false,
+                                    },
                                     single,
                                     writable_gradients,
                                     rows,
                                     // Only the tensors of a layer-wise rule can be so many.
                                     rows_space: if rows > 50 { Space::Storage } else { Space::Uniform },
-                                    set: set_of(spec, &Around::default()),
+                                    set: set_of(spec, &Fused::default()),
                                     kept: Vec::clone(&kept),
                                     storage: Storage::default(),
-                                    around: Around::default(),
+                                    fused: Fused::default(),
                                 });
                             }
                         }
@@ -108,28 +114,31 @@ fn check(spec: &RuleSpec) {
 
         check_rows(spec, &key, &module);
 
-        let expected = if key.walk.whole {
-            (offsets!(WholeTile: quad, state, quads, group), size_of::<WholeTile>() as u32)
+        let expected = if key.table_layout.aligned {
+            (offsets!(AlignedSegment: vector, state, vectors, group), size_of::<AlignedSegment>() as u32)
         } else {
-            (offsets!(SharedTile: quad, state, quads, group, first, last), size_of::<SharedTile>() as u32)
+            (
+                offsets!(SharedSegment: vector, state, vectors, group, first, last),
+                size_of::<SharedSegment>() as u32,
+            )
         };
-        assert_eq!(layout_of(&module, "Record"), expected);
+        assert_eq!(layout_of(&module, "Segment"), expected);
 
-        let expected = offsets!(Header: records, shift, stride, p, g, p_last, g_last, partials, scales);
+        let expected = offsets!(Header: segments, shift, stride, p, g, p_last, g_last, partials, scales);
         assert_eq!(layout_of(&module, "Header"), (expected, size_of::<Header>() as u32));
 
         let (table, span) = layout_of(&module, "Table");
-        assert_eq!(table, owned(&[("header", 0), ("records", HEADER_BYTES)]));
-        if key.walk.space == Space::Uniform {
-            assert!(span <= key.walk.uniform_bytes, "{span} bytes of uniform");
+        assert_eq!(table, owned(&[("header", 0), ("segments", HEADER_BYTES)]));
+        if key.table_layout.space == Space::Uniform {
+            assert!(span <= key.table_layout.uniform_bytes, "{span} bytes of uniform");
         }
     }
 }
 
 /// The rows of a kernel: their fields, and the size that the shader declares.
-fn check_rows(spec: &RuleSpec, key: &Key, module: &naga::Module) {
+fn check_rows(spec: &RuleSpec, key: &KernelKey, module: &naga::Module) {
     let (row, span) = layout_of(module, "Row");
-    let factor = key.around.grouped.then_some(&GROUP_FACTOR);
+    let factor = key.fused.grouped.then_some(&GROUP_FACTOR);
     let names: Vec<_> = spec.scalars.iter().chain(factor).collect();
     let fields = names.iter().enumerate().map(|(i, name)| (name.to_string(), 4 * i as u32));
     assert_eq!(row, fields.collect::<Vec<_>>());
@@ -141,20 +150,20 @@ fn check_rows(spec: &RuleSpec, key: &Key, module: &naga::Module) {
     }
 }
 
-/// A layout of one rule has sets of the rule's scalars. Behind them stand the weight of the average and, last, the
-/// factor of a group's gradients, if there are any.
+/// A layout of one rule has sets of the rule's scalars. Behind them stand the weight of the average and,
+/// last, the factor of a group's gradients, if there are any.
 #[test]
 fn sets_of_one_rule_have_its_scalars() {
     for spec in specs() {
         let scalars = spec.scalars.len() as u32;
-        for around in arounds() {
+        for fused in fusions() {
             for key in [false, true] {
-                let around = Around { key, ..around };
-                let (header, grouped) = (1 + u32::from(key), u32::from(around.grouped));
-                let factor = scalars + u32::from(around.ema);
+                let fused = Fused { key, ..fused };
+                let (header, grouped) = (1 + u32::from(key), u32::from(fused.grouped));
+                let factor = scalars + u32::from(fused.ema);
                 let row = (factor + grouped).div_ceil(4);
-                let want = SetLayout { header, row, weight: scalars, factor };
-                assert_eq!(set_of(&spec, &around), want);
+                let want = CandidateLayout { header, row, weight: scalars, factor };
+                assert_eq!(set_of(&spec, &fused), want);
                 assert_eq!(want.vectors(3), (want.header + 3 * want.row) as usize);
             }
         }
@@ -162,13 +171,16 @@ fn sets_of_one_rule_have_its_scalars() {
     let layout = |groups: &[Group]| Layout::new(groups.iter().cloned()).unwrap();
     let group = |rule: AnyRule| Group::new(rule.name(), rule).tensor(rule.name(), [5]);
     for rule in AnyRule::all() {
-        let around = Around { grouped: true, ..Around::default() };
-        assert_eq!(SetLayout::new(&layout(&[group(rule)]), &around), set_of(&spec(rule), &around));
+        let fused = Fused { grouped: true, ..Fused::default() };
+        assert_eq!(CandidateLayout::new(&layout(&[group(rule)]), &fused), set_of(&spec(rule), &fused));
     }
     // The rule with the most scalars decides for all rules of a layout.
     let all: Vec<_> = AnyRule::all().into_iter().map(group).collect();
     let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
-    assert_eq!(SetLayout::new(&layout(&all), &Around::default()), SetLayout::of(most, &Around::default()));
+    assert_eq!(
+        CandidateLayout::new(&layout(&all), &Fused::default()),
+        CandidateLayout::of(most, &Fused::default())
+    );
 }
 
 /// A rule beside one with more scalars has longer rows than it needs, with the factor of a group's gradients
@@ -176,17 +188,17 @@ fn sets_of_one_rule_have_its_scalars() {
 #[test]
 fn rows_of_several_rules_validate_and_match_the_host() {
     let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
-    let around = |grouped| Around { grouped, skips: true, ..Around::default() };
+    let fused = |grouped| Fused { grouped, skips: true, ..Fused::default() };
     for spec in specs() {
         for key in keys(&spec).into_iter().filter(|key| !key.kept.contains(&false)) {
             let own = spec.scalars.len();
             for scalars in [own, own + 1, most, most + 3] {
                 for grouped in [false, true] {
-                    let around = around(grouped);
-                    let key = Key { around, set: SetLayout::of(scalars, &around), ..key.clone() };
+                    let fused = fused(grouped);
+                    let key = KernelKey { fused, set: CandidateLayout::of(scalars, &fused), ..key.clone() };
                     let text = source(&spec, &key);
                     // The validation of one kernel of each kind, and the text of all.
-                    if key.walk.space == Space::Uniform && !key.writable_gradients && !key.single {
+                    if key.table_layout.space == Space::Uniform && !key.writable_gradients && !key.single {
                         check_rows(&spec, &key, &validated(&text));
                         if spec.is_layer_wise() {
                             check_phases(&spec, &key);
@@ -205,36 +217,48 @@ fn rows_of_several_rules_validate_and_match_the_host() {
 
 /// Every format in every place, with all options around the rule and without.
 fn check_formats(spec: &RuleSpec) {
-    let around = Around { key: true, skips: true, zero: true, ema: true, norms: true, ..Around::default() };
-    let key = keys(spec).into_iter().find(|key| key.walk.access == Access::Quads && !key.walk.whole).unwrap();
+    let fused = Fused { key: true, skips: true, zero: true, ema: true, norms: true, ..Fused::default() };
+    let key = keys(spec)
+        .into_iter()
+        .find(|key| key.table_layout.access == Access::Vectors && !key.table_layout.aligned)
+        .unwrap();
     let kept = vec![true; spec.slots.len()];
     for Options { params, grads, states, master, .. } in every_format() {
-        for (stochastic, around, access) in
-            [(true, around, Access::Elements), (false, Around::default(), Access::Quads)]
+        for (stochastic, fused, access) in
+            [(true, fused, Access::Elements), (false, Fused::default(), Access::Vectors)]
         {
             let storage = Storage { params, grads, states, master, stochastic };
-            let (walk, kept) = (Walk { access, by_tensor: stochastic, ..key.walk }, kept.clone());
-            let set = set_of(spec, &around);
-            let key = Key { walk, storage, set, kept, around, writable_gradients: true, ..key.clone() };
+            let (table_layout, kept) =
+                (TableLayout { access, by_tensor: stochastic, ..key.table_layout }, kept.clone());
+            let set = set_of(spec, &fused);
+            let key = KernelKey {
+                table_layout,
+                storage,
+                set,
+                kept,
+                fused,
+                writable_gradients: true,
+                ..key.clone()
+            };
             let module = validated(&source(spec, &key));
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
             let (entry, span) = layout_of(&module, "Entry");
-            assert_eq!(entry, owned(&[("record", 0), ("element", size_of::<SharedTile>())]));
-            assert_eq!(span as usize, tile_bytes(false, true));
-            assert!(layout_of(&module, "Table").1 <= walk.uniform_bytes);
+            assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
+            assert_eq!(span as usize, segment_bytes(false, true));
+            assert!(layout_of(&module, "Table").1 <= table_layout.uniform_bytes);
         }
     }
 }
 
 /// The first phase of a layer-wise rule, and the kernel behind it.
-fn check_phases(spec: &RuleSpec, key: &Key) {
-    let groups = Key { rows_space: Space::Uniform, ..key.clone() };
-    let measuring = groups.measuring();
-    let text = measure_source(spec, &measuring);
+fn check_phases(spec: &RuleSpec, key: &KernelKey) {
+    let groups = KernelKey { rows_space: Space::Uniform, ..key.clone() };
+    let for_layer_norms = groups.for_layer_norms();
+    let text = layer_norms_source(spec, &for_layer_norms);
     let module = validated(&text);
-    assert_eq!(module.entry_points[0].name, MEASURE_ENTRY_POINT);
-    assert_eq!(storage_bindings(&module), measuring.storage_bindings());
-    // It writes partial results and nothing else.
+    assert_eq!(module.entry_points[0].name, LAYER_NORMS_ENTRY_POINT);
+    assert_eq!(storage_bindings(&module), for_layer_norms.storage_bindings());
+    // It writes partial sums and nothing else.
     let writes = text.lines().filter(|line| line.contains("_buffer[") && line.contains("] = "));
     assert_eq!(writes.filter(|line| !line.contains("p_buffer[")).count(), 0, "{text}");
     assert!(!text.contains("{ store_p"));
@@ -259,12 +283,12 @@ fn every_format_validates_in_every_place() {
 }
 
 /// Everything that can stand around a rule.
-fn arounds() -> Vec<Around> {
-    let around = |n: u32| {
+fn fusions() -> Vec<Fused> {
+    let fused = |n: u32| {
         let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
-        Around { key: false, grouped, bounded, skips, zero, ema, norms }
+        Fused { key: false, grouped, bounded, skips, zero, ema, norms }
     };
-    (0..64).map(around).collect()
+    (0..64).map(fused).collect()
 }
 
 #[test]
@@ -275,35 +299,35 @@ fn every_option_validates_in_every_kernel() {
         if key.kept.contains(&false) || key.rows > 4 {
             continue;
         }
-        for around in arounds() {
-            if around.zero && !key.writable_gradients {
+        for fused in fusions() {
+            if fused.zero && !key.writable_gradients {
                 continue;
             }
-            let key = Key { around, set: set_of(&adamw, &around), ..key.clone() };
+            let key = KernelKey { fused, set: set_of(&adamw, &fused), ..key.clone() };
             let text = source(&adamw, &key);
             let module = validated(&text);
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
             // An option that is off adds no text.
-            assert_eq!(text.contains("head.x"), !around.grouped);
-            assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), around.grouped);
-            assert_eq!(text.contains("partials[") || text.contains("workgroupBarrier"), around.norms);
-            assert_eq!(text.contains("ema_buffer"), around.ema);
-            assert_eq!(text.contains("clamp("), around.bounded);
-            assert_eq!(text.contains("head.y"), around.skips);
-            assert_eq!(text.contains(&format!("s.{AVERAGE_WEIGHT}")), around.ema);
-            assert_eq!(text.contains("head.w"), around.bounded);
+            assert_eq!(text.contains("step_header.x"), !fused.grouped);
+            assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), fused.grouped);
+            assert_eq!(text.contains("partials[") || text.contains("workgroupBarrier"), fused.norms);
+            assert_eq!(text.contains("ema_buffer"), fused.ema);
+            assert_eq!(text.contains("clamp("), fused.bounded);
+            assert_eq!(text.contains("step_header.y"), fused.skips);
+            assert_eq!(text.contains(&format!("s.{AVERAGE_WEIGHT}")), fused.ema);
+            assert_eq!(text.contains("step_header.w"), fused.bounded);
             assert!(!text.contains("key = rows[1];"));
         }
     }
 }
 
-/// A partial result, in every kernel.
+/// A partial sum, in every kernel.
 const PARTIAL: [(&str, usize); 4] = [("large", 0), ("middle", 4), ("tiny", 8), ("flags", 12)];
 
 #[test]
 fn every_reduction_validates_and_finds_its_place() {
     for key in keys(&spec(Sgd::default())) {
-        let module = validated(&reduce_source(&key.walk, Format::F32));
+        let module = validated(&reduce_source(&key.table_layout, Format::F32));
         assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();
@@ -341,7 +365,7 @@ fn the_control_kernel_validates_and_matches_the_host() {
     let adamw = spec(AdamW::default());
     let reported = Options { report: true, ..Options::default() };
     for options in [clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), reported] {
-        let module = validated(&control_source(&options, &set_of(&adamw, &Around::of(&options)), 7));
+        let module = validated(&control_source(&options, &set_of(&adamw, &Fused::of(&options)), 7));
         let (request, span) = layout_of(&module, "Request");
         let mut fields = offsets!(
             Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale,

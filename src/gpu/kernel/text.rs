@@ -1,8 +1,8 @@
-//! Shader text around a rule's own: tables of tiles, storage formats, loads, stores and rows of scalars.
+//! Shader text around a rule's own: tables of segments, storage formats, loads, stores and rows of scalars.
 
-use super::{Access, BINDING_TABLE, Key, Walk, row_names};
+use super::{Access, BINDING_TABLE, KernelKey, TableLayout, row_names};
 use crate::formats::Format;
-use crate::gpu::plan::{HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_tiles};
+use crate::gpu::plan::{HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_segments};
 use crate::options::Storage;
 use crate::rules::RuleSpec;
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ fn own_source(format: Format) -> &'static str {
 }
 
 impl Format {
-    /// The type of a stored quad in shaders.
+    /// The type of a stored vector in shaders.
     pub(super) fn raw(self) -> &'static str {
         match self.bytes() {
             1 => "u32",
@@ -54,32 +54,36 @@ impl Storage {
     }
 }
 
-/// What the kernels that walk a table of tiles have in common.
-pub(super) fn common(walk: &Walk) -> String {
-    let tiles = if walk.whole {
-        include_str!("../../../shaders/tiles/whole.wgsl")
+/// What the kernels that walk a table of segments have in common.
+pub(super) fn common(table_layout: &TableLayout) -> String {
+    let segments = if table_layout.aligned {
+        include_str!("../../../shaders/segments/aligned.wgsl")
     } else {
-        include_str!("../../../shaders/tiles/mixed.wgsl")
+        include_str!("../../../shaders/segments/shared.wgsl")
     };
-    let (space, count) = match walk.space {
-        Space::Uniform => {
-            ("uniform", format!(", {}", uniform_tiles(walk.uniform_bytes, walk.whole, walk.by_tensor)))
-        }
+    let (space, count) = match table_layout.space {
+        Space::Uniform => (
+            "uniform",
+            format!(
+                ", {}",
+                uniform_segments(table_layout.uniform_bytes, table_layout.aligned, table_layout.by_tensor)
+            ),
+        ),
         Space::Storage => ("storage, read", String::new()),
     };
-    // Where random numbers are drawn, a tile says which tensor's it is and where in it.
-    let (entry, access) = if walk.by_tensor { ("Entry", ".record") } else { ("Record", "") };
+    // Where random numbers are drawn, a segment says which tensor's it is and where in it.
+    let (entry, access) = if table_layout.by_tensor { ("Entry", ".segment") } else { ("Segment", "") };
     let table = format!(
         "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
-const WHOLE = {};
-struct Entry {{ record: Record, @size({TENSOR_BYTES}) element: vec2<u32> }}
-struct Table {{ @size({HEADER_BYTES}) header: Header, records: array<{entry}{count}> }}
+const ALIGNED = {};
+struct Entry {{ segment: Segment, @size({TENSOR_BYTES}) element: vec2<u32> }}
+struct Table {{ @size({HEADER_BYTES}) header: Header, segments: array<{entry}{count}> }}
 @group(0) @binding({BINDING_TABLE}) var<{space}> table: Table;
-fn record_at(i: u32) -> Record {{ return table.records[i]{access}; }}
+fn segment_at(i: u32) -> Segment {{ return table.segments[i]{access}; }}
 ",
-        walk.whole
+        table_layout.aligned
     );
-    [tiles, include_str!("../../../shaders/header.wgsl"), &table].join("\n")
+    [segments, include_str!("../../../shaders/lib/table.wgsl"), &table].join("\n")
 }
 
 /// The formats that are stored, each once.
@@ -90,33 +94,34 @@ pub(super) fn formats(storage: &Storage) -> String {
     let named =
         Format::ALL.into_iter().filter(|&format| format == Format::F32 || used(format)).map(own_source);
     let random = if *stochastic {
-        include_str!("../../../shaders/random.wgsl")
+        include_str!("../../../shaders/lib/random.wgsl")
     } else {
-        "fn locate(tile: u32, i: u32) {}"
+        "fn locate(segment: u32, i: u32) {}"
     };
     [half, random].into_iter().chain(named).collect::<Vec<_>>().join("\n")
 }
 
-/// How a buffer of quads is declared: whole ones, or words.
+/// How a buffer of vectors is declared: whole ones, or words.
 pub(super) fn stored(format: Format, access: Access) -> &'static str {
     match access {
-        Access::Quads => format.raw(),
+        Access::Vectors => format.raw(),
         Access::Elements => "u32",
     }
 }
 
-/// Loads a quad of the parameters (`"p"`) or the gradients (`"g"`).
+/// Loads a vector of the parameters (`"p"`) or the gradients (`"g"`).
 pub(super) fn load(side: &str, format: Format, access: Access) -> String {
     let raw = format.raw();
     match (access, format.bytes()) {
-        (Access::Quads, _) => format!(
-            "fn load_{side}(at: At) -> {raw} {{ return {side}_buffer[at.quad + table.header.{side}]; }}"
+        (Access::Vectors, _) => format!(
+            "fn load_{side}(at: At) -> {raw} {{ return {side}_buffer[at.vector + table.header.{side}]; }}"
         ),
-        // A quad's words. Lanes of padding may lie outside of the buffer, before it (wrapped) or behind it:
+        // A vector's words. Lanes of padding may lie outside of the buffer, before it (wrapped) or behind it:
         // they read its last word.
         (Access::Elements, 4) => format!(
             "fn words_{side}(at: At) -> vec4<u32> {{
-return min(vec4<u32>(4u * at.quad + table.header.{side}) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(table.header.{side}_last));
+let first = vec4<u32>(4u * at.vector + table.header.{side});
+return min(first + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(table.header.{side}_last));
 }}
 fn load_{side}(at: At) -> {raw} {{
 let i = words_{side}(at);
@@ -125,7 +130,8 @@ return vec4<u32>({side}_buffer[i.x], {side}_buffer[i.y], {side}_buffer[i.z], {si
         ),
         (Access::Elements, _) => format!(
             "fn words_{side}(at: At) -> vec2<u32> {{
-return min(vec2<u32>(2u * at.quad + table.header.{side}) + vec2<u32>(0u, 1u), vec2<u32>(table.header.{side}_last));
+let first = vec2<u32>(2u * at.vector + table.header.{side});
+return min(first + vec2<u32>(0u, 1u), vec2<u32>(table.header.{side}_last));
 }}
 fn load_{side}(at: At) -> {raw} {{
 let i = words_{side}(at);
@@ -135,12 +141,12 @@ return vec2<u32>({side}_buffer[i.x], {side}_buffer[i.y]);
     }
 }
 
-/// Stores a quad in which lanes of padding have what they had.
+/// Stores a vector in which lanes of padding have what they had.
 pub(super) fn store(side: &str, format: Format, access: Access) -> String {
     let raw = format.raw();
     match (access, format.bytes()) {
-        (Access::Quads, _) => format!(
-            "fn store_{side}(at: At, next: {raw}) {{ {side}_buffer[at.quad + table.header.{side}] = next; }}"
+        (Access::Vectors, _) => format!(
+            "fn store_{side}(at: At, next: {raw}) {{ {side}_buffer[at.vector + table.header.{side}] = next; }}"
         ),
         (Access::Elements, 4) => format!(
             "fn store_{side}(at: At, next: {raw}) {{
@@ -162,7 +168,7 @@ if at.lanes.z != NONE || at.lanes.w != NONE {{ {side}_buffer[i.y] = next.y; }}
 }
 
 /// The rows of scalars.
-pub(super) fn rows(spec: &RuleSpec, key: &Key) -> String {
+pub(super) fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
     let names = row_names(spec, key);
     let vectors = key.set.row as usize;
     let mut text = String::new();
@@ -178,19 +184,19 @@ pub(super) fn rows(spec: &RuleSpec, key: &Key) -> String {
         ),
         Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;".into(),
     });
-    let head = key.set.header as usize;
+    let step_header = key.set.header as usize;
     line("fn row(group: u32) -> Row {".into());
     // A vec4 at a time: fewer uniform loads than a field at a time. Few rows are all loaded from constant
     // addresses and selected from: on software Vulkan, where a computed address is a gather, that measured 10
     // % of a whole AdamW step.
     for v in (0..vectors).filter(|v| names.iter().any(|(_, place)| place / 4 == *v)) {
         if key.rows <= SELECTED_ROWS {
-            let chain = (1..key.rows as usize).fold(format!("rows[{}]", head + v), |chain, g| {
-                format!("select({chain}, rows[{}], group == {g}u)", head + g * vectors + v)
+            let chain = (1..key.rows as usize).fold(format!("rows[{}]", step_header + v), |chain, g| {
+                format!("select({chain}, rows[{}], group == {g}u)", step_header + g * vectors + v)
             });
             line(format!("let v{v} = {chain};"));
         } else {
-            line(format!("let v{v} = rows[group * {vectors}u + {}u];", head + v));
+            line(format!("let v{v} = rows[group * {vectors}u + {}u];", step_header + v));
         }
     }
     let parts = list(names.iter(), |(_, i)| format!("v{}.{}", i / 4, lane(i % 4)));

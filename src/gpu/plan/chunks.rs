@@ -1,6 +1,6 @@
 //! Chunks: parts of the flat space that fit a binding.
 
-use crate::layout::VECTOR as QUAD;
+use crate::layout::VECTOR;
 
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device
 /// may ask for.
@@ -8,16 +8,16 @@ pub const CHUNK_ALIGNMENT: u64 = 64;
 
 /// A part of one tensor inside one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct TensorRange {
     /// Index of the tensor in the order the caller listed them.
     pub tensor: usize,
-    /// The tensor's group, or what else a tile's quads are to have in common.
+    /// The tensor's group, or what else a segment's vectors are to have in common.
     pub group: u32,
     /// First element in the flat space.
     pub start: u64,
     /// One past the last element.
     pub end: u64,
-    /// The quad of the chunk's state that holds the first element.
+    /// The vector of the chunk's state that holds the first element.
     pub state: u32,
     /// The lane of the tensor's first element.
     pub lane: u32,
@@ -30,17 +30,17 @@ pub struct Chunk {
     pub start: u64,
     /// One past the last element that belongs to a tensor.
     pub end: u64,
-    /// Quads of state: those that hold at least one element of a tensor.
-    pub state_quads: u32,
+    /// Vectors of state: those that hold at least one element of a tensor.
+    pub state_vectors: u32,
     /// The parts of tensors inside, in order.
-    pub pieces: Vec<Piece>,
+    pub tensor_ranges: Vec<TensorRange>,
 }
 
 impl Chunk {
     /// One that begins where `start` can be bound.
     fn empty(start: u64) -> Self {
         let first = start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT;
-        Self { start: first, end: start, state_quads: 0, pieces: Vec::new() }
+        Self { start: first, end: start, state_vectors: 0, tensor_ranges: Vec::new() }
     }
 }
 
@@ -57,25 +57,25 @@ pub struct Span {
     pub end: u64,
 }
 
-/// Sorts `tensors` (disjoint, in order) into as few families as there can be, of each of which no two tensors
-/// share a quad.
+/// Sorts `tensors` (disjoint, in order) into as few sets as there can be, of each of which no two tensors
+/// share a vector.
 #[must_use]
-pub fn families(tensors: &[Span]) -> Vec<Vec<Span>> {
-    let mut families: Vec<Vec<Span>> = Vec::new();
+pub fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
+    let mut disjoint_sets: Vec<Vec<Span>> = Vec::new();
     for span in tensors {
-        let apart = |family: &&mut Vec<Span>| {
-            family.last().is_none_or(|last| (last.end - 1) / QUAD < span.start / QUAD)
+        let apart = |disjoint_set: &&mut Vec<Span>| {
+            disjoint_set.last().is_none_or(|last| (last.end - 1) / VECTOR < span.start / VECTOR)
         };
-        match families.iter_mut().find(apart) {
-            Some(family) => family.push(*span),
-            None => families.push(vec![*span]),
+        match disjoint_sets.iter_mut().find(apart) {
+            Some(disjoint_set) => disjoint_set.push(*span),
+            None => disjoint_sets.push(vec![*span]),
         }
     }
-    families
+    disjoint_sets
 }
 
 /// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`. Their state is in blocks of
-/// `block` quads, counted from each tensor's first: of more than one only where no tensors share a quad.
+/// `block` vectors, counted from each tensor's first: of more than one only where no tensors share a vector.
 #[must_use]
 pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
@@ -83,7 +83,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
         let tensor = span.tensor;
         let mut start = span.start;
         while start < span.end {
-            let room = |c: &Chunk| chunk_elements.saturating_sub(u64::from(c.state_quads) * QUAD);
+            let room = |c: &Chunk| chunk_elements.saturating_sub(u64::from(c.state_vectors) * VECTOR);
             let fits = chunks
                 .last()
                 .is_some_and(|c| start < c.start + chunk_elements && (block == 1 || room(c) > 0));
@@ -94,7 +94,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
             let mut end = span.end.min(chunk.start + chunk_elements);
             if block > 1 {
                 // State in whole blocks may take more elements than the tensors have.
-                end = end.min(start / QUAD * QUAD + room(chunk));
+                end = end.min(start / VECTOR * VECTOR + room(chunk));
             }
             if end < span.end {
                 end = whole_blocks(span.start, end, block);
@@ -104,22 +104,22 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
                     continue;
                 }
             }
-            // A quad that the previous piece ends in is shared with it.
-            let shared = chunk.state_quads > 0 && (chunk.end - 1) / QUAD == start / QUAD;
-            let state = chunk.state_quads - u32::from(shared);
-            let quads = (end.div_ceil(QUAD) - start / QUAD) as u32;
-            chunk.state_quads = state + quads.next_multiple_of(block);
+            // A vector that the previous tensor range ends in is shared with it.
+            let shared = chunk.state_vectors > 0 && (chunk.end - 1) / VECTOR == start / VECTOR;
+            let state = chunk.state_vectors - u32::from(shared);
+            let vectors = (end.div_ceil(VECTOR) - start / VECTOR) as u32;
+            chunk.state_vectors = state + vectors.next_multiple_of(block);
             chunk.end = end;
-            let lane = (span.start % QUAD) as u32;
-            chunk.pieces.push(Piece { tensor, group: span.group, start, end, state, lane });
+            let lane = (span.start % VECTOR) as u32;
+            chunk.tensor_ranges.push(TensorRange { tensor, group: span.group, start, end, state, lane });
             start = end;
         }
     }
     chunks
 }
 
-/// The end of the last whole block up to `end`, of those that begin with the quad of `start`.
+/// The end of the last whole block up to `end`, of those that begin with the vector of `start`.
 pub(crate) fn whole_blocks(start: u64, end: u64, block: u32) -> u64 {
-    let first = start / QUAD * QUAD;
-    first + (end - first) / (u64::from(block) * QUAD) * (u64::from(block) * QUAD)
+    let first = start / VECTOR * VECTOR;
+    first + (end - first) / (u64::from(block) * VECTOR) * (u64::from(block) * VECTOR)
 }

@@ -34,89 +34,99 @@ fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64, block: u32) {
     for chunk in chunks {
         assert!(chunk.start.is_multiple_of(CHUNK_ALIGNMENT));
         assert!(chunk.end - chunk.start <= limit, "{} elements bound", chunk.end - chunk.start);
-        // Two chunks never share a quad, so they never write the same vec4.
-        assert!(chunk.pieces[0].start / QUAD * QUAD >= previous_end);
+        // Two chunks never share a vector, so they never write the same vec4.
+        assert!(chunk.tensor_ranges[0].start / VECTOR * VECTOR >= previous_end);
         previous_end = chunk.end;
         let mut next_state = 0u64;
-        let mut last_quad = None;
-        for piece in &chunk.pieces {
-            let mut span = open.expect("a piece of no tensor");
-            assert_eq!((piece.tensor, piece.group, piece.start), (span.tensor, span.group, span.start));
-            assert!(piece.end > piece.start && piece.end <= span.end);
-            span.start = piece.end;
-            open = if span.start == span.end { spans.next() } else { Some(span) };
-            // State quads are the touched quads, in order, none twice, and in whole blocks.
-            let first = piece.start / QUAD;
-            let expected = if last_quad == Some(first) { next_state - 1 } else { next_state };
-            assert_eq!(u64::from(piece.state), expected);
-            assert!(
-                piece.state.is_multiple_of(block)
-                    && (first - starts[&piece.tensor] / QUAD).is_multiple_of(block.into())
+        let mut last_vector = None;
+        for tensor_range in &chunk.tensor_ranges {
+            let mut span = open.expect("a tensor_range of no tensor");
+            assert_eq!(
+                (tensor_range.tensor, tensor_range.group, tensor_range.start),
+                (span.tensor, span.group, span.start)
             );
-            last_quad = Some((piece.end - 1) / QUAD);
-            next_state = expected + (piece.end.div_ceil(QUAD) - first).next_multiple_of(block.into());
+            assert!(tensor_range.end > tensor_range.start && tensor_range.end <= span.end);
+            span.start = tensor_range.end;
+            open = if span.start == span.end { spans.next() } else { Some(span) };
+            // State vectors are the touched vectors, in order, none twice, and in whole blocks.
+            let first = tensor_range.start / VECTOR;
+            let expected = if last_vector == Some(first) { next_state - 1 } else { next_state };
+            assert_eq!(u64::from(tensor_range.state), expected);
+            assert!(
+                tensor_range.state.is_multiple_of(block)
+                    && (first - starts[&tensor_range.tensor] / VECTOR).is_multiple_of(block.into())
+            );
+            last_vector = Some((tensor_range.end - 1) / VECTOR);
+            next_state =
+                expected + (tensor_range.end.div_ceil(VECTOR) - first).next_multiple_of(block.into());
         }
-        assert_eq!(u64::from(chunk.state_quads), next_state);
+        assert_eq!(u64::from(chunk.state_vectors), next_state);
     }
     assert!(open.is_none(), "{open:?} is in no chunk");
 }
 
-/// The workgroups reach every tile, and the tiles are the pieces' quads in order.
-fn check_dispatch(chunk: &Chunk, plan: &Dispatch, tiling: Tiling, limits: &Limits) {
+/// The workgroups reach every segment, and the segments are the tensor ranges' vectors in order.
+fn check_dispatch(chunk: &Chunk, plan: &Dispatch, constraints: Constraints, limits: &Limits) {
     let [x, y] = plan.workgroups.map(u64::from);
     assert!(x <= limits.workgroups.into());
-    let single = plan.tiles.len() == 1;
+    let single = plan.segments.len() == 1;
     let needed = if single {
-        u64::from(plan.tiles[0].quads).div_ceil(WORKGROUP_SIZE.into())
+        u64::from(plan.segments[0].vectors).div_ceil(WORKGROUP_SIZE.into())
     } else {
-        (plan.tiles.len() as u64) << plan.shift
+        (plan.segments.len() as u64) << plan.shift
     };
     assert!(x * y >= needed, "{x}×{y} workgroups for {needed}");
     assert!(x * y < needed + x, "a whole row too many");
     if plan.space == Space::Uniform {
         assert!(
-            plan.tiles.len() <= uniform_tiles(limits.uniform_bytes, plan.whole, tiling.by_tensor) as usize
+            plan.segments.len()
+                <= uniform_segments(limits.uniform_bytes, plan.aligned, constraints.by_tensor) as usize
         );
     }
-    assert!(!(plan.whole && tiling.by_element));
+    assert!(!(plan.aligned && constraints.by_element));
     let mut covered = 0;
     let mut previous: Option<u64> = None;
-    for tile in &plan.tiles {
-        assert!(tile.quads > 0 && (single || tile.quads <= WORKGROUP_SIZE << plan.shift));
-        assert!(previous.is_none_or(|p| u64::from(tile.quad) >= p), "quads in order, none twice");
+    for segment in &plan.segments {
+        assert!(segment.vectors > 0 && (single || segment.vectors <= WORKGROUP_SIZE << plan.shift));
+        assert!(previous.is_none_or(|p| u64::from(segment.vector) >= p), "vectors in order, none twice");
         // The threads of a block lie side by side.
-        assert!(tile.state.is_multiple_of(tiling.block));
-        previous = Some(u64::from(tile.quad) + u64::from(tile.quads));
-        // The first and last quads, and one between: their lanes are the pieces', and so is their state.
-        let ends = [0, tile.quads / 2, tile.quads - 1];
+        assert!(segment.state.is_multiple_of(constraints.block));
+        previous = Some(u64::from(segment.vector) + u64::from(segment.vectors));
+        // The first and last vectors, and one between: their lanes are the tensor ranges', and so is their
+        // state.
+        let ends = [0, segment.vectors / 2, segment.vectors - 1];
         for i in ends {
-            let (quad, state) = (u64::from(tile.quad + i), u64::from(tile.state + i));
-            for (lane, &group) in tile.lanes(i).iter().enumerate() {
-                let element = chunk.start + quad * QUAD + lane as u64;
-                let at = chunk.pieces.partition_point(|p| p.end <= element);
-                let owner = chunk.pieces.get(at).filter(|p| p.start <= element);
-                assert_eq!(u32::from(group), owner.map_or(NONE.into(), |p| p.group), "element {element}");
-                if let Some(p) = owner {
-                    assert!(!tiling.by_tensor || p.tensor == tile.tensor, "a tile of two tensors");
-                    assert_eq!(state, u64::from(p.state) + element / QUAD - p.start / QUAD);
+            let (vector, state) = (u64::from(segment.vector + i), u64::from(segment.state + i));
+            for (lane, &group) in segment.lanes(i).iter().enumerate() {
+                let element = chunk.start + vector * VECTOR + lane as u64;
+                let at = chunk.tensor_ranges.partition_point(|p| p.end <= element);
+                let tensor_range = chunk.tensor_ranges.get(at).filter(|p| p.start <= element);
+                assert_eq!(
+                    u32::from(group),
+                    tensor_range.map_or(NONE.into(), |p| p.group),
+                    "element {element}"
+                );
+                if let Some(p) = tensor_range {
+                    assert!(!constraints.by_tensor || p.tensor == segment.tensor, "a segment of two tensors");
+                    assert_eq!(state, u64::from(p.state) + element / VECTOR - p.start / VECTOR);
                 }
             }
         }
         let owned = |lanes: [u16; 4]| lanes.iter().filter(|&&lane| lane != NONE).count() as u64;
-        covered += owned(tile.lanes(0));
-        if tile.quads > 1 {
-            covered += owned(tile.last) + QUAD * u64::from(tile.quads - 2);
+        covered += owned(segment.lanes(0));
+        if segment.vectors > 1 {
+            covered += owned(segment.last) + VECTOR * u64::from(segment.vectors - 2);
         }
-        assert!(u64::from(tile.state) + u64::from(tile.quads) <= chunk.state_quads.into());
-        if plan.whole {
-            assert!((0..tile.quads.min(2)).all(|i| tile.lanes(i) == [tile.group as u16; 4]));
-            assert_eq!(tile.last, [tile.group as u16; 4]);
+        assert!(u64::from(segment.state) + u64::from(segment.vectors) <= chunk.state_vectors.into());
+        if plan.aligned {
+            assert!((0..segment.vectors.min(2)).all(|i| segment.lanes(i) == [segment.group as u16; 4]));
+            assert_eq!(segment.last, [segment.group as u16; 4]);
         }
     }
-    let elements: u64 = chunk.pieces.iter().map(|p| p.end - p.start).sum();
+    let elements: u64 = chunk.tensor_ranges.iter().map(|p| p.end - p.start).sum();
     assert_eq!(covered, elements);
-    let quads = (chunk.end - chunk.start).div_ceil(QUAD);
-    assert!(previous.is_none_or(|end| end <= quads), "a tile beyond the chunk");
+    let vectors = (chunk.end - chunk.start).div_ceil(VECTOR);
+    assert!(previous.is_none_or(|end| end <= vectors), "a segment beyond the chunk");
 }
 
 fn check_all(spans: &[Span]) {
@@ -126,13 +136,13 @@ fn check_all(spans: &[Span]) {
             continue;
         }
         check_spans(spans, 1, false, &limits);
-        let families = families(spans);
-        assert_eq!(families.iter().map(Vec::len).sum::<usize>(), spans.len());
-        for family in families {
-            let apart = |pair: &[Span]| (pair[0].end - 1) / QUAD < pair[1].start / QUAD;
-            assert!(family.windows(2).all(apart), "two tensors share a quad");
-            check_spans(&family, BLOCK_QUADS, false, &limits);
-            check_spans(&family, 1, true, &limits);
+        let disjoint_sets = disjoint_sets(spans);
+        assert_eq!(disjoint_sets.iter().map(Vec::len).sum::<usize>(), spans.len());
+        for disjoint_set in disjoint_sets {
+            let apart = |pair: &[Span]| (pair[0].end - 1) / VECTOR < pair[1].start / VECTOR;
+            assert!(disjoint_set.windows(2).all(apart), "two tensors share a vector");
+            check_spans(&disjoint_set, BLOCK_VECTORS, false, &limits);
+            check_spans(&disjoint_set, 1, true, &limits);
         }
     }
 }
@@ -142,11 +152,11 @@ fn check_spans(spans: &[Span], block: u32, by_tensor: bool, limits: &Limits) {
     check_chunks(spans, &chunks, limits.chunk_elements, block);
     for chunk in chunks.iter().take(100).chain(chunks.last()) {
         for by_element in [false, true] {
-            let tiling = Tiling { by_element, block, by_tensor };
-            let plan = dispatch(&chunk.pieces, chunk.start, tiling, limits);
+            let constraints = Constraints { by_element, block, by_tensor };
+            let plan = dispatch(&chunk.tensor_ranges, chunk.start, constraints, limits);
             // A device with 7 workgroups a dimension cannot reach everything; real ones have 65 535².
             if u64::from(plan.workgroups[1]) <= limits.workgroups.into() {
-                check_dispatch(chunk, &plan, tiling, limits);
+                check_dispatch(chunk, &plan, constraints, limits);
             } else {
                 assert_eq!(limits.workgroups, 7);
             }
@@ -195,8 +205,8 @@ fn two_pow_33_elements_in_many_tensors() {
 fn tables_stay_small() {
     for (tensors, len) in [(1, 1u64 << 25), (512, 4_096), (1_000, 33), (148, 65_536), (10_000, 3_001)] {
         for chunk in chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1) {
-            let plan = dispatch(&chunk.pieces, chunk.start, Tiling::plain(false), &LIMITS);
-            let bytes = plan.tiles.len() * if plan.whole { 16 } else { 32 };
+            let plan = dispatch(&chunk.tensor_ranges, chunk.start, Constraints::plain(false), &LIMITS);
+            let bytes = plan.segments.len() * if plan.aligned { 16 } else { 32 };
             assert!(bytes <= 960 << 10, "{tensors} × {len}: {bytes} bytes");
         }
     }
@@ -216,8 +226,8 @@ fn few_workgroups_are_idle() {
     ] {
         let chunks = chunks(&side_by_side(tensors, len), LIMITS.chunk_elements, 1);
         assert_eq!(chunks.len(), 1);
-        let plan = dispatch(&chunks[0].pieces, 0, Tiling::plain(false), &LIMITS);
-        let needed = (tensors * len).div_ceil(QUAD * u64::from(WORKGROUP_SIZE));
+        let plan = dispatch(&chunks[0].tensor_ranges, 0, Constraints::plain(false), &LIMITS);
+        let needed = (tensors * len).div_ceil(VECTOR * u64::from(WORKGROUP_SIZE));
         let taken = u64::from(plan.workgroups[0]) * u64::from(plan.workgroups[1]);
         // Each tensor's last workgroup may be idle in part.
         assert!(
@@ -227,8 +237,8 @@ fn few_workgroups_are_idle() {
     }
 }
 
-/// A reduction visits every element once: at seams that are shared in one tile, at others in a tile of its
-/// own group alone.
+/// A reduction visits every element once: at seams that are shared in one segment, at others in a segment of
+/// its own group alone.
 #[test]
 fn reductions_visit_every_element_once() {
     let mut random = Random::new(17);
@@ -243,18 +253,28 @@ fn reductions_visit_every_element_once() {
         let limits = Limits { workgroups: 7, ..LIMITS };
         let whole = chunks(&spans, 1 << 25, 1);
         for (seams, by_element) in [(Seams::Shared, false), (Seams::Apart, false), (Seams::Apart, true)] {
-            let plan = reduction(&whole[0].pieces, whole[0].start, Tiling::plain(by_element), seams, &limits);
+            let plan = reduction(
+                &whole[0].tensor_ranges,
+                whole[0].start,
+                Constraints::plain(by_element),
+                seams,
+                &limits,
+            );
             let [x, y] = plan.workgroups;
-            assert!(u64::from(x) * u64::from(y) >= plan.tiles.len() as u64 && x <= 7);
-            let mut visits = vec![0u8; at.next_multiple_of(QUAD) as usize];
-            let mut quads = std::collections::HashSet::new();
-            for tile in &plan.tiles {
-                for i in 0..tile.quads {
-                    let quad = u64::from(tile.quad + i);
-                    assert!(seams == Seams::Apart || quads.insert(quad), "quad {quad} is in two tiles");
-                    for (lane, group) in tile.lanes(i).into_iter().enumerate().filter(|(_, g)| *g != NONE) {
-                        assert!(seams == Seams::Shared || u32::from(group) == tile.group);
-                        let element = quad * QUAD + lane as u64;
+            assert!(u64::from(x) * u64::from(y) >= plan.segments.len() as u64 && x <= 7);
+            let mut visits = vec![0u8; at.next_multiple_of(VECTOR) as usize];
+            let mut vectors = std::collections::HashSet::new();
+            for segment in &plan.segments {
+                for i in 0..segment.vectors {
+                    let vector = u64::from(segment.vector + i);
+                    assert!(
+                        seams == Seams::Apart || vectors.insert(vector),
+                        "vector {vector} is in two segments"
+                    );
+                    for (lane, group) in segment.lanes(i).into_iter().enumerate().filter(|(_, g)| *g != NONE)
+                    {
+                        assert!(seams == Seams::Shared || u32::from(group) == segment.group);
+                        let element = vector * VECTOR + lane as u64;
                         let span = spans.iter().find(|s| (s.start..s.end).contains(&element)).unwrap();
                         assert_eq!(u32::from(group), span.group, "element {element}");
                         visits[element as usize] += 1;

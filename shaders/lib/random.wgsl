@@ -1,12 +1,12 @@
 // Random numbers from a counter: the same for the same key, tensor, element and value, in whatever order,
 // place and device.
 
-// The tensor's key; the quad that the thread is at, counted from the tensor's first, times 4, and the lane in
-// it of the tensor's first element.
+// The tensor's key; the vector that the thread is at, counted from the tensor's first, times 4, and the lane
+// in it of the tensor's first element.
 var<private> element: vec2<u32>;
 
-fn locate(tile: u32, i: u32) {
-    element = table.records[tile].element + vec2<u32>(0u, 4u * i);
+fn locate(segment: u32, i: u32) {
+    element = table.segments[segment].element + vec2<u32>(0u, 4u * i);
 }
 
 // Four 32-bit numbers for the `nth` value of four elements of the tensor. The hash is PCG4D (Jarzynski and
@@ -28,11 +28,11 @@ fn hashed(four: u32, nth: u32) -> vec4<u32> {
     return v ^ (v >> vec4<u32>(16u));
 }
 
-// Those of the thread's quad, whose elements are of two fours where the tensor begins inside of a quad.
+// Those of the thread's vector, whose elements are of two fours where the tensor begins inside of a vector.
 fn random(nth: u32) -> vec4<u32> {
     let four = element.y >> 2u;
     let next = hashed(four, nth);
-    if WHOLE {
+    if ALIGNED {
         return next;
     }
     let last = hashed(four - 1u, nth);

@@ -32,7 +32,7 @@ const MAX_GROUPS: usize = 1 << 16;
 /// What a checkpoint says of its run.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
+pub struct Metadata {
     version: u32,
     /// What has written it.
     pub writer: String,
@@ -56,7 +56,7 @@ pub struct Record {
 pub struct GroupRecord {
     /// Its name.
     pub name: String,
-    /// The name of its rule, where it is not [`Record::rule`].
+    /// The name of its rule, where it is not [`Metadata::rule`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// The fields of the rule, as JSON; a field that is left out has its default.
@@ -67,7 +67,7 @@ pub struct GroupRecord {
     /// The number that the rule carries from step to step.
     #[serde(with = "bits")]
     pub carry: f64,
-    /// Steps that the group has taken, where they are not [`Record::taken`]: it was frozen, or joined late.
+    /// Steps that the group has taken, where they are not [`Metadata::taken`]: it was frozen, or joined late.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<u64>,
     /// Whether the group is frozen.
@@ -235,7 +235,7 @@ impl<'de> Deserialize<'de> for Groups {
     }
 }
 
-impl Record {
+impl Metadata {
     /// The record of an optimizer.
     ///
     /// # Errors

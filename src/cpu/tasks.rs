@@ -1,4 +1,4 @@
-//! How the work on the tensors of one rule is divided: into blocks of a fixed number of elements, whatever
+//! How the work on the tensors of one rule is divided: into tasks of a fixed number of elements, whatever
 //! tensors they belong to.
 //!
 //! Elements are numbered as state is kept: the rule's tensors in the order of the flat space, without the
@@ -14,8 +14,8 @@ use crate::options::Options;
 use crate::random::tensor_key;
 use core::ops::Range;
 
-/// Elements of a block, which one thread updates: few enough that all threads have work to the end.
-pub(super) const BLOCK: usize = 128 * TILE;
+/// Elements of a task, which one thread updates: few enough that all threads have work to the end.
+pub(super) const TASK: usize = 128 * TILE;
 
 /// A tensor.
 #[derive(Clone, Debug)]
@@ -49,9 +49,9 @@ impl Span {
     }
 }
 
-/// The part of a tensor in a block.
+/// The part of a tensor in a task.
 #[derive(Clone, Debug)]
-pub(super) struct Segment {
+pub(super) struct TensorRange {
     pub(super) span: usize,
     /// Of its scalars.
     pub(super) row: usize,
@@ -61,13 +61,13 @@ pub(super) struct Segment {
 
 /// What a thread is handed, one or several that follow each other.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
-    /// No later than its first segment, and a multiple of [`BLOCK`].
+pub(super) struct Task {
+    /// No later than its first tensor range, and a multiple of [`TASK`].
     pub(super) start: usize,
-    /// No later than the state of its first segment of each kind, and a multiple of what has a scale in
+    /// No later than the state of its first tensor range of each kind, and a multiple of what has a scale in
     /// common.
     pub(super) kept: [usize; 2],
-    pub(super) segments: Range<usize>,
+    pub(super) tensor_ranges: Range<usize>,
 }
 
 /// All of them.
@@ -75,8 +75,8 @@ pub(super) struct Block {
 pub(super) struct Plan {
     /// In the order of the flat space.
     pub(super) spans: Vec<Span>,
-    pub(super) segments: Vec<Segment>,
-    pub(super) blocks: Vec<Block>,
+    pub(super) tensor_ranges: Vec<TensorRange>,
+    pub(super) tasks: Vec<Task>,
     /// The group of each row.
     pub(super) groups: Vec<usize>,
     /// Elements, with those that scales take more.
@@ -88,7 +88,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the blocks. Rows of scalars
+    /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the tasks. Rows of scalars
     /// are those of the groups or, for a layer-wise rule, of its tensors in the order of the flat space.
     pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, Error> {
         let layer_wise = layout.rules()[rule].spec.is_layer_wise();
@@ -98,7 +98,7 @@ impl Plan {
         // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of
         // elements lacks.
         let tensors = layout.tensors().len() as u64;
-        let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + BLOCK as u64);
+        let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + TASK as u64);
         if usize::try_from(bound).is_err() {
             return Err(Error::Memory { bytes: layout.parameters().saturating_mul(Format::F32.bytes()) });
         }
@@ -123,29 +123,29 @@ impl Plan {
         }
         kept[0] = kept[0].next_multiple_of(scaled);
         let len = start.next_multiple_of(scaled);
-        Ok(Self { spans, segments: Vec::new(), blocks: Vec::new(), groups, len, kept, scaled })
+        Ok(Self { spans, tensor_ranges: Vec::new(), tasks: Vec::new(), groups, len, kept, scaled })
     }
 
     /// Divides the tensors of groups that are not frozen. It follows the reservation of state, which a layout
     /// that is too large fails at.
     pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
-        let Self { spans, segments, blocks, scaled, groups, .. } = self;
-        segments.clear();
-        blocks.clear();
+        let Self { spans, tensor_ranges, tasks, scaled, groups, .. } = self;
+        tensor_ranges.clear();
+        tasks.clear();
         let start = spans.last().map_or(0, Span::end);
-        let count = start.div_ceil(BLOCK);
-        let bytes = (count as u64).saturating_mul((size_of::<Block>() + size_of::<Segment>()) as u64);
-        blocks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
-        segments.try_reserve(count + spans.len()).map_err(|_| Error::Memory { bytes })?;
+        let count = start.div_ceil(TASK);
+        let bytes = (count as u64).saturating_mul((size_of::<Task>() + size_of::<TensorRange>()) as u64);
+        tasks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
+        tensor_ranges.try_reserve(count + spans.len()).map_err(|_| Error::Memory { bytes })?;
         let (mut span, mut reached) = (0, [0usize; 2]);
-        for from in (0..start).step_by(BLOCK) {
-            let (to, first) = (start.min(from + BLOCK), segments.len());
+        for from in (0..start).step_by(TASK) {
+            let (to, first) = (start.min(from + TASK), tensor_ranges.len());
             // Scales are not divided.
             let kept = [reached[0].next_multiple_of(*scaled), reached[1]];
             while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
                 let (start, end) = (tensor.start.max(from), tensor.end().min(to));
                 if !layout.groups()[groups[tensor.row]].is_frozen() {
-                    segments.push(Segment { span, row: tensor.row, start, end });
+                    tensor_ranges.push(TensorRange { span, row: tensor.row, start, end });
                     reached[tensor.kind] = tensor.kept + (end - tensor.start);
                 }
                 if end < tensor.end() {
@@ -153,8 +153,8 @@ impl Plan {
                 }
                 span += 1;
             }
-            if segments.len() > first {
-                blocks.push(Block { start: from, kept, segments: first..segments.len() });
+            if tensor_ranges.len() > first {
+                tasks.push(Task { start: from, kept, tensor_ranges: first..tensor_ranges.len() });
             }
         }
         Ok(())

@@ -1,18 +1,18 @@
-// The squares of the gradients: a partial result a tile, which is a workgroup's.
+// The squares of the gradients: a partial sum a segment, which is a workgroup's.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let number = number_of(workgroup);
-    let record = record_of(number);
-    let rounds = rounds_of(number, record);
+    let segment = segment_of(number);
+    let rounds = rounds_of(number, segment);
     var sum = Squares();
     for (var j = 0u; j < rounds; j++) {
-        let i = quad_of(thread, j, rounds);
+        let i = vector_of(thread, j, rounds);
         // No branch: software Vulkan would read uniform data a lane at a time in it.
-        let at = place(record, min(i, record.quads - 1u));
+        let at = place(segment, min(i, segment.vectors - 1u));
         let outside = vec4<u32>(0u);
         let bits = bitcast<vec4<u32>>(decode_g(load_g(at)));
-        sum = squares(sum, select(outside, keep(at, outside, bits), i < record.quads));
+        sum = squares(sum, select(outside, keep(at, outside, bits), i < segment.vectors));
     }
     let all = of_workgroup(thread, of_thread(sum));
     if thread == 0u {

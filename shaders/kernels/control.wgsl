@@ -18,7 +18,7 @@ struct Request {
     interval: u32,
     min_scale: f32,
     max_scale: f32,
-    // Partial results: of groups, where they have norms of their own.
+    // Partial sums: of groups, where they have norms of their own.
     partials: u32,
     // To a multiple of 16 bytes.
     unused: u32,
@@ -32,7 +32,7 @@ struct Request {
 
 // Factor of the gradients, and whether the step is skipped.
 var<workgroup> decision: vec2<f32>;
-var<workgroup> lag: u32;
+var<workgroup> pending: u32;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn control(@builtin(local_invocation_index) thread: u32) {
@@ -46,13 +46,13 @@ fn control(@builtin(local_invocation_index) thread: u32) {
     }
     workgroupBarrier();
     // The scalars of as many steps as have been taken.
-    for (var i = thread; i < SET; i += WORKGROUP_SIZE) {
-        var x = request.sets[lag * SET + i];
+    for (var i = thread; i < CANDIDATE; i += WORKGROUP_SIZE) {
+        var x = request.sets[pending * CANDIDATE + i];
         if i == 0u {
             x = vec4<f32>(decision, x.zw);
-        } else if GROUPED && i >= HEAD && (i - HEAD) % ROW == ROW - 1u {
+        } else if GROUPED && i >= STEP_HEADER && (i - STEP_HEADER) % STEP_SCALARS == STEP_SCALARS - 1u {
             // The last of a group's vec4s.
-            x[FACTOR] = decision.x * clip_of(partials[(i - HEAD) / ROW], decision.x);
+            x[FACTOR] = decision.x * clip_of(partials[(i - STEP_HEADER) / STEP_SCALARS], decision.x);
         }
         live[i] = x;
     }
@@ -78,7 +78,7 @@ fn reciprocal(x: f32) -> f32 {
 fn decide(sum: Partial) {
     let scale = select(1.0, state.scale, DYNAMIC);
     let unscale = request.unscale * reciprocal(scale);
-    lag = min(request.number - state.taken - request.first, request.count - 1u);
+    pending = min(request.number - state.taken - request.first, request.count - 1u);
     var clip = 1.0;
     if CLIPS {
         clip = clip_of(sum, unscale);

@@ -1,36 +1,36 @@
-// Tiles whose first and last quads may be shared: by tensors of several groups, or with padding.
+// Segments whose first and last vectors may be shared: by tensors of several groups, or with padding.
 
-struct Record {
-    // First quad in the parameters and gradients.
-    quad: u32,
-    // First quad in the state.
+struct Segment {
+    // First vector in the parameters and gradients.
+    vector: u32,
+    // First vector in the state.
     state: u32,
-    quads: u32,
-    // The group of every lane of the quads between the first and the last.
+    vectors: u32,
+    // The group of every lane of the vectors between the first and the last.
     group: u32,
-    // The groups of the lanes of the first and of the last quad, 16 bits each, NONE for padding. A lone quad
-    // is the last.
+    // The groups of the lanes of the first and of the last vector, 16 bits each, NONE for padding. A lone
+    // vector is the last.
     first: vec2<u32>,
     last: vec2<u32>,
 }
 
 const NONE = 0xffffu;
 
-// Where a thread's quad lies: in the parameters and gradients (before the header's offsets), and in the
+// Where a thread's vector lies: in the parameters and gradients (before the header's offsets), and in the
 // state.
 struct At {
-    quad: u32,
+    vector: u32,
     state: u32,
     // The group of each lane.
     lanes: vec4<u32>,
 }
 
-fn place(record: Record, i: u32) -> At {
-    let inner = vec2<u32>(record.group * 0x10001u);
-    let lanes = select(select(inner, record.first, i == 0u), record.last, i == record.quads - 1u);
+fn place(segment: Segment, i: u32) -> At {
+    let inner = vec2<u32>(segment.group * 0x10001u);
+    let lanes = select(select(inner, segment.first, i == 0u), segment.last, i == segment.vectors - 1u);
     let low = lanes & vec2<u32>(0xffffu);
     let high = lanes >> vec2<u32>(16u);
-    return At(record.quad + i, record.state + i, vec4<u32>(low.x, high.x, low.y, high.y));
+    return At(segment.vector + i, segment.state + i, vec4<u32>(low.x, high.x, low.y, high.y));
 }
 
 fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {

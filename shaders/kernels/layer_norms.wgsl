@@ -1,0 +1,23 @@
+// The first phase of a layer-wise rule: squares of the parameters and of the rule's direction, a pair of
+// Partial sums a segment, which is a workgroup's and of one tensor.
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn layer_norms(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let number = number_of(workgroup);
+    let segment = segment_of(number);
+    let rounds = rounds_of(number, segment);
+    let s = scalars(segment, place(segment, 0u));
+    prepare(s);
+    var of_p = Squares();
+    var of_u = Squares();
+    for (var j = 0u; j < rounds; j++) {
+        let i = vector_of(thread, j, rounds);
+        let at = place(segment, min(i, segment.vectors - 1u));
+        let p = read_p(at);
+        let u = direction(s, at, p);
+        let outside = vec4<u32>(0u);
+        of_p = squares(of_p, select(outside, keep(at, outside, bitcast<vec4<u32>>(p)), i < segment.vectors));
+        of_u = squares(of_u, select(outside, keep(at, outside, bitcast<vec4<u32>>(u)), i < segment.vectors));
+    }
+    conclude(number, thread, of_p, of_u);
+}

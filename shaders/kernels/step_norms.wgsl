@@ -1,0 +1,25 @@
+// The same with the norms of the parameters and of what is added to them: a pair of partial sums a segment,
+// which is a workgroup's.
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let number = number_of(workgroup);
+    let segment = segment_of(number);
+    let rounds = rounds_of(number, segment);
+    for (var j = 0u; j < rounds; j++) {
+        let i = vector_of(thread, j, rounds);
+        let at = place(segment, min(i, segment.vectors - 1u));
+        let s = scalars(segment, at);
+        prepare(s);
+        locate(min(number, table.header.segments - 1u), i);
+        if i < segment.vectors {
+            if skipped() {
+                rest(at);
+            } else {
+                update(s, at);
+            }
+        }
+        store_blocks(at, i < segment.vectors && !skipped(), thread);
+    }
+    conclude(number, thread, of_p, of_u);
+}
