@@ -10,3 +10,8 @@ fn decode_f32(raw: F32) -> vec4<f32> {
 fn encode_f32(x: vec4<f32>) -> F32 {
     return bitcast<F32>(x);
 }
+
+// An f32 has nothing to round.
+fn encode_f32_stochastic(x: vec4<f32>, random: vec4<u32>) -> F32 {
+    return encode_f32(x);
+}

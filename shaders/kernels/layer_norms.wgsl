@@ -1,5 +1,5 @@
-// The first phase of a layer-wise rule: squares of the parameters and of the rule's direction, a pair of
-// Partial sums a segment, which is a workgroup's and of one tensor.
+// The first phase of a layer-wise rule: squares of the parameters and of the update direction. A workgroup
+// takes a segment, which is of one tensor: one pair of partial sums a segment.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn layer_norms(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -13,11 +13,14 @@ fn layer_norms(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     for (var j = 0u; j < rounds; j++) {
         let i = vector_of(thread, j, rounds);
         let at = place(segment, min(i, segment.vectors - 1u));
+        if LOADS_FIRST {
+            fetch(at);
+        }
         let p = read_p(at);
         let u = direction(s, at, p);
-        let outside = vec4<u32>(0u);
-        of_p = squares(of_p, select(outside, keep(at, outside, bitcast<vec4<u32>>(p)), i < segment.vectors));
-        of_u = squares(of_u, select(outside, keep(at, outside, bitcast<vec4<u32>>(u)), i < segment.vectors));
+        let inside = i < segment.vectors;
+        of_p = squares(of_p, select(vec4<u32>(0u), own_bits(at, p), inside));
+        of_u = squares(of_u, select(vec4<u32>(0u), own_bits(at, u), inside));
     }
     conclude(number, thread, of_p, of_u);
 }

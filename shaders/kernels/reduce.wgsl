@@ -10,9 +10,8 @@ fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation
         let i = vector_of(thread, j, rounds);
         // No branch: software Vulkan would read uniform data a lane at a time in it.
         let at = place(segment, min(i, segment.vectors - 1u));
-        let outside = vec4<u32>(0u);
-        let bits = bitcast<vec4<u32>>(decode_g(load_g(at)));
-        sum = squares(sum, select(outside, keep(at, outside, bits), i < segment.vectors));
+        let bits = own_bits(at, decode_FORMAT(load_g(at)));
+        sum = squares(sum, select(vec4<u32>(0u), bits, i < segment.vectors));
     }
     let all = of_workgroup(thread, of_thread(sum));
     if thread == 0u {

@@ -1,8 +1,7 @@
-// The one element-wise driver: it finds each thread's vector (four elements, one vec4) and has the rule
-// update it.
+// The update of a step. Each thread finds its vector, four elements, and has the rule update it.
 //
-// A dispatch is a table of segments. A segment is a run of vectors that lie side by side in the parameters,
-// in the gradients and in the state; each takes 1 << shift workgroups, so a workgroup finds its segment by a
+// A dispatch has a table of segments. A segment is a run of vectors that lie side by side in the parameters,
+// in the gradients and in the state. Each takes 1 << shift workgroups, so a workgroup finds its segment by a
 // shift.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -12,17 +11,13 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let nth = select(min(number >> table.header.shift, table.header.segments - 1u), 0u, SINGLE);
     let segment = segment_at(nth);
     let i = (number - (nth << table.header.shift)) * WORKGROUP_SIZE + thread;
-    // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
     let at = place(segment, i);
+    // Before the branch: software Vulkan reads uniform data once for all lanes only outside of one.
     let s = scalars(segment, at);
     prepare(s);
     locate(nth, i);
     if i < segment.vectors {
-        if skipped() {
-            rest(at);
-        } else {
-            update(s, at);
-        }
+        update_vector(s, at);
     }
     store_blocks(at, i < segment.vectors && !skipped(), thread);
 }

@@ -1,5 +1,5 @@
-// The same with the norms of the parameters and of what is added to them: a pair of partial sums a segment,
-// which is a workgroup's.
+// The update of a step, with the norms of the parameters and of the update. A workgroup takes a segment, and
+// its threads go round it: one pair of partial sums a segment.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -13,11 +13,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         prepare(s);
         locate(min(number, table.header.segments - 1u), i);
         if i < segment.vectors {
-            if skipped() {
-                rest(at);
-            } else {
-                update(s, at);
-            }
+            update_vector(s, at);
         }
         store_blocks(at, i < segment.vectors && !skipped(), thread);
     }

@@ -1,23 +1,27 @@
-// For rules.
+// Helpers for rules. A scalar is a `Number`: an f32 or, where the lanes of a vector may be of several groups, a
+// vec4<f32>. A `Choice` is a bool or a vec4<bool> likewise.
 
-// w · x, and 0 where w is 0. What has no weight is not even multiplied by 0, for it may be infinite.
-fn weighted(w: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
+// Whether an option's scalar is set.
+fn on(w: Number) -> Choice {
+    return w > Number(0.0);
+}
+
+// w · x, and 0 where w is 0 even if x is infinite.
+fn weighted(w: Number, x: vec4<f32>) -> vec4<f32> {
     return select(vec4<f32>(0.0), w * x, on(w));
 }
 
 // w · next + (1 − w) · old, in the form that does not cancel; `rest` is 1 − w.
-fn toward(old: vec4<f32>, next: vec4<f32>, w: vec4<f32>, rest: vec4<f32>) -> vec4<f32> {
+fn toward(old: vec4<f32>, next: vec4<f32>, w: Number, rest: Number) -> vec4<f32> {
     let d = next - old;
-    return select(old + w * d, next - rest * d, w >= vec4<f32>(0.5));
+    return select(old + w * d, next - rest * d, w >= Number(0.5));
 }
 
-// The sign, 0 of a zero, and of what is no number that itself.
+fn is_nan(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+}
+
+// The sign: 0 of a zero, and NaN of a NaN.
 fn sign_of(x: vec4<f32>) -> vec4<f32> {
-    let nan = (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
-    return select(sign(x), x, nan);
-}
-
-// Where an option's scalar is set.
-fn on(w: vec4<f32>) -> vec4<bool> {
-    return w > vec4<f32>(0.0);
+    return select(sign(x), x, is_nan(x));
 }

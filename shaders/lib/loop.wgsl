@@ -14,8 +14,8 @@ fn rounds_of(number: u32, segment: Segment) -> u32 {
     return select(0u, rounds, number < table.header.segments);
 }
 
-// The vector of a thread in round `j`. Eight threads read 128 bytes side by side, a cache line, and the next
-// ones in the next round: on a CPU, where they run one group of threads after the other, that is a stream.
+// The vector of a thread in round `j`. STREAM threads read vectors side by side, and the next ones in the next
+// round.
 fn vector_of(thread: u32, j: u32, rounds: u32) -> u32 {
-    return ((thread >> 3u) * rounds + j) * 8u + (thread & 7u);
+    return ((thread / STREAM) * rounds + j) * STREAM + thread % STREAM;
 }

@@ -2,7 +2,7 @@
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);
-    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
+    let d = s.sign * read_g(at) + weighted(s.weight_decay, p);
     let v = s.rho * read_square_avg(at) + s.one_minus_rho * d * d;
     write_square_avg(at, v);
     let u = read_acc_delta(at);

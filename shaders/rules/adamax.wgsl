@@ -2,8 +2,8 @@
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);
-    let d = s.sign * read_g(at) + weighted(vec4<f32>(s.weight_decay), p);
-    let m = toward(read_exp_avg(at), d, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
+    let d = s.sign * read_g(at) + weighted(s.weight_decay, p);
+    let m = toward(read_exp_avg(at), d, s.one_minus_beta1, s.beta1);
     write_exp_avg(at, m);
     let u = max(s.beta2 * read_exp_inf(at), abs(d) + s.eps);
     write_exp_inf(at, u);

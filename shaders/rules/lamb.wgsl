@@ -2,11 +2,11 @@
 
 fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32> {
     let d = s.sign * read_g(at);
-    let m = toward(read_exp_avg(at), d, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
+    let m = toward(read_exp_avg(at), d, s.one_minus_beta1, s.beta1);
     write_exp_avg(at, m);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
     write_exp_avg_sq(at, v);
-    return s.mean_scale * m / (sqrt(v) + s.eps) + weighted(vec4<f32>(s.weight_decay), p);
+    return s.mean_scale * m / (sqrt(v) + s.eps) + weighted(s.weight_decay, p);
 }
 
 fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 {

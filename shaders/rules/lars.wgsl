@@ -1,7 +1,7 @@
 // LARS: gradient and decay in proportion to the norms of each tensor, and then momentum as SGD has it.
 
 fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32> {
-    return s.sign * read_g(at) + weighted(vec4<f32>(s.decay_within), p);
+    return s.sign * read_g(at) + weighted(s.decay_within, p);
 }
 
 fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 {
@@ -12,11 +12,11 @@ fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 {
 fn update(s: Scalars, at: At) {
     let p = read_p(at);
     let u = direction(s, at, p);
-    let d = s.ratio * (u + weighted(vec4<f32>(s.decay_beside), p));
+    let d = s.ratio * (u + weighted(s.decay_beside, p));
     let old = read_momentum_buffer(at);
-    let moving = on(vec4<f32>(s.velocity));
-    let b = select(old, weighted(vec4<f32>(s.momentum), old) + s.gain * d, moving);
+    let moving = on(s.velocity);
+    let b = select(old, weighted(s.momentum, old) + s.gain * d, moving);
     write_momentum_buffer(at, b);
-    let ahead = select(b, s.own * d + s.lookahead * b, on(vec4<f32>(s.lookahead)));
+    let ahead = select(b, s.own * d + s.lookahead * b, on(s.lookahead));
     write_p(at, p - s.rate * select(d, ahead, moving));
 }

@@ -20,7 +20,13 @@ fn place(segment: Segment, i: u32) -> At {
     return At(segment.vector + i, segment.state + i);
 }
 
-fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
+// The bits of a vector, 0 in the lanes of padding.
+fn own_bits(at: At, x: vec4<f32>) -> vec4<u32> {
+    return bitcast<vec4<u32>>(x);
+}
+
+// `next`, and `old` in the lanes of padding.
+fn keep_f32(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return next;
 }
 

@@ -33,20 +33,27 @@ fn place(segment: Segment, i: u32) -> At {
     return At(segment.vector + i, segment.state + i, vec4<u32>(low.x, high.x, low.y, high.y));
 }
 
-fn keep(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
+// The bits of a vector, 0 in the lanes of padding.
+fn own_bits(at: At, x: vec4<f32>) -> vec4<u32> {
+    return select(vec4<u32>(0u), bitcast<vec4<u32>>(x), at.lanes != vec4<u32>(NONE));
+}
+
+// `next`, and `old` in the lanes of padding.
+fn keep_f32(at: At, old: vec4<u32>, next: vec4<u32>) -> vec4<u32> {
     return select(old, next, at.lanes != vec4<u32>(NONE));
 }
 
-// The same of 2-byte lanes, two to a word.
+// `keep_f32` for lanes of 2 bytes, two to a word.
 fn keep_half(at: At, old: vec2<u32>, next: vec2<u32>) -> vec2<u32> {
     let own = select(vec4<u32>(0u), vec4<u32>(0xffffu), at.lanes != vec4<u32>(NONE));
     let mask = own.xz | (own.yw << vec2<u32>(16u));
     return (old & ~mask) | (next & mask);
 }
 
-// The same of codes, four to a word.
+// `keep_f32` for codes, four to a word.
 fn keep_codes(at: At, old: u32, next: u32) -> u32 {
-    let own = select(vec4<u32>(0u), vec4<u32>(0xffu, 0xff00u, 0xff0000u, 0xff000000u), at.lanes != vec4<u32>(NONE));
+    let bytes = vec4<u32>(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+    let own = select(vec4<u32>(0u), bytes, at.lanes != vec4<u32>(NONE));
     let mask = own.x | own.y | own.z | own.w;
     return (old & ~mask) | (next & mask);
 }

@@ -1,7 +1,7 @@
 //! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
 
 use super::control::{Control, Request};
-use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout};
+use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
 use super::limits::limits;
 use super::pending::Pending;
 use super::pipeline::{Kernel, check_text};
@@ -49,6 +49,8 @@ pub struct Optimizer {
     pub(super) layout: Layout,
     pub(super) options: Options,
     pub(super) limits: Limits,
+    /// What the kernels are shaped for.
+    pub(super) target: Target,
     pub(super) state: Vec<ChunkState>,
     /// Compiled kernels of each rule.
     pub(super) kernels: HashMap<(usize, KernelKey), Kernel>,
@@ -92,6 +94,20 @@ impl Optimizer {
     /// # Errors
     /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
     pub fn with_options(device: &wgpu::Device, layout: Layout, options: Options) -> Result<Self, Error> {
+        Self::with_target(device, layout, options, Target::of(device))
+    }
+
+    /// Allocates zeroed state for `layout` on `device`, with kernels that are shaped for `target`, whatever
+    /// the device is: to measure which is faster there.
+    ///
+    /// # Errors
+    /// As [`with_options`](Self::with_options).
+    pub fn with_target(
+        device: &wgpu::Device,
+        layout: Layout,
+        options: Options,
+        target: Target,
+    ) -> Result<Self, Error> {
         options.validate()?;
         let fused = Fused::of(&options);
         let limits = limits(&device.limits(), &layout, &options)?;
@@ -104,6 +120,7 @@ impl Optimizer {
                 space: Space::Uniform,
                 uniform_bytes: limits.uniform_bytes,
                 by_tensor: options.storage().stochastic,
+                target,
             },
             single: false,
             writable_gradients: options.zero_gradients,
@@ -154,6 +171,7 @@ impl Optimizer {
             device: device.clone(),
             options,
             limits,
+            target,
             state,
             kernels: HashMap::new(),
             layer_norms: HashMap::new(),

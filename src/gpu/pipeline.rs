@@ -2,9 +2,8 @@
 
 use super::device::checked;
 use super::kernel::{
-    BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, ENTRY_POINT, FOLD_ENTRY_POINT, Fold,
-    KernelKey, LAYER_NORMS_ENTRY_POINT, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, REDUCE_ENTRY_POINT,
-    TableLayout, control_source, fold_source, layer_norms_source, ratio_source, reduce_source, source,
+    self, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Composed, Fold, KernelKey,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout,
 };
 use super::plan::Space;
 use crate::error::Error;
@@ -20,17 +19,18 @@ pub(crate) struct Kernel {
 }
 
 /// What a kernel is made of.
-struct Text<'a> {
+struct Text {
     what: String,
     label: String,
     wgsl: String,
-    entry_point: &'a str,
+    entry_point: &'static str,
     /// Whether every line of it is this crate's.
     ours: bool,
 }
 
-impl Text<'_> {
-    fn of_rule(spec: &RuleSpec, wgsl: String, entry_point: &'static str) -> Self {
+impl Text {
+    fn of_rule(spec: &RuleSpec, composed: &Composed) -> Self {
+        let entry_point = composed.entry_point;
         Self {
             what: format!(
                 "the kernel of rule {} (whose own text is lines 1 to {})",
@@ -38,13 +38,14 @@ impl Text<'_> {
                 spec.wgsl.lines().count()
             ),
             label: format!("wgpu-optim {} {entry_point}", spec.name),
-            wgsl,
+            wgsl: composed.wgsl(),
             entry_point,
             ours: spec.trusted,
         }
     }
 
-    fn of_ours(wgsl: String, entry_point: &'static str) -> Self {
+    fn of_ours(composed: &Composed) -> Self {
+        let (wgsl, entry_point) = (composed.wgsl(), composed.entry_point);
         let (what, label) = (format!("the kernel {entry_point}"), format!("wgpu-optim {entry_point}"));
         Self { what, label, wgsl, entry_point, ours: true }
     }
@@ -70,7 +71,7 @@ impl Kernel {
     /// `layouts` are of the bind groups from 1 on.
     fn new(
         device: &wgpu::Device,
-        text: Text<'_>,
+        text: Text,
         entries: &[wgpu::BindGroupLayoutEntry],
         scalars: Option<&wgpu::BindGroupLayout>,
     ) -> Result<Self, Error> {
@@ -103,7 +104,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, Error> {
-        Self::new(device, Text::of_rule(spec, source(spec, key), ENTRY_POINT), &entries(key), Some(rows))
+        Self::new(device, Text::of_rule(spec, &kernel::update(spec, key)), &entries(key), Some(rows))
     }
 
     /// The first phase of a layer-wise rule.
@@ -113,7 +114,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, Error> {
-        let text = Text::of_rule(spec, layer_norms_source(spec, key), LAYER_NORMS_ENTRY_POINT);
+        let text = Text::of_rule(spec, &kernel::layer_norms(spec, key));
         Self::new(device, text, &entries(key), Some(rows))
     }
 
@@ -124,7 +125,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, Error> {
-        let text = Text::of_rule(spec, ratio_source(spec, key), FOLD_ENTRY_POINT);
+        let text = Text::of_rule(spec, &kernel::trust_ratios(spec, key));
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
         Self::new(device, text, &entries, Some(rows))
     }
@@ -140,18 +141,13 @@ impl Kernel {
             entry(REDUCE_BINDING_G, READ),
             entry(REDUCE_BINDING_PARTIALS, WRITE),
         ];
-        Self::new(
-            device,
-            Text::of_ours(reduce_source(table_layout, grads), REDUCE_ENTRY_POINT),
-            &entries,
-            None,
-        )
+        Self::new(device, Text::of_ours(&kernel::reduce(table_layout, grads)), &entries, None)
     }
 
     /// Partial sums added up.
     pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, Error> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
-        Self::new(device, Text::of_ours(fold_source(fold), FOLD_ENTRY_POINT), &entries, None)
+        Self::new(device, Text::of_ours(&kernel::fold(fold)), &entries, None)
     }
 
     /// The decision between reduction and update, which reads requests in a bind group of layout `requests`.
@@ -162,7 +158,7 @@ impl Kernel {
         set: &CandidateLayout,
         groups: usize,
     ) -> Result<Self, Error> {
-        let text = Text::of_ours(control_source(options, set, groups), "control");
+        let text = Text::of_ours(&kernel::control(options, set, groups));
         let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
         Self::new(device, text, &entries, Some(requests))
     }
@@ -171,16 +167,16 @@ impl Kernel {
 /// Has the device look at a rule's text in all of its forms: with scalars and with vectors of them, one of
 /// which only some layouts need, and in both phases.
 pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), Error> {
-    let check = |wgsl, entry_point| {
-        let text = Text::of_rule(spec, wgsl, entry_point);
+    let check = |composed: Composed| {
+        let text = Text::of_rule(spec, &composed);
         checked(device, || text.what.clone(), || text.module(device)).map(drop)
     };
     for aligned in [true, false] {
         let key = KernelKey { table_layout: TableLayout { aligned, ..key.table_layout }, ..key.clone() };
-        check(source(spec, &key), ENTRY_POINT)?;
+        check(kernel::update(spec, &key))?;
         if spec.is_layer_wise() {
-            check(layer_norms_source(spec, &key.for_layer_norms()), LAYER_NORMS_ENTRY_POINT)?;
-            check(ratio_source(spec, &key), FOLD_ENTRY_POINT)?;
+            check(kernel::layer_norms(spec, &key.for_layer_norms()))?;
+            check(kernel::trust_ratios(spec, &key))?;
         }
     }
     Ok(())

@@ -197,7 +197,8 @@ impl Optimizer {
             scales: part.state,
         };
         let (aligned, space, uniform_bytes) = (dispatch.aligned, dispatch.space, self.limits.uniform_bytes);
-        let table_layout = TableLayout { access: *access, aligned, space, uniform_bytes, by_tensor };
+        let target = self.target;
+        let table_layout = TableLayout { access: *access, aligned, space, uniform_bytes, by_tensor, target };
         Ok(Table { table_layout, header, base: part.base, dispatch })
     }
 }

@@ -1,21 +1,21 @@
-//! From a rule to shader text: `rule ++ format ++ access ++ segments ++ driver`.
+//! From a rule to the text of its kernels: files of `shaders/`, and declarations of the host.
 //!
-//! A kernel is specialised by its [`KernelKey`]. An option that the key switches off adds no text.
+//! A kernel is specialised by its [`KernelKey`].
 
-mod glue;
+mod compose;
+mod declare;
+mod target;
 #[cfg(test)]
 mod tests;
-mod text;
 
-use super::plan::{HEADER_BYTES, Space, WORKGROUP_SIZE, segment_bytes};
-use crate::formats::Format;
+use super::plan::{HEADER_BYTES, Space, segment_bytes};
 use crate::layout::Layout;
 use crate::options::{Clip, Options, Storage};
 use crate::rules::RuleSpec;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
-use glue::{Phase, glue};
-use std::fmt::Write as _;
-use text::{common, formats, load, rows, stored};
+pub use compose::{Composed, Part};
+pub(crate) use compose::{control, fold, layer_norms, reduce, trust_ratios, update};
+pub use target::Target;
 
 /// Bind group 0: binding of the table of segments. Then parameters, gradients, and from [`BINDING_STATE`] the
 /// kept slots in order.
@@ -31,19 +31,6 @@ pub const BINDING_STATE: u32 = 3;
 pub const REDUCE_BINDING_G: u32 = 1;
 /// Bind group 0 of the reduction: binding of the partial sums.
 pub const REDUCE_BINDING_PARTIALS: u32 = 2;
-/// The driver's entry point.
-pub const ENTRY_POINT: &str = "step";
-/// The entry point of a layer-wise rule's first phase.
-pub const LAYER_NORMS_ENTRY_POINT: &str = "layer_norms";
-/// The reduction's entry point.
-pub const REDUCE_ENTRY_POINT: &str = "reduce";
-/// The entry point of the kernels that add up partial sums.
-pub const FOLD_ENTRY_POINT: &str = "fold";
-
-const HELPERS: &str = include_str!("../../../shaders/lib/arithmetic.wgsl");
-const STATE: &str = include_str!("../../../shaders/lib/control_state.wgsl");
-const NORMS: &str = include_str!("../../../shaders/lib/norms.wgsl");
-
 /// How parameters and gradients are loaded and stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -142,6 +129,8 @@ pub struct TableLayout {
     pub uniform_bytes: u32,
     /// Whether every segment is of one tensor, and says of which: for random numbers.
     pub by_tensor: bool,
+    /// The kind of device that the kernel is for.
+    pub target: Target,
 }
 
 impl TableLayout {
@@ -215,126 +204,11 @@ fn row_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> {
     own.chain(weight).chain(key.fused.grouped.then_some((GROUP_FACTOR, key.set.factor as usize))).collect()
 }
 
-/// The text of the kernel that applies a rule under `key`.
-#[must_use]
-pub fn source(spec: &RuleSpec, key: &KernelKey) -> String {
-    let norms = if key.fused.norms { NORMS } else { "" };
-    let driver = if key.fused.norms {
-        concat!(
-            include_str!("../../../shaders/lib/loop.wgsl"),
-            include_str!("../../../shaders/kernels/step_norms.wgsl")
-        )
-    } else {
-        include_str!("../../../shaders/kernels/step.wgsl")
-    };
-    // The rule comes first: module scope knows no order, and an error then names the rule's own line.
-    let glue = glue(spec, key, Phase::Update);
-    [spec.wgsl, HELPERS, &common(&key.table_layout), &formats(&key.storage), norms, &glue, driver].join("\n")
-}
-
-/// The text of the first phase of a layer-wise rule under `key`, which is
-/// [for_layer_norms](KernelKey::for_layer_norms).
-#[must_use]
-pub fn layer_norms_source(spec: &RuleSpec, key: &KernelKey) -> String {
-    let driver = concat!(
-        include_str!("../../../shaders/lib/loop.wgsl"),
-        include_str!("../../../shaders/kernels/layer_norms.wgsl")
-    );
-    let glue = glue(spec, key, Phase::LayerNorms);
-    [spec.wgsl, HELPERS, &common(&key.table_layout), &formats(&key.storage), NORMS, &glue, driver].join("\n")
-}
-
-/// The text of the kernel that reduces the gradients, stored as `grads`, of what a kernel that walks so
-/// updates.
-#[must_use]
-pub fn reduce_source(table_layout: &TableLayout, grads: Format) -> String {
-    let storage = Storage { grads, ..Storage::default() };
-    let buffers = format!(
-        "@group(0) @binding({REDUCE_BINDING_G}) var<storage, read> g_buffer: array<{}>;
-@group(0) @binding({REDUCE_BINDING_PARTIALS}) var<storage, read_write> partials: array<Partial>;
-fn decode_g(raw: {}) -> vec4<f32> {{ return decode_{}(raw); }}
-{}",
-        stored(grads, table_layout.access),
-        grads.raw(),
-        grads.name(),
-        load("g", grads, table_layout.access)
-    );
-    let driver = concat!(
-        include_str!("../../../shaders/lib/loop.wgsl"),
-        include_str!("../../../shaders/kernels/reduce.wgsl")
-    );
-    [&common(table_layout), &formats(&storage), buffers.as_str(), NORMS, driver].join("\n")
-}
-
-/// What partial sums are added up for.
+/// The sums that a kernel adds up from partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fold {
     /// The norm of each group's gradients.
     Groups,
     /// The norms of all parameters and of their update.
     All,
-}
-
-/// The text of a kernel that adds up partial sums.
-#[must_use]
-pub fn fold_source(fold: Fold) -> String {
-    let (quantities, end) = match fold {
-        Fold::Groups => (1, [include_str!("../../../shaders/fold/groups.wgsl"), ""]),
-        Fold::All => (2, [include_str!("../../../shaders/fold/all.wgsl"), STATE]),
-    };
-    [&fold_common(quantities), &end.join("\n")].map(String::as_str).join("\n")
-}
-
-/// The text of the kernel between the phases of a layer-wise rule, for groups' rows as `key` has them.
-#[must_use]
-pub fn ratio_source(spec: &RuleSpec, key: &KernelKey) -> String {
-    let ratio = spec.trust_ratio_field();
-    let mut text = format!(
-        "const STEP_HEADER = {}u;
-const STEP_SCALARS = {}u;
-const RATIO = {ratio}u;
-alias At = u32;
-alias Scalars = Row;
-",
-        key.set.header, key.set.row,
-    );
-    // What the rule's other functions call.
-    for value in ["p", "g"].iter().chain(spec.slots) {
-        let _ = writeln!(text, "fn read_{value}(at: At) -> vec4<f32> {{ return vec4<f32>(); }}");
-        let _ = writeln!(text, "fn write_{value}(at: At, x: vec4<f32>) {{}}");
-    }
-    let fold = fold_common(2);
-    [spec.wgsl, HELPERS, &text, &rows(spec, key), &fold, include_str!("../../../shaders/fold/tensors.wgsl")]
-        .join("\n")
-}
-
-fn fold_common(quantities: u32) -> String {
-    let constants = format!("const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;\nconst QUANTITIES = {quantities}u;");
-    [&constants, NORMS, include_str!("../../../shaders/kernels/fold.wgsl")].join("\n")
-}
-
-/// The text of the control kernel for `groups` groups.
-#[must_use]
-pub fn control_source(options: &Options, set: &CandidateLayout, groups: usize) -> String {
-    let fused = Fused::of(options);
-    let constants = format!(
-        "const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;
-const CANDIDATE = {}u;
-const STEP_HEADER = {}u;
-const STEP_SCALARS = {}u;
-const FACTOR = {}u;
-const CLIPS = {};
-const GROUPED = {};
-const SKIPS = {};
-const DYNAMIC = {};",
-        set.vectors(groups),
-        set.header,
-        set.row,
-        set.factor % 4,
-        matches!(options.clip, Some(Clip::GlobalNorm(_))),
-        fused.grouped,
-        fused.skips,
-        options.loss_scale.is_some(),
-    );
-    [&constants, NORMS, STATE, include_str!("../../../shaders/kernels/control.wgsl")].join("\n")
 }

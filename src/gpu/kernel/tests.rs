@@ -1,12 +1,14 @@
 //! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
 
 use super::*;
+use crate::formats::Format;
 use crate::gpu::control::{Request, State};
-use crate::gpu::plan::{AlignedSegment, Header, SharedSegment};
+use crate::gpu::plan::{AlignedSegment, Header, SharedSegment, WORKGROUP_SIZE};
 use crate::options::every_format;
 use crate::{AdamW, Adan, AnyRule, DynRule, Group, Lamb, LossScale, Sgd};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::mem::offset_of;
+use std::path::Path;
 
 /// The rules of the crate.
 fn specs() -> Vec<RuleSpec> {
@@ -45,6 +47,8 @@ fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
                                         space,
                                         uniform_bytes,
                                         by_tensor: false,
+                                        // Each target with half of all else.
+                                        target: Target::ALL[usize::from(writable_gradients)],
                                     },
                                     single,
                                     writable_gradients,
@@ -95,12 +99,12 @@ macro_rules! offsets {
 
 fn check(spec: &RuleSpec) {
     for key in keys(spec) {
-        let module = validated(&source(spec, &key));
+        let module = validated(&update(spec, &key).wgsl());
         if spec.is_layer_wise() {
             check_phases(spec, &key);
         }
         assert_eq!(module.entry_points.len(), 1);
-        assert_eq!(module.entry_points[0].name, ENTRY_POINT);
+        assert_eq!(module.entry_points[0].name, "step");
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
 
         assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
@@ -196,7 +200,7 @@ fn rows_of_several_rules_validate_and_match_the_host() {
                 for grouped in [false, true] {
                     let fused = fused(grouped);
                     let key = KernelKey { fused, set: CandidateLayout::of(scalars, &fused), ..key.clone() };
-                    let text = source(&spec, &key);
+                    let text = update(&spec, &key).wgsl();
                     // The validation of one kernel of each kind, and the text of all.
                     if key.table_layout.space == Space::Uniform && !key.writable_gradients && !key.single {
                         check_rows(&spec, &key, &validated(&text));
@@ -204,10 +208,10 @@ fn rows_of_several_rules_validate_and_match_the_host() {
                             check_phases(&spec, &key);
                         }
                     }
-                    let place = |i: usize| format!("v{}.{}, ", i / 4, ["x", "y", "z", "w"][i % 4]);
+                    let place = |i: usize| format!("v{}.{}", i / 4, ["x", "y", "z", "w"][i % 4]);
                     let fields = (0..own).map(place);
                     let factor = grouped.then(|| place(scalars));
-                    let row = fields.chain(factor).collect::<String>();
+                    let row = fields.chain(factor).collect::<Vec<_>>().join(", ");
                     assert!(text.contains(&format!("return Row({row});")), "{row} in\n{text}");
                 }
             }
@@ -240,7 +244,7 @@ fn check_formats(spec: &RuleSpec) {
                 writable_gradients: true,
                 ..key.clone()
             };
-            let module = validated(&source(spec, &key));
+            let module = validated(&update(spec, &key).wgsl());
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
             let (entry, span) = layout_of(&module, "Entry");
             assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
@@ -254,16 +258,14 @@ fn check_formats(spec: &RuleSpec) {
 fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     let groups = KernelKey { rows_space: Space::Uniform, ..key.clone() };
     let for_layer_norms = groups.for_layer_norms();
-    let text = layer_norms_source(spec, &for_layer_norms);
+    let text = layer_norms(spec, &for_layer_norms).wgsl();
     let module = validated(&text);
-    assert_eq!(module.entry_points[0].name, LAYER_NORMS_ENTRY_POINT);
+    assert_eq!(module.entry_points[0].name, "layer_norms");
     assert_eq!(storage_bindings(&module), for_layer_norms.storage_bindings());
     // It writes partial sums and nothing else.
-    let writes = text.lines().filter(|line| line.contains("_buffer[") && line.contains("] = "));
-    assert_eq!(writes.filter(|line| !line.contains("p_buffer[")).count(), 0, "{text}");
-    assert!(!text.contains("{ store_p"));
-    let module = validated(&ratio_source(spec, &groups));
-    assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+    assert!(text.contains("const UPDATES = false;") && text.contains("const SKIPS = false;"));
+    let module = validated(&trust_ratios(spec, &groups).wgsl());
+    assert_eq!(module.entry_points[0].name, "fold");
 }
 
 fn storage_bindings(module: &naga::Module) -> u32 {
@@ -304,21 +306,85 @@ fn every_option_validates_in_every_kernel() {
                 continue;
             }
             let key = KernelKey { fused, set: set_of(&adamw, &fused), ..key.clone() };
-            let text = source(&adamw, &key);
+            let text = update(&adamw, &key).wgsl();
             let module = validated(&text);
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
-            // An option that is off adds no text.
-            assert_eq!(text.contains("step_header.x"), !fused.grouped);
+            // An option that is off adds no binding, no barrier and no scalar.
             assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), fused.grouped);
-            assert_eq!(text.contains("partials[") || text.contains("workgroupBarrier"), fused.norms);
+            assert_eq!(text.contains("workgroupBarrier"), fused.norms);
             assert_eq!(text.contains("ema_buffer"), fused.ema);
-            assert_eq!(text.contains("clamp("), fused.bounded);
-            assert_eq!(text.contains("step_header.y"), fused.skips);
             assert_eq!(text.contains(&format!("s.{AVERAGE_WEIGHT}")), fused.ema);
-            assert_eq!(text.contains("step_header.w"), fused.bounded);
+            assert!(text.contains(&format!("const BOUNDED = {};", fused.bounded)));
+            assert!(text.contains(&format!("const SKIPS = {};", fused.skips)));
             assert!(!text.contains("key = rows[1];"));
         }
     }
+}
+
+/// The words that templates have in the place of names.
+const PLACEHOLDERS: [&str; 7] = ["SLOT", "SIDE", "RAW", "FORMAT", "KEEP", "NTH", "ORDINAL"];
+
+/// Placeholders are replaced, and every file of `shaders/` is in a kernel.
+#[test]
+fn every_file_is_used_and_every_placeholder_replaced() {
+    let mut used = std::collections::BTreeSet::new();
+    let mut look = |composed: Composed| {
+        for part in &composed.parts {
+            let words = part.text.split(|c: char| !c.is_ascii_alphanumeric());
+            let left: Vec<_> = words.filter(|word| PLACEHOLDERS.contains(word)).collect();
+            assert!(left.is_empty(), "{left:?} in {}", part.name);
+            used.insert(part.name.to_string());
+        }
+    };
+    for spec in specs() {
+        let keys = keys(&spec);
+        for key in [&keys[0], &keys[keys.len() - 1]] {
+            look(update(&spec, key));
+            look(layer_norms_of(&spec, key));
+            if spec.is_layer_wise() {
+                look(trust_ratios(&spec, key));
+            }
+        }
+    }
+    let adamw = spec(AdamW::default());
+    for Options { params, grads, states, master, .. } in every_format() {
+        for (fused, stochastic) in fusions().into_iter().zip([false, true].into_iter().cycle()) {
+            let key = keys(&adamw).swap_remove(usize::from(stochastic) * 40);
+            let storage = Storage { params, grads, states, master, stochastic };
+            let fused = Fused { key: stochastic, ..fused };
+            for access in [Access::Vectors, Access::Elements] {
+                let aligned = access == Access::Vectors;
+                let table_layout = TableLayout { access, aligned, by_tensor: stochastic, ..key.table_layout };
+                look(update(&adamw, &KernelKey { fused, storage, table_layout, ..key.clone() }));
+            }
+            look(reduce(&key.table_layout, grads));
+        }
+    }
+    let options = Options { report: true, ..Options::default() };
+    look(control(&options, &set_of(&adamw, &Fused::of(&options)), 1));
+    [Fold::Groups, Fold::All].into_iter().for_each(|fold| look(super::fold(fold)));
+    let files = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), "");
+    let unused: Vec<_> = files.iter().filter(|file| !used.contains(*file)).collect();
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
+fn layer_norms_of(spec: &RuleSpec, key: &KernelKey) -> Composed {
+    if spec.is_layer_wise() { layer_norms(spec, &key.for_layer_norms()) } else { update(spec, key) }
+}
+
+/// The files of a folder, as kernels name them.
+fn files(folder: &Path, prefix: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
+        if entry.path().is_dir() {
+            files.extend(self::files(&entry.path(), &format!("{name}/")));
+        } else if name.ends_with(".wgsl") {
+            files.push(name);
+        }
+    }
+    files
 }
 
 /// A partial sum, in every kernel.
@@ -327,8 +393,8 @@ const PARTIAL: [(&str, usize); 4] = [("large", 0), ("middle", 4), ("tiny", 8), (
 #[test]
 fn every_reduction_validates_and_finds_its_place() {
     for key in keys(&spec(Sgd::default())) {
-        let module = validated(&reduce_source(&key.table_layout, Format::F32));
-        assert_eq!(module.entry_points[0].name, REDUCE_ENTRY_POINT);
+        let module = validated(&reduce(&key.table_layout, Format::F32).wgsl());
+        assert_eq!(module.entry_points[0].name, "reduce");
         assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         let bindings: Vec<_> = module.global_variables.iter().filter_map(|(_, v)| v.binding).collect();
         assert_eq!(bindings.len(), 3);
@@ -342,8 +408,8 @@ fn every_reduction_validates_and_finds_its_place() {
 #[test]
 fn every_fold_validates() {
     for fold in [Fold::Groups, Fold::All] {
-        let module = validated(&fold_source(fold));
-        assert_eq!(module.entry_points[0].name, FOLD_ENTRY_POINT);
+        let module = validated(&super::fold(fold).wgsl());
+        assert_eq!(module.entry_points[0].name, "fold");
         assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
         if fold == Fold::All {
             assert_eq!(layout_of(&module, "State"), state());
@@ -365,7 +431,7 @@ fn the_control_kernel_validates_and_matches_the_host() {
     let adamw = spec(AdamW::default());
     let reported = Options { report: true, ..Options::default() };
     for options in [clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), reported] {
-        let module = validated(&control_source(&options, &set_of(&adamw, &Fused::of(&options)), 7));
+        let module = validated(&control(&options, &set_of(&adamw, &Fused::of(&options)), 7).wgsl());
         let (request, span) = layout_of(&module, "Request");
         let mut fields = offsets!(
             Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale,
@@ -383,7 +449,7 @@ fn the_control_kernel_validates_and_matches_the_host() {
 #[test]
 fn errors_name_the_rules_own_line() {
     let adamw = spec(AdamW::default());
-    let text = source(&adamw, &keys(&adamw)[0]).replacen("sqrt(w)", "sqr(w)", 1);
+    let text = update(&adamw, &keys(&adamw)[0]).wgsl().replacen("sqrt(w)", "sqr(w)", 1);
     let error = naga::front::wgsl::parse_str(&text).expect_err("sqr is no function");
     let own = adamw.wgsl.lines().position(|l| l.contains("sqrt(w)")).unwrap() + 1;
     assert_eq!(error.location(&text).unwrap().line_number as usize, own);

@@ -4,6 +4,12 @@
 // The tensor's key; the vector that the thread is at, counted from the tensor's first, times 4, and the lane
 // in it of the tensor's first element.
 var<private> element: vec2<u32>;
+// The step's key, in three parts of 16 bits.
+var<private> key: vec4<f32>;
+
+fn prepare_random() {
+    key = rows[1];
+}
 
 fn locate(segment: u32, i: u32) {
     element = table.segments[segment].element + vec2<u32>(0u, 4u * i);

@@ -1,0 +1,7 @@
+// State slot `SLOT`, which the hyperparameters do not need: there is no memory for it.
+
+fn read_SLOT(at: At) -> vec4<f32> {
+    return vec4<f32>();
+}
+
+fn write_SLOT(at: At, x: vec4<f32>) {}

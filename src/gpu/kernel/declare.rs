@@ -1,0 +1,250 @@
+//! The declarations of a kernel: constants, bindings, the struct of scalars with its loads, and lists of calls.
+
+use super::{
+    Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Fold, Fused, KernelKey,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout, row_names,
+};
+use crate::formats::Format;
+use crate::gpu::plan::{BLOCK_VECTORS, HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_segments};
+use crate::options::{Clip, Options};
+use crate::rules::RuleSpec;
+use std::fmt::{Display, Write as _};
+
+/// The use of a kernel with a rule in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The first phase of a layer-wise rule: norms, and nothing is written.
+    LayerNorms,
+    /// The update.
+    Update,
+}
+
+impl Format {
+    /// The type of a stored vector in shaders.
+    pub(super) fn raw(self) -> &'static str {
+        match self.bytes() {
+            1 => "u32",
+            2 => "Half",
+            _ => "F32",
+        }
+    }
+
+    /// The function that keeps lanes of padding.
+    pub(super) fn keep(self) -> &'static str {
+        match self.bytes() {
+            1 => "keep_codes",
+            2 => "keep_half",
+            _ => "keep_f32",
+        }
+    }
+}
+
+/// The declarations of a kernel with a rule in it, of which `stored` slots are kept.
+pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: u32) -> String {
+    let updates = phase == Phase::Update;
+    let mut text = constants(&[
+        ("SINGLE", &key.single),
+        ("UPDATES", &updates),
+        ("LOADS_FIRST", &key.table_layout.target.loads_first()),
+        ("STOCHASTIC", &key.storage.stochastic),
+        ("BOUNDED", &key.fused.bounded),
+        ("SKIPS", &(key.fused.skips && updates)),
+        ("BLOCK_VECTORS", &format!("{BLOCK_VECTORS}u")),
+        ("BLOCK_SLOTS", &format!("{stored}u")),
+    ]);
+    text += &table(&key.table_layout);
+    text += &buffers(spec, key);
+    text += &rows(spec, key);
+    text += &scalars(spec, key, phase);
+    text += &calls(spec, key, phase);
+    text
+}
+
+pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
+    constants(&[
+        ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
+        ("QUANTITIES", &"2u"),
+        ("STEP_HEADER", &format!("{}u", key.set.header)),
+        ("STEP_SCALARS", &format!("{}u", key.set.row)),
+        ("RATIO", &format!("{}u", spec.trust_ratio_field())),
+    ]) + "alias At = u32;\nalias Scalars = Row;\n"
+        + NUMBER
+        + &rows(spec, key)
+}
+
+pub(super) fn reduce(layout: &TableLayout, grads: Format) -> String {
+    table(layout)
+        + &storage(REDUCE_BINDING_G, "read", "g_buffer", stored(grads, layout.access))
+        + &storage(REDUCE_BINDING_PARTIALS, "read_write", "partials", "Partial")
+}
+
+pub(super) fn fold(fold: Fold) -> String {
+    let quantities = match fold {
+        Fold::Groups => "1u",
+        Fold::All => "2u",
+    };
+    constants(&[("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")), ("QUANTITIES", &quantities)])
+}
+
+pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -> String {
+    let fused = Fused::of(options);
+    constants(&[
+        ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
+        ("CANDIDATE", &format!("{}u", set.vectors(groups))),
+        ("STEP_HEADER", &format!("{}u", set.header)),
+        ("STEP_SCALARS", &format!("{}u", set.row)),
+        ("FACTOR", &format!("{}u", set.factor % 4)),
+        ("CLIPS", &matches!(options.clip, Some(Clip::GlobalNorm(_)))),
+        ("GROUPED", &fused.grouped),
+        ("SKIPS", &fused.skips),
+        ("DYNAMIC", &options.loss_scale.is_some()),
+    ])
+}
+
+/// A scalar of one group.
+const NUMBER: &str = "alias Number = f32;\nalias Choice = bool;\n";
+/// A scalar of each lane's group.
+const NUMBERS: &str = "alias Number = vec4<f32>;\nalias Choice = vec4<bool>;\n";
+
+fn constants(values: &[(&str, &dyn Display)]) -> String {
+    values.iter().map(|(name, value)| format!("const {name} = {value};\n")).collect()
+}
+
+fn storage(binding: u32, mode: &str, name: &str, of: &str) -> String {
+    format!("@group(0) @binding({binding}) var<storage, {mode}> {name}: array<{of}>;\n")
+}
+
+/// How a buffer of vectors is declared: vectors, or words.
+fn stored(format: Format, access: Access) -> &'static str {
+    match access {
+        Access::Vectors => format.raw(),
+        Access::Elements => "u32",
+    }
+}
+
+/// The table of segments.
+fn table(layout: &TableLayout) -> String {
+    let (space, count) = match layout.space {
+        Space::Uniform => {
+            let count = uniform_segments(layout.uniform_bytes, layout.aligned, layout.by_tensor);
+            ("uniform", format!(", {count}"))
+        }
+        Space::Storage => ("storage, read", String::new()),
+    };
+    // Where random numbers are drawn, an entry says which tensor a segment is of and where in it.
+    let (entry, access) = if layout.by_tensor { ("Entry", ".segment") } else { ("Segment", "") };
+    let constants = constants(&[
+        ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
+        ("STREAM", &format!("{}u", layout.target.stream(WORKGROUP_SIZE))),
+        ("ALIGNED", &layout.aligned),
+    ]);
+    format!(
+        "{constants}struct Entry {{ segment: Segment, @size({TENSOR_BYTES}) element: vec2<u32> }}
+struct Table {{ @size({HEADER_BYTES}) header: Header, segments: array<{entry}{count}> }}
+@group(0) @binding({BINDING_TABLE}) var<{space}> table: Table;
+fn segment_at(i: u32) -> Segment {{ return table.segments[i]{access}; }}
+"
+    )
+}
+
+/// Parameters, gradients, kept slots, master or remainder, average, partial sums.
+fn buffers(spec: &RuleSpec, key: &KernelKey) -> String {
+    let (access, of) = (key.table_layout.access, key.storage);
+    let g_mode = if key.writable_gradients { "read_write" } else { "read" };
+    let mut text = storage(BINDING_P, "read_write", "p_buffer", stored(of.params, access));
+    text += &storage(BINDING_G, g_mode, "g_buffer", stored(of.grads, access));
+    let slots = kept(spec, key).map(|slot| (format!("{slot}_buffer"), of.states.raw()));
+    let master = of.master().map(|(slot, format)| (format!("{slot}_buffer"), format.raw()));
+    let ema = key.fused.ema.then(|| ("ema_buffer".into(), "F32"));
+    let partials = key.fused.norms.then(|| ("partials".into(), "Partial"));
+    for (binding, (name, of)) in (BINDING_STATE..).zip(slots.chain(master).chain(ema).chain(partials)) {
+        text += &storage(binding, "read_write", &name, of);
+    }
+    text
+}
+
+fn kept<'a>(spec: &'a RuleSpec, key: &'a KernelKey) -> impl Iterator<Item = &'static str> + 'a {
+    spec.slots.iter().zip(&key.kept).filter(|(_, kept)| **kept).map(|(slot, _)| *slot)
+}
+
+/// The rows of scalars.
+fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
+    let names = row_names(spec, key);
+    let (header, vectors) = (key.set.header as usize, key.set.row as usize);
+    let mut text = format!("struct Row {{ {} }}\n", fields(names.iter().map(|(name, _)| *name), "f32"));
+    text += &match key.rows_space {
+        Space::Uniform => format!(
+            "@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, {}>;\n",
+            key.set.vectors(key.rows as usize)
+        ),
+        Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;\n".into(),
+    };
+    text += "fn row(group: u32) -> Row {\n";
+    // A vec4 at a time: fewer uniform loads than a field at a time.
+    for v in (0..vectors).filter(|v| names.iter().any(|(_, place)| place / 4 == *v)) {
+        if key.rows <= key.table_layout.target.selected_rows() {
+            let chain = (1..key.rows as usize).fold(format!("rows[{}]", header + v), |chain, g| {
+                format!("select({chain}, rows[{}], group == {g}u)", header + g * vectors + v)
+            });
+            let _ = writeln!(text, "    let v{v} = {chain};");
+        } else {
+            let _ = writeln!(text, "    let v{v} = rows[group * {vectors}u + {}u];", header + v);
+        }
+    }
+    let parts = list(names.iter(), |(_, i)| format!("v{}.{}", i / 4, ['x', 'y', 'z', 'w'][i % 4]));
+    let _ = writeln!(text, "    return Row({parts});\n}}");
+    text
+}
+
+/// The scalars of a vector: of one group, or of each lane's.
+fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
+    // In the first phase of a layer-wise rule every segment is of one tensor.
+    if key.table_layout.aligned || phase == Phase::LayerNorms {
+        let of = "fn scalars(segment: Segment, at: At) -> Scalars { return row(segment.group); }\n";
+        return ["alias Scalars = Row;\n", NUMBER, of].concat();
+    }
+    let names: Vec<_> = row_names(spec, key).into_iter().map(|(name, _)| name).collect();
+    let parts = list(names.iter(), |n| format!("vec4<f32>(a.{n}, b.{n}, c.{n}, d.{n})"));
+    format!(
+        "struct Scalars {{ {} }}
+{NUMBERS}fn scalars(segment: Segment, at: At) -> Scalars {{
+    let group = min(at.lanes, vec4<u32>({}u));
+    let a = row(group.x);
+    let b = row(group.y);
+    let c = row(group.z);
+    let d = row(group.w);
+    return Scalars({parts});
+}}
+",
+        fields(names.iter().copied(), "vec4<f32>"),
+        key.rows - 1
+    )
+}
+
+/// Functions that do something for each buffer.
+fn calls(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
+    let updates = phase == Phase::Update;
+    let read = |slot: &&str| updates || spec.direction_slots.contains(slot);
+    let call = |name: &str, args: &str, slot: &str| format!("    {name}_{slot}({args});\n");
+    let values = ["p", "g"].into_iter().chain(kept(spec, key).filter(read));
+    let mut fetch: String = values.map(|value| call("fetch", "at", value)).collect();
+    if updates {
+        fetch += "    fetch_average(at);\n";
+    }
+    let mut text = format!("fn fetch(at: At) {{\n{fetch}}}\n");
+    if key.storage.states.block().is_some() {
+        let share: String = kept(spec, key).map(|slot| call("share_peak", "at, own, thread", slot)).collect();
+        let store: String = kept(spec, key).map(|slot| call("store", "at, thread", slot)).collect();
+        text += &format!("fn share_peaks(at: At, own: bool, thread: u32) {{\n{share}}}\n");
+        text += &format!("fn store_slots(at: At, thread: u32) {{\n{store}}}\n");
+    }
+    text
+}
+
+fn list<T>(items: impl Iterator<Item = T>, item: impl FnMut(T) -> String) -> String {
+    items.map(item).collect::<Vec<_>>().join(", ")
+}
+
+fn fields<'a>(names: impl Iterator<Item = &'a str>, ty: &str) -> String {
+    list(names, |name| format!("{name}: {ty}"))
+}
