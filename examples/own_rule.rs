@@ -59,9 +59,9 @@ fields! {
 const WGSL: &str = "
 fn update(s: Scalars, at: At) {
     let g = read_g(at);
-    let fast = toward(read_exp_avg_fast(at), g, vec4<f32>(s.one_minus_beta1), vec4<f32>(s.beta1));
+    let fast = toward(read_exp_avg_fast(at), g, s.one_minus_beta1, s.beta1);
     write_exp_avg_fast(at, fast);
-    let slow = toward(read_exp_avg_slow(at), g, vec4<f32>(s.one_minus_beta3), vec4<f32>(s.beta3));
+    let slow = toward(read_exp_avg_slow(at), g, s.one_minus_beta3, s.beta3);
     write_exp_avg_slow(at, slow);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * g * g;
     write_exp_avg_sq(at, v);

@@ -1,5 +1,5 @@
-// Helpers for rules. A scalar is a `Number`: an f32 or, where the lanes of a vector may be of several groups, a
-// vec4<f32>. A `Choice` is a bool or a vec4<bool> likewise.
+// Helpers for rules. A scalar is a `Number`: an f32 or, where the lanes of a vector may be of several groups,
+// a vec4<f32>. A `Choice` is a bool or a vec4<bool> likewise.
 
 // Whether an option's scalar is set.
 fn on(w: Number) -> Choice {

@@ -14,8 +14,8 @@ fn rounds_of(number: u32, segment: Segment) -> u32 {
     return select(0u, rounds, number < table.header.segments);
 }
 
-// The vector of a thread in round `j`. STREAM threads read vectors side by side, and the next ones in the next
-// round.
+// The vector of a thread in round `j`. STREAM threads read vectors side by side, and the next ones in the
+// next round.
 fn vector_of(thread: u32, j: u32, rounds: u32) -> u32 {
     return ((thread / STREAM) * rounds + j) * STREAM + thread % STREAM;
 }

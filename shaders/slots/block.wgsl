@@ -1,5 +1,5 @@
-// State slot `SLOT`, in blocks that have a scale each. A block's scale follows from all of its values, so they
-// are stored behind the update.
+// State slot `SLOT`, in blocks that have a scale each. A block's scale follows from all of its values, so
+// they are stored behind the update.
 
 var<private> old_SLOT: RAW;
 var<private> old_scale_SLOT: u32;

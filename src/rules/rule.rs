@@ -21,19 +21,21 @@ use core::fmt::Debug;
 /// * `read_p(at)`, `read_g(at)` and, for each slot of [`State`](Self::State), `read_SLOT(at)`;
 /// * `write_p(at, x)` and `write_SLOT(at, x)`, each after its read.
 ///
-/// Read late and write early, so that few values are live at a time. `Scalars` has the fields of
-/// [`Scalars`](Self::Scalars). Each is an `f32` or, where one vector spans several groups, a `vec4<f32>`:
-/// write arithmetic that takes both (`s.lr * g`; `vec4<f32>(s.eps)` where a vector is required).
+/// Read late and write early: software Vulkan then has few values live at a time. On a GPU all loads come
+/// first, whatever the order of the text. `Scalars` has the fields of [`Scalars`](Self::Scalars). Each is a
+/// `Number`: an `f32` or, where one vector spans several groups, a `vec4<f32>`. Write arithmetic that takes
+/// both (`s.lr * g`). `Number(0.5)` is a constant of that type.
 ///
-/// Helpers: `toward(old, new, vec4<f32>(s.w), vec4<f32>(s.rest))` is the running mean `w · new + rest · old`,
-/// without cancellation. `weighted(vec4<f32>(s.w), x)` is `w · x`, and 0 where `w` is 0 even if `x` is
-/// infinite. `on(vec4<f32>(s.w))` is `w > 0`, for `select`. `sign_of(x)` is a sign that passes NaN on. In
+/// Helpers: `toward(old, new, s.w, s.rest)` is the running mean `w · new + rest · old`, without cancellation.
+/// `weighted(s.w, x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite. `on(s.w)` is `w > 0`, for
+/// `select`. `is_nan(x)` tests each component. `sign_of(x)` is a sign that passes NaN on. In
 /// Rust they are [`toward`](crate::rules::toward), [`weighted`](crate::rules::weighted), a comparison and
 /// [`Float::sign`]. WGSL promises nothing of the `max` and `min` of a NaN, and Rust drops it.
 ///
 /// The rule's text shares a module with the kernel around it, so names of your own functions and constants
-/// should begin with the rule's name. A slot is not called `p`, `g`, `param`, `ema`, `master` or `remainder`,
-/// and a scalar is not called `gradient_factor` or `average_weight`.
+/// should begin with the rule's name. `optim kernel` prints the whole text of a built-in rule's kernel. A
+/// slot is not called `p`, `g`, `param`, `ema`, `master` or `remainder`, and a scalar is not called
+/// `gradient_factor` or `average_weight`.
 pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The name used in files, on the command line and in errors.
     const NAME: &'static str;

@@ -1,4 +1,5 @@
-//! The declarations of a kernel: constants, bindings, the struct of scalars with its loads, and lists of calls.
+//! The declarations of a kernel: constants, bindings, the struct of scalars with its loads, and lists of
+//! calls.
 
 use super::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Fold, Fused, KernelKey,

@@ -1,8 +1,8 @@
-//! What kernels are shaped for: real GPUs, or software Vulkan. Everything that one of them alone asks for stands
-//! here, with what was measured.
+//! What kernels are shaped for: real GPUs, or software Vulkan. Everything that one of them alone asks for
+//! stands here, with what was measured.
 
-/// The kind of device that kernels are composed for. Results are the same bits, but for sums of squares, which
-/// are added up in another order.
+/// The kind of device that kernels are composed for. Results are the same bits, but for sums of squares,
+/// which are added up in another order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Target {
@@ -36,17 +36,17 @@ impl Target {
 
     /// Whether a thread loads all of its values before the arithmetic.
     ///
-    /// AMD's compiler cannot move a load past a store: where the rule's reads load, AdamW goes to memory three
-    /// times in a row, Adan five times. Software Vulkan takes 1.25 times as long with all loads first, because
-    /// all values are live at once.
+    /// AMD's compiler cannot move a load past a store: where the rule's reads load, AdamW goes to memory
+    /// three times in a row, Adan five times. Software Vulkan takes 1.25 times as long with all loads first,
+    /// because all values are live at once.
     pub(super) fn loads_first(self) -> bool {
         self == Self::Gpu
     }
 
     /// Up to this many rows of scalars, a kernel reads all of them from constant addresses and selects one.
     ///
-    /// A computed address is a gather on software Vulkan, which took 10 % of an AdamW step. A GPU reads uniform
-    /// data at any address that the wave has in common.
+    /// A computed address is a gather on software Vulkan, which took 10 % of an AdamW step. A GPU reads
+    /// uniform data at any address that the wave has in common.
     pub(super) fn selected_rows(self) -> u32 {
         match self {
             Self::Gpu => 1,
@@ -57,7 +57,8 @@ impl Target {
     /// Threads that read side by side in a round of a reduction.
     ///
     /// On a GPU all threads of a workgroup do. On software Vulkan eight threads run through all rounds before
-    /// the next eight, so their rounds follow each other: LAMB took 1.7 times as long with rounds 4 KiB apart.
+    /// the next eight, so their rounds follow each other: LAMB took 1.7 times as long with rounds 4 KiB
+    /// apart.
     pub(super) fn stream(self, workgroup_size: u32) -> u32 {
         match self {
             Self::Gpu => workgroup_size,

@@ -1,5 +1,7 @@
 //! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
 
+mod files;
+
 use super::*;
 use crate::formats::Format;
 use crate::gpu::control::{Request, State};
@@ -8,7 +10,6 @@ use crate::options::every_format;
 use crate::{AdamW, Adan, AnyRule, DynRule, Group, Lamb, LossScale, Sgd};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::mem::offset_of;
-use std::path::Path;
 
 /// The rules of the crate.
 fn specs() -> Vec<RuleSpec> {
@@ -319,72 +320,6 @@ fn every_option_validates_in_every_kernel() {
             assert!(!text.contains("key = rows[1];"));
         }
     }
-}
-
-/// The words that templates have in the place of names.
-const PLACEHOLDERS: [&str; 7] = ["SLOT", "SIDE", "RAW", "FORMAT", "KEEP", "NTH", "ORDINAL"];
-
-/// Placeholders are replaced, and every file of `shaders/` is in a kernel.
-#[test]
-fn every_file_is_used_and_every_placeholder_replaced() {
-    let mut used = std::collections::BTreeSet::new();
-    let mut look = |composed: Composed| {
-        for part in &composed.parts {
-            let words = part.text.split(|c: char| !c.is_ascii_alphanumeric());
-            let left: Vec<_> = words.filter(|word| PLACEHOLDERS.contains(word)).collect();
-            assert!(left.is_empty(), "{left:?} in {}", part.name);
-            used.insert(part.name.to_string());
-        }
-    };
-    for spec in specs() {
-        let keys = keys(&spec);
-        for key in [&keys[0], &keys[keys.len() - 1]] {
-            look(update(&spec, key));
-            look(layer_norms_of(&spec, key));
-            if spec.is_layer_wise() {
-                look(trust_ratios(&spec, key));
-            }
-        }
-    }
-    let adamw = spec(AdamW::default());
-    for Options { params, grads, states, master, .. } in every_format() {
-        for (fused, stochastic) in fusions().into_iter().zip([false, true].into_iter().cycle()) {
-            let key = keys(&adamw).swap_remove(usize::from(stochastic) * 40);
-            let storage = Storage { params, grads, states, master, stochastic };
-            let fused = Fused { key: stochastic, ..fused };
-            for access in [Access::Vectors, Access::Elements] {
-                let aligned = access == Access::Vectors;
-                let table_layout = TableLayout { access, aligned, by_tensor: stochastic, ..key.table_layout };
-                look(update(&adamw, &KernelKey { fused, storage, table_layout, ..key.clone() }));
-            }
-            look(reduce(&key.table_layout, grads));
-        }
-    }
-    let options = Options { report: true, ..Options::default() };
-    look(control(&options, &set_of(&adamw, &Fused::of(&options)), 1));
-    [Fold::Groups, Fold::All].into_iter().for_each(|fold| look(super::fold(fold)));
-    let files = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), "");
-    let unused: Vec<_> = files.iter().filter(|file| !used.contains(*file)).collect();
-    assert!(unused.is_empty(), "{unused:?}");
-}
-
-fn layer_norms_of(spec: &RuleSpec, key: &KernelKey) -> Composed {
-    if spec.is_layer_wise() { layer_norms(spec, &key.for_layer_norms()) } else { update(spec, key) }
-}
-
-/// The files of a folder, as kernels name them.
-fn files(folder: &Path, prefix: &str) -> Vec<String> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
-        if entry.path().is_dir() {
-            files.extend(self::files(&entry.path(), &format!("{name}/")));
-        } else if name.ends_with(".wgsl") {
-            files.push(name);
-        }
-    }
-    files
 }
 
 /// A partial sum, in every kernel.
