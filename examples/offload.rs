@@ -69,7 +69,7 @@ fn update(
         }
         match offload.advance(&gpu.queue, params, step)? {
             Progress::Waiting => {
-                gpu.device.poll(wgpu::PollType::Poll).map_err(|error| wgpu_optim::Error::Device {
+                gpu.device.poll(wgpu::PollType::Poll).map_err(|error| wgpu_optim::DeviceError::Refused {
                     what: "gradients".into(),
                     reason: error.to_string(),
                 })?;

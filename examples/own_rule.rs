@@ -15,7 +15,7 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::check::Checker;
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::toward;
-use wgpu_optim::{CpuRule, Error, Group, Layout, Optimizer, Rule, Tensors, cpu, fields};
+use wgpu_optim::{CpuRule, Group, Layout, Optimizer, Rule, RuleError, Tensors, cpu, fields};
 
 /// Hyperparameters, with the paper's names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,9 +87,9 @@ impl Rule for AdEmaMix {
     type Scalars<T: Float> = AdEmaMixScalars<T>;
     type State<T: Float> = AdEmaMixState<T>;
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         let check = |field, value: f64, good, bound| {
-            let error = Error::Hyperparameter { rule: Self::NAME, field, value, bound };
+            let error = RuleError::Hyperparameter { rule: Self::NAME, field, value, bound };
             if good && value.is_finite() { Ok(()) } else { Err(error) }
         };
         for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2), ("beta3", self.beta3)] {

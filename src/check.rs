@@ -1,6 +1,6 @@
 //! One step of any device against the same step in f64, element by element.
 
-use crate::error::Error;
+use crate::error::{BindError, RuleError, StepError};
 use crate::float::{Float, Scaled, ulp};
 use crate::formats::Format;
 use crate::formats::q8;
@@ -85,15 +85,15 @@ impl Checker {
     /// The worst deviation in the step from `before` to `after`, over parameters and kept slots.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for vectors of another length, [`Error::Step`], [`Error::Options`] for a gradient
-    /// scale other than 1, [`Error::ScalarOverflow`], [`Error::NoCpuRule`].
+    /// A [`StepError`] if a vector has another length, if an argument is out of range, for a gradient scale
+    /// other than 1, or for a rule without a CPU implementation.
     pub fn step(
         &mut self,
         before: &Snapshot,
         grads: &[f32],
         step: impl Into<Step>,
         after: &Snapshot,
-    ) -> Result<Deviation, Error> {
+    ) -> Result<Deviation, StepError> {
         self.refuse_other_lengths(before, grads, after)?;
         let step = step.into();
         step.refuse_grad_scale()?;
@@ -159,7 +159,7 @@ impl Checker {
         grads: &[f32],
         tensor: &Tensor,
         scalars: &[f64],
-    ) -> Result<(Values<f64>, Values<Scaled>), Error> {
+    ) -> Result<(Values<f64>, Values<Scaled>), RuleError> {
         let loops = self.layout.rule_of(tensor).spec.cpu()?;
         Ok((
             self.updated_in(&loops.exact, before, grads, tensor, scalars),
@@ -194,14 +194,16 @@ impl Checker {
         Values { params, state }
     }
 
-    fn refuse_other_lengths(&self, before: &Snapshot, grads: &[f32], after: &Snapshot) -> Result<(), Error> {
+    fn refuse_other_lengths(
+        &self,
+        before: &Snapshot,
+        grads: &[f32],
+        after: &Snapshot,
+    ) -> Result<(), BindError> {
         let len = self.layout.len();
-        let check = |what, found: usize, expected: u64| {
-            if found as u64 == expected {
-                Ok(())
-            } else {
-                Err(Error::Mismatch { what, found: found as u64, expected })
-            }
+        let check = |what: &str, found: usize, expected: u64| {
+            let (what, found) = (what.into(), found as u64);
+            if found == expected { Ok(()) } else { Err(BindError::Length { what, found, expected }) }
         };
         check("gradients", grads.len(), len)?;
         for snapshot in [before, after] {

@@ -91,7 +91,10 @@ pub mod schedule;
 mod state;
 mod step;
 
-pub use error::{Error, OffloadError, StateMismatch};
+pub use error::{
+    BindError, ChangeError, DeviceError, Error, LayoutError, OffloadError, OptionsError, RuleError,
+    ScheduleError, StateError, StateMismatch, StepError,
+};
 pub use formats::{Format, q8};
 #[cfg(feature = "gpu")]
 pub use gpu::{Bound, Optimizer, StateRange, StoredState, Tensors, View, accumulate};

@@ -1,6 +1,6 @@
 //! Recipes: common combinations of a rule, options and a schedule.
 
-use crate::error::Error;
+use crate::error::ScheduleError;
 use crate::options::{Clip, Options};
 use crate::rules::{AdamW, Lion, Sgd};
 use crate::schedule::{self, Schedule};
@@ -54,8 +54,8 @@ pub struct Recipe<R> {
 /// *LLaMA*, 2023, section 2.3.
 ///
 /// # Errors
-/// [`Error::Recipe`] if `peak_lr` is negative or not finite, or `total_steps` is 0.
-pub fn llm(peak_lr: f64, total_steps: u64) -> Result<Recipe<AdamW>, Error> {
+/// A [`ScheduleError`] if `peak_lr` is negative or not finite, or `total_steps` is 0.
+pub fn llm(peak_lr: f64, total_steps: u64) -> Result<Recipe<AdamW>, ScheduleError> {
     let arguments = Arguments("llm");
     arguments.non_negative("peak_lr", peak_lr)?;
     arguments.at_least_1("total_steps", total_steps)?;
@@ -79,8 +79,8 @@ pub fn llm(peak_lr: f64, total_steps: u64) -> Result<Recipe<AdamW>, Error> {
 /// proportion to the batch.
 ///
 /// # Errors
-/// [`Error::Recipe`] if `batch` or `steps_per_epoch` is 0.
-pub fn vision(batch: u64, steps_per_epoch: u64) -> Result<Recipe<Sgd>, Error> {
+/// A [`ScheduleError`] if `batch` or `steps_per_epoch` is 0.
+pub fn vision(batch: u64, steps_per_epoch: u64) -> Result<Recipe<Sgd>, ScheduleError> {
     let peak_lr = vision_lr("vision", batch, steps_per_epoch)?;
     let milestones = [30, 60, 90].map(|epoch| steps_per_epoch.saturating_mul(epoch));
     Ok(unclipped(vision_rule(), schedule::multi_step(peak_lr, 0.1, milestones)))
@@ -89,8 +89,8 @@ pub fn vision(batch: u64, steps_per_epoch: u64) -> Result<Recipe<Sgd>, Error> {
 /// The recipe [`vision`] with half a cosine to 0 over its 90 epochs instead of steps.
 ///
 /// # Errors
-/// [`Error::Recipe`] if `batch` or `steps_per_epoch` is 0.
-pub fn vision_cosine(batch: u64, steps_per_epoch: u64) -> Result<Recipe<Sgd>, Error> {
+/// A [`ScheduleError`] if `batch` or `steps_per_epoch` is 0.
+pub fn vision_cosine(batch: u64, steps_per_epoch: u64) -> Result<Recipe<Sgd>, ScheduleError> {
     let peak_lr = vision_lr("vision_cosine", batch, steps_per_epoch)?;
     let steps = steps_per_epoch.saturating_mul(VISION_EPOCHS);
     Ok(unclipped(vision_rule(), falling(peak_lr, 0.0, steps)))
@@ -105,8 +105,8 @@ pub fn fine_tuning() -> Recipe<AdamW> {
 /// The recipe [`fine_tuning`] with half a cosine from 1e-3 to 0 over `total_steps` steps.
 ///
 /// # Errors
-/// [`Error::Recipe`] if `total_steps` is 0.
-pub fn fine_tuning_cosine(total_steps: u64) -> Result<Recipe<AdamW>, Error> {
+/// A [`ScheduleError`] if `total_steps` is 0.
+pub fn fine_tuning_cosine(total_steps: u64) -> Result<Recipe<AdamW>, ScheduleError> {
     Arguments("fine_tuning_cosine").at_least_1("total_steps", total_steps)?;
     Ok(unclipped(AdamW::default(), falling(FINE_TUNING_LR, 0.0, total_steps)))
 }
@@ -120,8 +120,8 @@ pub fn fine_tuning_lion() -> Recipe<Lion> {
 /// The recipe [`fine_tuning_lion`] with half a cosine from 1e-4 to 0 over `total_steps` steps.
 ///
 /// # Errors
-/// [`Error::Recipe`] if `total_steps` is 0.
-pub fn fine_tuning_lion_cosine(total_steps: u64) -> Result<Recipe<Lion>, Error> {
+/// A [`ScheduleError`] if `total_steps` is 0.
+pub fn fine_tuning_lion_cosine(total_steps: u64) -> Result<Recipe<Lion>, ScheduleError> {
     Arguments("fine_tuning_lion_cosine").at_least_1("total_steps", total_steps)?;
     Ok(unclipped(lion(), falling(LION_LR, 0.0, total_steps)))
 }
@@ -139,7 +139,7 @@ fn vision_rule() -> Sgd {
 }
 
 /// Checks the arguments of both vision recipes and returns their first learning rate.
-fn vision_lr(recipe: &'static str, batch: u64, steps_per_epoch: u64) -> Result<f64, Error> {
+fn vision_lr(recipe: &'static str, batch: u64, steps_per_epoch: u64) -> Result<f64, ScheduleError> {
     Arguments(recipe).at_least_1("batch", batch)?;
     Arguments(recipe).at_least_1("steps_per_epoch", steps_per_epoch)?;
     Ok(VISION_LR * batch as f64 / VISION_BATCH)
@@ -155,15 +155,21 @@ fn falling(start: f64, end: f64, steps: u64) -> Schedule {
 struct Arguments(&'static str);
 
 impl Arguments {
-    fn at_least_1(self, argument: &'static str, value: u64) -> Result<(), Error> {
+    fn at_least_1(self, argument: &'static str, value: u64) -> Result<(), ScheduleError> {
         self.check(argument, value as f64, value >= 1, "at least 1")
     }
 
-    fn non_negative(self, argument: &'static str, value: f64) -> Result<(), Error> {
+    fn non_negative(self, argument: &'static str, value: f64) -> Result<(), ScheduleError> {
         self.check(argument, value, value.is_finite() && value >= 0.0, "finite and at least 0")
     }
 
-    fn check(self, argument: &'static str, value: f64, good: bool, bound: &'static str) -> Result<(), Error> {
-        if good { Ok(()) } else { Err(Error::Recipe { recipe: self.0, argument, value, bound }) }
+    fn check(
+        self,
+        argument: &'static str,
+        value: f64,
+        good: bool,
+        bound: &'static str,
+    ) -> Result<(), ScheduleError> {
+        if good { Ok(()) } else { Err(ScheduleError::Recipe { recipe: self.0, argument, value, bound }) }
     }
 }

@@ -1,6 +1,6 @@
 //! The arguments of one optimizer step.
 
-use crate::error::Error;
+use crate::error::StepError;
 
 /// The arguments of one optimizer step: a learning rate, and two values that are rarely set.
 ///
@@ -32,22 +32,22 @@ impl Step {
     }
 
     /// The factor of the gradients, before clipping.
-    pub(crate) fn unscale(&self) -> Result<f64, Error> {
+    pub(crate) fn unscale(&self) -> Result<f64, StepError> {
         let value = self.grad_scale;
         let unscale = 1.0 / value;
         if value > 0.0 && (unscale as f32).is_normal() {
             return Ok(unscale);
         }
-        Err(Error::Options { field: "grad_scale", value, bound: "above 0, with a reciprocal in f32" })
+        Err(StepError::GradScale { value, bound: "above 0, with a reciprocal in f32" })
     }
 
     /// Refuses a gradient scale other than 1.
-    pub(crate) fn refuse_grad_scale(&self) -> Result<(), Error> {
+    pub(crate) fn refuse_grad_scale(&self) -> Result<(), StepError> {
         let value = self.grad_scale;
         if value == 1.0 {
             return Ok(());
         }
-        Err(Error::Options { field: "grad_scale", value, bound: "1 for the reference" })
+        Err(StepError::GradScale { value, bound: "1 for the reference" })
     }
 }
 

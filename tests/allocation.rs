@@ -154,6 +154,6 @@ fn check_cpu(options: Options) {
 }
 
 /// An allocation that is this crate's for certain.
-fn own_allocation() -> Result<Layout, wgpu_optim::Error> {
+fn own_allocation() -> Result<Layout, wgpu_optim::LayoutError> {
     Layout::new([Group::new("g", AdamW::default()).tensor("t", [1])])
 }

@@ -8,7 +8,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, Optimizer, Options, Tensors, cpu};
+use wgpu_optim::{
+    AnyRule, DynRule, Format, Group, Layout, LayoutError, Optimizer, Options, StepError, Tensors, cpu,
+};
 
 /// Samples of step and copy each, of which the medians are reported.
 pub const SAMPLES: usize = 11;
@@ -121,7 +123,7 @@ struct Samples {
 }
 
 /// Something to time, so many times in a row.
-type Work<'a> = dyn FnMut(u32) -> Result<(), wgpu_optim::Error> + 'a;
+type Work<'a> = dyn FnMut(u32) -> Result<(), StepError> + 'a;
 
 /// Names of the formats of parameters, gradients and state; one if they are the same.
 #[must_use]
@@ -229,7 +231,7 @@ fn stepper<'a>(
     storage: Options,
     views: &Tensors<'_>,
     record: &'a mut Vec<f64>,
-) -> Result<impl FnMut(u32) -> Result<(), wgpu_optim::Error> + use<'a>, Error> {
+) -> Result<impl FnMut(u32) -> Result<(), StepError> + use<'a>, Error> {
     let lr = layout.groups()[0].rule().spec().default_lr;
     let mut optimizer = Optimizer::with_options(&gpu.device, layout, storage)?;
     let bound = optimizer.bind(views)?;
@@ -246,7 +248,7 @@ fn stepper<'a>(
 }
 
 /// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
-fn layout(rule: &DynRule, request: Request) -> Result<Layout, wgpu_optim::Error> {
+fn layout(rule: &DynRule, request: Request) -> Result<Layout, LayoutError> {
     let Request { elements, tensors, .. } = request;
     let empty = |name| Group::new(name, rule.clone());
     let (mut even, mut odd) = (empty("even"), empty("odd").lr_factor(0.5));

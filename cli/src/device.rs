@@ -85,7 +85,14 @@ pub enum Error {
     Refused(String),
     /// The library refuses.
     #[error(transparent)]
-    Library(#[from] wgpu_optim::Error),
+    Library(wgpu_optim::Error),
+}
+
+impl<E: Into<wgpu_optim::Error>> From<E> for Error {
+    /// The error of any stage of the library.
+    fn from(error: E) -> Self {
+        Self::Library(error.into())
+    }
 }
 
 /// Refuses elements that no buffer holds, before time is spent on making them.

@@ -3,7 +3,7 @@
 use crate::device::{Error, fits, guarded};
 use harness::{Gpu, wgpu};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Step, Tensors, cpu};
+use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, OptionsError, Step, StepError, Tensors, cpu};
 
 /// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
 const IN_FLIGHT: u64 = 16;
@@ -25,7 +25,7 @@ pub(crate) trait Engine<T> {
     /// The layout.
     fn layout(&self) -> &Layout;
     /// Takes a step.
-    fn step(&mut self, grads: &[T], step: Step) -> Result<(), wgpu_optim::Error>;
+    fn step(&mut self, grads: &[T], step: Step) -> Result<(), StepError>;
     /// Its parameters and state now.
     fn values(&mut self) -> Values<T>;
     /// The parameters alone.
@@ -39,7 +39,7 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
-    pub(crate) fn new(layout: Layout, params: &[f32]) -> Result<Self, wgpu_optim::Error> {
+    pub(crate) fn new(layout: Layout, params: &[f32]) -> Result<Self, OptionsError> {
         let params = params.iter().map(|&p| p.into()).collect();
         Ok(Self { optimizer: cpu::Reference::new(layout)?, params })
     }
@@ -50,7 +50,7 @@ impl Engine<f64> for Reference {
         self.optimizer.layout()
     }
 
-    fn step(&mut self, grads: &[f64], step: Step) -> Result<(), wgpu_optim::Error> {
+    fn step(&mut self, grads: &[f64], step: Step) -> Result<(), StepError> {
         self.optimizer.step(&mut self.params, grads, step)
     }
 
@@ -99,7 +99,7 @@ impl Stored {
 }
 
 impl Host {
-    pub(crate) fn new(layout: Layout, params: &[f32], options: Options) -> Result<Self, wgpu_optim::Error> {
+    pub(crate) fn new(layout: Layout, params: &[f32], options: Options) -> Result<Self, OptionsError> {
         let params = Stored::new(options.params, params);
         Ok(Self { optimizer: cpu::Optimizer::with_options(layout, options)?, params })
     }
@@ -110,7 +110,7 @@ impl Engine<f32> for Host {
         self.optimizer.layout()
     }
 
-    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), wgpu_optim::Error> {
+    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), StepError> {
         let grads = Stored::new(self.optimizer.options().grads, grads);
         self.optimizer.step(cpu::Tensors::flat(self.params.params(), grads.grads()), step).map(drop)
     }
@@ -154,10 +154,10 @@ impl Engine<f32> for Device<'_> {
         self.optimizer.layout()
     }
 
-    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), wgpu_optim::Error> {
+    fn step(&mut self, grads: &[f32], step: Step) -> Result<(), StepError> {
         let mut encoder = self.gpu.encoder();
         let mut recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);
-        if let Err(wgpu_optim::Error::UncertainMomentum { .. }) = recorded {
+        if let Err(StepError::UncertainMomentum { .. }) = recorded {
             // The scalars depend on which of the steps under way are skipped.
             self.gpu.wait();
             recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);

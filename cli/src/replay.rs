@@ -6,7 +6,7 @@ use crate::trajectory::{Clip, Error, Target, Trajectory};
 use harness::Gpu;
 use std::sync::Arc;
 use wgpu_optim::float::Float;
-use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, Schedule, Step};
+use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, RuleError, Schedule, Step};
 
 /// Added to the norm that gradients are clipped by, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPS: f64 = 1e-6;
@@ -53,12 +53,12 @@ pub fn run(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Resul
         }
         On::Cpu => {
             let engine = engine::Host::new(layout, params, options(trajectory));
-            drive(trajectory, &mut engine.map_err(Error::Setup)?, &raw, tick)
+            drive(trajectory, &mut engine.map_err(|error| Error::Setup(error.into()))?, &raw, tick)
         }
         On::Reference => {
             let engine = engine::Reference::new(layout, params);
             let prepared = |t| Some((prepare(trajectory, t)?, trajectory.lr[t].into()));
-            drive(trajectory, &mut engine.map_err(Error::Setup)?, &prepared, tick)
+            drive(trajectory, &mut engine.map_err(|error| Error::Setup(error.into()))?, &prepared, tick)
         }
     }
 }
@@ -88,7 +88,7 @@ fn layout(trajectory: &Trajectory, counted: impl Iterator<Item = usize>) -> Resu
         }
         entry.tensors.iter().fold(group, |group, (name, shape)| group.tensor(name, shape))
     });
-    Layout::packed(groups).map_err(Error::Setup)
+    Layout::packed(groups).map_err(|error| Error::Setup(error.into()))
 }
 
 /// The rule for a run in which `momentum` replaces its own in every step; `None` for a rule without momentum.
@@ -101,14 +101,14 @@ fn driven(rule: AnyRule, momentum: &[f64]) -> Option<AnyRule> {
     let [given, needed] = [rule, driven].map(DynRule::from);
     let slots = 0..given.spec().slots.len();
     let needs_more = slots.into_iter().any(|slot| needed.keeps_slot(slot) && !given.keeps_slot(slot));
-    let incomplete = matches!(rule.validate(), Err(wgpu_optim::Error::Conflict { .. }));
+    let incomplete = matches!(rule.validate(), Err(RuleError::Conflict { .. }));
     Some(if needs_more || incomplete { driven } else { rule })
 }
 
 /// Refuses expected state that would not be there to compare.
 fn refuse_other_state(trajectory: &Trajectory, layout: &Layout) -> Result<(), Error> {
     for target in trajectory.targets.iter().filter(|target| target.slot != "param") {
-        let tensor = layout.tensor(&target.tensor).map_err(Error::Setup)?;
+        let tensor = layout.tensor(&target.tensor).map_err(|error| Error::Setup(error.into()))?;
         let kept: Vec<_> = layout.kept_slots(tensor).collect();
         if !kept.contains(&target.slot.as_str()) {
             return Err(Error::NoSuchState {
@@ -163,7 +163,7 @@ fn drive<T: Float>(
 
 /// A target's part of the flat vectors.
 fn pick<T: Float>(layout: &Layout, values: &Values<T>, target: &Target) -> Result<Vec<f64>, Error> {
-    let tensor = layout.tensor(&target.tensor).map_err(Error::Setup)?;
+    let tensor = layout.tensor(&target.tensor).map_err(|error| Error::Setup(error.into()))?;
     let slot = layout.slot_names().iter().position(|slot| *slot == target.slot);
     let flat = slot.map_or(&values.params, |slot| &values.state[slot]);
     Ok(flat[tensor.range()].iter().map(|x| x.to_f64()).collect())

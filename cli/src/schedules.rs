@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use serde::Serialize;
 use std::io;
-use wgpu_optim::{Error, Schedule, schedule};
+use wgpu_optim::{Schedule, ScheduleError, schedule};
 
 /// Panels beside each other in a picture of many.
 const COLUMNS: usize = 4;
@@ -28,7 +28,7 @@ pub struct Point {
 ///
 /// # Errors
 /// The schedule's own.
-pub fn points(schedule: &Schedule, steps: u64) -> Result<Vec<Point>, Error> {
+pub fn points(schedule: &Schedule, steps: u64) -> Result<Vec<Point>, ScheduleError> {
     // A field that these steps do not reach can be wrong too.
     schedule.validate()?;
     let point = |step| schedule.at(step).map(|at| Point { step, lr: at.lr, momentum: at.momentum });

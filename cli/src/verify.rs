@@ -8,7 +8,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
-use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, Options, Step};
+use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, LayoutError, Options, RuleError, Step};
 
 /// Elements between two tensors that belong to none. The device must not touch them. It is not a multiple of
 /// a vector's width.
@@ -102,8 +102,8 @@ pub fn verify(
 }
 
 /// The largest error that a step of the rule may have.
-fn budget(rule: &DynRule) -> Result<f64, wgpu_optim::Error> {
-    rule.spec().max_ulps.ok_or(wgpu_optim::Error::NoCpuRule { rule: rule.name() })
+fn budget(rule: &DynRule) -> Result<f64, RuleError> {
+    rule.spec().max_ulps.ok_or(RuleError::NoCpu { rule: rule.name() })
 }
 
 fn check(
@@ -156,7 +156,7 @@ fn touched(layout: &Layout, before: &[f32], after: &[f32]) -> Option<Deviation> 
 }
 
 /// Tensors of odd sizes in two groups that alternate, with a gap between the first and the second.
-fn layout(elements: u64, rule: AnyRule) -> Result<Layout, wgpu_optim::Error> {
+fn layout(elements: u64, rule: AnyRule) -> Result<Layout, LayoutError> {
     let first = Group::new("first", rule);
     let second = with_hyperparameter(rule, "weight_decay", 0.1);
     let mut groups = [(first, 0), (Group::new("second", second).lr_factor(0.5), 0)];

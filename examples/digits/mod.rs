@@ -58,7 +58,7 @@ pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
 }
 
 /// Weights decay and biases do not. The names are those of the shaders' offsets.
-pub fn layout() -> Result<Layout, wgpu_optim::Error> {
+pub fn layout() -> Result<Layout, wgpu_optim::LayoutError> {
     let [pixels, hidden, classes] = [PIXELS, HIDDEN, CLASSES].map(|n| n as u64);
     let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let no_decay = AdamW { weight_decay: 0.0, ..adamw };

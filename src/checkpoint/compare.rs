@@ -1,9 +1,9 @@
 //! Rules, hyperparameters and options of a checkpoint beside those of an optimizer.
 
-use super::error::Mismatch;
 use super::fit::{Mismatches, clipped};
 use super::metadata::{GroupRecord, Metadata};
 use super::{Differing, Formats, Load};
+use crate::error::checkpoint::Mismatch;
 use crate::layout::{Group, Layout};
 use crate::options::{Options, Rounding};
 use crate::rules::DynRule;

@@ -1,8 +1,8 @@
 //! From what a file has to what an optimizer keeps.
 
-use super::error::{Error, Malformed};
 use super::reader::Reader;
 use super::{Dtype, SCALE_END};
+use crate::error::checkpoint::{Error, Malformed};
 use crate::formats::Format;
 use crate::formats::bf16::joined_bf16;
 use crate::formats::q8;

@@ -2,8 +2,9 @@
 
 use super::PARAM;
 use super::engine::{Backend, Part, Sink, Source};
-use super::error::Error;
 use crate::cpu::{Optimizer, Params};
+use crate::error::BindError;
+use crate::error::checkpoint::Error;
 use crate::layout::{Layout, Tensor};
 use crate::options::Options;
 use crate::state::{Content, Counters, Stream};
@@ -13,6 +14,8 @@ use std::ops::Range;
 /// Bytes that are handed over at a time, so that progress is seen within a tensor: whole values of every
 /// kind.
 const PART: usize = 4 << 20;
+/// Why state is found.
+const KNOWN: &str = "streams have slots and tensors of the optimizer";
 
 /// An optimizer on the CPU, and parameters if they are to be saved or loaded too.
 #[derive(Debug)]
@@ -39,9 +42,9 @@ impl<'a> Cpu<'a> {
     /// [`Offload::upload`](crate::offload::Offload::upload) brings them to the device.
     ///
     /// # Errors
-    /// [`StepUnderWay`](crate::OffloadError::StepUnderWay).
+    /// An [`OffloadError`](crate::OffloadError) if a step is under way.
     #[cfg(feature = "gpu")]
-    pub fn offloaded(offload: &'a mut crate::offload::Offload) -> Result<Self, crate::Error> {
+    pub fn offloaded(offload: &'a mut crate::offload::Offload) -> Result<Self, crate::OffloadError> {
         let (optimizer, params) = offload.parts_mut()?;
         Ok(Self { optimizer, params: Form::Flat(params.into()) })
     }
@@ -124,10 +127,10 @@ impl Backend for Cpu<'_> {
         let format = self.options().params;
         if let Form::Each(each, twice) = &self.params {
             for name in each.keys() {
-                self.layout().tensor(name)?;
+                self.layout().find(name, |tensor| BindError::UnknownTensor { tensor })?;
             }
             if let Some(name) = *twice {
-                return Err(crate::Error::Duplicate { what: "tensor", name: name.into() }.into());
+                return Err(BindError::DuplicateTensor { tensor: name.into() }.into());
             }
         }
         for tensor in self.layout().by_offset() {
@@ -142,7 +145,7 @@ impl Backend for Cpu<'_> {
             };
             if bytes != format.bytes() {
                 let (format, bound) = (if bytes == 4 { "f32" } else { "u16" }, "as the options say");
-                return Err(crate::Error::Format { field: "params", format, bound }.into());
+                return Err(BindError::Format { field: "params", format, bound }.into());
             }
             if found < expected {
                 return Err(Error::Parameters { tensor: tensor.name.clone(), found, expected });
@@ -166,7 +169,7 @@ impl Backend for Cpu<'_> {
             };
             if slot == PARAM {
                 all(self.params.bytes_mut(tensor))?;
-            } else if let Some(state) = self.optimizer.state(&slot, &tensor.name)? {
+            } else if let Some(state) = self.optimizer.state(&slot, &tensor.name).expect(KNOWN) {
                 all(state.bytes(content))?;
             }
         }
@@ -184,7 +187,7 @@ impl Backend for Cpu<'_> {
             };
             if slot == PARAM {
                 all(self.params.bytes_mut(tensor))?;
-            } else if let Some(mut state) = self.optimizer.state_mut(&slot, &tensor.name)? {
+            } else if let Some(mut state) = self.optimizer.state_mut(&slot, &tensor.name).expect(KNOWN) {
                 all(state.bytes_mut(content))?;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::SCALE_END;
 use super::convert;
-use super::error::Error;
+use crate::error::checkpoint::Error;
 use crate::layout::Layout;
 use crate::options::Options;
 use crate::state::{Content, Counters, Stream};

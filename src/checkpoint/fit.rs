@@ -2,10 +2,10 @@
 
 use super::compare;
 use super::convert::{From, Numbers, Source, Target};
-use super::error::{Error, Malformed, Mismatch};
 use super::metadata::{GroupRecord, Metadata};
 use super::reader::Reader;
 use super::{Differing, Dtype, Extra, Formats, Load, Missing, PARAM, SCALE_END};
+use crate::error::checkpoint::{Error, Malformed, Mismatch};
 use crate::layout::{Carry, Layout, Tensor};
 use crate::options::Options;
 use crate::rules::names::{MASTER, REMAINDER};

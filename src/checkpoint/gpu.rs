@@ -2,7 +2,8 @@
 
 use super::PARAM;
 use super::engine::{Backend, Part, Sink, Source};
-use super::error::Error;
+use crate::error::checkpoint::Error;
+use crate::error::{BindError, DeviceError};
 use crate::gpu::device::{checked, create_buffer};
 use crate::gpu::{ByteRange, ControlState, Optimizer, Run, View};
 use crate::layout::Layout;
@@ -137,9 +138,9 @@ impl<'a> Gpu<'a> {
         let mut views: HashMap<&str, View<'_>> = HashMap::new();
         if let Some(Parameters(Form::Each(each))) = &self.parameters {
             for (name, view) in each {
-                layout.tensor(name)?;
+                layout.find(name, |tensor| BindError::UnknownTensor { tensor })?;
                 if views.insert(*name, *view).is_some() {
-                    return Err(crate::Error::Duplicate { what: "tensor", name: (*name).into() }.into());
+                    return Err(BindError::DuplicateTensor { tensor: (*name).into() }.into());
                 }
             }
         }
@@ -158,12 +159,10 @@ impl<'a> Gpu<'a> {
             let offset = view.offset.saturating_add(before);
             let end = offset.saturating_add(bytes);
             if !view.offset.is_multiple_of(WORD) {
-                return Err(
-                    crate::Error::Misaligned { what: what(), offset: view.offset, bound: WORD }.into()
-                );
+                return Err(BindError::Misaligned { what: what(), offset: view.offset, bound: WORD }.into());
             }
             if end.next_multiple_of(WORD) > view.buffer.size() {
-                return Err(crate::Error::OutOfBounds {
+                return Err(BindError::OutOfBounds {
                     what: what(),
                     start: offset,
                     end,
@@ -182,7 +181,7 @@ impl<'a> Gpu<'a> {
         if runs.iter().all(|run| run.buffer.usage().contains(usage)) {
             Ok(())
         } else {
-            Err(crate::Error::MissingUsage { what: "parameters".into(), usage: name }.into())
+            Err(BindError::MissingUsage { what: "parameters".into(), usage: name }.into())
         }
     }
 
@@ -191,7 +190,7 @@ impl<'a> Gpu<'a> {
         match self.optimizer.device().poll(poll) {
             Ok(_) => Ok(()),
             Err(error) => {
-                Err(crate::Error::Device { what: "an answer".into(), reason: error.to_string() }.into())
+                Err(DeviceError::Refused { what: "an answer".into(), reason: error.to_string() }.into())
             }
         }
     }
@@ -225,7 +224,7 @@ impl<'a> Gpu<'a> {
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Error> {
         self.wait(Some(submission))?;
-        let mapped = staging.get_mapped_range(..).map_err(|error| crate::Error::Device {
+        let mapped = staging.get_mapped_range(..).map_err(|error| DeviceError::Refused {
             what: "a copy to the host".into(),
             reason: error.to_string(),
         })?;

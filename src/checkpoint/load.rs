@@ -1,18 +1,17 @@
 //! Loading: the tensors of files, or of a stream, become the streams of an engine.
 
 use super::engine::Part;
-use super::error::Error;
 use super::metadata::{self, Metadata};
 use super::reader::Reader;
 use super::{Engine, Load, Loaded, fit};
+use crate::error::checkpoint::Error;
 use std::io::{Read, Seek};
 use std::path::Path;
 
 /// Loads a checkpoint that [`save`](super::save) has written to `path`, or an index.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Malformed`], [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Mismatches`],
-/// [`Error::Parameters`], [`Error::Unsubmitted`], [`Error::Optimizer`]: nothing has changed then.
+/// An [`Error`] if the file cannot be read, is no checkpoint or does not fit: nothing has changed then. An
 /// [`Error::Torn`] if the file could not be read to its end although its length was right.
 pub fn load<E: Engine>(engine: &mut E, path: impl AsRef<Path>, load: &Load) -> Result<Loaded, Error> {
     load_with_progress(engine, path, load, |_, _| ())

@@ -1,8 +1,7 @@
 //! What a checkpoint says of its run: a JSON text in the metadata of the file.
 
-use super::error::{Error, Malformed};
-use super::location::Location;
 use super::reader::Reader;
+use crate::error::checkpoint::{Error, Location, Malformed};
 use crate::layout::Layout;
 use crate::options::Options;
 use crate::schedule::Schedule;
@@ -239,7 +238,7 @@ impl Metadata {
     /// The record of an optimizer.
     ///
     /// # Errors
-    /// [`Error::NotSaved`] for a rule whose hyperparameters cannot be written.
+    /// An [`Error::NotSaved`] for a rule whose hyperparameters cannot be written.
     pub(super) fn new(layout: &Layout, options: &Options, counters: &Counters) -> Result<Self, Error> {
         let rule = layout.groups()[0].rule().name();
         let mut groups = Vec::new();
@@ -276,7 +275,7 @@ impl Metadata {
     /// The record of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::NotACheckpoint`], [`Error::Version`], [`Error::Malformed`].
+    /// An [`Error`] if the metadata is no optimizer's, of a later version or malformed.
     pub fn read(reader: &Reader) -> Result<Self, Error> {
         let location = reader.location();
         let none = || Error::NotACheckpoint { location: location.clone(), key: KEY };

@@ -67,25 +67,22 @@ mod compare;
 mod convert;
 mod cpu;
 mod engine;
-mod error;
 mod fit;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod limits;
 mod load;
-mod location;
 mod metadata;
 mod reader;
 mod save;
 mod writer;
 
+pub use crate::error::checkpoint::{Error, IoError, Location, Malformed, Mismatch};
 pub use crate::state::LossScaleState;
 pub use cpu::Cpu;
-pub use error::{Error, Malformed, Mismatch};
 #[cfg(feature = "gpu")]
 pub use gpu::{Gpu, Parameters};
 pub use load::{load, load_from, load_from_with_progress, load_with_progress};
-pub use location::Location;
 pub use metadata::{GroupRecord, Groups, Json, Metadata, Places};
 pub use reader::{Reader, Stored};
 pub use safetensors::Dtype;

@@ -5,9 +5,8 @@ mod index;
 mod input;
 mod metadata;
 
-use super::error::{Error, Malformed};
 use super::limits::INDEX_END;
-use super::location::Location;
+use crate::error::checkpoint::{Error, Location, Malformed};
 use index::Shards;
 use input::Input;
 use safetensors::Dtype;
@@ -87,7 +86,7 @@ impl<'a> Reader<'a> {
     /// Opens a safetensors file, or the index of several if the name ends in `.index.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Malformed`].
+    /// An [`Error`] if the file cannot be read or is malformed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let mut reader = Self::empty(path.into());
@@ -110,7 +109,7 @@ impl<'a> Reader<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Malformed`].
+    /// An [`Error`] if the stream cannot be read or is malformed.
     pub fn new(stream: impl Read + Seek + 'a) -> Result<Self, Error> {
         let mut reader = Self::empty(Location::Stream);
         reader.metadata = reader.add(Input::stream(stream)?)?;
@@ -160,7 +159,7 @@ impl<'a> Reader<'a> {
     /// full.
     ///
     /// # Errors
-    /// [`Error::Io`]; and [`Error::Malformed`] if the tensor has not so many.
+    /// An [`Error`] if the bytes cannot be read, or if the tensor has not so many.
     pub fn read(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
         let tensor = &self.tensors[i];
         let (file, expected) = (tensor.file, start.saturating_add(into.len() as u64));

@@ -1,10 +1,9 @@
 //! Saving: the streams of an engine become the tensors of files, or of a stream.
 
-use super::error::Error;
-use super::location::Location;
 use super::metadata::{self, Metadata};
 use super::writer::{Planned, TOTAL_SIZE, Writer};
 use super::{Engine, Save};
+use crate::error::checkpoint::{Error, Location};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,11 +12,12 @@ use std::path::Path;
 /// Saves all of an optimizer's state to `path`.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Unsubmitted`], [`Error::Name`], [`Error::Key`], [`Error::Parameters`],
-/// [`Error::Optimizer`], [`Error::NotSaved`]; [`Error::Malformed`] if it would be more than is read: 512
-/// files, 16 MiB of headers of all files together or of the index (of AdamW with parameters that are about 40
-/// 000 tensors with names of 40 letters), 1 024 keys of metadata, 32 dimensions, schedules within each other
-/// without end. A file that was at `path` is still there then; but where the directory could not be flushed
+/// An [`Error`] if the file cannot be written, if parameters, names or keys are refused, if a rule cannot be
+/// saved, or if the file would be more than is read: 512 files, 16 MiB of headers of all files together or of
+/// the index (of AdamW with parameters that are about 40 000 tensors with names of 40 letters), 1 024 keys of
+/// metadata, 32 dimensions, schedules within each other without end.
+///
+/// A file that was at `path` is still there then; but where the directory could not be flushed
 /// ([`Error::Io`], "write" with the directory's path) the new one is in its place, whole, and whether a crash
 /// of the machine brings back the old one is not known.
 pub fn save<E: Engine>(engine: &mut E, path: impl AsRef<Path>, save: &Save) -> Result<(), Error> {
@@ -69,9 +69,9 @@ pub fn save_with_progress<E: Engine>(
 /// ```
 ///
 /// # Errors
-/// [`Error::Shards`] if [`Save::shard_bytes`] is set; otherwise those of [`save`] but [`Error::Name`], with
-/// [`Location::Stream`]. After an error of the stream ([`Error::Io`]) or of the engine, `writer` may have
-/// been given a part of the bytes; [`load_from`](super::load_from) refuses it.
+/// An [`Error`] as of [`save`], or if [`Save::shard_bytes`] is set. After an error of the stream
+/// ([`Error::Io`]) or of the engine, `writer` may have been given a part of the bytes;
+/// [`load_from`](super::load_from) refuses it.
 pub fn save_to<E: Engine>(engine: &mut E, writer: impl Write, save: &Save) -> Result<(), Error> {
     save_to_with_progress(engine, writer, save, |_, _| ())
 }

@@ -6,9 +6,8 @@ mod pending;
 mod shards;
 mod stream;
 
-use super::error::{Error, Malformed};
 use super::limits::{HEADERS, LENGTH_BYTES, MAX_DIMENSIONS, MAX_KEYS, MAX_SHARDS};
-use super::location::Location;
+use crate::error::checkpoint::{Error, Location, Malformed};
 use files::Files;
 use header::{bounded, header, index};
 use safetensors::Dtype;

@@ -1,7 +1,7 @@
 //! State as numbers, whatever its format, and state from an optimizer for another layout.
 
 use super::{Optimizer, State};
-use crate::error::{Error, StateMismatch};
+use crate::error::{StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::Carry;
 use crate::rules::names::REMAINDER;
@@ -11,9 +11,9 @@ impl Optimizer {
     /// State slot `slot` of `tensor` as numbers, whatever format it is stored in: one for each element.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks,
-    /// [`Error::SlotNotKept`], [`Error::Format`] for a remainder, whose codes are no numbers.
-    pub fn read_state(&self, slot: &str, tensor: &str) -> Result<Vec<f32>, Error> {
+    /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, or for a remainder,
+    /// whose codes are no numbers.
+    pub fn read_state(&self, slot: &str, tensor: &str) -> Result<Vec<f32>, StateError> {
         let (format, lead, stored) = self.numbers_of(slot, tensor)?;
         Ok(match stored {
             State::F32(x) => x.to_vec(),
@@ -25,13 +25,13 @@ impl Optimizer {
     /// Writes state slot `slot` of `tensor` from numbers, one for each element, with rounding to nearest.
     ///
     /// # Errors
-    /// Those of [`read_state`](Self::read_state), and [`Error::Length`]; nothing changes then.
-    pub fn write_state(&mut self, slot: &str, tensor: &str, numbers: &[f32]) -> Result<(), Error> {
+    /// As [`read_state`](Self::read_state), and a [`StateError::Length`]. Nothing changes then.
+    pub fn write_state(&mut self, slot: &str, tensor: &str, numbers: &[f32]) -> Result<(), StateError> {
         let (format, lead, _) = self.numbers_of(slot, tensor)?;
-        let expected = self.layout.tensor(tensor)?.len;
+        let expected = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?.len;
         let found = numbers.len() as u64;
         if found != expected {
-            return Err(Error::Length { what: format!("{slot} of tensor {tensor:?}"), found, expected });
+            return Err(StateError::Length { slot: slot.into(), tensor: tensor.into(), found, expected });
         }
         let (codes, scales) = values::encode(format, numbers, lead);
         let mut stored = self.state_mut(slot, tensor)?.expect("`numbers_of` has found it");
@@ -44,12 +44,13 @@ impl Optimizer {
 
     /// The format of a slot's numbers, the place of the tensor's first element in its first block, and the
     /// numbers as they are stored.
-    fn numbers_of(&self, slot: &str, tensor: &str) -> Result<(Format, usize, State<'_>), Error> {
-        let stored = self.state(slot, tensor)?.ok_or_else(|| self.layout.not_kept(slot, tensor))?;
+    fn numbers_of(&self, slot: &str, tensor: &str) -> Result<(Format, usize, State<'_>), StateError> {
+        let stored = self.state(slot, tensor)?;
+        let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
+        let stored = stored.ok_or_else(|| self.layout.not_kept(slot, tensor))?;
         if slot == REMAINDER {
-            return Err(Error::Format { field: REMAINDER, format: "u16", bound: "read as codes" });
+            return Err(StateError::NoNumbers { slot: REMAINDER, tensor: tensor.name.clone() });
         }
-        let tensor = self.layout.tensor(tensor)?;
         let own = self.layout.rule_of(tensor).spec.slot(slot).is_some();
         let format = if own { self.options.states_of(tensor.len) } else { Format::F32 };
         Ok((format, lead(tensor.offset) as usize, stored))
@@ -60,11 +61,11 @@ impl Optimizer {
     /// Tensors that this optimizer lacks are left out.
     ///
     /// # Errors
-    /// [`Error::State`] with everything that differs; nothing changes then.
-    pub fn take_over(&mut self, old: &Self) -> Result<(), Error> {
+    /// A [`StateError::Mismatches`] with everything that differs. Nothing changes then.
+    pub fn take_over(&mut self, old: &Self) -> Result<(), StateError> {
         if self.steps > 0 {
             let (option, found, expected) = ("steps", "some", "0: call it before the first step");
-            return Err(Error::State(vec![StateMismatch::Option { option, found, expected }]));
+            return Err(StateError::Mismatches(vec![StateMismatch::Option { option, found, expected }]));
         }
         let (from, to) = ((&old.layout, &old.options), (&self.layout, &self.options));
         let taken = take_over::compare(from, to, &[&old.carries])?;

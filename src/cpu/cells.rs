@@ -1,6 +1,6 @@
 //! Stored numbers of one array, and how they are decoded and encoded.
 
-use crate::error::Error;
+use crate::error::BindError;
 use crate::formats::Format;
 use crate::formats::q8;
 use crate::random::random_four;
@@ -85,11 +85,11 @@ impl Cells<'_> {
         }
     }
 
-    pub(super) fn refuse_format(&self, field: &'static str, format: Format) -> Result<(), Error> {
+    pub(super) fn refuse_format(&self, field: &'static str, format: Format) -> Result<(), BindError> {
         match (self.bytes(), format.bytes()) {
             (found, wanted) if found == wanted => Ok(()),
-            (2, _) => Err(Error::Format { field, format: "u16", bound: "f32, as the options say" }),
-            _ => Err(Error::Format { field, format: "f32", bound: "u16, as the options say" }),
+            (2, _) => Err(BindError::Format { field, format: "u16", bound: "f32, as the options say" }),
+            _ => Err(BindError::Format { field, format: "f32", bound: "u16, as the options say" }),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::control::Decision;
 use super::share::{Around, Share};
 use super::tensors::{Checked, State, StateMut, Tensors};
 use super::threads;
-use crate::error::Error;
+use crate::error::{ChangeError, OptionsError, StateError, StepError};
 use crate::layout::{Carry, Layout};
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -59,17 +59,16 @@ impl Optimizer {
     /// Zeroed state for `layout`.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is not enough memory for it; [`Error::NoCpuRule`], [`Error::TooManySlots`]
-    /// for a rule of one's own.
-    pub fn new(layout: Layout) -> Result<Self, Error> {
+    /// An [`OptionsError`] if memory is lacking, or if a rule of one's own cannot run on the CPU.
+    pub fn new(layout: Layout) -> Result<Self, OptionsError> {
         Self::with_options(layout, Options::default())
     }
 
     /// Zeroed state for `layout`, and options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
-    pub fn with_options(layout: Layout, options: Options) -> Result<Self, Error> {
+    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    pub fn with_options(layout: Layout, options: Options) -> Result<Self, OptionsError> {
         options.validate()?;
         let share = |rule| Share::new(&layout, &options, rule);
         let shares = (0..layout.rules().len()).map(share).collect::<Result<_, _>>()?;
@@ -119,11 +118,11 @@ impl Optimizer {
     /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`].
     ///
     /// # Errors
-    /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to
-    /// [`max`](crate::LossScale::max), for `good_steps` not below
-    /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing
+    /// A [`ChangeError`] if the scale is not from [`min`](crate::LossScale::min) to
+    /// [`max`](crate::LossScale::max), if `good_steps` is not below
+    /// [`growth_interval`](crate::LossScale::growth_interval), or without [`Options::loss_scale`]. Nothing
     /// changes then.
-    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), Error> {
+    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), ChangeError> {
         self.options.check_loss_scale(scale, good_steps)?;
         (self.loss_scale, self.good_steps) = (scale as f32, good_steps);
         Ok(())
@@ -132,27 +131,26 @@ impl Optimizer {
     /// Gives a group other hyperparameters of its rule, from the next step on.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for the group, [`Error::OtherRule`] for a rule of another type,
-    /// [`Error::Hyperparameter`], [`Error::Conflict`], [`Error::SlotNotKept`] if it needs a state slot that
-    /// is not kept; nothing changes then.
-    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown, if the rule is of another type or refused, or if it needs a
+    /// state slot that is not kept. Nothing changes then.
+    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), ChangeError> {
         self.layout.set_rule(group, rule.into())
     }
 
     /// Gives a group another factor of the learning rate, from the next step on.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for the group, [`Error::Factor`]; nothing changes then.
-    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown or the schedule is refused. Nothing changes then.
+    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), ChangeError> {
         self.layout.set_lr_factor(group, factor.into())
     }
 
     /// Gives the clip another bound, from the next step on.
     ///
     /// # Errors
-    /// [`Error::OtherClip`] for another kind of clip than [`Options::clip`], [`Error::Options`] for a bound
-    /// out of range; nothing changes then.
-    pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+    /// A [`ChangeError`] if the clip is of another kind than [`Options::clip`], or its bound is out of range.
+    /// Nothing changes then.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<(), ChangeError> {
         self.options.set_clip(clip)
     }
 
@@ -160,20 +158,20 @@ impl Optimizer {
     /// norm includes it. Its count of steps rests too, as that of a PyTorch parameter whose `grad` is `None`.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::Memory`].
-    pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown or memory is lacking.
+    pub fn freeze(&mut self, group: &str) -> Result<(), ChangeError> {
         self.set_frozen(group, true)
     }
 
     /// Ends the freezing of a group.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::Memory`].
-    pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown or memory is lacking.
+    pub fn unfreeze(&mut self, group: &str) -> Result<(), ChangeError> {
         self.set_frozen(group, false)
     }
 
-    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), Error> {
+    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), ChangeError> {
         if self.layout.set_frozen(group, frozen)? {
             self.shares.iter_mut().try_for_each(|share| share.divide(&self.layout))?;
         }
@@ -190,10 +188,11 @@ impl Optimizer {
     /// stored; `None` if no group of the tensor's rule keeps it.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks.
-    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<State<'_>>, Error> {
+    /// A [`StateError`] if the layout lacks the tensor, or the tensor's rule the slot.
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<State<'_>>, StateError> {
         let (share, span) = self.place(tensor)?;
-        let (numbers, range) = self.shares[share].numbers(slot, span, &self.options)?;
+        let found = self.shares[share].numbers(slot, span, &self.options);
+        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, tensor))?;
         Ok(numbers.get(range))
     }
 
@@ -201,15 +200,16 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
+    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, StateError> {
         let (share, span) = self.place(tensor)?;
-        let (numbers, range) = self.shares[share].numbers_mut(slot, span, &self.options)?;
+        let found = self.shares[share].numbers_mut(slot, span, &self.options);
+        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, tensor))?;
         Ok(numbers.get_mut(range))
     }
 
     /// The share of a tensor, and its span there.
-    fn place(&self, tensor: &str) -> Result<(usize, usize), Error> {
-        let tensor = self.layout.tensor(tensor)?;
+    fn place(&self, tensor: &str) -> Result<(usize, usize), StateError> {
+        let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let share = self.layout.rule_index(tensor.group);
         Ok((share, self.shares[share].plan.span_of(tensor)))
     }
@@ -227,11 +227,9 @@ impl Optimizer {
     /// (rayon's queues may grow). `steps()` counts it.
     ///
     /// # Errors
-    /// [`Error::Mismatch`], [`Error::Length`], [`Error::Unknown`] or [`Error::Duplicate`] for tensors that
-    /// are not the layout's, [`Error::Format`] for slices of another type, [`Error::ReadOnly`] for gradients
-    /// that cannot be set to zero, [`Error::Step`], [`Error::Options`] for the gradient scale,
-    /// [`Error::ScalarOverflow`]; nothing changes then.
-    pub fn step(&mut self, tensors: Tensors<'_>, step: impl Into<Step>) -> Result<Option<Report>, Error> {
+    /// A [`StepError`] if the slices are not those of the layout and the options, or if an argument is out of
+    /// range. Nothing changes then.
+    pub fn step(&mut self, tensors: Tensors<'_>, step: impl Into<Step>) -> Result<Option<Report>, StepError> {
         let shares = &self.shares;
         let mut tensors = tensors.checked(&self.layout, |rule| &shares[rule].plan, &self.options)?;
         let unscale = self.begin(step.into())?;
@@ -246,7 +244,7 @@ impl Optimizer {
 
     /// Computes the scalars of a step; returns the factor of the gradients before clipping. Nothing has
     /// changed yet.
-    pub(crate) fn begin(&mut self, step: Step) -> Result<f64, Error> {
+    pub(crate) fn begin(&mut self, step: Step) -> Result<f64, StepError> {
         let unscale = step.unscale()? / f64::from(self.loss_scale);
         let (scalars, stride) = (&mut self.scalars, self.layout.most_scalars());
         self.next.copy_from_slice(&self.carries);
@@ -344,6 +342,10 @@ impl Optimizer {
         }
         self.steps += 1;
     }
+}
+
+fn unknown_slot(slot: &str, tensor: &str) -> StateError {
+    StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() }
 }
 
 /// Offloaded state: chunks of tasks whose gradients arrive one after the other.

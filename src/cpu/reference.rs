@@ -1,6 +1,6 @@
 //! The optimizer in f64, in the plainest form: the devices are checked against it.
 
-use crate::error::Error;
+use crate::error::{BindError, OptionsError, OutOfMemory, StateError, StepError};
 use crate::layout::{Carry, Layout};
 use crate::step::Step;
 
@@ -31,23 +31,23 @@ impl Reference {
     /// Zeroed state for `layout`.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is not enough memory for it, [`Error::NoCpuRule`].
-    pub fn new(layout: Layout) -> Result<Self, Error> {
+    /// An [`OptionsError`] if memory is lacking, or if a rule has no CPU implementation.
+    pub fn new(layout: Layout) -> Result<Self, OptionsError> {
         for rule in layout.rules() {
             rule.spec.cpu()?;
         }
         let zeros = |name: &&'static str| {
             let mut zeros = Vec::new();
             if layout.keeps_slot(name) {
-                let refuse = Error::Memory { bytes: layout.len().saturating_mul(size_of::<f64>() as u64) };
-                let len = usize::try_from(layout.len()).map_err(|_| refuse.clone())?;
+                let refuse = OutOfMemory { bytes: layout.len().saturating_mul(size_of::<f64>() as u64) };
+                let len = usize::try_from(layout.len()).map_err(|_| refuse)?;
                 zeros.try_reserve_exact(len).map_err(|_| refuse)?;
                 zeros.resize(len, 0.0);
             }
             Ok(zeros)
         };
         let names = layout.slot_names();
-        let state = names.iter().map(zeros).collect::<Result<_, Error>>()?;
+        let state = names.iter().map(zeros).collect::<Result<_, OutOfMemory>>()?;
         Ok(Self { state, names, carries: vec![Carry::default(); layout.groups().len()], steps: 0, layout })
     }
 
@@ -66,11 +66,11 @@ impl Reference {
     /// State slot `slot` (by its PyTorch name) of `tensor`; `None` if no group of the tensor's rule keeps it.
     ///
     /// # Errors
-    /// [`Error::Unknown`].
-    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[f64]>, Error> {
-        let tensor = self.layout.tensor(tensor)?;
+    /// A [`StateError`] if the tensor or the slot is unknown.
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<&[f64]>, StateError> {
+        let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let rule = self.layout.rule_of(tensor);
-        let unknown = || Error::Unknown { what: "slot", name: slot.into() };
+        let unknown = || StateError::UnknownSlot { tensor: tensor.name.clone(), slot: slot.into() };
         let nth = rule.spec.slot(slot).ok_or_else(unknown)?;
         let index = self.names.iter().position(|name| *name == slot).ok_or_else(unknown)?;
         Ok(if rule.kept[nth] { self.state[index].get(tensor.range()) } else { None })
@@ -86,13 +86,18 @@ impl Reference {
     /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if a slice is shorter than [`Layout::len`], [`Error::Step`], [`Error::Options`]
-    /// for a gradient scale other than 1, [`Error::ScalarOverflow`]; nothing changes then.
-    pub fn step(&mut self, params: &mut [f64], grads: &[f64], step: impl Into<Step>) -> Result<(), Error> {
+    /// A [`StepError`] if a slice is shorter than [`Layout::len`], if an argument is out of range, or for a
+    /// gradient scale other than 1. Nothing changes then.
+    pub fn step(
+        &mut self,
+        params: &mut [f64],
+        grads: &[f64],
+        step: impl Into<Step>,
+    ) -> Result<(), StepError> {
         for (what, found) in [("parameters", params.len()), ("gradients", grads.len())] {
-            let expected = self.layout.len();
-            if (found as u64) < expected {
-                return Err(Error::Mismatch { what, found: found as u64, expected });
+            let (found, bound) = (found as u64, self.layout.len());
+            if found < bound {
+                return Err(BindError::TooShort { what, found, bound }.into());
             }
         }
         let step = step.into();

@@ -63,7 +63,7 @@ impl Optimizer {
         &mut self,
         layout: crate::Layout,
         options: crate::Options,
-    ) -> Result<(), crate::Error> {
+    ) -> Result<(), crate::error::OutOfMemory> {
         (self.layout, self.options) = (layout, options);
         self.shares.iter_mut().try_for_each(|share| share.divide(&self.layout))
     }

@@ -5,7 +5,7 @@ use super::passes::{self, Part, Pass, sweep};
 use super::state::Numbers;
 use super::tasks::{Plan, Task};
 use super::tensors::Checked;
-use crate::error::Error;
+use crate::error::{OptionsError, OutOfMemory, RuleError};
 use crate::formats::Format;
 use crate::layout::Layout;
 use crate::options::{Clip, Options, Rounding, Storage};
@@ -53,12 +53,12 @@ enum Kept {
 }
 
 impl Share {
-    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, Error> {
+    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, OptionsError> {
         let used = &layout.rules()[rule];
         let (spec, count) = (used.spec, used.spec.slots.len());
         let loops = spec.cpu()?;
         if count > MAX_SLOTS {
-            return Err(Error::TooManySlots { rule: spec.name, slots: count, bound: MAX_SLOTS });
+            return Err(RuleError::TooManySlots { rule: spec.name, slots: count, bound: MAX_SLOTS }.into());
         }
         let mut plan = Plan::new(layout, options, rule)?;
         let numbers = |format: Option<Format>| {
@@ -71,7 +71,7 @@ impl Share {
             }
             Ok([Numbers::zeros(large, options.states)?, Numbers::zeros(small, Format::F32)?])
         };
-        let state = (0..count).map(state).collect::<Result<_, Error>>()?;
+        let state = (0..count).map(state).collect::<Result<_, OutOfMemory>>()?;
         let master = numbers(options.storage().master().map(|(_, format)| format))?;
         let ema = numbers(options.ema.map(|_| Format::F32))?;
         plan.divide(layout)?;
@@ -92,7 +92,7 @@ impl Share {
     }
 
     /// Divides the work anew, as groups have been frozen or thawed.
-    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
+    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), OutOfMemory> {
         self.plan.divide(layout)?;
         self.sums.clear();
         self.sums.resize(self.plan.tensor_ranges.len(), [0.0; 2]);
@@ -103,15 +103,16 @@ impl Share {
         self.state.iter().flatten().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
     }
 
-    /// The numbers of a slot for a tensor, by its place among the spans, and where they lie.
+    /// The numbers of a slot for a tensor, by its place among the spans, and where they lie; `None` for an
+    /// unknown slot.
     pub(super) fn numbers(
         &self,
         slot: &str,
         span: usize,
         options: &Options,
-    ) -> Result<(&Numbers, Range<usize>), Error> {
+    ) -> Option<(&Numbers, Range<usize>)> {
         let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
-        Ok(match kept {
+        Some(match kept {
             Kept::Slot(nth) => (&self.state[nth][span.kind], span.state()),
             Kept::Master => (&self.master, span.start..span.end()),
             Kept::Ema => (&self.ema, span.start..span.end()),
@@ -123,23 +124,23 @@ impl Share {
         slot: &str,
         span: usize,
         options: &Options,
-    ) -> Result<(&mut Numbers, Range<usize>), Error> {
+    ) -> Option<(&mut Numbers, Range<usize>)> {
         let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
-        Ok(match kept {
+        Some(match kept {
             Kept::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
             Kept::Master => (&mut self.master, span.start..span.end()),
             Kept::Ema => (&mut self.ema, span.start..span.end()),
         })
     }
 
-    fn place(&self, slot: &str, options: &Options) -> Result<Kept, Error> {
+    fn place(&self, slot: &str, options: &Options) -> Option<Kept> {
         if let Some(nth) = self.spec.slot(slot) {
-            return Ok(Kept::Slot(nth));
+            return Some(Kept::Slot(nth));
         }
         match options.storage().master() {
-            Some((name, _)) if name == slot => Ok(Kept::Master),
-            _ if slot == EMA && options.ema.is_some() => Ok(Kept::Ema),
-            _ => Err(Error::Unknown { what: "slot", name: slot.into() }),
+            Some((name, _)) if name == slot => Some(Kept::Master),
+            _ if slot == EMA && options.ema.is_some() => Some(Kept::Ema),
+            _ => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::cells::Cells;
 use super::tensors::{State, StateMut};
-use crate::error::Error;
+use crate::error::OutOfMemory;
 use crate::formats::Format;
 use crate::formats::q8;
 use core::ops::Range;
@@ -17,11 +17,11 @@ pub(super) enum Numbers {
 }
 
 impl Numbers {
-    pub(super) fn zeros(len: usize, format: Format) -> Result<Self, Error> {
-        fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>, Error> {
+    pub(super) fn zeros(len: usize, format: Format) -> Result<Self, OutOfMemory> {
+        fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>, OutOfMemory> {
             let mut zeros = Vec::new();
             let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
-            zeros.try_reserve_exact(len).map_err(|_| Error::Memory { bytes })?;
+            zeros.try_reserve_exact(len).map_err(|_| OutOfMemory { bytes })?;
             zeros.resize(len, T::default());
             Ok(zeros)
         }

@@ -7,7 +7,7 @@
 //! their state has an array of its own.
 
 use super::cells::TILE;
-use crate::error::Error;
+use crate::error::OutOfMemory;
 use crate::formats::Format;
 use crate::layout::{Layout, Tensor, VECTOR};
 use crate::options::Options;
@@ -90,7 +90,7 @@ pub(super) struct Plan {
 impl Plan {
     /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the tasks. Rows of scalars
     /// are those of the groups or, for a layer-wise rule, of its tensors in the order of the flat space.
-    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, Error> {
+    pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, OutOfMemory> {
         let layer_wise = layout.rules()[rule].spec.is_layer_wise();
         let mut spans = Vec::new();
         let mut groups = if layer_wise { Vec::new() } else { (0..layout.groups().len()).collect() };
@@ -100,7 +100,7 @@ impl Plan {
         let tensors = layout.tensors().len() as u64;
         let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + TASK as u64);
         if usize::try_from(bound).is_err() {
-            return Err(Error::Memory { bytes: layout.parameters().saturating_mul(Format::F32.bytes()) });
+            return Err(OutOfMemory { bytes: layout.parameters().saturating_mul(Format::F32.bytes()) });
         }
         let (mut start, mut kept) = (0usize, [0usize; 2]);
         let tensors = layout.by_offset().enumerate();
@@ -128,15 +128,15 @@ impl Plan {
 
     /// Divides the tensors of groups that are not frozen. It follows the reservation of state, which a layout
     /// that is too large fails at.
-    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), Error> {
+    pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), OutOfMemory> {
         let Self { spans, tensor_ranges, tasks, scaled, groups, .. } = self;
         tensor_ranges.clear();
         tasks.clear();
         let start = spans.last().map_or(0, Span::end);
         let count = start.div_ceil(TASK);
         let bytes = (count as u64).saturating_mul((size_of::<Task>() + size_of::<TensorRange>()) as u64);
-        tasks.try_reserve_exact(count).map_err(|_| Error::Memory { bytes })?;
-        tensor_ranges.try_reserve(count + spans.len()).map_err(|_| Error::Memory { bytes })?;
+        tasks.try_reserve_exact(count).map_err(|_| OutOfMemory { bytes })?;
+        tensor_ranges.try_reserve(count + spans.len()).map_err(|_| OutOfMemory { bytes })?;
         let (mut span, mut reached) = (0, [0usize; 2]);
         for from in (0..start).step_by(TASK) {
             let (to, first) = (start.min(from + TASK), tensor_ranges.len());

@@ -2,7 +2,7 @@
 
 use super::cells::Cells;
 use super::tasks::{Plan, Task, TensorRange};
-use crate::error::Error;
+use crate::error::BindError;
 use crate::layout::Layout;
 use crate::options::Options;
 #[cfg(feature = "gpu")]
@@ -93,22 +93,22 @@ impl<'a> Tensors<'a> {
         layout: &Layout,
         plan: impl Fn(usize) -> &'p Plan,
         options: &Options,
-    ) -> Result<Checked<'a>, Error> {
+    ) -> Result<Checked<'a>, BindError> {
         let check = |pair: &Pair<'_>| {
             pair.p.refuse_format("params", options.params)?;
             pair.g.refuse_format("grads", options.grads)?;
             if options.zero_gradients && matches!(pair.g, Cells::Read4(_) | Cells::Read2(_)) {
-                return Err(Error::ReadOnly { what: "gradients that are to be set to zero" });
+                return Err(BindError::ReadOnly);
             }
             Ok(())
         };
         match self.0 {
             Form::Flat(pair) => {
                 check(&pair)?;
-                let expected = layout.len();
+                let bound = layout.len();
                 for (what, found) in [("parameters", pair.p.len()), ("gradients", pair.g.len())] {
-                    if (found as u64) < expected {
-                        return Err(Error::Mismatch { what, found: found as u64, expected });
+                    if (found as u64) < bound {
+                        return Err(BindError::TooShort { what, found: found as u64, bound });
                     }
                 }
                 Ok(Checked::Flat { first: 0, pair })
@@ -124,7 +124,8 @@ impl<'a> Tensors<'a> {
                 // The next place of each rule, without a search for slices that come in order.
                 let mut nth = vec![0; rules];
                 for ((name, pair), next) in given.into_iter().zip(layout.by_offset()) {
-                    let tensor = if next.name == name { next } else { layout.tensor(name)? };
+                    let unknown = |tensor| BindError::UnknownTensor { tensor };
+                    let tensor = if next.name == name { next } else { layout.find(name, unknown)? };
                     let rule = layout.rule_index(tensor.group);
                     let in_order = plan(rule).spans.get(nth[rule]);
                     let at = match in_order.filter(|span| span.flat as u64 == tensor.offset) {
@@ -137,16 +138,16 @@ impl<'a> Tensors<'a> {
                         let (found, expected) = (cells.len() as u64, tensor.len);
                         if found != expected {
                             let what = format!("{what} of tensor {name:?}");
-                            return Err(Error::Length { what, found, expected });
+                            return Err(BindError::Length { what, found, expected });
                         }
                     }
                     if pairs[rule][at].p.len() > 0 {
-                        return Err(Error::Duplicate { what: "tensor", name: name.into() });
+                        return Err(BindError::DuplicateTensor { tensor: name.into() });
                     }
                     pairs[rule][at] = pair;
                 }
                 if found != expected {
-                    return Err(Error::Mismatch { what: "tensors", found, expected });
+                    return Err(BindError::TensorCount { found, expected });
                 }
                 Ok(Checked::Each(pairs))
             }

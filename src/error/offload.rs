@@ -1,26 +1,61 @@
-//! Calls of an offloaded optimizer that come out of their order.
+//! Errors of an offloaded optimizer.
 
-/// A step over offloaded state out of its order.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+use super::{BindError, ChangeError, DeviceError, StateError, StepError};
+
+/// The error of an optimizer whose state is offloaded.
+///
+/// A step that is under way stays where it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OffloadError {
-    /// A chunk of gradients that is next and that nobody has asked for.
-    #[error("chunk {chunk} of the gradients has not been requested")]
+    /// The optimizer has no such chunk.
+    #[error("chunk {chunk} of the gradients, must be below {bound}")]
+    UnknownChunk {
+        /// The number of the chunk.
+        chunk: usize,
+        /// The number of chunks.
+        bound: usize,
+    },
+    /// The next chunk of gradients has not been requested.
+    #[error("chunk {chunk} of the gradients has not been requested: request it first")]
     NotRequested {
-        /// Its number.
+        /// The number of the chunk.
         chunk: usize,
     },
-    /// A chunk of gradients that is none of those that there is room for now.
+    /// A chunk of gradients is on its way or has arrived.
+    #[error("chunk {chunk} of the gradients has been requested already")]
+    Requested {
+        /// The number of the chunk.
+        chunk: usize,
+    },
+    /// This pass is done with a chunk of gradients, or has no room for it yet.
     #[error("chunk {chunk} of the gradients, must be at least {first} and below {end} now")]
     OutOfTurn {
-        /// Its number.
+        /// The number of the chunk.
         chunk: usize,
-        /// The first that can be requested.
+        /// The first chunk that can be requested.
         first: usize,
-        /// One past the last.
+        /// One past the last chunk that can be requested.
         end: usize,
     },
-    /// What can only be done between steps.
-    #[error("a step is under way: chunks of its gradients have not been worked on yet")]
+    /// A step is under way, and the call is possible between steps only.
+    #[error(
+        "a step is under way: chunks of its gradients have not been worked on yet; advance it to its end"
+    )]
     StepUnderWay,
+    /// The arguments of a step are refused.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// A change between steps is refused.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// A tensor or a state slot is unknown.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A buffer of the caller's is refused.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The device refuses staging buffers, or their contents cannot be read.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }

@@ -1,7 +1,82 @@
-//! Differences between state and the optimizer that is to take it over.
+//! Errors of reading, writing and taking over state.
 
-/// All mismatches in one line.
-pub(super) fn list(mismatches: &[StateMismatch]) -> String {
+use super::BindError;
+
+/// The error of reading, writing or taking over state. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The layout has no tensor of the name.
+    #[error("the layout has no tensor {tensor:?}")]
+    UnknownTensor {
+        /// The name that was asked for.
+        tensor: String,
+    },
+    /// Neither the tensor's rule nor the options have a state slot of the name.
+    #[error("tensor {tensor:?} has no state slot {slot:?}")]
+    UnknownSlot {
+        /// The tensor's name.
+        tensor: String,
+        /// The name that was asked for.
+        slot: String,
+    },
+    /// No configuration of the tensor's rule keeps the state slot.
+    #[error("group {group:?}: the hyperparameters do without state slot {slot}, which is not kept")]
+    SlotNotKept {
+        /// The name of the tensor's group.
+        group: String,
+        /// The slot's name.
+        slot: &'static str,
+    },
+    /// The state slot has codes that are no numbers.
+    #[error("{slot} of tensor {tensor:?} has codes that are no numbers: read them as they are stored")]
+    NoNumbers {
+        /// The slot's name.
+        slot: &'static str,
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// The numbers are not as many as the tensor's elements.
+    #[error("{slot} of tensor {tensor:?}: {found} numbers, must be {expected}")]
+    Length {
+        /// The slot's name.
+        slot: String,
+        /// The tensor's name.
+        tensor: String,
+        /// The number of numbers that were handed over.
+        found: u64,
+        /// The number of the tensor's elements.
+        expected: u64,
+    },
+    /// The bytes of a copy are too few.
+    #[error("{found} bytes of a state slot, must be at least {bound}")]
+    Bytes {
+        /// The number of bytes that were handed over.
+        found: u64,
+        /// The number of bytes of the copy.
+        bound: u64,
+    },
+    /// The tensor shares words of 2-byte state with another tensor, as in a packed layout.
+    #[error(
+        "{slot} of tensor {tensor:?} has 2 bytes an element, and shares words with another tensor: \
+         align tensors as `Layout::new` does"
+    )]
+    SharedWord {
+        /// The slot's name.
+        slot: String,
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// The buffer for a copy is refused.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The state does not fit the optimizer that is to take it over: all differences.
+    #[error("the state does not fit: {}", list(.0))]
+    Mismatches(Vec<StateMismatch>),
+}
+
+/// Joins all mismatches in one line.
+fn list(mismatches: &[StateMismatch]) -> String {
     mismatches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 

@@ -4,7 +4,7 @@ use super::buffers::View;
 use super::control;
 use super::optimizer::Optimizer;
 use super::state::StateRange;
-use crate::error::{Error, StateMismatch};
+use crate::error::{BindError, StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::{Carry, VECTOR};
 use crate::rules::names::REMAINDER;
@@ -48,11 +48,11 @@ impl StoredState {
     /// The numbers, one for each element of the tensor, from the bytes of the copy.
     ///
     /// # Errors
-    /// [`Error::Length`] for fewer bytes than [`bytes`](Self::bytes).
-    pub fn decode(&self, bytes: &[u8]) -> Result<Vec<f32>, Error> {
-        let (found, expected) = (bytes.len() as u64, self.bytes);
-        if found < expected {
-            return Err(Error::Length { what: "bytes of a state slot".into(), found, expected });
+    /// A [`StateError::Bytes`] for fewer bytes than [`bytes`](Self::bytes).
+    pub fn decode(&self, bytes: &[u8]) -> Result<Vec<f32>, StateError> {
+        let (found, bound) = (bytes.len() as u64, self.bytes);
+        if found < bound {
+            return Err(StateError::Bytes { found, bound });
         }
         let decode = |part: &StoredPart| {
             let (codes, scales) = (&bytes[part.codes.clone()], &bytes[part.scales.clone()]);
@@ -76,29 +76,28 @@ impl Optimizer {
     /// bytes on the host. A slot in f32 is copied as numbers that a kernel can read.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks,
-    /// [`Error::SlotNotKept`], [`Error::Format`] for a remainder, whose codes are no numbers,
-    /// [`Error::MissingUsage`], [`Error::Misaligned`], [`Error::OutOfBounds`]; nothing is recorded then.
+    /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, for a remainder, whose
+    /// codes are no numbers, or if the buffer is refused. Nothing is recorded then.
     pub fn copy_state<'a>(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         slot: &str,
         tensor: &str,
         to: impl Into<View<'a>>,
-    ) -> Result<StoredState, Error> {
+    ) -> Result<StoredState, StateError> {
         let to = to.into();
         let (stored, copies) = self.copies(slot, tensor)?;
         let what = || format!("copy of {slot} of tensor {tensor:?}");
         if !to.buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
-            return Err(Error::MissingUsage { what: what(), usage: "COPY_DST" });
+            return Err(BindError::MissingUsage { what: what(), usage: "COPY_DST" }.into());
         }
         if !to.offset.is_multiple_of(WORD) {
-            return Err(Error::Misaligned { what: what(), offset: to.offset, bound: WORD });
+            return Err(BindError::Misaligned { what: what(), offset: to.offset, bound: WORD }.into());
         }
         let (start, size) = (to.offset, to.buffer.size());
         let end = start.saturating_add(stored.bytes);
         if end > size {
-            return Err(Error::OutOfBounds { what: what(), start, end, size });
+            return Err(BindError::OutOfBounds { what: what(), start, end, size }.into());
         }
         for Words { buffer, from, to: at, bytes } in copies {
             encoder.copy_buffer_to_buffer(buffer, from, to.buffer, start + at, Some(bytes));
@@ -109,12 +108,12 @@ impl Optimizer {
     /// The bytes of state slot `slot` of `tensor`: how many a copy takes, and how they are decoded.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::SlotNotKept`], [`Error::Format`] as [`copy_state`](Self::copy_state).
-    pub fn stored_state(&self, slot: &str, tensor: &str) -> Result<StoredState, Error> {
+    /// A [`StateError`] as of [`copy_state`](Self::copy_state).
+    pub fn stored_state(&self, slot: &str, tensor: &str) -> Result<StoredState, StateError> {
         self.copies(slot, tensor).map(|(stored, _)| stored)
     }
 
-    fn copies(&self, slot: &str, tensor: &str) -> Result<(StoredState, Vec<Words<'_>>), Error> {
+    fn copies(&self, slot: &str, tensor: &str) -> Result<(StoredState, Vec<Words<'_>>), StateError> {
         let (format, ranges) = self.ranges_of(slot, tensor)?;
         let (mut parts, mut copies, mut at) = (Vec::new(), Vec::new(), 0);
         for StateRange { buffer, offset, len, element_bytes, scales, .. } in ranges {
@@ -136,11 +135,12 @@ impl Optimizer {
     }
 
     /// The format of a slot's numbers, and where they lie.
-    fn ranges_of(&self, slot: &str, tensor: &str) -> Result<(Format, Vec<StateRange<'_>>), Error> {
+    fn ranges_of(&self, slot: &str, tensor: &str) -> Result<(Format, Vec<StateRange<'_>>), StateError> {
         let ranges = self.state(slot, tensor)?;
-        let Some(first) = ranges.first() else { return Err(self.layout.not_kept(slot, tensor)) };
+        let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
+        let Some(first) = ranges.first() else { return Err(self.layout.not_kept(slot, target)) };
         if slot == REMAINDER {
-            return Err(Error::Format { field: REMAINDER, format: "u16", bound: "read as codes" });
+            return Err(StateError::NoNumbers { slot: REMAINDER, tensor: tensor.into() });
         }
         let format = match first.element_bytes {
             1 => Format::Q8,
@@ -154,25 +154,24 @@ impl Optimizer {
     /// takes effect before the next submission.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::SlotNotKept`], [`Error::Format`] as [`copy_state`](Self::copy_state),
-    /// [`Error::Length`], and [`Error::OddElement`] for a tensor that shares a word of 2-byte state with
-    /// another one, as only tensors of a [packed](crate::Layout::packed) layout do; nothing changes then.
+    /// A [`StateError`] as of [`copy_state`](Self::copy_state), for another count of numbers, or for a tensor
+    /// that shares a word of 2-byte state with another one, as only tensors of a
+    /// [packed](crate::Layout::packed) layout do. Nothing changes then.
     pub fn write_state(
         &mut self,
         queue: &wgpu::Queue,
         slot: &str,
         tensor: &str,
         numbers: &[f32],
-    ) -> Result<(), Error> {
+    ) -> Result<(), StateError> {
         let (format, ranges) = self.ranges_of(slot, tensor)?;
-        let target = self.layout.tensor(tensor)?;
-        let what = || format!("{slot} of tensor {tensor:?}");
+        let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let (found, expected) = (numbers.len() as u64, target.len);
         if found != expected {
-            return Err(Error::Length { what: what(), found, expected });
+            return Err(StateError::Length { slot: slot.into(), tensor: tensor.into(), found, expected });
         }
         if format == Format::Bf16 && self.layout.shares_vector(target) {
-            return Err(Error::OddElement { what: what(), offset: target.offset });
+            return Err(StateError::SharedWord { slot: slot.into(), tensor: tensor.into() });
         }
         for StateRange { buffer, offset, start, len, scales, .. } in ranges {
             let own = &numbers[start as usize..(start + len) as usize];
@@ -197,22 +196,23 @@ impl Optimizer {
     /// It records copies into `encoder`, behind the old optimizer's last step; `old` takes no more steps
     /// then. Call it before this optimizer's first step is recorded. Where steps may be skipped, poll for the
     /// old optimizer's reports first: the age of a new group is uncertain without them, and the next step is
-    /// [`Error::UncertainAge`].
+    /// [`StepError::UncertainAge`](crate::StepError::UncertainAge).
     ///
     /// Both optimizers have to be of one device. wgpu tells devices of one instance apart, and not those of
     /// two.
     ///
     /// # Errors
-    /// [`Error::State`] with everything that differs; nothing is recorded and nothing changes then.
+    /// A [`StateError::Mismatches`] with everything that differs. Nothing is recorded and nothing changes
+    /// then.
     pub fn take_over(
         &mut self,
         queue: &wgpu::Queue,
         encoder: &mut wgpu::CommandEncoder,
         old: &Self,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StateError> {
         if self.steps > 0 {
             let (option, found, expected) = ("steps", "some", "0: call it before the first step");
-            return Err(Error::State(vec![StateMismatch::Option { option, found, expected }]));
+            return Err(StateError::Mismatches(vec![StateMismatch::Option { option, found, expected }]));
         }
         // Reports that have arrived since the old optimizer's last step leave fewer counts possible.
         let mut pending = old.pending.clone();
@@ -250,14 +250,18 @@ impl Optimizer {
         Ok(())
     }
 
-    fn refuse_other_device(&self, old: &Self, counts: usize) -> Result<(), Error> {
+    fn refuse_other_device(&self, old: &Self, counts: usize) -> Result<(), StateError> {
         let option = |option, found, expected| StateMismatch::Option { option, found, expected };
         if self.device != old.device {
-            return Err(Error::State(vec![option("device", "another one", "the optimizer's own")]));
+            return Err(StateError::Mismatches(vec![option("device", "another one", "the optimizer's own")]));
         }
         // A device that counts steps on its own can only be followed by one that does so too.
         if counts > 1 && !self.options.skips() {
-            return Err(Error::State(vec![option("skip_nonfinite", "true", "true, or all steps reported")]));
+            return Err(StateError::Mismatches(vec![option(
+                "skip_nonfinite",
+                "true",
+                "true, or all steps reported",
+            )]));
         }
         Ok(())
     }
@@ -269,7 +273,7 @@ impl Optimizer {
         &self,
         old: &Self,
         tensors: &[(usize, usize)],
-    ) -> Result<Vec<(wgpu::Buffer, u64, wgpu::Buffer, u64, u64)>, Error> {
+    ) -> Result<Vec<(wgpu::Buffer, u64, wgpu::Buffer, u64, u64)>, StateError> {
         let (mut copies, mut odd) = (Vec::new(), Vec::new());
         let mut new_of = vec![None; old.layout.tensors().len()];
         tensors.iter().for_each(|&(i, j)| new_of[i] = Some(j));
@@ -310,7 +314,7 @@ impl Optimizer {
                 }
             }
         }
-        if odd.is_empty() { Ok(copies) } else { Err(Error::State(odd)) }
+        if odd.is_empty() { Ok(copies) } else { Err(StateError::Mismatches(odd)) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Gradients of several micro-batches, added up.
 
 use super::{Bound, Optimizer, Tensors};
-use crate::error::Error;
+use crate::error::{BindError, OptionsError, StepError};
 use crate::formats::Format;
 use crate::layout::{Group, Layout};
 use crate::options::{Master, Options};
@@ -40,7 +40,7 @@ impl Accumulator {
     ///
     /// # Errors
     /// As [`Optimizer::new`].
-    pub fn new(device: &wgpu::Device, layout: &Layout) -> Result<Self, Error> {
+    pub fn new(device: &wgpu::Device, layout: &Layout) -> Result<Self, OptionsError> {
         Self::stored(device, layout, Format::F32, Format::F32)
     }
 
@@ -54,14 +54,15 @@ impl Accumulator {
         layout: &Layout,
         sums: Format,
         grads: Format,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, OptionsError> {
         // a + g is an ascent with a learning rate of 1: exactly, for the products with 1 are.
         let ascent = Sgd { maximize: true, ..Sgd::default() };
         let group = layout.tensors().iter().fold(Group::new("all", ascent), |group, tensor| {
             group.tensor_at(&tensor.name, &tensor.shape, tensor.offset)
         });
         let options = Options { params: sums, grads, master: Master::None, ..Options::default() };
-        Optimizer::with_options(device, Layout::new([group])?, options).map(Self)
+        let layout = Layout::new([group]).expect("the tensors of a layout are those of another one");
+        Optimizer::with_options(device, layout, options).map(Self)
     }
 
     /// Checks and prepares the accumulator's tensors, in the place of parameters, and the micro-batches'
@@ -69,20 +70,20 @@ impl Accumulator {
     ///
     /// # Errors
     /// As [`Optimizer::bind`].
-    pub fn bind(&mut self, sums_and_gradients: &Tensors<'_>) -> Result<Bound, Error> {
+    pub fn bind(&mut self, sums_and_gradients: &Tensors<'_>) -> Result<Bound, BindError> {
         self.0.bind(sums_and_gradients)
     }
 
     /// Records the addition.
     ///
     /// # Errors
-    /// [`Error::ForeignBinding`].
+    /// A [`StepError`] if another accumulator bound the tensors, or if the device has no memory for scalars.
     pub fn add(
         &mut self,
         queue: &wgpu::Queue,
         encoder: &mut wgpu::CommandEncoder,
         bound: &Bound,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StepError> {
         self.0.step(queue, encoder, bound, 1.0)
     }
 }

@@ -3,7 +3,7 @@
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::Access;
 use super::plan::{Dispatch, TensorRange, whole_blocks};
-use crate::error::Error;
+use crate::error::BindError;
 use crate::formats::Format;
 use crate::layout::VECTOR;
 
@@ -65,18 +65,18 @@ pub(crate) struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    pub(crate) fn new(what: &str, view: View<'a>, bytes: u64) -> Result<Self, Error> {
+    pub(crate) fn new(what: &str, view: View<'a>, bytes: u64) -> Result<Self, BindError> {
         let what = what.to_owned();
         if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::MissingUsage { what, usage: "STORAGE" });
+            return Err(BindError::MissingUsage { what, usage: "STORAGE" });
         }
         if !view.offset.is_multiple_of(ELEMENT) {
-            return Err(Error::Misaligned { what, offset: view.offset, bound: ELEMENT });
+            return Err(BindError::Misaligned { what, offset: view.offset, bound: ELEMENT });
         }
         // Words are written whole.
         let end = view.offset.saturating_add(bytes.next_multiple_of(ELEMENT));
         if end > view.buffer.size() {
-            return Err(Error::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
+            return Err(BindError::OutOfBounds { what, start: view.offset, end, size: view.buffer.size() });
         }
         Ok(Self { what, view })
     }
@@ -194,13 +194,13 @@ impl Part {
         dispatch: &Dispatch,
         sides: &[&Window],
         state: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<(), BindError> {
         for segment in &dispatch.segments {
             let count = u64::from(segment.vectors);
             let refuse = |first: u32, size| {
                 let (start, end) = (u64::from(first), u64::from(first) + count);
                 let what = self.p.what.clone();
-                if end > size { Err(Error::OutOfBounds { what, start, end, size }) } else { Ok(()) }
+                if end > size { Err(BindError::OutOfBounds { what, start, end, size }) } else { Ok(()) }
             };
             refuse(segment.state, state)?;
             sides.iter().try_for_each(|side| refuse(segment.vector.wrapping_add(side.base), side.vectors))?;
@@ -251,11 +251,11 @@ pub(crate) struct ByteRange {
 
 impl ByteRange {
     /// `other` starts no earlier than `self`.
-    pub(crate) fn refuse_overlap(&self, other: &Self) -> Result<(), Error> {
+    pub(crate) fn refuse_overlap(&self, other: &Self) -> Result<(), BindError> {
         if self.buffer != other.buffer || other.start >= self.end {
             return Ok(());
         }
-        Err(Error::BuffersOverlap {
+        Err(BindError::Overlap {
             first: self.what.clone(),
             second: other.what.clone(),
             start: other.start,

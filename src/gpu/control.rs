@@ -4,7 +4,7 @@ use super::device::{create_buffer, create_filled};
 use super::kernel::{CandidateLayout, Fold, Fused};
 use super::pipeline::Kernel;
 use super::ring;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::options::{Clip, Options};
 use crate::report::Report;
 use bytemuck::{Pod, Zeroable};
@@ -81,7 +81,7 @@ impl Control {
         groups: usize,
         rows: &wgpu::BindGroupLayout,
         requests: &wgpu::BindGroupLayout,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let fused = Fused::of(options);
         let kernel = Kernel::control(device, requests, options, set, groups)?;
         let fold = |on: bool, fold| on.then(|| Kernel::fold(device, fold)).transpose();
@@ -138,7 +138,7 @@ impl Control {
     }
 
     /// A place for a report on its way to the host.
-    pub(crate) fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
+    pub(crate) fn staging(&self, device: &wgpu::Device) -> Result<Staging, DeviceError> {
         self.reports.staging(device)
     }
 
@@ -196,7 +196,7 @@ impl Reports {
         Self { inbox: Arc::new(Mutex::new(inbox)), free }
     }
 
-    fn staging(&self, device: &wgpu::Device) -> Result<Staging, Error> {
+    fn staging(&self, device: &wgpu::Device) -> Result<Staging, DeviceError> {
         let popped = lock(&self.free).pop();
         let buffer = match popped {
             Some(buffer) => buffer,

@@ -1,6 +1,6 @@
 //! A device's memory, and its objections as errors instead of panics.
 
-use crate::error::Error;
+use crate::error::DeviceError;
 use std::task::{Context, Poll, Waker};
 
 /// Alignment of every binding offset: the largest that a WebGPU device may ask for.
@@ -16,7 +16,7 @@ pub(crate) fn checked<T>(
     device: &wgpu::Device,
     what: impl FnOnce() -> String,
     make: impl FnOnce() -> T,
-) -> Result<T, Error> {
+) -> Result<T, DeviceError> {
     if cfg!(target_arch = "wasm32") {
         return Ok(make());
     }
@@ -31,7 +31,7 @@ pub(crate) fn checked<T>(
     ];
     for answer in answers {
         if let Poll::Ready(Some(error)) = answer {
-            return Err(Error::Device { what: what(), reason: error.to_string() });
+            return Err(DeviceError::Refused { what: what(), reason: error.to_string() });
         }
     }
     Ok(made)
@@ -43,7 +43,7 @@ pub(crate) fn create_buffer(
     label: &str,
     size: u64,
     usage: wgpu::BufferUsages,
-) -> Result<wgpu::Buffer, Error> {
+) -> Result<wgpu::Buffer, DeviceError> {
     checked(
         device,
         || format!("{size} bytes for {label}"),
@@ -64,7 +64,7 @@ pub(crate) fn create_filled(
     label: &str,
     bytes: &[u8],
     usage: wgpu::BufferUsages,
-) -> Result<wgpu::Buffer, Error> {
+) -> Result<wgpu::Buffer, DeviceError> {
     let what = || format!("{} bytes for {label}", bytes.len());
     let buffer = checked(device, what, || {
         device.create_buffer(&wgpu::BufferDescriptor {
@@ -76,7 +76,7 @@ pub(crate) fn create_filled(
     })?;
     let mut mapped = buffer
         .get_mapped_range_mut(..)
-        .map_err(|error| Error::Device { what: what(), reason: error.to_string() })?;
+        .map_err(|error| DeviceError::Refused { what: what(), reason: error.to_string() })?;
     mapped.copy_from_slice(bytes);
     drop(mapped);
     buffer.unmap();
@@ -93,7 +93,7 @@ mod tests {
         let Some(gpu) = harness::test_gpu() else { return };
         let size = gpu.device.limits().max_buffer_size + 4;
         let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
-        let Error::Device { what, reason } = &error else { panic!("{error}") };
+        let DeviceError::Refused { what, reason } = &error else { panic!("{error}") };
         assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::{CandidateLayout, Fused};
 use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, WORKGROUP_SIZE};
-use crate::error::Error;
+use crate::error::{DeviceError, OptionsError};
 use crate::layout::{Layout, RuleUse};
 use crate::options::Options;
 
@@ -13,9 +13,13 @@ const UNIFORM_BYTES: u64 = 64 << 10;
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
 
 /// What the planner needs of the device, or which limit is too small.
-pub(crate) fn limits(device: &wgpu::Limits, layout: &Layout, options: &Options) -> Result<Limits, Error> {
+pub(crate) fn limits(
+    device: &wgpu::Limits,
+    layout: &Layout,
+    options: &Options,
+) -> Result<Limits, OptionsError> {
     let at_least = |limit, value: u64, bound: u64| {
-        if value >= bound { Ok(()) } else { Err(Error::DeviceLimit { limit, value, bound }) }
+        if value >= bound { Ok(()) } else { Err(DeviceError::Limit { limit, value, bound }) }
     };
     let fused = Fused::of(options);
     let layerwise = layout.rules().iter().any(|rule| rule.spec.is_layer_wise());
@@ -59,18 +63,18 @@ pub(crate) fn limits(device: &wgpu::Limits, layout: &Layout, options: &Options) 
     let bound = (uniform as usize / 16 - set.header as usize) / set.row as usize;
     let groups = layout.groups().len();
     if groups > bound {
-        return Err(Error::TooManyGroups { groups, bound });
+        return Err(OptionsError::TooManyGroups { groups, bound });
     }
     // A group has a number in the segments, and where it is clipped a workgroup; a tensor of a layer-wise
     // rule likewise.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
     if fused.grouped && groups > bound {
-        return Err(Error::TooManyGroups { groups, bound });
+        return Err(OptionsError::TooManyGroups { groups, bound });
     }
     for (i, rule) in layout.rules().iter().enumerate().filter(|(_, rule)| rule.spec.is_layer_wise()) {
         let tensors = layout.tensors().iter().filter(|tensor| layout.rule_index(tensor.group) == i).count();
         if tensors > bound {
-            return Err(Error::TooManyTensors { rule: rule.spec.name, tensors, bound });
+            return Err(OptionsError::TooManyTensors { rule: rule.spec.name, tensors, bound });
         }
     }
     let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);

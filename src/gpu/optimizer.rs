@@ -9,7 +9,7 @@ use super::plan::{Limits, Space};
 use super::ring::{self, Ring};
 use super::state::ChunkState;
 use super::trust_ratio::Layers;
-use crate::error::Error;
+use crate::error::{ChangeError, DeviceError, OptionsError};
 use crate::layout::{Layout, RuleUse};
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -82,18 +82,21 @@ impl Optimizer {
     /// Allocates zeroed state for `layout` on `device`.
     ///
     /// # Errors
-    /// [`Error::DeviceLimit`], [`Error::TooManyGroups`] or [`Error::TooManyTensors`] if the device cannot run
-    /// the kernels, [`Error::TensorTooLarge`], [`Error::Device`] if it refuses the memory or the text of a
-    /// rule that is not built in.
-    pub fn new(device: &wgpu::Device, layout: Layout) -> Result<Self, Error> {
+    /// An [`OptionsError`] if the limits of the device are too small, or if it refuses the memory or the text
+    /// of a rule that is not built in.
+    pub fn new(device: &wgpu::Device, layout: Layout) -> Result<Self, OptionsError> {
         Self::with_options(device, layout, Options::default())
     }
 
     /// Allocates zeroed state for `layout` on `device`, with options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`Error::Options`], [`Error::Format`].
-    pub fn with_options(device: &wgpu::Device, layout: Layout, options: Options) -> Result<Self, Error> {
+    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    pub fn with_options(
+        device: &wgpu::Device,
+        layout: Layout,
+        options: Options,
+    ) -> Result<Self, OptionsError> {
         Self::with_target(device, layout, options, Target::of(device))
     }
 
@@ -107,7 +110,7 @@ impl Optimizer {
         layout: Layout,
         options: Options,
         target: Target,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, OptionsError> {
         options.validate()?;
         let fused = Fused::of(&options);
         let limits = limits(&device.limits(), &layout, &options)?;
@@ -138,7 +141,7 @@ impl Optimizer {
         let element = options.params.bytes().max(options.grads.bytes());
         if let Some(tensor) = layout.tensors().iter().find(|t| t.len * element > bound) {
             let bytes = tensor.len * element;
-            return Err(Error::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
+            return Err(OptionsError::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
         }
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
         let (vectors, bytes) = (set.vectors(groups), (set.vectors(groups) * 16) as u64);
@@ -166,7 +169,7 @@ impl Optimizer {
             let groups: Vec<_> = own.map(|tensor| tensor.group as u32).collect();
             Layers::new(device, &rule.spec, groups, &scalars_layout, &key(rule)).map(Some)
         });
-        let layers = layers.collect::<Result<_, Error>>()?;
+        let layers = layers.collect::<Result<_, DeviceError>>()?;
         Ok(Self {
             device: device.clone(),
             options,
@@ -230,11 +233,16 @@ impl Optimizer {
     /// the next submission on.
     ///
     /// # Errors
-    /// [`Error::Options`] for a scale not from [`min`](crate::LossScale::min) to
-    /// [`max`](crate::LossScale::max), for `good_steps` not below
-    /// [`growth_interval`](crate::LossScale::growth_interval), and without [`Options::loss_scale`]; nothing
+    /// A [`ChangeError`] if the scale is not from [`min`](crate::LossScale::min) to
+    /// [`max`](crate::LossScale::max), if `good_steps` is not below
+    /// [`growth_interval`](crate::LossScale::growth_interval), or without [`Options::loss_scale`]. Nothing
     /// changes then.
-    pub fn set_loss_scale(&mut self, queue: &wgpu::Queue, scale: f64, good_steps: u32) -> Result<(), Error> {
+    pub fn set_loss_scale(
+        &mut self,
+        queue: &wgpu::Queue,
+        scale: f64,
+        good_steps: u32,
+    ) -> Result<(), ChangeError> {
         self.options.check_loss_scale(scale, good_steps)?;
         if let Some(state) = self.loss_scale() {
             // The first two fields of `State`.
@@ -247,27 +255,26 @@ impl Optimizer {
     /// Gives a group other hyperparameters of its rule, from the next recorded step on. Bindings stay valid.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for the group, [`Error::OtherRule`] for a rule of another type,
-    /// [`Error::Hyperparameter`], [`Error::Conflict`], [`Error::SlotNotKept`] if it needs a state slot that
-    /// is not kept; nothing changes then.
-    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown, if the rule is of another type or refused, or if it needs a
+    /// state slot that is not kept. Nothing changes then.
+    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), ChangeError> {
         self.layout.set_rule(group, rule.into())
     }
 
     /// Gives a group another factor of the learning rate, from the next recorded step on.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for the group, [`Error::Factor`]; nothing changes then.
-    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+    /// A [`ChangeError`] if the group is unknown or the schedule is refused. Nothing changes then.
+    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), ChangeError> {
         self.layout.set_lr_factor(group, factor.into())
     }
 
     /// Gives the clip another bound, from the next recorded step on.
     ///
     /// # Errors
-    /// [`Error::OtherClip`] for another kind of clip than [`Options::clip`], [`Error::Options`] for a bound
-    /// out of range; nothing changes then.
-    pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+    /// A [`ChangeError`] if the clip is of another kind than [`Options::clip`], or its bound is out of range.
+    /// Nothing changes then.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<(), ChangeError> {
         self.options.set_clip(clip)
     }
 
@@ -279,20 +286,20 @@ impl Optimizer {
     /// compile.
     ///
     /// # Errors
-    /// [`Error::Unknown`].
-    pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
+    /// A [`ChangeError::UnknownGroup`].
+    pub fn freeze(&mut self, group: &str) -> Result<(), ChangeError> {
         self.set_frozen(group, true)
     }
 
     /// Ends the freezing of a group, from the next recorded step on.
     ///
     /// # Errors
-    /// [`Error::Unknown`].
-    pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
+    /// A [`ChangeError::UnknownGroup`].
+    pub fn unfreeze(&mut self, group: &str) -> Result<(), ChangeError> {
         self.set_frozen(group, false)
     }
 
-    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), Error> {
+    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), ChangeError> {
         self.revision += u64::from(self.layout.set_frozen(group, frozen)?);
         Ok(())
     }

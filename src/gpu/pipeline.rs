@@ -6,7 +6,7 @@ use super::kernel::{
     REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout,
 };
 use super::plan::Space;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::formats::Format;
 use crate::options::Options;
 use crate::rules::RuleSpec;
@@ -74,7 +74,7 @@ impl Kernel {
         text: Text,
         entries: &[wgpu::BindGroupLayoutEntry],
         scalars: Option<&wgpu::BindGroupLayout>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let label = Some(text.label.as_str());
         let make = || {
             let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries });
@@ -103,7 +103,7 @@ impl Kernel {
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         Self::new(device, Text::of_rule(spec, &kernel::update(spec, key)), &entries(key), Some(rows))
     }
 
@@ -113,7 +113,7 @@ impl Kernel {
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let text = Text::of_rule(spec, &kernel::layer_norms(spec, key));
         Self::new(device, text, &entries(key), Some(rows))
     }
@@ -124,7 +124,7 @@ impl Kernel {
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let text = Text::of_rule(spec, &kernel::trust_ratios(spec, key));
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
         Self::new(device, text, &entries, Some(rows))
@@ -135,7 +135,7 @@ impl Kernel {
         device: &wgpu::Device,
         table_layout: &TableLayout,
         grads: Format,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let entries = [
             entry(BINDING_TABLE, table(table_layout.space)),
             entry(REDUCE_BINDING_G, READ),
@@ -145,7 +145,7 @@ impl Kernel {
     }
 
     /// Partial sums added up.
-    pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, Error> {
+    pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, DeviceError> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
         Self::new(device, Text::of_ours(&kernel::fold(fold)), &entries, None)
     }
@@ -157,7 +157,7 @@ impl Kernel {
         options: &Options,
         set: &CandidateLayout,
         groups: usize,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let text = Text::of_ours(&kernel::control(options, set, groups));
         let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
         Self::new(device, text, &entries, Some(requests))
@@ -166,7 +166,7 @@ impl Kernel {
 
 /// Has the device look at a rule's text in all of its forms: with scalars and with vectors of them, one of
 /// which only some layouts need, and in both phases.
-pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), Error> {
+pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), DeviceError> {
     let check = |composed: Composed| {
         let text = Text::of_rule(spec, &composed);
         checked(device, || text.what.clone(), || text.module(device)).map(drop)

@@ -7,7 +7,7 @@
 //! it goes never allocates.
 
 use super::device::{ALIGNMENT, checked, create_buffer};
-use crate::error::Error;
+use crate::error::DeviceError;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a page, unless one place takes more.
@@ -81,7 +81,7 @@ pub(crate) fn group(
     layout: &wgpu::BindGroupLayout,
     buffer: &wgpu::Buffer,
     bytes: u64,
-) -> Result<wgpu::BindGroup, Error> {
+) -> Result<wgpu::BindGroup, DeviceError> {
     let size = wgpu::BufferSize::new(bytes);
     let entries = [wgpu::BindGroupEntry {
         binding: 0,
@@ -99,7 +99,7 @@ impl Ring {
         device: &wgpu::Device,
         layout: wgpu::BindGroupLayout,
         row_bytes: u64,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let mut ring = Self {
             device: device.clone(),
             layout,
@@ -114,7 +114,7 @@ impl Ring {
     }
 
     /// Larger places, beside those that are still leased.
-    pub(crate) fn with_row_bytes(&self, row_bytes: u64) -> Result<Self, Error> {
+    pub(crate) fn with_row_bytes(&self, row_bytes: u64) -> Result<Self, DeviceError> {
         let larger = Self::new(&self.device, self.layout.clone(), row_bytes)?;
         Ok(Self { leases: self.leases.clone(), ..larger })
     }
@@ -129,7 +129,7 @@ impl Ring {
         (PAGE_BYTES / self.place_bytes).max(1) as u32
     }
 
-    fn grow(&mut self) -> Result<(), Error> {
+    fn grow(&mut self) -> Result<(), DeviceError> {
         let buffer = create_buffer(
             &self.device,
             "scalars",
@@ -163,7 +163,7 @@ impl Ring {
     }
 
     /// Writes one step's scalars to a free place.
-    pub(crate) fn write(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<Lease, Error> {
+    pub(crate) fn write(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<Lease, DeviceError> {
         let popped = lock(&self.free).pop();
         let place = match popped {
             Some(place) => place,

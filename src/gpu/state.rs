@@ -3,7 +3,7 @@
 use super::device::create_buffer;
 use super::optimizer::Optimizer;
 use super::plan::{self, BLOCK_VECTORS, Chunk, Limits, Span};
-use crate::error::Error;
+use crate::error::{DeviceError, StateError};
 use crate::formats::Format;
 use crate::layout::{Layout, RuleUse, Tensor, VECTOR};
 use crate::options::Options;
@@ -64,7 +64,7 @@ impl ChunkState {
         layout: &Layout,
         options: &Options,
         limits: &Limits,
-    ) -> Result<Vec<Self>, Error> {
+    ) -> Result<Vec<Self>, DeviceError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let allocated = chunks(layout, options, limits).into_iter().map(|(rule, format, chunk)| {
             let slots = slots_of(&layout.rules()[rule], options);
@@ -73,7 +73,7 @@ impl ChunkState {
                 let bytes = slot.format.unwrap_or(format).tensor_bytes(elements);
                 create_buffer(device, slot.name, bytes, usage)
             };
-            let buffers = slots.iter().map(buffer).collect::<Result<_, Error>>()?;
+            let buffers = slots.iter().map(buffer).collect::<Result<_, DeviceError>>()?;
             Ok(Self { rule, chunk, format, slots, buffers })
         });
         allocated.collect()
@@ -151,15 +151,15 @@ impl Optimizer {
     /// rule keeps the slot.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for a tensor that the layout lacks or a slot that the tensor's rule lacks.
-    pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, Error> {
-        let target = self.layout.tensor(tensor)?;
+    /// A [`StateError`] if the layout lacks the tensor, or the tensor's rule the slot.
+    pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, StateError> {
+        let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let rule = self.layout.rule_index(target.group);
         let mut ranges = Vec::new();
         for state in self.state.iter().filter(|state| state.rule == rule) {
             let Some(index) = state.slot(slot) else {
                 let known = self.layout.rules()[rule].spec.slot(slot).is_some();
-                let unknown = || Error::Unknown { what: "slot", name: slot.into() };
+                let unknown = || StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() };
                 return if known { Ok(Vec::new()) } else { Err(unknown()) };
             };
             ranges.extend(state.range(index, target));

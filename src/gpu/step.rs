@@ -4,7 +4,7 @@ use super::control::{Control, Request, Staging};
 use super::optimizer::{Optimizer, request_bytes};
 use super::record::{Bound, Recorded};
 use super::ring::Lease;
-use crate::error::Error;
+use crate::error::{DeviceError, StepError};
 use crate::options::{Clip, Rounding};
 use crate::random::step_key;
 use crate::step::Step;
@@ -21,18 +21,16 @@ impl Optimizer {
     /// segments). `steps()` counts it.
     ///
     /// # Errors
-    /// [`Error::ForeignBinding`], [`Error::Step`], [`Error::Options`] for the gradient scale,
-    /// [`Error::ScalarOverflow`], [`Error::Unreported`], [`Error::UncertainMomentum`],
-    /// [`Error::UncertainAge`], [`Error::Device`] if there is no memory for scalars or a report. The first
-    /// step after a group was thawed may be refused as [`bind`](Self::bind) refuses. Nothing is recorded
-    /// then, and no state changes.
+    /// A [`StepError`] if an argument is out of range, if reports are due, or if the device has no memory for
+    /// scalars or a report. The first step after a group was thawed may be refused as [`bind`](Self::bind)
+    /// refuses. Nothing is recorded then, and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
         encoder: &mut wgpu::CommandEncoder,
         tensors: &Bound,
         step: impl Into<Step>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StepError> {
         // Before anything is recorded, for it may fail.
         let staging = self.staging()?;
         let (recorded, lease) = self.prepare(queue, tensors, step.into())?;
@@ -58,7 +56,7 @@ impl Optimizer {
         pass: &mut wgpu::ComputePass<'_>,
         tensors: &Bound,
         step: impl Into<Step>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StepError> {
         let (recorded, lease) = self.prepare(queue, tensors, step.into())?;
         recorded.record(self, pass, &lease);
         pass.on_submitted_work_done(move || drop(lease));
@@ -70,8 +68,8 @@ impl Optimizer {
     /// recorded. Without reports by the options it does nothing.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device has no memory for a report.
-    pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+    /// A [`DeviceError`] if the device has no memory for a report.
+    pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), DeviceError> {
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
             control.read_back(encoder, staging, self.steps - 1);
         }
@@ -79,7 +77,7 @@ impl Optimizer {
     }
 
     /// A place for a report, if there are any.
-    fn staging(&self) -> Result<Option<Staging>, Error> {
+    fn staging(&self) -> Result<Option<Staging>, DeviceError> {
         match &self.control {
             Some(control) if self.options.reports() => control.staging(&self.device).map(Some),
             _ => Ok(None),
@@ -92,9 +90,9 @@ impl Optimizer {
         queue: &wgpu::Queue,
         tensors: &Bound,
         step: Step,
-    ) -> Result<(Arc<Recorded>, Lease), Error> {
+    ) -> Result<(Arc<Recorded>, Lease), StepError> {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
-            return Err(Error::ForeignBinding);
+            return Err(StepError::ForeignBinding);
         }
         let unscale = step.unscale()? as f32;
         let recorded = self.current(tensors)?;
@@ -103,7 +101,7 @@ impl Optimizer {
         }
         let sets = self.pending.count();
         if sets > self.max_sets {
-            return Err(Error::Unreported { steps: sets - 1, bound: self.max_sets - 1 });
+            return Err(StepError::Unreported { steps: sets - 1, bound: self.max_sets - 1 });
         }
         self.write_sets(step, unscale, sets)?;
         let set = 4 * self.set.vectors(self.layout.groups().len());
@@ -136,7 +134,7 @@ impl Optimizer {
 
     /// Writes the sets of scalars of the next step to `scratch`, one for every count of skipped steps that is
     /// possible.
-    fn write_sets(&mut self, step: Step, unscale: f32, sets: usize) -> Result<(), Error> {
+    fn write_sets(&mut self, step: Step, unscale: f32, sets: usize) -> Result<(), StepError> {
         let set_words = 4 * self.set.vectors(self.layout.groups().len());
         let (header, row) = (4 * self.set.header as usize, 4 * self.set.row as usize);
         let weight = self.set.weight as usize;
@@ -166,8 +164,8 @@ impl Optimizer {
         let Some(uncertain) = uncertain else { return Ok(()) };
         let (group, steps) = (&self.layout.groups()[uncertain.group], sets - 1);
         if uncertain.age {
-            return Err(Error::UncertainAge { group: group.name().into(), steps });
+            return Err(StepError::UncertainAge { group: group.name().into(), steps });
         }
-        Err(Error::UncertainMomentum { rule: group.rule().name(), steps })
+        Err(StepError::UncertainMomentum { rule: group.rule().name(), steps })
     }
 }

@@ -5,7 +5,7 @@ use super::kernel::KernelKey;
 use super::pipeline::Kernel;
 use super::plan::Space;
 use super::ring;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::rules::RuleSpec;
 
 /// The kernel between the phases of a layer-wise rule, and the memory that it writes.
@@ -33,7 +33,7 @@ impl Layers {
         group_of: Vec<u32>,
         scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DeviceError> {
         let kernel = Kernel::ratio(spec, device, scalars, key)?;
         let bytes = 16 * key.set.vectors(group_of.len()) as u64;
         let (space, ty) = if bytes <= key.table_layout.uniform_bytes.into() {

@@ -1,6 +1,6 @@
 //! Parameter groups: tensors with a rule.
 
-use crate::error::Error;
+use crate::error::StepError;
 use crate::rules::{DynRule, Refusal};
 use crate::schedule::Schedule;
 use crate::step::Step;
@@ -116,10 +116,6 @@ impl Group {
         self.frozen
     }
 
-    pub(super) fn refuse_factor(&self, reason: Error) -> Error {
-        Error::Factor { group: self.name.clone(), reason: Box::new(reason) }
-    }
-
     /// Writes the scalars of the group's next step to `out`, after `recorded` steps of the host's, and
     /// advances `carry`.
     pub(super) fn scalars(
@@ -129,9 +125,11 @@ impl Group {
         carry: &mut Carry,
         kept: &[bool],
         out: &mut [f64],
-    ) -> Result<(), Error> {
-        let refuse = |field, value, bound| Error::Step { field, group: self.name.clone(), value, bound };
-        let factor = self.lr_factor.at(recorded).map_err(|reason| self.refuse_factor(reason))?;
+    ) -> Result<(), StepError> {
+        let refuse =
+            |field, value, bound| StepError::Argument { field, group: self.name.clone(), value, bound };
+        let factor = self.lr_factor.at(recorded);
+        let factor = factor.map_err(|reason| StepError::Factor { group: self.name.clone(), reason })?;
         let lr = step.lr * factor.lr;
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(refuse("learning rate", lr, "finite and at least 0"));
@@ -150,7 +148,7 @@ impl Group {
         for (scalar, &value) in self.rule.spec().scalars.iter().zip(&*out) {
             if !(value as f32).is_finite() {
                 let (rule, group) = (self.rule.name(), self.name.clone());
-                return Err(Error::ScalarOverflow { rule, scalar, group, value });
+                return Err(StepError::ScalarOverflow { rule, scalar, group, value });
             }
         }
         Ok(())

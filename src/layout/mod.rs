@@ -6,7 +6,7 @@ mod group;
 pub use group::{Carry, Group};
 
 use crate::bytes::bytes_moved;
-use crate::error::Error;
+use crate::error::{LayoutError, RuleError, StateError, StepError};
 use crate::formats::Format;
 use crate::options::Options;
 use crate::rules::RuleSpec;
@@ -91,10 +91,9 @@ impl Layout {
     /// vector by vector, the fast way.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for names of a rule that contradict each other, [`Error::Hyperparameter`],
-    /// [`Error::Factor`], [`Error::Duplicate`], [`Error::EmptyGroup`], [`Error::EmptyTensor`],
-    /// [`Error::EmptyLayout`], [`Error::TensorsOverlap`], [`Error::TooLarge`].
-    pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, Error> {
+    /// A [`LayoutError`] if a rule or a factor is refused, if a name is there twice, or if tensors are empty,
+    /// overlap or lie too far out.
+    pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, VECTOR)
     }
 
@@ -106,27 +105,28 @@ impl Layout {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn packed(groups: impl IntoIterator<Item = Group>) -> Result<Self, Error> {
+    pub fn packed(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, 1)
     }
 
-    fn with_alignment(groups: impl IntoIterator<Item = Group>, alignment: u64) -> Result<Self, Error> {
+    fn with_alignment(groups: impl IntoIterator<Item = Group>, alignment: u64) -> Result<Self, LayoutError> {
         let groups: Vec<_> = groups.into_iter().collect();
         let mut tensors = Vec::new();
         let (mut group_names, mut tensor_names) = (HashSet::new(), HashSet::new());
         let mut next = 0;
         for (g, group) in groups.iter().enumerate() {
             group.rule.validate()?;
-            group.lr_factor.validate().map_err(|reason| group.refuse_factor(reason))?;
+            let refuse = |reason| LayoutError::Factor { group: group.name.clone(), reason };
+            group.lr_factor.validate().map_err(refuse)?;
             if !group_names.insert(group.name.as_str()) {
-                return Err(duplicate("group", &group.name));
+                return Err(LayoutError::DuplicateGroup { group: group.name.clone() });
             }
             if group.tensors.is_empty() {
-                return Err(Error::EmptyGroup { group: group.name.clone() });
+                return Err(LayoutError::EmptyGroup { group: group.name.clone() });
             }
             for declared in &group.tensors {
                 if !tensor_names.insert(declared.name.as_str()) {
-                    return Err(duplicate("tensor", &declared.name));
+                    return Err(LayoutError::DuplicateTensor { tensor: declared.name.clone() });
                 }
                 let tensor = place(declared, g, u64::next_multiple_of(next, alignment))?;
                 next = tensor.end();
@@ -134,14 +134,14 @@ impl Layout {
             }
         }
         if tensors.is_empty() {
-            return Err(Error::EmptyLayout);
+            return Err(LayoutError::Empty);
         }
         let mut by_offset: Vec<_> = (0..tensors.len()).collect();
         by_offset.sort_by_key(|&i| tensors[i].offset);
         for pair in by_offset.windows(2) {
             let (a, b) = (&tensors[pair[0]], &tensors[pair[1]]);
             if b.offset < a.end() {
-                return Err(Error::TensorsOverlap {
+                return Err(LayoutError::Overlap {
                     first: a.name.clone(),
                     second: b.name.clone(),
                     end: a.end(),
@@ -175,12 +175,17 @@ impl Layout {
     /// A tensor by name.
     ///
     /// # Errors
-    /// [`Error::Unknown`].
-    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+    /// A [`LayoutError::UnknownTensor`].
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, LayoutError> {
+        self.find(name, |tensor| LayoutError::UnknownTensor { tensor })
+    }
+
+    /// A tensor by name, or the error of another stage for an unknown name.
+    pub(crate) fn find<E>(&self, name: &str, unknown: impl FnOnce(String) -> E) -> Result<&Tensor, E> {
         self.by_name
             .binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name))
             .map(|at| &self.tensors[self.by_name[at]])
-            .map_err(|_| Error::Unknown { what: "tensor", name: name.into() })
+            .map_err(|_| unknown(name.into()))
     }
 
     /// The extent of the flat space in elements: one past the last tensor's last element, gaps included.
@@ -258,14 +263,11 @@ impl Layout {
     }
 
     /// The error for a slot of a tensor's rule that no group of the rule keeps.
-    pub(crate) fn not_kept(&self, slot: &str, tensor: &str) -> Error {
-        let Ok(tensor) = self.tensor(tensor) else {
-            return Error::Unknown { what: "tensor", name: tensor.into() };
-        };
+    pub(crate) fn not_kept(&self, slot: &str, tensor: &Tensor) -> StateError {
         let known = self.rule_of(tensor).spec.slots.iter().find(|known| **known == slot);
         match known {
-            Some(slot) => Error::SlotNotKept { group: self.groups[tensor.group].name.clone(), slot },
-            None => Error::Unknown { what: "slot", name: slot.into() },
+            Some(slot) => StateError::SlotNotKept { group: self.groups[tensor.group].name.clone(), slot },
+            None => StateError::UnknownSlot { tensor: tensor.name.clone(), slot: slot.into() },
         }
     }
 
@@ -301,7 +303,7 @@ impl Layout {
         carries: &mut [Carry],
         scratch: &mut [f64],
         mut each: impl FnMut(usize, u64, &[f64]),
-    ) -> Result<(), Error> {
+    ) -> Result<(), StepError> {
         for (g, (group, carry)) in self.groups.iter().zip(carries).enumerate() {
             let rule = &self.rules[self.rule_of[g]];
             let scalars = &mut scratch[..rule.spec.scalars.len()];
@@ -324,7 +326,7 @@ impl RuleUse {
 }
 
 /// The different rules of the groups, and the index of each group's.
-fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), Error> {
+fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), RuleError> {
     let mut rules: Vec<RuleUse> = Vec::new();
     let mut rule_of = Vec::with_capacity(groups.len());
     for group in groups {
@@ -332,7 +334,7 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), Error> {
         let found = rules.iter().position(|rule| rule.spec.id == spec.id);
         if found.is_none() && rules.iter().any(|rule| rule.spec.name == spec.name) {
             let conflict = "two rules of this name in one layout";
-            return Err(Error::Conflict { rule: spec.name, conflict });
+            return Err(RuleError::Conflict { rule: spec.name, conflict });
         }
         let index = found.unwrap_or(rules.len());
         if let Some(rule) = rules.get_mut(index)
@@ -352,25 +354,19 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), Error> {
     Ok((rules, rule_of))
 }
 
-fn duplicate(what: &'static str, name: &str) -> Error {
-    Error::Duplicate { what, name: name.into() }
-}
-
-fn place(declared: &group::Declared, group: usize, next: u64) -> Result<Tensor, Error> {
-    let too_large = |field, value: u128| Error::TooLarge {
-        tensor: declared.name.clone(),
-        field,
-        value: u64::try_from(value).unwrap_or(u64::MAX),
-        bound: MAX_ELEMENTS,
-    };
+fn place(declared: &group::Declared, group: usize, next: u64) -> Result<Tensor, LayoutError> {
     if declared.shape.contains(&0) {
-        return Err(Error::EmptyTensor { tensor: declared.name.clone(), shape: declared.shape.clone() });
+        return Err(LayoutError::EmptyTensor {
+            tensor: declared.name.clone(),
+            shape: declared.shape.clone(),
+        });
     }
     let len = declared.shape.iter().try_fold(1u128, |n, &d| n.checked_mul(d.into())).unwrap_or(u128::MAX);
     let offset = declared.offset.unwrap_or(next);
     let end = len.saturating_add(offset.into());
     if end > MAX_ELEMENTS.into() {
-        return Err(too_large("offset + length", end));
+        let (tensor, end) = (declared.name.clone(), u64::try_from(end).unwrap_or(u64::MAX));
+        return Err(LayoutError::TooLarge { tensor, end, bound: MAX_ELEMENTS });
     }
     Ok(Tensor {
         name: declared.name.clone(),

@@ -1,7 +1,7 @@
 //! Chunks: the units in which gradients come to the host and parameters go back.
 
 use crate::cpu::Optimizer;
-use crate::error::Error;
+use crate::error::BindError;
 use core::ops::Range;
 
 /// Bytes of an element.
@@ -35,14 +35,14 @@ impl Chunk {
         what: &str,
         usage: wgpu::BufferUsages,
         name: &'static str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), BindError> {
         if !buffer.usage().contains(usage) {
-            return Err(Error::MissingUsage { what: what.into(), usage: name });
+            return Err(BindError::MissingUsage { what: what.into(), usage: name });
         }
         let start = self.ranges.first().map_or(0, |range| range.start);
         let [start, end] = [start, self.end()].map(|at| (at * ELEMENT) as u64);
         if end > buffer.size() {
-            return Err(Error::OutOfBounds { what: what.into(), start, end, size: buffer.size() });
+            return Err(BindError::OutOfBounds { what: what.into(), start, end, size: buffer.size() });
         }
         Ok(())
     }

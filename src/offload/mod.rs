@@ -7,7 +7,7 @@ mod step;
 mod tests;
 
 use crate::cpu::{Optimizer, StateMut};
-use crate::error::{Error, OffloadError};
+use crate::error::{DeviceError, OffloadError, OptionsError};
 use crate::layout::Layout;
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -123,38 +123,38 @@ impl Offload {
     /// Zeroed state for `layout`, and parameters that start as `params`, which is what the device has.
     ///
     /// # Errors
-    /// As [`cpu::Optimizer::with_options`](Optimizer::with_options); [`Error::Format`] for formats other than
-    /// f32, [`Error::ReadOnly`] for gradients that are to be set to zero, which is the device's to do;
-    /// [`Error::Mismatch`] for parameters of another length, [`Error::Device`] if it refuses memory.
+    /// An [`OptionsError`] as of [`cpu::Optimizer::with_options`](Optimizer::with_options), for formats other
+    /// than f32, for gradients that are to be set to zero, which is the device's to do, for parameters of
+    /// another length, or if the device refuses memory.
     pub fn new(
         device: &wgpu::Device,
         layout: Layout,
         options: Options,
         params: Vec<f32>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, OptionsError> {
         Self::with_transfers(device, layout, options, Transfers::default(), params)
     }
 
     /// [`new`](Self::new) with chunks of another size, or more or fewer of them at a time.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`Error::Options`] for a field of `transfers` that is 0.
+    /// As [`new`](Self::new), and an [`OptionsError`] if a field of `transfers` is 0.
     pub fn with_transfers(
         device: &wgpu::Device,
         layout: Layout,
         options: Options,
         transfers: Transfers,
         params: Vec<f32>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, OptionsError> {
         let Transfers { chunk_blocks, staged_chunks } = transfers;
         for (field, value) in [("chunk_blocks", chunk_blocks), ("staged_chunks", staged_chunks)] {
             if value == 0 {
-                return Err(Error::Options { field, value: 0.0, bound: "at least 1" });
+                return Err(OptionsError::Field { field, value: 0.0, bound: "at least 1" });
             }
         }
         for (field, format) in [("params", options.params), ("grads", options.grads)] {
             if format != crate::Format::F32 {
-                return Err(Error::Format {
+                return Err(OptionsError::Format {
                     field,
                     format: format.name(),
                     bound: "f32 where state is offloaded",
@@ -162,11 +162,11 @@ impl Offload {
             }
         }
         if options.zero_gradients {
-            return Err(Error::ReadOnly { what: "gradients on a device" });
+            return Err(OptionsError::ZeroGradients);
         }
         let (found, expected) = (params.len() as u64, layout.len());
         if found != expected {
-            return Err(Error::Mismatch { what: "parameters", found, expected });
+            return Err(OptionsError::Parameters { found, expected });
         }
         let optimizer = Optimizer::with_options(layout, options)?;
         let chunks = chunks(&optimizer, chunk_blocks);
@@ -205,28 +205,28 @@ impl Offload {
     /// Goes on with a saved loss scale, as [`cpu::Optimizer::set_loss_scale`](Optimizer::set_loss_scale).
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), OffloadError> {
         self.between_steps()?;
-        self.optimizer.set_loss_scale(scale, good_steps)
+        Ok(self.optimizer.set_loss_scale(scale, good_steps)?)
     }
 
     /// State to be written, as [`cpu::Optimizer::state_mut`](Optimizer::state_mut). With feature
     /// `checkpoint`, `checkpoint::Cpu::offloaded` saves and loads all there is.
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, OffloadError> {
         self.between_steps()?;
-        self.optimizer.state_mut(slot, tensor)
+        Ok(self.optimizer.state_mut(slot, tensor)?)
     }
 
     /// Writes all parameters that the host has to the device's, by the queue: they are sent with the next
     /// submission. Gaps between tensors stay.
     ///
     /// # Errors
-    /// [`OffloadError::StepUnderWay`], [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`].
-    pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), Error> {
+    /// An [`OffloadError`] if a step is under way, or if the buffer is too short or lacks usage `COPY_DST`.
+    pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), OffloadError> {
         self.between_steps()?;
         let mut ranges: Vec<core::ops::Range<usize>> = Vec::new();
         for tensor in self.optimizer.layout().by_offset() {
@@ -245,29 +245,29 @@ impl Offload {
     /// Gives a group other hyperparameters of its rule, as [`cpu::Optimizer::set_rule`](Optimizer::set_rule).
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), OffloadError> {
         self.between_steps()?;
-        self.optimizer.set_rule(group, rule)
+        Ok(self.optimizer.set_rule(group, rule)?)
     }
 
     /// Gives a group another factor of the learning rate, as
     /// [`cpu::Optimizer::set_lr_factor`](Optimizer::set_lr_factor).
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), OffloadError> {
         self.between_steps()?;
-        self.optimizer.set_lr_factor(group, factor)
+        Ok(self.optimizer.set_lr_factor(group, factor)?)
     }
 
     /// Gives the clip another bound, as [`cpu::Optimizer::set_clip`](Optimizer::set_clip).
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<(), OffloadError> {
         self.between_steps()?;
-        self.optimizer.set_clip(clip)
+        Ok(self.optimizer.set_clip(clip)?)
     }
 
     /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients do not cross any
@@ -275,21 +275,21 @@ impl Offload {
     /// requested again.
     ///
     /// # Errors
-    /// Its errors, and [`OffloadError::StepUnderWay`].
-    pub fn freeze(&mut self, group: &str) -> Result<(), Error> {
+    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    pub fn freeze(&mut self, group: &str) -> Result<(), OffloadError> {
         self.between_steps()?;
         self.stale = true;
-        self.optimizer.freeze(group)
+        Ok(self.optimizer.freeze(group)?)
     }
 
     /// Ends the freezing of a group.
     ///
     /// # Errors
     /// As [`freeze`](Self::freeze).
-    pub fn unfreeze(&mut self, group: &str) -> Result<(), Error> {
+    pub fn unfreeze(&mut self, group: &str) -> Result<(), OffloadError> {
         self.between_steps()?;
         self.stale = true;
-        self.optimizer.unfreeze(group)
+        Ok(self.optimizer.unfreeze(group)?)
     }
 
     /// The chunks of the groups that are not frozen, if they are other ones than those of the last step.
@@ -299,7 +299,7 @@ impl Offload {
     }
 
     /// Goes on with the chunks of the groups that are not frozen.
-    fn refresh(&mut self) -> Result<(), Error> {
+    fn refresh(&mut self) -> Result<(), DeviceError> {
         if let Some(chunks) = self.changed_chunks() {
             self.staging = staging(&self.device, &chunks, self.transfers.staged_chunks)?;
             self.chunks = chunks;
@@ -313,14 +313,14 @@ impl Offload {
 
     /// The parts that a checkpoint saves.
     #[cfg(feature = "checkpoint")]
-    pub(crate) fn parts_mut(&mut self) -> Result<(&mut Optimizer, &mut [f32]), Error> {
+    pub(crate) fn parts_mut(&mut self) -> Result<(&mut Optimizer, &mut [f32]), OffloadError> {
         self.between_steps()?;
         // A load may freeze and thaw groups.
         self.stale = true;
         Ok((&mut self.optimizer, &mut self.params))
     }
 
-    fn between_steps(&self) -> Result<(), Error> {
-        if let Phase::Idle = self.phase { Ok(()) } else { Err(OffloadError::StepUnderWay.into()) }
+    fn between_steps(&self) -> Result<(), OffloadError> {
+        if let Phase::Idle = self.phase { Ok(()) } else { Err(OffloadError::StepUnderWay) }
     }
 }

@@ -1,7 +1,7 @@
 //! Staging buffers: where the gradients of a chunk arrive.
 
 use super::chunk::Chunk;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::gpu::device::create_buffer;
 use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub(super) fn staging(
     device: &wgpu::Device,
     chunks: &[Chunk],
     staged_chunks: usize,
-) -> Result<Vec<Staging>, Error> {
+) -> Result<Vec<Staging>, DeviceError> {
     let ring = staged_chunks.min(chunks.len());
     let staging = (0..ring).map(|nth| {
         let most = chunks.iter().skip(nth).step_by(ring).map(Chunk::byte_len).max().unwrap_or(0);
@@ -60,8 +60,8 @@ impl Staging {
     }
 
     /// The error of gradients that did not arrive; they can be requested again.
-    pub(super) fn unreadable(&self) -> Error {
+    pub(super) fn unreadable(&self) -> DeviceError {
         self.state.store(ABSENT, Ordering::Release);
-        Error::Device { what: "gradients".into(), reason: "they cannot be mapped".into() }
+        DeviceError::Refused { what: "gradients".into(), reason: "they cannot be mapped".into() }
     }
 }

@@ -4,7 +4,7 @@ use super::chunk::{Chunk, ELEMENT};
 use super::staging::{ABSENT, ASKED, Asked, FAILED, HERE, Staging};
 use super::{Offload, Phase, Progress};
 use crate::cpu::{Checked, Decision};
-use crate::error::{Error, OffloadError};
+use crate::error::{BindError, OffloadError};
 use crate::report::Report;
 use crate::step::Step;
 use core::ops::Range;
@@ -37,26 +37,25 @@ impl Offload {
     /// before then counts as the gradients.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if there is no such chunk, [`Error::MissingUsage`] without `COPY_SRC`,
-    /// [`Error::OutOfBounds`] for a buffer that is too short, [`OffloadError::OutOfTurn`] for a chunk that
-    /// this pass is done with, or for which there is no room yet, [`Error::Duplicate`] for one that is on its
-    /// way, [`Error::Device`] if there is no memory for staging buffers; nothing is recorded then.
+    /// An [`OffloadError`] if the chunk is unknown, on its way or not to be requested now, if the buffer is
+    /// too short or lacks usage `COPY_SRC`, or if there is no memory for staging buffers. Nothing is recorded
+    /// then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         grads: &wgpu::Buffer,
         chunk: usize,
-    ) -> Result<(), Error> {
+    ) -> Result<(), OffloadError> {
         self.refresh()?;
-        let (found, expected) = ((chunk as u64).saturating_add(1), self.chunks.len() as u64);
-        let place = self.chunks.get(chunk).ok_or(Error::Mismatch { what: "chunks", found, expected })?;
+        let unknown = OffloadError::UnknownChunk { chunk, bound: self.chunks.len() };
+        let place = self.chunks.get(chunk).ok_or(unknown)?;
         place.check(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
         let Range { start: first, end } = self.window();
         if !(first..end).contains(&chunk) || !self.is_needed(chunk) {
-            return Err(OffloadError::OutOfTurn { chunk, first, end }.into());
+            return Err(OffloadError::OutOfTurn { chunk, first, end });
         }
         if self.staging(chunk).is_taken() {
-            return Err(Error::Duplicate { what: "request of chunk", name: chunk.to_string() });
+            return Err(OffloadError::Requested { chunk });
         }
         let ring = self.staging.len();
         let staging = &mut self.staging[chunk % ring];
@@ -79,17 +78,16 @@ impl Offload {
     /// they are sent with the next submission. The first call of a step decides its learning rate.
     ///
     /// # Errors
-    /// Those of a step's scalars ([`cpu::Optimizer::step`](crate::cpu::Optimizer::step)),
-    /// [`Error::MissingUsage`] without `COPY_DST`, [`Error::OutOfBounds`], [`OffloadError::NotRequested`] if
-    /// nobody has asked for the chunk that is next (or the commands that did were dropped), and
-    /// [`Error::Device`] if its gradients cannot be read. The step stays where it was: chunks before this one
-    /// have been worked on, and it goes on when this one has been requested again, of the same gradients.
+    /// An [`OffloadError`] if an argument is out of range, if the buffer is too short or lacks usage
+    /// `COPY_DST`, if nobody has requested the chunk that is next (or the commands that did were dropped), or
+    /// if its gradients cannot be read. The step stays where it was: chunks before this one have been worked
+    /// on, and it goes on when this one has been requested again, of the same gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,
         params: &wgpu::Buffer,
         step: impl Into<Step>,
-    ) -> Result<Progress, Error> {
+    ) -> Result<Progress, OffloadError> {
         self.refresh()?;
         self.check_params(params)?;
         if self.chunks.is_empty() {
@@ -101,8 +99,8 @@ impl Offload {
         let (next, keeps_all) = (self.next, self.staging.len() == self.chunks.len());
         let state = self.staging(next).state.load(Ordering::Acquire);
         match state {
-            ABSENT => return Err(OffloadError::NotRequested { chunk: next }.into()),
-            FAILED => return Err(self.staging(next).unreadable()),
+            ABSENT => return Err(OffloadError::NotRequested { chunk: next }),
+            FAILED => return Err(self.staging(next).unreadable().into()),
             _ => {}
         }
         if let Phase::Idle = self.phase {
@@ -125,7 +123,7 @@ impl Offload {
                 if mapped.take().is_some() {
                     staging.buffer.unmap();
                 }
-                return Err(staging.unreadable());
+                return Err(staging.unreadable().into());
             };
             let rule = chunk.rule;
             let mut tensors = self.optimizer.pieces(rule, tasks.clone(), &mut self.params, grads);
@@ -167,7 +165,7 @@ impl Offload {
         Ok(Progress::Working)
     }
 
-    pub(super) fn check_params(&self, params: &wgpu::Buffer) -> Result<(), Error> {
+    pub(super) fn check_params(&self, params: &wgpu::Buffer) -> Result<(), BindError> {
         let last = self.chunks.iter().max_by_key(|chunk| chunk.end());
         last.map_or(Ok(()), |last| last.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST"))
     }

@@ -2,8 +2,8 @@
 
 use super::staging::{ASKED, Asked, FAILED};
 use super::*;
-use crate::OffloadError;
 use crate::{AdamW, Group};
+use crate::{DeviceError, OffloadError};
 use core::sync::atomic::Ordering;
 
 /// A copy that fails, and one that cannot be read.
@@ -21,8 +21,8 @@ fn what_failed_can_be_requested_again() {
     let advance = |offload: &mut Offload| offload.advance(&gpu.queue, &buffer, 0.1);
     let done = Ok(Progress::Done(None));
     offload.staging[0].state.store(FAILED, Ordering::Release);
-    assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
-    assert_eq!(advance(&mut offload), Err(Error::Offload(OffloadError::NotRequested { chunk: 0 })));
+    assert!(matches!(advance(&mut offload), Err(OffloadError::Device(DeviceError::Refused { .. }))));
+    assert_eq!(advance(&mut offload), Err(OffloadError::NotRequested { chunk: 0 }));
     request(&mut offload);
     assert_eq!(advance(&mut offload), done);
     // Without a look at the error.
@@ -31,7 +31,7 @@ fn what_failed_can_be_requested_again() {
     assert_eq!(advance(&mut offload), done);
     request(&mut offload);
     offload.staging[0].buffer.unmap();
-    assert!(matches!(advance(&mut offload), Err(Error::Device { .. })));
+    assert!(matches!(advance(&mut offload), Err(OffloadError::Device(DeviceError::Refused { .. }))));
     request(&mut offload);
     assert_eq!(advance(&mut offload), done);
     assert_eq!(offload.optimizer().steps(), 3);

@@ -1,6 +1,6 @@
 //! What stands around the update: unscaling, clipping, skipping, loss scale, averages.
 
-use crate::error::Error;
+use crate::error::{ChangeError, OptionsError};
 use crate::formats::Format;
 
 mod storage;
@@ -34,9 +34,10 @@ pub struct Options {
     /// keep every bit, and the rule's count of steps stands still. Learning rates follow the count of
     /// recorded steps, skipped ones included. Commands have to be submitted in the order in which steps were
     /// recorded into them. A momentum that changes from step to step, of a rule that carries something of it
-    /// (NAdam, or SGD where it is 0 at times), asks for reports in time: see [`Error::UncertainMomentum`].
-    /// Each step in flight has scalars for as many counts of skipped steps as there are steps in flight: see
-    /// [`Error::Unreported`].
+    /// (NAdam, or SGD where it is 0 at times), asks for reports in time: see
+    /// [`UncertainMomentum`](crate::StepError::UncertainMomentum). Each step in flight has scalars for as
+    /// many counts of skipped steps as there are steps in flight: see
+    /// [`Unreported`](crate::StepError::Unreported).
     pub skip_nonfinite: bool,
     /// A loss scale that finds its own size. It implies `skip_nonfinite`.
     pub loss_scale: Option<LossScale>,
@@ -231,12 +232,12 @@ impl Options {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Options`].
-    pub fn validate(&self) -> Result<(), Error> {
+    /// An [`OptionsError`] if a field is out of range.
+    pub fn validate(&self) -> Result<(), OptionsError> {
         let check = |field, value: f64, good: bool, bound| {
             // What is sent is an f32.
             let finite = (value as f32).is_finite() && value.is_finite();
-            if good && finite { Ok(()) } else { Err(Error::Options { field, value, bound }) }
+            if good && finite { Ok(()) } else { Err(OptionsError::Field { field, value, bound }) }
         };
         let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
         let bound = "a normal f32 above 0";
@@ -259,7 +260,7 @@ impl Options {
             check("loss_scale.growth_interval", interval.into(), interval > 0, "at least 1")?;
         }
         let refuse =
-            |field, format: Format, bound| Err(Error::Format { field, format: format.name(), bound });
+            |field, format: Format, bound| Err(OptionsError::Format { field, format: format.name(), bound });
         if !Format::STATES.contains(&self.states) {
             return refuse("states", self.states, "f32, bf16 or q8: squares of small gradients are no f16");
         }
@@ -290,10 +291,10 @@ impl Options {
     }
 
     /// Gives the clip another bound.
-    pub(crate) fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+    pub(crate) fn set_clip(&mut self, clip: Clip) -> Result<(), ChangeError> {
         let expected = self.clip.map_or("none", |clip| clip.name());
         if self.clip.map(|clip| clip.name()) != Some(clip.name()) {
-            return Err(Error::OtherClip { found: clip.name(), expected });
+            return Err(ChangeError::OtherClip { found: clip.name(), expected });
         }
         Self { clip: Some(clip), ..*self }.validate()?;
         self.clip = Some(clip);
@@ -301,8 +302,8 @@ impl Options {
     }
 
     /// Refuses a loss scale that cannot have been saved under these options.
-    pub(crate) fn check_loss_scale(&self, scale: f64, good_steps: u32) -> Result<(), Error> {
-        let refuse = |field, value, bound| Err(Error::Options { field, value, bound });
+    pub(crate) fn check_loss_scale(&self, scale: f64, good_steps: u32) -> Result<(), OptionsError> {
+        let refuse = |field, value, bound| Err(OptionsError::Field { field, value, bound });
         let Some(options) = self.loss_scale else {
             return refuse("loss_scale", scale, "unset without Options::loss_scale");
         };

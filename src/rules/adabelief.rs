@@ -3,7 +3,7 @@ use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
 use super::loops::compiled_here;
 use super::{CpuRule, MomentsState, Rule, bias_correction, epsilon, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// AdaBelief: Adam with the running variance of the gradient about its mean in place of its mean square;
@@ -88,7 +88,7 @@ impl Rule for AdaBelief {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         epsilon(Self::NAME, "eps_root", self.eps_root, 1.0)
     }

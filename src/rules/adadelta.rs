@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, check, epsilon, non_negative, sign, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Adadelta: scales the gradient by the ratio of the running root mean squares of steps and gradients.
@@ -84,7 +84,7 @@ impl Rule for Adadelta {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         let rho = (0.0..=1.0).contains(&self.rho);
         check(Self::NAME, "rho", self.rho, rho, "in [0, 1]")?;
         epsilon(Self::NAME, "eps", self.eps, 1.0)?;

@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, epsilon, non_negative, sign, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// AdaGrad: divides each step by the root of the sum of all squared gradients.
@@ -93,7 +93,7 @@ impl Rule for Adagrad {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "lr_decay", self.lr_decay)?;
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
         non_negative(Self::NAME, "initial_accumulator_value", self.initial_accumulator_value)?;

@@ -4,7 +4,7 @@ use super::loops::compiled_here;
 use super::{
     CpuRule, Rule, below_one, bias_correction, decays, epsilon, non_negative, sign, toward, weighted,
 };
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Adam: steps by the gradient's running mean over the root of its running mean square; decay, if any, is L2.
@@ -127,7 +127,7 @@ pub(super) fn validate_betas(
     beta2: f64,
     eps: f64,
     weight_decay: f64,
-) -> Result<(), Error> {
+) -> Result<(), RuleError> {
     below_one(rule, "beta1", beta1)?;
     below_one(rule, "beta2", beta2)?;
     // What is sent is eps · √(1 − β₂ᵗ), least at the first step.
@@ -143,9 +143,9 @@ struct Denominator {
 }
 
 impl Denominator {
-    fn validate(&self, rule: &'static str) -> Result<(), Error> {
+    fn validate(&self, rule: &'static str) -> Result<(), RuleError> {
         if self.amsgrad_corrected && !self.amsgrad {
-            return Err(Error::Conflict { rule, conflict: "amsgrad_corrected needs amsgrad" });
+            return Err(RuleError::Conflict { rule, conflict: "amsgrad_corrected needs amsgrad" });
         }
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Adam {
     }
 
     /// Checks the hyperparameters; errors name `rule`.
-    pub(super) fn validate_as(&self, rule: &'static str) -> Result<(), Error> {
+    pub(super) fn validate_as(&self, rule: &'static str) -> Result<(), RuleError> {
         validate_betas(rule, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         self.denominator().validate(rule)
     }
@@ -189,7 +189,7 @@ impl Rule for Adam {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         self.validate_as(Self::NAME)
     }
 

@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Adamax: Adam with an exponentially decaying maximum of gradients in place of their root mean square.
@@ -93,7 +93,7 @@ impl Rule for Adamax {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         below_one(Self::NAME, "beta1", self.beta1)?;
         below_one(Self::NAME, "beta2", self.beta2)?;
         epsilon(Self::NAME, "eps", self.eps, 1.0)?;

@@ -3,7 +3,7 @@ use super::Saved;
 use super::adam::{Adam, AdamScalars, AdamState};
 use super::loops::compiled_here;
 use super::{CpuRule, Rule};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// AdamW: Adam with the weight decay taken out of the gradient and applied to the parameter itself.
@@ -100,7 +100,7 @@ impl Rule for AdamW {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         self.adam().validate_as(Self::NAME)
     }
 

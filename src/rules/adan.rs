@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, below_one, bias_correction, epsilon, non_negative, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Adan: adaptive momentum with Nesterov's look-ahead taken from the difference of successive gradients.
@@ -130,7 +130,7 @@ impl Rule for Adan {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         below_one(Self::NAME, "beta1", self.beta1)?;
         below_one(Self::NAME, "beta2", self.beta2)?;
         below_one(Self::NAME, "beta3", self.beta3)?;

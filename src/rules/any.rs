@@ -1,7 +1,7 @@
 //! An enum over all built-in rules, for configurations that choose a rule by name.
 
 use super::dynamic::DynRule;
-use crate::error::Error;
+use crate::error::RuleError;
 
 macro_rules! any_rule {
     ($($root:tt :: $rule:ident),* $(,)?) => {
@@ -91,8 +91,8 @@ macro_rules! any_rule {
             /// Checks the hyperparameters.
             ///
             /// # Errors
-            /// [`Error::Hyperparameter`] or [`Error::Conflict`].
-            pub fn validate(&self) -> Result<(), Error> {
+            /// A [`RuleError`] if a hyperparameter is out of range, or two of them exclude each other.
+            pub fn validate(&self) -> Result<(), RuleError> {
                 match self {
                     $(Self::$rule(rule) => super::Rule::validate(rule)),*
                 }
@@ -106,10 +106,10 @@ impl AnyRule {
     /// The rule called `name` with its defaults.
     ///
     /// # Errors
-    /// [`Error::UnknownRule`], which lists the known rules.
-    pub fn by_name(name: &str) -> Result<Self, Error> {
+    /// A [`RuleError::Unknown`], which lists the known rules.
+    pub fn by_name(name: &str) -> Result<Self, RuleError> {
         let found = Self::NAMES.iter().position(|known| *known == name);
-        let unknown = || Error::UnknownRule { name: name.into(), known: Self::NAMES.join(", ") };
+        let unknown = || RuleError::Unknown { name: name.into(), known: Self::NAMES.join(", ") };
         found.map(|i| Self::all()[i]).ok_or_else(unknown)
     }
 }

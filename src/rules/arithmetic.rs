@@ -1,6 +1,6 @@
 //! Arithmetic that several rules share, and the checks of their hyperparameters.
 
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// `w · x`, and 0 where `w` is 0, even if `x` is infinite.
@@ -20,18 +20,23 @@ pub fn toward<T: Float>(old: T, new: T, w: T, rest: T) -> T {
 }
 
 /// Refuses a hyperparameter outside `[0, ∞)`.
-pub(super) fn non_negative(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
+pub(super) fn non_negative(rule: &'static str, field: &'static str, value: f64) -> Result<(), RuleError> {
     check(rule, field, value, value >= 0.0, "finite and at least 0")
 }
 
 /// Refuses a hyperparameter outside `[0, 1)`.
-pub(super) fn below_one(rule: &'static str, field: &'static str, value: f64) -> Result<(), Error> {
+pub(super) fn below_one(rule: &'static str, field: &'static str, value: f64) -> Result<(), RuleError> {
     check(rule, field, value, (0.0..1.0).contains(&value), "in [0, 1)")
 }
 
 /// Refuses an ε below 0, and one that a device could flush to zero: the update would then divide zero by
 /// zero. `factor` is the least number that ε is multiplied by on its way to the device.
-pub(super) fn epsilon(rule: &'static str, field: &'static str, value: f64, factor: f64) -> Result<(), Error> {
+pub(super) fn epsilon(
+    rule: &'static str,
+    field: &'static str,
+    value: f64,
+    factor: f64,
+) -> Result<(), RuleError> {
     non_negative(rule, field, value)?;
     let bound = "0, or large enough to be a normal f32 when it is multiplied by its bias correction";
     check(rule, field, value, value == 0.0 || value * factor >= f32::MIN_POSITIVE.into(), bound)
@@ -58,6 +63,10 @@ pub(super) fn check(
     value: f64,
     good: bool,
     bound: &'static str,
-) -> Result<(), Error> {
-    if good && value.is_finite() { Ok(()) } else { Err(Error::Hyperparameter { rule, field, value, bound }) }
+) -> Result<(), RuleError> {
+    if good && value.is_finite() {
+        Ok(())
+    } else {
+        Err(RuleError::Hyperparameter { rule, field, value, bound })
+    }
 }

@@ -3,7 +3,7 @@
 use super::fields::Fields;
 use super::rule::{CpuRule, Rule};
 use super::spec::RuleSpec;
-use crate::error::Error;
+use crate::error::RuleError;
 use core::any::Any;
 use core::fmt;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct DynRule(Arc<dyn Erased>);
 
 /// A rule without a CPU implementation, for the GPU alone.
 ///
-/// The CPU engine, the reference and the checker refuse it with [`Error::NoCpuRule`].
+/// The CPU engine, the reference and the checker refuse it with [`RuleError::NoCpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuOnly<R>(
     /// The rule.
@@ -42,7 +42,7 @@ pub(crate) enum Refusal {
 
 trait Erased: Any + fmt::Debug + Send + Sync {
     fn spec(&self) -> &RuleSpec;
-    fn validate(&self) -> Result<(), Error>;
+    fn validate(&self) -> Result<(), RuleError>;
     fn keeps_slot(&self, slot: usize) -> bool;
     fn scalars(
         &self,
@@ -79,7 +79,7 @@ impl<R: Rule> Erased for Held<R> {
         &self.spec
     }
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         self.spec.check_names()?;
         self.rule.validate()
     }
@@ -105,7 +105,7 @@ impl<R: Rule> Erased for Held<R> {
                 // Momentum 0, which a configuration may exclude (Nesterov), is allowed in a step of a
                 // schedule.
                 match with_momentum.validate() {
-                    Err(Error::Hyperparameter { field, value, bound, .. }) => {
+                    Err(RuleError::Hyperparameter { field, value, bound, .. }) => {
                         return Err(Refusal::Hyperparameter { field, value, bound });
                     }
                     _ if (0..kept.len()).any(|s| with_momentum.keeps_slot(s) && !kept[s]) => {
@@ -184,8 +184,8 @@ impl DynRule {
     /// Checks names and hyperparameters.
     ///
     /// # Errors
-    /// [`Error::Hyperparameter`] or [`Error::Conflict`].
-    pub fn validate(&self) -> Result<(), Error> {
+    /// A [`RuleError`] if a hyperparameter is out of range, or names or hyperparameters exclude each other.
+    pub fn validate(&self) -> Result<(), RuleError> {
         self.0.validate()
     }
 

@@ -3,7 +3,7 @@ use super::Saved;
 use super::adam::validate_betas;
 use super::loops::compiled_here;
 use super::{CpuRule, MomentsState, Rule, bias_correction, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// LAMB: AdamW's step, made as long as the parameters of its tensor are; for large batches.
@@ -104,7 +104,7 @@ impl Rule for Lamb {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)
     }
 

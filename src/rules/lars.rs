@@ -3,7 +3,7 @@ use super::Saved;
 use super::loops::compiled_here;
 use super::sgd::{self, MomentumForm, Sgd, SgdScalars, SgdState};
 use super::{CpuRule, Rule, non_negative, sign, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// LARS: SGD with momentum, whose gradients are made as long, in proportion, as the parameters of their
@@ -121,7 +121,7 @@ impl Rule for Lars {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
         non_negative(Self::NAME, "trust_coefficient", self.trust_coefficient)?;
         non_negative(Self::NAME, "eps", self.eps)?;

@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, below_one, non_negative, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Lion: steps by the sign of an interpolation between the gradient and its running mean; decay is decoupled.
@@ -83,7 +83,7 @@ impl Rule for Lion {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         below_one(Self::NAME, "beta1", self.beta1)?;
         below_one(Self::NAME, "beta2", self.beta2)?;
         non_negative(Self::NAME, "weight_decay", self.weight_decay)

@@ -3,7 +3,7 @@ use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
 use super::loops::compiled_here;
 use super::{CpuRule, MomentsState, Rule, bias_correction, decays, non_negative, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// NAdam: Adam with Nesterov's look-ahead and a momentum that warms up.
@@ -103,7 +103,7 @@ impl Rule for NAdam {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         non_negative(Self::NAME, "momentum_decay", self.momentum_decay)
     }

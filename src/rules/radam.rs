@@ -3,7 +3,7 @@ use super::Saved;
 use super::adam::{ADAM_MAX_ULPS, validate_betas};
 use super::loops::compiled_here;
 use super::{CpuRule, MomentsState, Rule, bias_correction, check, decays, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// RAdam: Adam without its divisor until the divisor's variance is bounded, and rectified from then on.
@@ -107,7 +107,7 @@ impl Rule for RAdam {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         validate_betas(Self::NAME, self.beta1, self.beta2, self.eps, self.weight_decay)?;
         let threshold = self.rectification_threshold;
         check(Self::NAME, "rectification_threshold", threshold, threshold >= 4.0, "finite and at least 4")

@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, epsilon, non_negative, sign, toward, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// RMSprop: divides each step by the root of a running mean square, which may be taken about the running
@@ -112,7 +112,7 @@ impl Rule for RmsProp {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "alpha", self.alpha)?;
         epsilon(Self::NAME, "eps", self.eps, 1.0)?;
         epsilon(Self::NAME, "eps_root", self.eps_root, 1.0)?;

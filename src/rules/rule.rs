@@ -4,7 +4,7 @@ use super::fields::Fields;
 use super::loops::{Loops, Of};
 #[cfg(feature = "checkpoint")]
 use super::saved::Saved;
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 use core::fmt::Debug;
 
@@ -72,8 +72,9 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Checks the hyperparameters.
     ///
     /// # Errors
-    /// [`Error::Hyperparameter`] or [`Error::Conflict`].
-    fn validate(&self) -> Result<(), Error>;
+    /// A [`RuleError::Hyperparameter`] if one is out of range, a [`RuleError::Conflict`] if two exclude each
+    /// other.
+    fn validate(&self) -> Result<(), RuleError>;
 
     /// Whether this configuration keeps state slot `slot`, an index into the fields of
     /// [`State`](Self::State).

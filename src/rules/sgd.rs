@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::{CpuRule, Rule, check, non_negative, sign, weighted};
-use crate::error::Error;
+use crate::error::RuleError;
 use crate::float::Float;
 
 /// Stochastic gradient descent with momentum in its three forms, dampening, Nesterov momentum and L2
@@ -107,8 +107,8 @@ crate::fields! {
 }
 
 /// Checks what concerns the velocity, on behalf of `rule`.
-pub(super) fn validate_momentum(rule: &'static str, sgd: &Sgd) -> Result<(), Error> {
-    let conflict = |conflict| Err(Error::Conflict { rule, conflict });
+pub(super) fn validate_momentum(rule: &'static str, sgd: &Sgd) -> Result<(), RuleError> {
+    let conflict = |conflict| Err(RuleError::Conflict { rule, conflict });
     non_negative(rule, "momentum", sgd.momentum)?;
     check(rule, "dampening", sgd.dampening, true, "finite")?;
     if sgd.form != MomentumForm::HeavyBall && sgd.dampening != 0.0 {
@@ -129,7 +129,7 @@ impl Rule for Sgd {
     #[cfg(feature = "checkpoint")]
     const SAVED: Option<Saved<Self>> = Some(Saved::new());
 
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
         validate_momentum(Self::NAME, self)
     }

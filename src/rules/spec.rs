@@ -4,7 +4,7 @@ use super::fields::Fields;
 use super::loops::Loops;
 use super::names::{AVERAGE_WEIGHT, GROUP_FACTOR, RESERVED_SLOTS};
 use super::rule::Rule;
-use crate::error::Error;
+use crate::error::RuleError;
 use core::any::TypeId;
 
 /// The phases of a rule's update.
@@ -89,13 +89,13 @@ impl RuleSpec {
     }
 
     /// The loops of the CPU implementation.
-    pub(crate) fn cpu(&self) -> Result<&'static Loops, Error> {
-        self.loops.ok_or(Error::NoCpuRule { rule: self.name })
+    pub(crate) fn cpu(&self) -> Result<&'static Loops, RuleError> {
+        self.loops.ok_or(RuleError::NoCpu { rule: self.name })
     }
 
     /// Refuses names that contradict each other or those of the kernel around the rule.
-    pub(crate) fn check_names(&self) -> Result<(), Error> {
-        let conflict = |conflict| Err(Error::Conflict { rule: self.name, conflict });
+    pub(crate) fn check_names(&self) -> Result<(), RuleError> {
+        let conflict = |conflict| Err(RuleError::Conflict { rule: self.name, conflict });
         if self.scalars.is_empty() {
             return conflict("a rule has at least one scalar");
         }
@@ -148,7 +148,7 @@ mod tests {
             const WGSL: &'static str = Sgd::WGSL;
             type Scalars<T: Float> = SgdScalars<T>;
             type State<T: Float> = SgdState<T>;
-            fn validate(&self) -> Result<(), Error> {
+            fn validate(&self) -> Result<(), RuleError> {
                 Ok(())
             }
             fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> SgdScalars<f64> {

@@ -1,7 +1,7 @@
 //! Checks of a schedule's fields.
 
 use super::Schedule;
-use crate::error::Error;
+use crate::error::ScheduleError;
 
 impl Schedule {
     /// Checks every field of the schedule and of the schedules inside it.
@@ -9,8 +9,8 @@ impl Schedule {
     /// Values that depend on the step, such as those of a closure, are checked by [`at`](Self::at) only.
     ///
     /// # Errors
-    /// [`Error::Schedule`] for a field out of range.
-    pub fn validate(&self) -> Result<(), Error> {
+    /// A [`ScheduleError`] if a field is out of range.
+    pub fn validate(&self) -> Result<(), ScheduleError> {
         self.check()?;
         match self {
             Self::Warmup { schedule, .. } => schedule.validate(),
@@ -23,7 +23,7 @@ impl Schedule {
     }
 
     /// Checks the schedule's own fields.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), ScheduleError> {
         let fields = Fields(self.name());
         match self {
             Self::Constant(value) => fields.non_negative("value", *value),
@@ -80,8 +80,8 @@ impl Schedule {
 pub(super) struct Fields(pub(super) &'static str);
 
 impl Fields {
-    fn refuse(self, field: &'static str, value: f64, bound: &'static str) -> Error {
-        Error::Schedule { schedule: self.0, field, value, bound }
+    fn refuse(self, field: &'static str, value: f64, bound: &'static str) -> ScheduleError {
+        ScheduleError::Field { schedule: self.0, field, value, bound }
     }
 
     pub(super) fn finite(
@@ -90,24 +90,24 @@ impl Fields {
         value: f64,
         good: bool,
         bound: &'static str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ScheduleError> {
         if good && value.is_finite() { Ok(()) } else { Err(self.refuse(field, value, bound)) }
     }
 
-    pub(super) fn non_negative(self, field: &'static str, value: f64) -> Result<(), Error> {
+    pub(super) fn non_negative(self, field: &'static str, value: f64) -> Result<(), ScheduleError> {
         self.finite(field, value, value >= 0.0, "finite and at least 0")
     }
 
-    pub(super) fn positive(self, field: &'static str, value: f64) -> Result<(), Error> {
+    pub(super) fn positive(self, field: &'static str, value: f64) -> Result<(), ScheduleError> {
         self.finite(field, value, value > 0.0, "finite and above 0")
     }
 
-    pub(super) fn at_least_1(self, field: &'static str, value: u64) -> Result<(), Error> {
+    pub(super) fn at_least_1(self, field: &'static str, value: u64) -> Result<(), ScheduleError> {
         if value >= 1 { Ok(()) } else { Err(self.refuse(field, value as f64, "at least 1")) }
     }
 
     /// Accepts equal neighbours.
-    fn ascending(self, field: &'static str, values: &[u64]) -> Result<(), Error> {
+    fn ascending(self, field: &'static str, values: &[u64]) -> Result<(), ScheduleError> {
         match values.windows(2).find(|pair| pair[1] < pair[0]) {
             Some(pair) => Err(self.refuse(field, pair[1] as f64, "in ascending order")),
             None => Ok(()),

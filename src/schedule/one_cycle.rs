@@ -2,7 +2,7 @@
 
 use super::check::Fields;
 use super::value::{half_cosine, mix};
-use crate::error::Error;
+use crate::error::ScheduleError;
 use crate::step::Step;
 
 /// A rise to `max_lr` and a fall far below the first learning rate, while the momentum moves the opposite
@@ -28,10 +28,10 @@ use crate::step::Step;
 ///
 /// Semantics and defaults are those of `torch.optim.lr_scheduler.OneCycleLR`. The last step of a cycle is
 /// `total_steps − 1`. As in PyTorch, step `total_steps` has a value too, which continues the last phase's
-/// curve. Later steps are [`Error::PastEnd`].
+/// curve. Later steps are [`ScheduleError::PastEnd`].
 ///
 /// There are two deviations. A phase of length 0 is at its end, where PyTorch divides by zero. A negative
-/// learning rate, which a line has at step `total_steps`, is [`Error::Schedule`].
+/// learning rate, which a line has at step `total_steps`, is [`ScheduleError::Field`].
 ///
 /// ```
 /// use wgpu_optim::{Schedule, schedule::{Anneal, OneCycle}};
@@ -112,7 +112,7 @@ struct Phase {
 impl OneCycle {
     pub(super) const NAME: &'static str = "one_cycle";
 
-    pub(super) fn validate(&self) -> Result<(), Error> {
+    pub(super) fn validate(&self) -> Result<(), ScheduleError> {
         let fields = Fields(Self::NAME);
         fields.positive("max_lr", self.max_lr)?;
         fields.at_least_1("total_steps", self.total_steps)?;
@@ -126,9 +126,9 @@ impl OneCycle {
 
     /// Returns the learning rate and momentum for the step after `t` steps. The caller has checked the
     /// fields.
-    pub(super) fn at(&self, t: u64) -> Result<Step, Error> {
+    pub(super) fn at(&self, t: u64) -> Result<Step, ScheduleError> {
         if t > self.total_steps {
-            return Err(Error::PastEnd { schedule: Self::NAME, step: t, bound: self.total_steps });
+            return Err(ScheduleError::PastEnd { schedule: Self::NAME, step: t, bound: self.total_steps });
         }
         let (max, steps, t) = (self.max_lr, self.total_steps as f64, t as f64);
         let initial = max / self.div_factor;

@@ -1,7 +1,7 @@
 //! Reduction of the learning rate by a metric.
 
 use super::check::Fields;
-use crate::error::Error;
+use crate::error::ScheduleError;
 
 /// A learning rate that falls when a metric stops improving.
 ///
@@ -121,8 +121,8 @@ impl ReduceOnPlateau {
     /// Takes an epoch's metric and returns the learning rate from then on.
     ///
     /// # Errors
-    /// [`Error::Schedule`] for a field out of range; the state does not change.
-    pub fn observe(&mut self, metric: f64) -> Result<f64, Error> {
+    /// A [`ScheduleError`] if a field is out of range. The state does not change then.
+    pub fn observe(&mut self, metric: f64) -> Result<f64, ScheduleError> {
         self.validate()?;
         if self.is_better(metric) {
             self.best = Some(metric);
@@ -162,8 +162,8 @@ impl ReduceOnPlateau {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Schedule`] for a field out of range.
-    pub fn validate(&self) -> Result<(), Error> {
+    /// A [`ScheduleError`] if a field is out of range.
+    pub fn validate(&self) -> Result<(), ScheduleError> {
         let fields = Fields("reduce_on_plateau");
         fields.non_negative("lr", self.lr)?;
         fields.finite("factor", self.factor, (0.0..1.0).contains(&self.factor), "in [0, 1)")?;

@@ -2,7 +2,7 @@
 
 use super::check::Fields;
 use super::{Custom, Schedule};
-use crate::error::Error;
+use crate::error::ScheduleError;
 use crate::step::Step;
 use core::f64::consts::FRAC_PI_2;
 
@@ -12,9 +12,9 @@ impl Schedule {
     /// It does not allocate.
     ///
     /// # Errors
-    /// [`Error::Schedule`] for a field out of range, or for a value that is negative or not finite, as after
-    /// an overflow or from a closure. [`Error::PastEnd`] past the end of a [`OneCycle`](super::OneCycle).
-    pub fn at(&self, t: u64) -> Result<Step, Error> {
+    /// A [`ScheduleError`] if a field is out of range, if the value is negative or not finite (as after an
+    /// overflow or from a closure), or past the end of a [`OneCycle`](super::OneCycle).
+    pub fn at(&self, t: u64) -> Result<Step, ScheduleError> {
         self.check()?;
         let lr = match self {
             Self::Constant(value) => *value,
@@ -64,11 +64,13 @@ impl Schedule {
                 return schedules[i].at(t - begin);
             }
             Self::Product(factors) => {
-                let product =
-                    factors.iter().try_fold(Step::from(1.0), |product, factor| -> Result<Step, Error> {
+                let product = factors.iter().try_fold(
+                    Step::from(1.0),
+                    |product, factor| -> Result<Step, ScheduleError> {
                         let Step { lr, momentum, .. } = factor.at(t)?;
                         Ok(Step { lr: product.lr * lr, momentum: product.momentum.or(momentum), ..product })
-                    });
+                    },
+                );
                 return self.within_range(product?);
             }
             Self::WithMomentum { schedule, momentum } => {
@@ -79,7 +81,7 @@ impl Schedule {
         self.within_range(lr.into())
     }
 
-    fn within_range(&self, step: Step) -> Result<Step, Error> {
+    fn within_range(&self, step: Step) -> Result<Step, ScheduleError> {
         Fields(self.name()).non_negative("value", step.lr)?;
         Ok(step)
     }

@@ -1,6 +1,6 @@
 //! Whether the state of an optimizer can go to one for another layout, and what its groups then carry.
 
-use crate::error::{Error, StateMismatch};
+use crate::error::{StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::{Carry, Layout, Tensor};
 use crate::options::Options;
@@ -20,7 +20,7 @@ pub(crate) fn compare(
     old: (&Layout, &Options),
     new: (&Layout, &Options),
     carries: &[&[Carry]],
-) -> Result<TakeOver, Error> {
+) -> Result<TakeOver, StateError> {
     let mut wrong = Vec::new();
     let ((from, from_options), (to, to_options)) = (old, new);
     let places: std::collections::HashMap<&str, usize> =
@@ -56,7 +56,7 @@ pub(crate) fn compare(
         tensors.push((i, j));
     }
     if !wrong.is_empty() {
-        return Err(Error::State(wrong));
+        return Err(StateError::Mismatches(wrong));
     }
     Ok(TakeOver { groups: groups.into_iter().map(Option::flatten).collect(), tensors })
 }

@@ -265,9 +265,9 @@ fn parameters_by_name_are_those_of_the_layout() {
         let each = [("w", &mut w), ("v", &mut v), ("b", &mut b), (name, &mut more)];
         let mut engine = Cpu::new(&mut optimizer).each_parameters(each.map(|(n, p)| (n, &mut p[..])));
         let error = checkpoint::save(&mut engine, &path, &Save::default()).unwrap_err();
-        let Error::Optimizer(error) = error else { panic!("{error}") };
-        let twice = matches!(error, wgpu_optim::Error::Duplicate { .. });
-        let unknown = matches!(error, wgpu_optim::Error::Unknown { .. });
+        let Error::Bind(error) = error else { panic!("{error}") };
+        let twice = matches!(error, wgpu_optim::BindError::DuplicateTensor { .. });
+        let unknown = matches!(error, wgpu_optim::BindError::UnknownTensor { .. });
         assert!(if name == "w" { twice } else { unknown }, "{name}: {error}");
     }
 }

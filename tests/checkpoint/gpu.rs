@@ -120,7 +120,7 @@ fn engines_read_each_other() {
     };
     let mut optimizer = cpu::Optimizer::new(layout(0)).unwrap();
     let error = refused(Cpu::new(&mut optimizer).parameters(&mut [0u16; 2_000]));
-    assert!(matches!(error, Error::Optimizer(wgpu_optim::Error::Format { .. })), "{error}");
+    assert!(matches!(error, Error::Bind(wgpu_optim::BindError::Format { .. })), "{error}");
     let error = refused(Cpu::new(&mut optimizer).parameters(&mut [0.0; 1_346]));
     assert!(matches!(&error, Error::Parameters { tensor, .. } if tensor == "d"), "{error}");
     let error = refused(Cpu::new(&mut optimizer).each_parameters([("a", &mut [0.0; 301])]));
@@ -169,12 +169,12 @@ fn parameters_lie_anywhere() {
         let each = Parameters::each(places.iter().map(|&(name, offset)| (name, View::new(&pool, offset))));
         let mut engine = Engine::new(&mut optimizer, &gpu.queue).parameters(each);
         let error = checkpoint::load(&mut engine, &path, &Load::default()).unwrap_err();
-        let Error::Optimizer(error) = error else { panic!("{what}: {error}") };
-        use wgpu_optim::Error::{BuffersOverlap, Duplicate, Unknown};
+        let Error::Bind(error) = error else { panic!("{what}: {error}") };
+        use wgpu_optim::BindError::{DuplicateTensor, Overlap, UnknownTensor};
         let right = match what {
-            "unknown" => matches!(error, Unknown { .. }),
-            "twice" => matches!(error, Duplicate { .. }),
-            _ => matches!(error, BuffersOverlap { .. }),
+            "unknown" => matches!(error, UnknownTensor { .. }),
+            "twice" => matches!(error, DuplicateTensor { .. }),
+            _ => matches!(error, Overlap { .. }),
         };
         assert!(right, "{what}: {error}");
     }

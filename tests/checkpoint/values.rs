@@ -132,8 +132,8 @@ impl<const SAVES: bool> Rule for Own<SAVES> {
     type Scalars<T: Float> = SgdScalars<T>;
     type State<T: Float> = SgdState<T>;
 
-    fn validate(&self) -> Result<(), wgpu_optim::Error> {
-        let error = wgpu_optim::Error::Hyperparameter {
+    fn validate(&self) -> Result<(), wgpu_optim::RuleError> {
+        let error = wgpu_optim::RuleError::Hyperparameter {
             rule: Self::NAME,
             field: "rate",
             value: self.rate,

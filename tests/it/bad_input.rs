@@ -5,8 +5,9 @@ use harness::Gpu;
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, DynRule, Ema, Error, Group, Lamb,
-    Layout, Lion, NAdam, Optimizer, Options, RAdam, RmsProp, Rule, Sgd, Step, Tensors, View, check, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, BindError, DeviceError, DynRule, Ema,
+    Group, Lamb, Layout, LayoutError, Lion, NAdam, Optimizer, Options, OptionsError, RAdam, RmsProp, Rule,
+    RuleError, Sgd, StateError, Step, StepError, Tensors, View, check, cpu,
 };
 
 fn bad_field(rule: AnyRule, field: &str) {
@@ -14,7 +15,7 @@ fn bad_field(rule: AnyRule, field: &str) {
     // As strings, for a NaN is not equal to itself.
     assert_eq!(DynRule::from(rule).validate().unwrap_err().to_string(), error.to_string());
     match &error {
-        Error::Hyperparameter { field: found, rule: named, .. } => {
+        RuleError::Hyperparameter { field: found, rule: named, .. } => {
             assert_eq!((*found, *named), (field, rule.name()));
         }
         other => panic!("{other}"),
@@ -69,14 +70,14 @@ fn hyperparameters() {
     assert!(Sgd { dampening: -0.5, ..Sgd::default() }.validate().is_ok());
     for (momentum, dampening) in [(0.0, 0.0), (0.9, 0.1)] {
         let error = Sgd { nesterov: true, momentum, dampening, ..Sgd::default() }.validate().unwrap_err();
-        assert!(matches!(error, Error::Conflict { rule: "sgd", .. }), "{error}");
+        assert!(matches!(error, RuleError::Conflict { rule: "sgd", .. }), "{error}");
     }
     let averaged = Sgd { form: MomentumForm::Averaged, momentum: 0.9, dampening: 0.1, ..Sgd::default() };
-    assert!(matches!(averaged.validate(), Err(Error::Conflict { rule: "sgd", .. })));
+    assert!(matches!(averaged.validate(), Err(RuleError::Conflict { rule: "sgd", .. })));
     let corrected = Adam { amsgrad_corrected: true, ..Adam::default() };
-    assert!(matches!(corrected.validate(), Err(Error::Conflict { rule: "adam", .. })));
+    assert!(matches!(corrected.validate(), Err(RuleError::Conflict { rule: "adam", .. })));
     let corrected = AdamW { amsgrad_corrected: true, ..AdamW::default() };
-    assert!(matches!(corrected.validate(), Err(Error::Conflict { rule: "adamw", .. })));
+    assert!(matches!(corrected.validate(), Err(RuleError::Conflict { rule: "adamw", .. })));
 }
 
 /// AdaGrad and Adadelta have no momentum that a schedule could drive.
@@ -86,7 +87,7 @@ fn momentum_of_a_rule_without() {
     let error = optimizer
         .step(cpu::Tensors::flat(&mut [1.0], &[1.0]), Step::from(0.1).with_momentum(0.9))
         .unwrap_err();
-    assert!(matches!(error, Error::Step { field: "momentum", value: 0.9, .. }), "{error}");
+    assert!(matches!(error, StepError::Argument { field: "momentum", value: 0.9, .. }), "{error}");
     assert_eq!(optimizer.steps(), 0);
 }
 
@@ -105,7 +106,7 @@ fn gradient_scales() {
         let step = Step::from(0.1).with_grad_scale(scale);
         let mut params = [1.0];
         let error = host.step(cpu::Tensors::flat(&mut params, &[1.0]), step).unwrap_err();
-        assert!(matches!(error, Error::Options { field: "grad_scale", .. }), "{error}");
+        assert!(matches!(error, StepError::GradScale { .. }), "{error}");
         assert_eq!((host.steps(), params), (0, [1.0]));
         if let Some((gpu, optimizer, bound)) = &mut device {
             let refused = optimizer.step(&gpu.queue, &mut gpu.encoder(), bound, step).unwrap_err();
@@ -120,10 +121,10 @@ fn gradient_scales() {
     let step = Step::from(0.1).with_grad_scale(2.0);
     let mut reference = cpu::Reference::new(layout.clone()).unwrap();
     let error = reference.step(&mut [1.0], &[1.0], step).unwrap_err();
-    assert!(matches!(error, Error::Options { field: "grad_scale", value: 2.0, .. }), "{error}");
+    assert!(matches!(error, StepError::GradScale { value: 2.0, .. }), "{error}");
     let snapshot = check::Snapshot { params: vec![1.0], state: vec![vec![]] };
     let error = check::Checker::new(layout.clone()).step(&snapshot, &[1.0], step, &snapshot).unwrap_err();
-    assert!(matches!(error, Error::Options { field: "grad_scale", value: 2.0, .. }), "{error}");
+    assert!(matches!(error, StepError::GradScale { value: 2.0, .. }), "{error}");
     // No option has to allow one.
     let mut params = [1.0];
     cpu::Optimizer::new(layout).unwrap().step(cpu::Tensors::flat(&mut params, &[1.0]), step).unwrap();
@@ -134,25 +135,25 @@ fn gradient_scales() {
 fn layouts() {
     let group = |name| Group::new(name, Sgd::default());
     let refused = |groups: Vec<Group>| Layout::new(groups).unwrap_err();
-    assert_eq!(refused(vec![]), Error::EmptyLayout);
-    assert_eq!(refused(vec![group("g")]), Error::EmptyGroup { group: "g".into() });
+    assert_eq!(refused(vec![]), LayoutError::Empty);
+    assert_eq!(refused(vec![group("g")]), LayoutError::EmptyGroup { group: "g".into() });
     let twice = refused(vec![group("g").tensor("t", [1]).tensor("t", [2])]);
-    assert_eq!(twice, Error::Duplicate { what: "tensor", name: "t".into() });
+    assert_eq!(twice, LayoutError::DuplicateTensor { tensor: "t".into() });
     let twice = refused(vec![group("g").tensor("t", [1]), group("g").tensor("u", [2])]);
-    assert_eq!(twice, Error::Duplicate { what: "group", name: "g".into() });
+    assert_eq!(twice, LayoutError::DuplicateGroup { group: "g".into() });
     let empty = refused(vec![group("g").tensor("t", [3, 0, 2])]);
-    assert_eq!(empty, Error::EmptyTensor { tensor: "t".into(), shape: vec![3, 0, 2] });
+    assert_eq!(empty, LayoutError::EmptyTensor { tensor: "t".into(), shape: vec![3, 0, 2] });
     let overlap = refused(vec![group("g").tensor_at("b", [5], 3).tensor_at("a", [4], 0)]);
-    assert_eq!(overlap, Error::TensorsOverlap { first: "a".into(), second: "b".into(), end: 4, start: 3 });
+    assert_eq!(overlap, LayoutError::Overlap { first: "a".into(), second: "b".into(), end: 4, start: 3 });
     for shape in [&[u64::MAX, u64::MAX][..], &[1 << 32, 1 << 32], &[(1 << 61) + 1]] {
         let error = refused(vec![group("g").tensor("t", shape)]);
-        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(matches!(error, LayoutError::TooLarge { .. }), "{error}");
     }
     let error = refused(vec![group("g").tensor_at("t", [2], u64::MAX)]);
-    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    assert!(matches!(error, LayoutError::TooLarge { .. }), "{error}");
     for factor in [f64::NAN, -1.0, f64::INFINITY] {
         let error = refused(vec![group("g").lr_factor(factor).tensor("t", [1])]);
-        assert!(matches!(&error, Error::Factor { group, .. } if group == "g"), "{error}");
+        assert!(matches!(&error, LayoutError::Factor { group, .. } if group == "g"), "{error}");
     }
     // A scalar has one element.
     assert_eq!(Layout::new([group("g").tensor("t", [])]).unwrap().len(), 1);
@@ -164,30 +165,30 @@ fn steps() {
     let mut params = [1.0; 3];
     for lr in [f64::NAN, f64::INFINITY, -1e-3] {
         let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), lr).unwrap_err();
-        assert!(matches!(error, Error::Step { field: "learning rate", .. }), "{error}");
+        assert!(matches!(error, StepError::Argument { field: "learning rate", .. }), "{error}");
     }
     for momentum in [1.0, -0.5, f64::NAN] {
         let step = Step::from(0.1).with_momentum(momentum);
         let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), step).unwrap_err();
-        assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
+        assert!(matches!(error, StepError::Argument { field: "beta1", .. }), "{error}");
     }
     let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), 1e40).unwrap_err();
-    assert!(matches!(error, Error::ScalarOverflow { scalar: "step_size", .. }), "{error}");
+    assert!(matches!(error, StepError::ScalarOverflow { scalar: "step_size", .. }), "{error}");
     let error = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 2]), 0.1).unwrap_err();
-    assert_eq!(error, Error::Mismatch { what: "gradients", found: 2, expected: 3 });
+    assert_eq!(error, StepError::Bind(BindError::TooShort { what: "gradients", found: 2, bound: 3 }));
     let error = optimizer.step(cpu::Tensors::flat(&mut params[..1], &[1.0; 3]), 0.1).unwrap_err();
-    assert_eq!(error, Error::Mismatch { what: "parameters", found: 1, expected: 3 });
+    assert_eq!(error, StepError::Bind(BindError::TooShort { what: "parameters", found: 1, bound: 3 }));
     assert_eq!((optimizer.steps(), params), (0, [1.0; 3]));
 
     // A schedule cannot conjure up state that the configuration does not keep.
     let mut plain = cpu::Optimizer::new(single(Sgd::default(), 3)).unwrap();
     let step = Step::from(0.1).with_momentum(0.9);
     let error = plain.step(cpu::Tensors::flat(&mut params, &[1.0; 3]), step).unwrap_err();
-    assert!(matches!(error, Error::Step { field: "momentum", .. }), "{error}");
+    assert!(matches!(error, StepError::Argument { field: "momentum", .. }), "{error}");
 }
 
 /// `bind` on a layout of tensors "a" [100] and "b" [28].
-fn bind(gpu: &Gpu, tensors: &Tensors<'_>) -> Error {
+fn bind(gpu: &Gpu, tensors: &Tensors<'_>) -> BindError {
     let layout =
         Layout::new([Group::new("g", Adam::default()).tensor("a", [100]).tensor("b", [28])]).unwrap();
     let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
@@ -206,31 +207,31 @@ fn buffers() {
     });
     for tensors in [Tensors::flat(&no_storage, &g), Tensors::flat(&p, &no_storage)] {
         let error = bind(&gpu, &tensors);
-        assert!(matches!(error, Error::MissingUsage { usage: "STORAGE", .. }), "{error}");
+        assert!(matches!(error, BindError::MissingUsage { usage: "STORAGE", .. }), "{error}");
     }
     let error = bind(&gpu, &Tensors::flat(&short, &g));
-    assert!(matches!(error, Error::OutOfBounds { start: 0, end: 512, size: 508, .. }), "{error}");
+    assert!(matches!(error, BindError::OutOfBounds { start: 0, end: 512, size: 508, .. }), "{error}");
     let error = bind(&gpu, &Tensors::flat(&p, View::new(&g, 516)));
-    assert!(matches!(error, Error::OutOfBounds { start: 516, end: 1_028, size: 1_024, .. }), "{error}");
+    assert!(matches!(error, BindError::OutOfBounds { start: 516, end: 1_028, size: 1_024, .. }), "{error}");
     let error = bind(&gpu, &Tensors::flat(&p, View::new(&g, u64::MAX - 3)));
-    assert!(matches!(error, Error::OutOfBounds { .. }), "{error}");
+    assert!(matches!(error, BindError::OutOfBounds { .. }), "{error}");
     let error = bind(&gpu, &Tensors::flat(View::new(&p, 6), &g));
-    assert!(matches!(error, Error::Misaligned { offset: 6, bound: 4, .. }), "{error}");
+    assert!(matches!(error, BindError::Misaligned { offset: 6, bound: 4, .. }), "{error}");
     let error = bind(&gpu, &Tensors::flat(&p, &p));
-    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
+    assert!(matches!(error, BindError::Overlap { .. }), "{error}");
     let error = bind(&gpu, &Tensors::flat(&p, View::new(&p, 508)));
-    assert!(matches!(error, Error::BuffersOverlap { start: 508, end: 512, .. }), "{error}");
+    assert!(matches!(error, BindError::Overlap { start: 508, end: 512, .. }), "{error}");
 
     let at = |offset| View::new(&p, offset);
     let error = bind(&gpu, &Tensors::each([("a", &p, &g)]));
-    assert_eq!(error, Error::Mismatch { what: "bound tensors", found: 1, expected: 2 });
+    assert_eq!(error, BindError::TensorCount { found: 1, expected: 2 });
     let error = bind(&gpu, &Tensors::each([("a", &p, &g), ("c", &p, &g)]));
-    assert_eq!(error, Error::Unknown { what: "tensor", name: "c".into() });
+    assert_eq!(error, BindError::UnknownTensor { tensor: "c".into() });
     let error = bind(&gpu, &Tensors::each([("a", &p, &g), ("a", &p, &g)]));
-    assert_eq!(error, Error::Duplicate { what: "tensor", name: "a".into() });
+    assert_eq!(error, BindError::DuplicateTensor { tensor: "a".into() });
     let error =
         bind(&gpu, &Tensors::each([("a", at(0), View::from(&g)), ("b", at(396), View::new(&g, 512))]));
-    assert!(matches!(error, Error::BuffersOverlap { start: 396, end: 400, .. }), "{error}");
+    assert!(matches!(error, BindError::Overlap { start: 396, end: 400, .. }), "{error}");
     assert!(error.to_string().contains("\"b\""), "{error}");
 }
 
@@ -242,44 +243,47 @@ fn state_as_gradients() {
     let p = gpu.buffer(32);
     let state = optimizer.state("exp_avg", "w").unwrap()[0].buffer.clone();
     let error = optimizer.bind(&Tensors::flat(&p, &state)).unwrap_err();
-    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
-    assert!(matches!(optimizer.state("exp", "w"), Err(Error::Unknown { what: "slot", .. })));
-    assert!(matches!(optimizer.state("exp_avg", "x"), Err(Error::Unknown { what: "tensor", .. })));
+    assert!(matches!(error, BindError::Overlap { .. }), "{error}");
+    assert!(matches!(optimizer.state("exp", "w"), Err(StateError::UnknownSlot { .. })));
+    assert!(matches!(optimizer.state("exp_avg", "x"), Err(StateError::UnknownTensor { .. })));
 }
 
 #[test]
 fn device_limits() {
-    fn refused(adjust: impl FnOnce(&mut Limits)) -> Option<Error> {
+    fn refused(adjust: impl FnOnce(&mut Limits)) -> Option<OptionsError> {
         let gpu = harness::test_gpu_with(adjust)?;
         Some(Optimizer::new(&gpu.device, single(Adam::default(), 8)).unwrap_err())
     }
     let Some(error) = refused(|l| l.max_storage_buffers_per_shader_stage = 3) else { return };
     let limit = "max_storage_buffers_per_shader_stage";
-    assert_eq!(error, Error::DeviceLimit { limit, value: 3, bound: 4 });
+    assert_eq!(error, OptionsError::Device(DeviceError::Limit { limit, value: 3, bound: 4 }));
     // Norms bind one more, and so does an average.
     let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffers_per_shader_stage = 5) else { return };
     let options = |ema| Options { ema, norms: true, ..Options::default() };
     assert!(Optimizer::with_options(&gpu.device, single(Lamb::default(), 8), options(None)).is_ok());
     let ema = Some(Ema { decay: 0.5, debias: false });
     let error = Optimizer::with_options(&gpu.device, single(Lamb::default(), 8), options(ema)).unwrap_err();
-    assert_eq!(error, Error::DeviceLimit { limit, value: 5, bound: 6 });
+    assert_eq!(error, OptionsError::Device(DeviceError::Limit { limit, value: 5, bound: 6 }));
     let error = refused(|l| l.max_compute_invocations_per_workgroup = 128).unwrap();
-    assert!(matches!(error, Error::DeviceLimit { value: 128, bound: 256, .. }), "{error}");
+    assert!(
+        matches!(error, OptionsError::Device(DeviceError::Limit { value: 128, bound: 256, .. })),
+        "{error}"
+    );
     let error = refused(|l| l.max_storage_buffer_binding_size = 1 << 10).unwrap();
-    assert!(matches!(error, Error::DeviceLimit { value: 1_024, .. }), "{error}");
+    assert!(matches!(error, OptionsError::Device(DeviceError::Limit { value: 1_024, .. })), "{error}");
 
     let Some(gpu) = harness::test_gpu() else { return };
     let groups =
         (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
     let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
-    assert!(matches!(error, Error::TooManyGroups { groups: 5_000, bound: 1_365 }), "{error}");
+    assert!(matches!(error, OptionsError::TooManyGroups { groups: 5_000, bound: 1_365 }), "{error}");
 
     // Refused before anything is planned or allocated.
     let huge = single(Sgd { momentum: 0.9, ..Sgd::default() }, 1 << 61);
     let error = Optimizer::new(&gpu.device, huge.clone()).unwrap_err();
-    assert!(matches!(error, Error::TensorTooLarge { .. }), "{error}");
+    assert!(matches!(error, OptionsError::TensorTooLarge { .. }), "{error}");
     let error = cpu::Optimizer::new(huge).unwrap_err();
-    assert!(matches!(error, Error::Memory { .. }), "{error}");
+    assert!(matches!(error, OptionsError::Memory { .. }), "{error}");
 
     // Three workgroups a dimension reach nine tiles.
     let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 3) else { return };
@@ -287,5 +291,6 @@ fn device_limits() {
     let (p, g) = (gpu.buffer(400_000), gpu.buffer(400_000));
     let error = optimizer.bind(&Tensors::flat(&p, &g)).unwrap_err();
     let limit = "max_compute_workgroups_per_dimension";
-    assert!(matches!(error, Error::DeviceLimit { limit: l, value: 3, .. } if l == limit), "{error}");
+    let BindError::Device(error) = error else { panic!("{error}") };
+    assert!(matches!(error, DeviceError::Limit { limit: l, value: 3, .. } if l == limit), "{error}");
 }

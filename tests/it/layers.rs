@@ -8,7 +8,8 @@ use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::{GpuOnly, LambScalars, MomentsState};
 use wgpu_optim::{
-    AdamW, CpuRule, Error, Group, Lamb, Lars, Layout, Optimizer, Rule, Sgd, Step, Tensors, cpu, fields,
+    AdamW, CpuRule, DeviceError, Group, Lamb, Lars, Layout, Optimizer, OptionsError, Rule, RuleError, Sgd,
+    Step, Tensors, cpu, fields,
 };
 
 /// LAMB whose ratio is 1 whatever the decay: a rule of somebody's own with a familiar text.
@@ -23,7 +24,7 @@ impl Rule for RatioOne {
     const DIRECTION_SLOTS: &'static [&'static str] = Lamb::DIRECTION_SLOTS;
     type Scalars<T: Float> = LambScalars<T>;
     type State<T: Float> = MomentsState<T>;
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         self.0.validate()
     }
     fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> LambScalars<f64> {
@@ -195,7 +196,7 @@ fn more_tensors_than_can_be_told_apart() {
         let group = (0..tensors).fold(group, |group, i| group.tensor(format!("t{i}"), [1]));
         Optimizer::new(&gpu.device, Layout::new([group]).unwrap()).err()
     };
-    let too_many = |tensors, bound| Some(Error::TooManyTensors { rule: "lars", tensors, bound });
+    let too_many = |tensors, bound| Some(OptionsError::TooManyTensors { rule: "lars", tensors, bound });
     assert_eq!(refused(&gpu, 65_536), too_many(65_536, 65_535));
     // Nor more than there are workgroups between the phases.
     let Some(gpu) = harness::test_gpu_with(|l| l.max_compute_workgroups_per_dimension = 40) else { return };
@@ -221,7 +222,7 @@ fn update(s: Scalars, at: At) { write_p(at, read_p(at) - s.phi * s.lr * read_g(a
     const TRUST_RATIO: Option<&'static str> = Some("phi");
     type Scalars<T: Float> = ForgetfulScalars<T>;
     type State<T: Float> = ();
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         Ok(())
     }
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> ForgetfulScalars<f64> {
@@ -233,6 +234,6 @@ fn update(s: Scalars, at: At) { write_p(at, read_p(at) - s.phi * s.lr * read_g(a
 fn a_rule_without_a_direction_is_an_error() {
     let Some(gpu) = harness::test_gpu() else { return };
     let error = Optimizer::new(&gpu.device, single(GpuOnly(Forgetful), 8)).unwrap_err();
-    let Error::Device { what, reason } = &error else { panic!("{error}") };
+    let OptionsError::Device(DeviceError::Refused { what, reason }) = &error else { panic!("{error}") };
     assert!(what.contains("forgetful") && reason.contains("direction"), "{error}");
 }

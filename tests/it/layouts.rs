@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use std::ops::Range;
 use wgpu_optim::check::Checker;
 use wgpu_optim::wgpu::{Buffer, Limits};
-use wgpu_optim::{AdamW, AnyRule, Bound, Error, Group, Lamb, Lars, Layout, Optimizer, Sgd, Tensors, View};
+use wgpu_optim::{
+    AdamW, AnyRule, BindError, Bound, Group, Lamb, Lars, Layout, Optimizer, Sgd, Tensors, View,
+};
 
 /// A signalling NaN that names its place: arithmetic would quiet it, a copy as float might.
 fn poison(i: usize) -> u32 {
@@ -283,7 +285,7 @@ fn parameters_and_gradients_may_share_a_buffer() {
     let layout =
         Layout::packed([Group::new("all", Sgd::default()).tensor("a", [100]).tensor("b", [30])]).unwrap();
     let pool = poisoned(&gpu, 1_024);
-    let bind = |optimizer: &mut Optimizer, at: [u64; 4]| -> Result<Bound, Error> {
+    let bind = |optimizer: &mut Optimizer, at: [u64; 4]| -> Result<Bound, BindError> {
         let [pa, ga, pb, gb] = at.map(|element| View::new(&pool, element * 4));
         optimizer.bind(&Tensors::each([("a", pa, ga), ("b", pb, gb)]))
     };
@@ -303,7 +305,7 @@ fn parameters_and_gradients_may_share_a_buffer() {
 
     // In one 256-byte block their bindings would overlap.
     let error = bind(&mut optimizer, [0, 256, 512, 544]).unwrap_err();
-    assert!(matches!(error, Error::BuffersOverlap { .. }), "{error}");
+    assert!(matches!(error, BindError::Overlap { .. }), "{error}");
 }
 
 /// State lies where the layout says, whatever the form of the buffers: a run may change from one form to the

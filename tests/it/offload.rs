@@ -4,8 +4,8 @@ use crate::common::{Random, lr, single};
 use harness::Gpu;
 use wgpu_optim::offload::{Offload, Progress, Transfers};
 use wgpu_optim::{
-    AdamW, AnyRule, Clip, Error, Format, Group, Lamb, Layout, LossScale, OffloadError, Options, Report, Sgd,
-    cpu, wgpu,
+    AdamW, AnyRule, BindError, ChangeError, Clip, Format, Group, Lamb, Layout, LossScale, OffloadError,
+    Options, OptionsError, Report, Sgd, StateError, StepError, cpu, wgpu,
 };
 
 /// Several chunks, with a gap in the second.
@@ -245,7 +245,7 @@ fn a_chunk_does_not_wait_for_the_next() {
         assert_eq!(moved, len.min((chunk + 1) * BLOCK));
         if chunk < 2 {
             let error = offload.advance(&gpu.queue, &params, 0.5).unwrap_err();
-            assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: chunk + 1 }));
+            assert_eq!(error, OffloadError::NotRequested { chunk: chunk + 1 });
         }
     }
     // With a look at all gradients first, nothing is written before the second pass.
@@ -276,7 +276,7 @@ fn a_ring_has_an_order() {
         ("staged_chunks", Transfers { staged_chunks: 0, ..transfers }),
     ] {
         let error = new(bad).unwrap_err();
-        assert_eq!(error, Error::Options { field, value: 0.0, bound: "at least 1" });
+        assert_eq!(error, OptionsError::Field { field, value: 0.0, bound: "at least 1" });
     }
     // All in one chunk, whatever there would be room for.
     let most = Transfers { chunk_blocks: usize::MAX, staged_chunks: usize::MAX };
@@ -286,7 +286,7 @@ fn a_ring_has_an_order() {
     let (params, grads) = (gpu.buffer(4 * len as u64), gpu.buffer(4 * len as u64));
     let refused = |offload: &mut Offload, chunk, first| {
         let error = offload.request(&mut gpu.encoder(), &grads, chunk).unwrap_err();
-        assert_eq!(error, Error::Offload(OffloadError::OutOfTurn { chunk, first, end: first + 2 }));
+        assert_eq!(error, OffloadError::OutOfTurn { chunk, first, end: first + 2 });
     };
     refused(&mut offload, 2, 0);
     // Not in order: there is room for both.
@@ -318,7 +318,7 @@ fn nothing_changes_within_a_step() {
     offload.set_loss_scale(32.0, 3).unwrap();
     gpu.wait();
     assert_eq!(offload.advance(&gpu.queue, &params, 0.1).unwrap(), Progress::Working);
-    let refused = Error::Offload(OffloadError::StepUnderWay);
+    let refused = OffloadError::StepUnderWay;
     assert_eq!(offload.set_loss_scale(64.0, 0).unwrap_err(), refused);
     assert_eq!(offload.state_mut("exp_avg", "w").unwrap_err(), refused);
     assert_eq!(offload.upload(&gpu.queue, &params).unwrap_err(), refused);
@@ -327,10 +327,18 @@ fn nothing_changes_within_a_step() {
     let report = step(&gpu, &mut offload, &params, &grads, 0.1).unwrap();
     assert_eq!((report.loss_scale, report.good_steps), (32.0, 4));
     assert!(matches!(offload.state_mut("exp_avg", "w"), Ok(Some(cpu::StateMut::F32(_)))));
-    assert!(matches!(offload.state_mut("momentum", "w"), Err(Error::Unknown { .. })));
-    assert!(matches!(offload.set_loss_scale(-1.0, 0), Err(Error::Options { .. })));
+    assert!(matches!(
+        offload.state_mut("momentum", "w"),
+        Err(OffloadError::State(StateError::UnknownSlot { .. }))
+    ));
+    let error = offload.set_loss_scale(-1.0, 0).unwrap_err();
+    let OffloadError::Change(ChangeError::Options(error)) = error else { panic!("{error}") };
+    assert!(matches!(error, OptionsError::Field { field: "loss_scale", value: -1.0, .. }), "{error}");
     let short = gpu.buffer(4);
-    assert!(matches!(offload.upload(&gpu.queue, &short), Err(Error::OutOfBounds { .. })));
+    assert!(matches!(
+        offload.upload(&gpu.queue, &short),
+        Err(OffloadError::Bind(BindError::OutOfBounds { .. }))
+    ));
 }
 
 #[test]
@@ -339,29 +347,30 @@ fn bad_requests() {
     let new = |options, len| Offload::new(&gpu.device, single(AdamW::default(), 10), options, vec![0.0; len]);
     let refused = |options| new(options, 10).unwrap_err();
     let error = refused(Options { zero_gradients: true, ..Options::default() });
-    assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
+    assert!(matches!(error, OptionsError::ZeroGradients), "{error}");
     let error = refused(Options { grads: Format::F16, ..Options::default() });
-    assert!(matches!(error, Error::Format { field: "grads", .. }), "{error}");
+    assert!(matches!(error, OptionsError::Format { field: "grads", .. }), "{error}");
     let error = new(Options::default(), 9).unwrap_err();
-    assert_eq!(error, Error::Mismatch { what: "parameters", found: 9, expected: 10 });
+    assert_eq!(error, OptionsError::Parameters { found: 9, expected: 10 });
     let mut offload = new(Options::default(), 10).unwrap();
     let (good, short) = (gpu.buffer(40), gpu.buffer(36));
     let mut encoder = gpu.encoder();
     let error = offload.request(&mut encoder, &good, 1).unwrap_err();
-    assert_eq!(error, Error::Mismatch { what: "chunks", found: 2, expected: 1 });
+    assert_eq!(error, OffloadError::UnknownChunk { chunk: 1, bound: 1 });
     let error = offload.request(&mut encoder, &good, usize::MAX).unwrap_err();
-    assert!(matches!(error, Error::Mismatch { what: "chunks", expected: 1, .. }), "{error}");
+    assert_eq!(error, OffloadError::UnknownChunk { chunk: usize::MAX, bound: 1 });
     let error = offload.request(&mut encoder, &short, 0).unwrap_err();
-    assert!(matches!(error, Error::OutOfBounds { start: 0, end: 40, size: 36, .. }), "{error}");
+    let OffloadError::Bind(error) = error else { panic!("{error}") };
+    assert!(matches!(error, BindError::OutOfBounds { start: 0, end: 40, size: 36, .. }), "{error}");
     let error = offload.advance(&gpu.queue, &short, 0.1).unwrap_err();
-    assert!(matches!(error, Error::OutOfBounds { .. }), "{error}");
+    assert!(matches!(error, OffloadError::Bind(BindError::OutOfBounds { .. })), "{error}");
     let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
-    assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: 0 }));
+    assert_eq!(error, OffloadError::NotRequested { chunk: 0 });
     offload.request(&mut encoder, &good, 0).unwrap();
     let error = offload.advance(&gpu.queue, &good, f64::NAN).unwrap_err();
-    assert!(matches!(error, Error::Step { .. }), "{error}");
+    assert!(matches!(error, OffloadError::Step(StepError::Argument { .. })), "{error}");
     let error = offload.request(&mut encoder, &good, 0).unwrap_err();
-    assert!(matches!(error, Error::Duplicate { .. }), "{error}");
+    assert_eq!(error, OffloadError::Requested { chunk: 0 });
     // Commands that are dropped are no request.
     drop(encoder);
     let mut encoder = gpu.encoder();
@@ -371,7 +380,7 @@ fn bad_requests() {
     drop(encoder);
     // Within a step that has begun.
     let error = offload.advance(&gpu.queue, &good, 0.1).unwrap_err();
-    assert_eq!(error, Error::Offload(OffloadError::NotRequested { chunk: 0 }));
+    assert_eq!(error, OffloadError::NotRequested { chunk: 0 });
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, &good, 0).unwrap();
     gpu.run(encoder);

@@ -3,7 +3,10 @@
 use crate::common::{Run, single};
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::{Fields, GpuOnly};
-use wgpu_optim::{Ema, Error, Group, Layout, Optimizer, Options, Rule, Step, cpu, fields};
+use wgpu_optim::{
+    DeviceError, Ema, Group, Layout, LayoutError, Optimizer, Options, OptionsError, Rule, RuleError, Step,
+    cpu, fields,
+};
 
 fields! {
     /// Step scalars.
@@ -43,7 +46,7 @@ macro_rules! signum {
             const WGSL: &'static str = $shader;
             type Scalars<T: Float> = SignumScalars<T>;
             type State<T: Float> = SignumState<T>;
-            fn validate(&self) -> Result<(), Error> {
+            fn validate(&self) -> Result<(), RuleError> {
                 Ok(())
             }
             fn with_momentum(&self, beta: f64) -> Option<Self> {
@@ -88,7 +91,7 @@ fn it_gets_groups_and_state_like_a_built_in_one() {
 #[test]
 fn it_is_for_the_gpu_alone_without_a_cpu_implementation() {
     let error = cpu::Optimizer::new(single(GpuOnly(Signum { beta: 0.5 }), 8)).unwrap_err();
-    assert_eq!(error, Error::NoCpuRule { rule: "signum" });
+    assert_eq!(error, OptionsError::Rule(RuleError::NoCpu { rule: "signum" }));
 }
 
 /// The device's words name the rule's own third line.
@@ -96,12 +99,12 @@ fn it_is_for_the_gpu_alone_without_a_cpu_implementation() {
 fn a_mistake_in_its_shader_is_an_error_with_its_line() {
     let Some(gpu) = harness::test_gpu() else { return };
     let error = Optimizer::new(&gpu.device, single(GpuOnly(Misspelt { beta: 0.0 }), 8)).unwrap_err();
-    let Error::Device { what, reason } = &error else { panic!("{error}") };
+    let OptionsError::Device(DeviceError::Refused { what, reason }) = &error else { panic!("{error}") };
     assert!(what.contains("misspelt") && what.contains("lines 1 to 4"), "{what}");
     assert!(reason.contains("read_q") && reason.contains(":3:"), "{reason}");
     // The text for vectors of several groups is checked too, for any layout.
     let error = Optimizer::new(&gpu.device, single(GpuOnly(OneGroupOnly { beta: 0.0 }), 8)).unwrap_err();
-    let Error::Device { reason, .. } = &error else { panic!("{error}") };
+    let OptionsError::Device(DeviceError::Refused { reason, .. }) = &error else { panic!("{error}") };
     assert!(reason.contains(":3:"), "{reason}");
 }
 
@@ -121,7 +124,7 @@ impl Rule for Greedy {
     const WGSL: &'static str = "";
     type Scalars<T: Float> = SignumScalars<T>;
     type State<T: Float> = ManySlots<T>;
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         Ok(())
     }
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {
@@ -135,7 +138,7 @@ fn too_many_slots_for_the_device() {
     let options = Options { ema: Some(Ema { decay: 0.9, debias: false }), ..Options::default() };
     let error = Optimizer::with_options(&gpu.device, single(GpuOnly(Greedy), 8), options).unwrap_err();
     let limit = "max_storage_buffers_per_shader_stage";
-    assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
+    assert_eq!(error, OptionsError::Device(DeviceError::Limit { limit, value: 8, bound: 9 }));
 }
 
 /// A rule of given names.
@@ -150,7 +153,7 @@ macro_rules! named {
             const TRUST_RATIO: Option<&'static str> = $ratio;
             type Scalars<T: Float> = $scalars;
             type State<T: Float> = $state;
-            fn validate(&self) -> Result<(), Error> {
+            fn validate(&self) -> Result<(), RuleError> {
                 Ok(())
             }
             fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> Self::Scalars<f64> {
@@ -178,7 +181,9 @@ named!(ItsAverage, SignumScalars<T>, Ema2<T>, None);
 fn names_that_are_taken() {
     fn refused<R: Rule>(rule: R, what: &str) {
         let error = Layout::new([Group::new("g", GpuOnly(rule)).tensor("w", [4])]).unwrap_err();
-        let Error::Conflict { rule: "named", conflict } = error else { panic!("{error}") };
+        let LayoutError::Rule(RuleError::Conflict { rule: "named", conflict }) = error else {
+            panic!("{error}")
+        };
         assert!(conflict.contains(what), "{conflict}");
     }
     refused(NoScalars, "at least one scalar");
@@ -198,7 +203,7 @@ impl Rule for SignDescent {
         "fn update(s: Scalars, at: At) { write_p(at, read_p(at) - s.lr * sign(read_g(at))); }";
     type Scalars<T: Float> = SignumScalars<T>;
     type State<T: Float> = ();
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         Ok(())
     }
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> SignumScalars<f64> {

@@ -4,7 +4,8 @@ use crate::common::{Random, Run, assert_same_bits, lr, single};
 use harness::{Gpu, snapshot};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    AdamW, AnyRule, Bound, Clip, DynRule, Error, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, Tensors,
+    AdamW, AnyRule, Bound, Clip, DynRule, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, StepError,
+    Tensors,
 };
 
 const LEN: usize = 3_000;
@@ -205,7 +206,7 @@ fn a_refused_step_changes_nothing() {
         for bad in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
             let result = setup.optimizer.step(&setup.gpu.queue, &mut encoder, &setup.tensors, bad);
             assert!(
-                matches!(result, Err(Error::Step { .. } | Error::ScalarOverflow { .. })),
+                matches!(result, Err(StepError::Argument { .. } | StepError::ScalarOverflow { .. })),
                 "{bad}: {result:?}"
             );
         }
@@ -223,5 +224,5 @@ fn a_binding_of_another_optimizer_is_refused() {
     let mut other = Run::new(&a.gpu, a.optimizer.layout().clone(), &[0.0; LEN]);
     let mut encoder = a.gpu.encoder();
     let error = other.optimizer.step(&a.gpu.queue, &mut encoder, &a.tensors, 0.1).unwrap_err();
-    assert_eq!(error, Error::ForeignBinding);
+    assert_eq!(error, StepError::ForeignBinding);
 }

@@ -3,8 +3,8 @@
 use crate::common::{Random, lr};
 use harness::Gpu;
 use wgpu_optim::{
-    Adam, AdamW, Bound, Ema, Error, Format, Group, Lamb, Layout, Master, NAdam, Optimizer, Options, Sgd,
-    StateMismatch, Tensors, View, cpu,
+    Adam, AdamW, BindError, Bound, Ema, Error, Format, Group, Lamb, Layout, Master, NAdam, Optimizer,
+    Options, Sgd, StateError, StateMismatch, Tensors, View, cpu,
 };
 
 fn gpu_numbers(gpu: &Gpu, optimizer: &Optimizer, slot: &str, tensor: &str) -> Vec<f32> {
@@ -108,30 +108,32 @@ fn slots_that_a_tensor_has_not_are_refused() {
     let packed = [Group::new("all", AdamW::default()).tensor("a", [3]).tensor("b", [3])];
     let mut odd = Optimizer::with_options(&gpu.device, Layout::packed(packed).unwrap(), bf16).unwrap();
     let error = odd.write_state(&gpu.queue, "exp_avg", "a", &[0.0; 3]).unwrap_err();
-    assert!(matches!(error, Error::OddElement { offset: 0, .. }), "{error}");
+    assert_eq!(error, StateError::SharedWord { slot: "exp_avg".into(), tensor: "a".into() });
 
     let remainder = Options { params: Format::Bf16, master: Master::Remainder, ..Options::default() };
     let mut device = Optimizer::with_options(&gpu.device, layout(), remainder).unwrap();
     let mut host = cpu::Optimizer::with_options(layout(), remainder).unwrap();
-    let unknown = |what, name: &str| Error::Unknown { what, name: name.into() };
+    let unknown =
+        |slot: &str, tensor: &str| StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() };
     for (slot, tensor, error) in [
-        ("exp_avg", "z", unknown("tensor", "z")),
-        ("exp_avg", "s0", unknown("slot", "exp_avg")),
-        ("ema", "a0", unknown("slot", "ema")),
-        ("max_exp_avg_sq", "a0", Error::SlotNotKept { group: "a".into(), slot: "max_exp_avg_sq" }),
-        ("remainder", "a0", Error::Format { field: "remainder", format: "u16", bound: "read as codes" }),
+        ("exp_avg", "z", StateError::UnknownTensor { tensor: "z".into() }),
+        ("exp_avg", "s0", unknown("exp_avg", "s0")),
+        ("ema", "a0", unknown("ema", "a0")),
+        ("max_exp_avg_sq", "a0", StateError::SlotNotKept { group: "a".into(), slot: "max_exp_avg_sq" }),
+        ("remainder", "a0", StateError::NoNumbers { slot: "remainder", tensor: "a0".into() }),
     ] {
         assert_eq!(device.stored_state(slot, tensor).unwrap_err(), error);
         assert_eq!(host.read_state(slot, tensor).unwrap_err(), error);
         assert_eq!(device.write_state(&gpu.queue, slot, tensor, &[0.0; 33]).unwrap_err(), error);
         assert_eq!(host.write_state(slot, tensor, &[0.0; 33]).unwrap_err(), error);
     }
-    let length = Error::Length { what: "exp_avg of tensor \"a0\"".into(), found: 3, expected: 33 };
+    let (slot, tensor) = ("exp_avg".into(), "a0".into());
+    let length = StateError::Length { slot, tensor, found: 3, expected: 33 };
     assert_eq!(device.write_state(&gpu.queue, "exp_avg", "a0", &[0.0; 3]).unwrap_err(), length);
     assert_eq!(host.write_state("exp_avg", "a0", &[0.0; 3]).unwrap_err(), length);
     let stored = device.stored_state("exp_avg", "a0").unwrap();
     let error = stored.decode(&[0; 7]).unwrap_err();
-    assert_eq!(error, Error::Length { what: "bytes of a state slot".into(), found: 7, expected: 132 });
+    assert_eq!(error, StateError::Bytes { found: 7, bound: 132 });
 
     let small = gpu.buffer(128);
     let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
@@ -141,11 +143,14 @@ fn slots_that_a_tensor_has_not_are_refused() {
         mapped_at_creation: false,
     });
     let mut encoder = gpu.encoder();
-    let mut copy = |to: View<'_>| device.copy_state(&mut encoder, "exp_avg", "a0", to).unwrap_err();
-    assert!(matches!(copy(View::new(&small, 0)), Error::OutOfBounds { end: 132, size: 128, .. }));
-    assert!(matches!(copy(View::new(&small, u64::MAX - 3)), Error::OutOfBounds { .. }));
-    assert!(matches!(copy(View::new(&small, 2)), Error::Misaligned { offset: 2, bound: 4, .. }));
-    assert!(matches!(copy(View::new(&uniform, 0)), Error::MissingUsage { usage: "COPY_DST", .. }));
+    let mut copy = |to: View<'_>| match device.copy_state(&mut encoder, "exp_avg", "a0", to) {
+        Err(StateError::Bind(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(copy(View::new(&small, 0)), BindError::OutOfBounds { end: 132, size: 128, .. }));
+    assert!(matches!(copy(View::new(&small, u64::MAX - 3)), BindError::OutOfBounds { .. }));
+    assert!(matches!(copy(View::new(&small, 2)), BindError::Misaligned { offset: 2, bound: 4, .. }));
+    assert!(matches!(copy(View::new(&uniform, 0)), BindError::MissingUsage { usage: "COPY_DST", .. }));
 }
 
 /// The layout from before with its tensors in another order, without one of them, and with a group more.
@@ -278,18 +283,18 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
     let mut device = Optimizer::new(&gpu.device, new.clone()).unwrap();
     let mut encoder = gpu.encoder();
     let error = device.take_over(&gpu.queue, &mut encoder, &run.optimizer).unwrap_err();
-    assert_eq!(error, Error::State(expected.clone()));
+    assert_eq!(error, StateError::Mismatches(expected.clone()));
     gpu.run(encoder);
     assert_eq!(device.steps(), 0);
     assert_eq!(gpu_numbers(&gpu, &device, "exp_avg", "a1"), [0.0; 8]);
     let mut next = cpu::Optimizer::new(new).unwrap();
-    assert_eq!(next.take_over(&host).unwrap_err(), Error::State(expected));
+    assert_eq!(next.take_over(&host).unwrap_err(), StateError::Mismatches(expected));
     assert_eq!((next.steps(), next.read_state("exp_avg", "a1").unwrap()), (0, vec![0.0; 8]));
 
     // Formats, and another device.
     let eight = Options { states: Format::Q8, ..Options::default() };
     let error = cpu::Optimizer::with_options(old.clone(), eight).unwrap().take_over(&host).unwrap_err();
-    let Error::State(list) = &error else { panic!("{error}") };
+    let StateError::Mismatches(list) = &error else { panic!("{error}") };
     assert_eq!(list.len(), 4);
     assert!(error.to_string().contains("states of tensor \"a0\": f32, must be q8"), "{error}");
     // wgpu tells devices of one instance apart.

@@ -205,7 +205,7 @@ pub enum Error {
         /// Which one, from 1 on.
         t: usize,
         /// The reason.
-        source: wgpu_optim::Error,
+        source: wgpu_optim::StepError,
     },
     /// The device refuses.
     #[error("the device cannot take the run")]

@@ -1,7 +1,10 @@
 //! Tensors in host memory: their slices, their state, and those that are refused.
 
 use cpu_harness::{Random, assert_same_bits, cpu_snapshot, single};
-use wgpu_optim::{AdamW, Clip, Error, Format, Group, Layout, Master, Options, Sgd, cpu};
+use wgpu_optim::{
+    AdamW, BindError, Clip, Format, Group, Layout, Master, Options, OptionsError, Sgd, StateError, StepError,
+    cpu,
+};
 
 /// State of small tensors has 4 bytes an element, that of the others what the options say, and none has both.
 #[test]
@@ -42,10 +45,10 @@ fn small_tensors_stay_f32() {
 #[test]
 fn too_little_memory() {
     let error = cpu::Optimizer::new(single(AdamW::default(), 1 << 42)).unwrap_err();
-    assert_eq!(error, Error::Memory { bytes: 4 << 42 });
+    assert_eq!(error, OptionsError::Memory { bytes: 4 << 42 });
     // Without state there is no memory for the plan.
     let error = cpu::Optimizer::new(single(Sgd::default(), 1 << 52)).unwrap_err();
-    assert!(matches!(error, Error::Memory { .. }), "{error}");
+    assert!(matches!(error, OptionsError::Memory { .. }), "{error}");
 }
 
 #[test]
@@ -64,39 +67,55 @@ fn bad_tensors() {
     fn each<'a>(a: Piece<'a>, b: Piece<'a>) -> cpu::Tensors<'a> {
         cpu::Tensors::each([a, b])
     }
+    let bind = StepError::Bind;
     let g = [1.0f32; 5];
     let error = refused(each(of("a", &mut a, &g[..2]), of("b", &mut b, &g[..2])));
-    assert_eq!(error, Error::Length { what: "gradients of tensor \"a\"".into(), found: 2, expected: 3 });
-    let error = refused(each(of("a", &mut b, &g[..3]), of("b", &mut a, &g[..2])));
-    assert_eq!(error, Error::Length { what: "parameters of tensor \"a\"".into(), found: 2, expected: 3 });
-    let error = refused(each(of("a", &mut [], &g[..3]), of("b", &mut b, &g[..2])));
-    assert_eq!(error, Error::Length { what: "parameters of tensor \"a\"".into(), found: 0, expected: 3 });
-    let error = refused(each(of("a", &mut a, &g[..3]), of("c", &mut b, &g[..2])));
-    assert_eq!(error, Error::Unknown { what: "tensor", name: "c".into() });
-    let error = refused(each(of("a", &mut a, &g[..3]), of("a", &mut all[..3], &g[..3])));
-    assert_eq!(error, Error::Duplicate { what: "tensor", name: "a".into() });
-    let error = refused(cpu::Tensors::each([of("b", &mut b, &g[..2])]));
-    assert_eq!(error, Error::Mismatch { what: "tensors", found: 1, expected: 2 });
-    let three = [of("a", &mut a, &g[..3]), of("b", &mut b, &g[..2]), of("b", &mut all[..2], &g[..2])];
     assert_eq!(
-        refused(cpu::Tensors::each(three)),
-        Error::Mismatch { what: "tensors", found: 3, expected: 2 }
+        error,
+        bind(BindError::Length { what: "gradients of tensor \"a\"".into(), found: 2, expected: 3 })
     );
+    let error = refused(each(of("a", &mut b, &g[..3]), of("b", &mut a, &g[..2])));
+    assert_eq!(
+        error,
+        bind(BindError::Length { what: "parameters of tensor \"a\"".into(), found: 2, expected: 3 })
+    );
+    let error = refused(each(of("a", &mut [], &g[..3]), of("b", &mut b, &g[..2])));
+    assert_eq!(
+        error,
+        bind(BindError::Length { what: "parameters of tensor \"a\"".into(), found: 0, expected: 3 })
+    );
+    let error = refused(each(of("a", &mut a, &g[..3]), of("c", &mut b, &g[..2])));
+    assert_eq!(error, bind(BindError::UnknownTensor { tensor: "c".into() }));
+    let error = refused(each(of("a", &mut a, &g[..3]), of("a", &mut all[..3], &g[..3])));
+    assert_eq!(error, bind(BindError::DuplicateTensor { tensor: "a".into() }));
+    let error = refused(cpu::Tensors::each([of("b", &mut b, &g[..2])]));
+    assert_eq!(error, bind(BindError::TensorCount { found: 1, expected: 2 }));
+    let three = [of("a", &mut a, &g[..3]), of("b", &mut b, &g[..2]), of("b", &mut all[..2], &g[..2])];
+    assert_eq!(refused(cpu::Tensors::each(three)), bind(BindError::TensorCount { found: 3, expected: 2 }));
     let none: [(&str, &mut [f32], &[f32]); 0] = [];
-    assert_eq!(refused(cpu::Tensors::each(none)), Error::Mismatch { what: "tensors", found: 0, expected: 2 });
+    assert_eq!(refused(cpu::Tensors::each(none)), bind(BindError::TensorCount { found: 0, expected: 2 }));
     let error = refused(cpu::Tensors::flat(&mut [0f32; 0], &[0f32; 0]));
-    assert_eq!(error, Error::Mismatch { what: "parameters", found: 0, expected: 5 });
+    assert_eq!(error, bind(BindError::TooShort { what: "parameters", found: 0, bound: 5 }));
     let error = refused(cpu::Tensors::flat(&mut [0u16; 5], &g));
-    assert!(matches!(error, Error::Format { field: "params", format: "u16", .. }), "{error}");
+    assert!(
+        matches!(error, StepError::Bind(BindError::Format { field: "params", format: "u16", .. })),
+        "{error}"
+    );
     let error = refused(cpu::Tensors::flat(&mut all, &[0u16; 5]));
-    assert!(matches!(error, Error::Format { field: "grads", format: "u16", .. }), "{error}");
+    assert!(
+        matches!(error, StepError::Bind(BindError::Format { field: "grads", format: "u16", .. })),
+        "{error}"
+    );
     assert_eq!((optimizer.steps(), a, b, all), (0, [1.0; 3], [1.0; 2], [1.0; 5]));
     let error = writing.step(cpu::Tensors::flat(&mut all, &g), 0.1).unwrap_err();
-    assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
+    assert!(matches!(error, StepError::Bind(BindError::ReadOnly)), "{error}");
     let error = writing.state("momentum_buffer", "a").unwrap_err();
-    assert_eq!(error, Error::Unknown { what: "slot", name: "momentum_buffer".into() });
+    assert_eq!(error, StateError::UnknownSlot { tensor: "a".into(), slot: "momentum_buffer".into() });
     let refused = Options { clip: Some(Clip::Value(-1.0)), ..Options::default() };
-    assert!(matches!(cpu::Optimizer::with_options(layout, refused), Err(Error::Options { .. })));
+    assert!(matches!(
+        cpu::Optimizer::with_options(layout, refused),
+        Err(OptionsError::Field { field: "clip.value", .. })
+    ));
 }
 
 /// Slices that start anywhere in memory.
@@ -142,7 +161,7 @@ fn slices_of_any_alignment() {
 mod slots {
     use cpu_harness::single;
     use wgpu_optim::float::Float;
-    use wgpu_optim::{CpuRule, Error, Rule, cpu, fields};
+    use wgpu_optim::{CpuRule, OptionsError, Rule, RuleError, cpu, fields};
 
     fields! {
         /// Scalars of [`Nine`].
@@ -162,7 +181,7 @@ mod slots {
         const WGSL: &'static str = "";
         type Scalars<T: Float> = NineScalars<T>;
         type State<T: Float> = NineState<T>;
-        fn validate(&self) -> Result<(), Error> {
+        fn validate(&self) -> Result<(), RuleError> {
             Ok(())
         }
         fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> NineScalars<f64> {
@@ -180,6 +199,6 @@ mod slots {
     #[test]
     fn too_many() {
         let error = cpu::Optimizer::new(single(Nine, 1)).unwrap_err();
-        assert_eq!(error, Error::TooManySlots { rule: "nine", slots: 9, bound: 8 });
+        assert_eq!(error, OptionsError::Rule(RuleError::TooManySlots { rule: "nine", slots: 9, bound: 8 }));
     }
 }

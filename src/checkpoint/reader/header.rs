@@ -1,10 +1,10 @@
 //! The header of one file: its parser, and the checks that its tensors pass before one is read.
 
-use super::super::error::{Error, Malformed};
 use super::super::limits::{HEADERS, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER};
 use super::input::Input;
 use super::metadata::Texts;
 use super::{Stored, parse};
+use crate::error::checkpoint::{Error, Malformed};
 use safetensors::Dtype;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! The index of several files: its parser, and the check that it and the files have the same tensors.
 
-use super::super::error::{Error, Malformed};
 use super::super::limits::{MAX_HEADER, MAX_SHARDS};
 use super::input::Input;
 use super::metadata::Texts;
 use super::{Stored, parse};
+use crate::error::checkpoint::{Error, Malformed};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

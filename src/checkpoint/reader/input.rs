@@ -1,7 +1,6 @@
 //! Bytes that are read: those of a file, or of a stream of the caller's.
 
-use super::super::error::{Error, Malformed};
-use super::super::location::Location;
+use crate::error::checkpoint::{Error, Location, Malformed};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -1,10 +1,10 @@
 //! Files under their names: written beside those that they replace, which they replace all together.
 
-use super::super::error::Error;
 use super::super::limits::INDEX_END;
 use super::Output;
 use super::pending::{PARTIAL_END, Pending, sync_directory};
 use super::shards::{free_generation, generation, shard_name};
+use crate::error::checkpoint::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 

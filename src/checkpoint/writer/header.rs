@@ -1,9 +1,8 @@
 //! The texts of a checkpoint: the header of a file, and the index of several.
 
-use super::super::error::{Error, Malformed};
 use super::super::limits::{LENGTH_BYTES, MAX_HEADER};
-use super::super::location::Location;
 use super::{Planned, TOTAL_SIZE};
+use crate::error::checkpoint::{Error, Location, Malformed};
 use safetensors::Dtype;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! A file that replaces another once it is whole, and what the disk is made to keep.
 
-use super::super::error::Error;
 use super::stream::{BUFFER, write_all};
+use crate::error::checkpoint::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};

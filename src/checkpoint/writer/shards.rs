@@ -1,8 +1,8 @@
 //! Several files of one checkpoint: which tensors each has, its name, and its place in the index.
 
-use super::super::error::Error;
 use super::super::limits::MAX_SHARDS;
 use super::Planned;
+use crate::error::checkpoint::Error;
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;

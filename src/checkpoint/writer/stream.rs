@@ -1,8 +1,7 @@
 //! The caller's stream, into which one file goes.
 
-use super::super::error::Error;
-use super::super::location::Location;
 use super::Output;
+use crate::error::checkpoint::{Error, Location};
 use std::io::{self, BufWriter, Write};
 
 /// Bytes that are gathered before they are written, and written at a time. With 1 MiB and more, Linux (ext4)

@@ -3,7 +3,7 @@
 use super::partials::{Memory, Targets};
 use super::plan::{Planned, PlannedStep};
 use super::tables::Tables;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::gpu::buffers::ByteRange;
 use crate::gpu::control::Control;
 use crate::gpu::device::checked;
@@ -20,7 +20,7 @@ impl Optimizer {
         mut steps: Vec<PlannedStep>,
         mut scans: Vec<Planned>,
         slow: usize,
-    ) -> Result<Recorded, Error> {
+    ) -> Result<Recorded, DeviceError> {
         // Numbers of partial sums go into the tables' headers, so they come first.
         let mut of_scan = Targets::default();
         scans.iter_mut().for_each(|scan| of_scan.number(&mut scan.table));
@@ -121,7 +121,7 @@ impl Optimizer {
         memory: &mut Memory<'_>,
         control: &Control,
         targets: &Targets,
-    ) -> Result<(Scan, wgpu::Buffer), Error> {
+    ) -> Result<(Scan, wgpu::Buffer), DeviceError> {
         let sums = memory.sums(targets.len())?;
         let (mut reaching, mut partials, mut by_group) = (sums.clone(), targets.len(), None);
         if let Some(kernel) = &control.by_group {
@@ -145,7 +145,7 @@ impl Optimizer {
         count: u32,
         sums: &wgpu::Buffer,
         more: &[&wgpu::Buffer],
-    ) -> Result<BoundDispatch, Error> {
+    ) -> Result<BoundDispatch, DeviceError> {
         let list = targets.list(count);
         let (label, usage) = ("targets of partial sums", wgpu::BufferUsages::STORAGE);
         let list = memory.filled(label, bytemuck::cast_slice(&list), usage)?;
@@ -160,7 +160,7 @@ impl Optimizer {
         kernel: &Kernel,
         entries: &[wgpu::BindGroupEntry<'_>],
         workgroups: [u32; 2],
-    ) -> Result<BoundDispatch, Error> {
+    ) -> Result<BoundDispatch, DeviceError> {
         let layout = &kernel.layout;
         let descriptor = wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries };
         let make = || self.device.create_bind_group(&descriptor);

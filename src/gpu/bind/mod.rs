@@ -11,7 +11,7 @@ use super::optimizer::Optimizer;
 use super::plan::{self as planner, Chunk, Span};
 use super::record::{Bound, Recorded};
 use super::state::spans;
-use crate::error::Error;
+use crate::error::BindError;
 use crate::formats::Format;
 use crate::layout::{Tensor, VECTOR};
 use std::collections::HashMap;
@@ -23,12 +23,10 @@ impl Optimizer {
     /// Compiles kernels on first use. Call it outside of the training loop, and again when buffers change.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::Duplicate`] and [`Error::Mismatch`] for tensors that are not the
-    /// layout's, [`Error::MissingUsage`] without `STORAGE`, [`Error::Misaligned`] for an offset that is no
-    /// multiple of 4, [`Error::OutOfBounds`], [`Error::BuffersOverlap`] for ranges that overlap, or lie in
-    /// one 256-byte block of one buffer where parameters and gradients share it, [`Error::OddElement`],
-    /// [`Error::DeviceLimit`], [`Error::Device`].
-    pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, Error> {
+    /// A [`BindError`] if the tensors are not the layout's, if a buffer is too short, is misaligned or lacks
+    /// usage `STORAGE`, if ranges of one buffer overlap, or if the device refuses. Parameters and gradients
+    /// of one buffer overlap if they lie in one block of 256 bytes.
+    pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, BindError> {
         let state: Vec<_> = self.state.iter().map(|state| &state.chunk).collect();
         let scanned = self.scanned_chunks();
         let scanned: Vec<_> = scanned.iter().collect();
@@ -41,7 +39,7 @@ impl Optimizer {
     }
 
     /// The dispatches of a binding for the groups that are frozen now.
-    pub(super) fn current(&mut self, bound: &Bound) -> Result<Arc<Recorded>, Error> {
+    pub(super) fn current(&mut self, bound: &Bound) -> Result<Arc<Recorded>, BindError> {
         let recorded = bound.recorded();
         if recorded.revision == self.revision {
             return Ok(recorded);
@@ -65,7 +63,7 @@ impl Optimizer {
         p: View<'a>,
         g: View<'a>,
         chunks: [&[&Chunk]; 2],
-    ) -> Result<[Vec<Part>; 2], Error> {
+    ) -> Result<[Vec<Part>; 2], BindError> {
         let (params, grads) = (self.options.params, self.options.grads);
         let [p_bytes, g_bytes] = [params, grads].map(|format| self.layout.len() * format.bytes());
         let p = Named::new("parameters", p, p_bytes)?;
@@ -86,20 +84,17 @@ impl Optimizer {
         &self,
         each: &[(&str, View<'a>, View<'a>)],
         chunks: [&[&Chunk]; 2],
-    ) -> Result<[Vec<Part>; 2], Error> {
+    ) -> Result<[Vec<Part>; 2], BindError> {
         let mut views = HashMap::new();
         for (name, p, g) in each {
-            let tensor = self.layout.tensor(name)?;
+            let tensor = self.layout.find(name, |tensor| BindError::UnknownTensor { tensor })?;
             if views.insert(tensor.offset, (*p, *g)).is_some() {
-                return Err(Error::Duplicate { what: "tensor", name: (*name).into() });
+                return Err(BindError::DuplicateTensor { tensor: (*name).into() });
             }
         }
         if views.len() != self.layout.tensors().len() {
-            return Err(Error::Mismatch {
-                what: "bound tensors",
-                found: views.len() as u64,
-                expected: self.layout.tensors().len() as u64,
-            });
+            let (found, expected) = (views.len() as u64, self.layout.tensors().len() as u64);
+            return Err(BindError::TensorCount { found, expected });
         }
         let tensors: Vec<&Tensor> = self.layout.by_offset().collect();
         let (params, grads) = (self.options.params, self.options.grads);
@@ -110,7 +105,7 @@ impl Optimizer {
             let check = |side, view, format: Format| {
                 let (what, offset) = (format!("{side} of tensor {:?}", tensor.name), tensor.offset);
                 if format.bytes() < ELEMENT && !offset.is_multiple_of(2) {
-                    return Err(Error::OddElement { what, offset });
+                    return Err(BindError::OddElement { what, offset });
                 }
                 let bytes = tensor.len * format.bytes();
                 let named = Named::new(&what, view, bytes)?;
@@ -146,7 +141,7 @@ impl Optimizer {
     }
 
     /// Refuses ranges of one buffer that share bytes, with each other or with the optimizer's own state.
-    pub(crate) fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), Error> {
+    pub(crate) fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), BindError> {
         ranges.extend(self.buffers().map(|buffer| ByteRange {
             what: "optimizer state".into(),
             buffer: buffer.clone(),

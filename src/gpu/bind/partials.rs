@@ -1,7 +1,7 @@
 //! Partial sums: a place for each workgroup's, and whose sum it is part of.
 
 use super::tables::Table;
-use crate::error::Error;
+use crate::error::DeviceError;
 use crate::gpu::device::{create_buffer, create_filled};
 use crate::gpu::plan::Dispatch;
 
@@ -60,13 +60,13 @@ impl Memory<'_> {
         label: &str,
         bytes: &[u8],
         usage: wgpu::BufferUsages,
-    ) -> Result<wgpu::Buffer, Error> {
+    ) -> Result<wgpu::Buffer, DeviceError> {
         self.bytes += bytes.len() as u64;
         create_filled(self.device, label, bytes, usage)
     }
 
     /// Room for so many partial sums, and for one where there are none, as a binding has to have bytes.
-    pub(super) fn sums(&mut self, count: u32) -> Result<wgpu::Buffer, Error> {
+    pub(super) fn sums(&mut self, count: u32) -> Result<wgpu::Buffer, DeviceError> {
         let bytes = u64::from(count.max(1)) * PARTIAL_BYTES;
         self.bytes += bytes;
         create_buffer(self.device, "partial sums", bytes, wgpu::BufferUsages::STORAGE)

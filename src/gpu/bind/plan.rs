@@ -1,7 +1,7 @@
 //! From parts of the caller's buffers to dispatches: tables of segments, and the kernels that read them.
 
 use super::tables::Table;
-use crate::error::Error;
+use crate::error::{BindError, DeviceError};
 use crate::gpu::buffers::{ByteRange, Part, Window as Bytes};
 use crate::gpu::kernel::{Access, Fused, KernelKey, TableLayout};
 use crate::gpu::optimizer::Optimizer;
@@ -41,7 +41,7 @@ struct Window<'a> {
 
 impl Optimizer {
     /// Plans and builds all dispatches for tensors of groups that are not frozen.
-    pub(super) fn plan(&mut self, parts: &[Part], scanned: &[Part]) -> Result<Recorded, Error> {
+    pub(super) fn plan(&mut self, parts: &[Part], scanned: &[Part]) -> Result<Recorded, BindError> {
         let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group).collect();
         let frozen: Vec<_> = self.layout.groups().iter().map(|group| group.is_frozen()).collect();
         let thawed = |part: &Part| {
@@ -63,10 +63,10 @@ impl Optimizer {
                 scans.push(self.plan_scan(&part, access)?);
             }
         }
-        self.build(steps, scans, slow)
+        Ok(self.build(steps, scans, slow)?)
     }
 
-    fn plan_step(&mut self, part: &Part, access: Access) -> Result<PlannedStep, Error> {
+    fn plan_step(&mut self, part: &Part, access: Access) -> Result<PlannedStep, BindError> {
         let window = Window::new(part, access);
         let shares_buffer = window.refuse_shared_blocks()?;
         let state = &self.state[part.chunk];
@@ -125,7 +125,7 @@ impl Optimizer {
         let keys = layer_norms.iter().map(|(_, key)| key).chain([&key]);
         let most = keys.map(KernelKey::storage_bindings).max().unwrap_or(0);
         if most > value {
-            return Err(Error::DeviceLimit { limit, value: value.into(), bound: most.into() });
+            return Err(DeviceError::Limit { limit, value: value.into(), bound: most.into() }.into());
         }
         let cached = (rule, key);
         if !self.kernels.contains_key(&cached) {
@@ -147,7 +147,7 @@ impl Optimizer {
         Ok(PlannedStep { rule, chunk: part.chunk, update, layer_norms })
     }
 
-    fn plan_scan(&mut self, part: &Part, access: Access) -> Result<Planned, Error> {
+    fn plan_scan(&mut self, part: &Part, access: Access) -> Result<Planned, BindError> {
         let window = Window::new(part, access);
         let constraints = Constraints::plain(access == Access::Elements);
         let by_group = self.control.as_ref().is_some_and(|control| control.by_group.is_some());
@@ -171,15 +171,12 @@ impl Optimizer {
     }
 
     /// The table of a dispatch over a window, which is checked to stay inside of it.
-    fn table(&self, window: &Window<'_>, dispatch: Dispatch, by_tensor: bool) -> Result<Table, Error> {
+    fn table(&self, window: &Window<'_>, dispatch: Dispatch, by_tensor: bool) -> Result<Table, BindError> {
         let Window { part, access, p, g } = window;
         let [stride, rows] = dispatch.workgroups;
         if rows > self.limits.workgroups {
-            return Err(Error::DeviceLimit {
-                limit: "max_compute_workgroups_per_dimension",
-                value: self.limits.workgroups.into(),
-                bound: rows.into(),
-            });
+            let (limit, value) = ("max_compute_workgroups_per_dimension", self.limits.workgroups.into());
+            return Err(DeviceError::Limit { limit, value, bound: rows.into() }.into());
         }
         // Access by element stays inside of the caller's buffers by itself.
         let sides = if *access == Access::Vectors { &[p, g][..] } else { &[] };
@@ -209,7 +206,7 @@ impl<'a> Window<'a> {
     }
 
     /// Whether parameters and gradients share a buffer; refuses bindings that would overlap there.
-    fn refuse_shared_blocks(&self) -> Result<bool, Error> {
+    fn refuse_shared_blocks(&self) -> Result<bool, BindError> {
         let (p, g) = (&self.p, &self.g);
         let shares = p.range.buffer == g.range.buffer;
         if shares {

@@ -5,7 +5,9 @@ use crate::formats::Stored;
 use harness::Gpu;
 use wgpu_optim::q8::{self, BLOCK};
 use wgpu_optim::rules::GpuOnly;
-use wgpu_optim::{AdamW, DynRule, Error, Format, Group, Layout, Optimizer, Options, Rounding, Sgd, wgpu};
+use wgpu_optim::{
+    AdamW, DynRule, Format, Group, Layout, Optimizer, Options, OptionsError, Rounding, RuleError, Sgd, wgpu,
+};
 
 /// Tensors that share vectors with others, of lengths that are no multiples of a block, in two groups, and a
 /// gap.
@@ -191,7 +193,7 @@ write_p(at, p - s.lr * g);
 }";
     type Scalars<T: wgpu_optim::float::Float> = LazyScalars<T>;
     type State<T: wgpu_optim::float::Float> = wgpu_optim::rules::SgdState<T>;
-    fn validate(&self) -> Result<(), Error> {
+    fn validate(&self) -> Result<(), RuleError> {
         Ok(())
     }
     fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> LazyScalars<f64> {
@@ -222,7 +224,7 @@ fn blocks_are_for_state() {
     ] {
         let error = Optimizer::with_options(&gpu.device, single(AdamW::default(), 8), options).unwrap_err();
         assert!(
-            matches!(error, Error::Format { field: found, format: "q8", .. } if found == field),
+            matches!(error, OptionsError::Format { field: found, format: "q8", .. } if found == field),
             "{error}"
         );
     }

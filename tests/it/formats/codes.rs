@@ -2,7 +2,9 @@
 
 use super::map;
 use crate::common::{Random, single};
-use wgpu_optim::{AdamW, Error, Format, Group, Layout, Master, Optimizer, Options, Tensors};
+use wgpu_optim::{
+    AdamW, BindError, Format, Group, Layout, Master, Optimizer, Options, OptionsError, Tensors,
+};
 
 const HALVES: [Format; 2] = [Format::F16, Format::Bf16];
 
@@ -56,9 +58,9 @@ fn formats_that_do_not_go_there() {
         Optimizer::with_options(&gpu.device, single(AdamW::default(), 8), options).unwrap_err()
     };
     let states = Options { states: Format::F16, ..Options::default() };
-    assert!(matches!(refused(states), Error::Format { field: "states", format: "f16", .. }));
+    assert!(matches!(refused(states), OptionsError::Format { field: "states", format: "f16", .. }));
     let remainder = Options { params: Format::F16, master: Master::Remainder, ..Options::default() };
-    assert!(matches!(refused(remainder), Error::Format { field: "params", format: "f16", .. }));
+    assert!(matches!(refused(remainder), OptionsError::Format { field: "params", format: "f16", .. }));
     // A tensor that shares a word with the one before it, in a buffer of its own.
     let group = Group::new("g", AdamW::default()).tensor("a", [3]).tensor("b", [4]);
     let options = Options { grads: Format::Bf16, ..Options::default() };
@@ -67,7 +69,7 @@ fn formats_that_do_not_go_there() {
     let buffer = || gpu.buffer(64);
     let (pa, ga, pb, gb) = (buffer(), buffer(), buffer(), buffer());
     let error = optimizer.bind(&Tensors::each([("a", &pa, &ga), ("b", &pb, &gb)])).unwrap_err();
-    assert_eq!(error, Error::OddElement { what: "gradients of tensor \"b\"".into(), offset: 3 });
+    assert_eq!(error, BindError::OddElement { what: "gradients of tensor \"b\"".into(), offset: 3 });
     // And in flat buffers it shares them with nobody else.
     assert!(optimizer.bind(&Tensors::flat(&pa, &ga)).is_ok());
 }

@@ -7,7 +7,8 @@ mod runs;
 use harness::Gpu;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Bound, DynRule, Error, Format, Group, Layout, Master, Optimizer, Options, Rounding, Step, Tensors, View,
+    Bound, DynRule, Format, Group, Layout, Master, Optimizer, Options, Rounding, Step, StepError, Tensors,
+    View,
 };
 
 /// The text of a storage format, and of the functions that it needs beside it.
@@ -104,7 +105,7 @@ impl<'a> Stored<'a> {
     }
 
     /// A step that may be refused.
-    pub fn try_step(&mut self, grads: &[f32], step: impl Into<Step>) -> Result<(), Error> {
+    pub fn try_step(&mut self, grads: &[f32], step: impl Into<Step>) -> Result<(), StepError> {
         self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
         let mut encoder = self.gpu.encoder();
         self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step)?;

@@ -3,8 +3,8 @@
 use super::{Run, Way, assert_has, ordinary, ways, with_gaps, zoo};
 use crate::common::{Random, lr};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, Clip, DynRule, Error, Lamb, Lars,
-    Layout, Lion, NAdam, Options, RAdam, RmsProp, Sgd, schedule,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, ChangeError, Clip, DynRule, Lamb, Lars,
+    Layout, Lion, NAdam, Options, OptionsError, RAdam, RmsProp, RuleError, Sgd, schedule,
 };
 
 const STEPS: usize = 4;
@@ -136,36 +136,39 @@ fn refused_changes() {
     let (start, grads) = (ordinary(&mut random, len), ordinary(&mut random, len));
     let attempts = |run: &mut Run<'_>| {
         let before = format!("{:?}", run.layout().groups());
-        let unknown = Err(Error::Unknown { what: "group", name: "none".into() });
+        let unknown = Err(ChangeError::UnknownGroup { group: "none".into() });
         assert_eq!(run.set_rule("none", AdamW::default()), unknown);
         assert_eq!(run.set_lr_factor("none", 0.5), unknown);
         assert_eq!(run.set_frozen("none", true), unknown);
         assert_eq!(run.set_frozen("none", false), unknown);
         // A tensor is no group.
         assert!(run.set_frozen("adam.0", true).is_err());
-        let other =
-            |group: &str, found, expected| Err(Error::OtherRule { group: group.into(), found, expected });
+        let other = |group: &str, found, expected| {
+            Err(ChangeError::OtherRule { group: group.into(), found, expected })
+        };
         assert_eq!(run.set_rule("adam", AdamW::default()), other("adam", "adamw", "adam"));
         assert_eq!(run.set_rule("lars", Sgd::default()), other("lars", "sgd", "lars"));
-        let missing = |group: &str, slot| Err(Error::SlotNotKept { group: group.into(), slot });
+        let missing = |group: &str, slot| Err(ChangeError::SlotNotKept { group: group.into(), slot });
         let amsgrad = Adam { amsgrad: true, ..Adam::default() };
         assert_eq!(run.set_rule("adam", amsgrad), missing("adam", "max_exp_avg_sq"));
         let momentum = Sgd { momentum: 0.9, ..Sgd::default() };
         assert_eq!(run.set_rule("sgd", momentum), missing("sgd", "momentum_buffer"));
         let error = run.set_rule("adamw", AdamW { beta2: 1.0, ..AdamW::default() }).unwrap_err();
-        assert!(matches!(error, Error::Hyperparameter { rule: "adamw", field: "beta2", .. }), "{error}");
+        let ChangeError::Rule(error) = error else { panic!("{error}") };
+        assert!(matches!(error, RuleError::Hyperparameter { rule: "adamw", field: "beta2", .. }), "{error}");
         let error = run.set_rule("sgd", Sgd { nesterov: true, ..Sgd::default() }).unwrap_err();
-        assert!(matches!(error, Error::Conflict { rule: "sgd", .. }), "{error}");
+        assert!(matches!(error, ChangeError::Rule(RuleError::Conflict { rule: "sgd", .. })), "{error}");
         for factor in [-1.0, f64::NAN, f64::INFINITY] {
             let error = run.set_lr_factor("adamw", factor).unwrap_err();
-            assert!(matches!(&error, Error::Factor { group, .. } if group == "adamw"), "{error}");
+            assert!(matches!(&error, ChangeError::Factor { group, .. } if group == "adamw"), "{error}");
         }
-        let kind = |found| Err(Error::OtherClip { found, expected: "global_norm" });
+        let kind = |found| Err(ChangeError::OtherClip { found, expected: "global_norm" });
         assert_eq!(run.set_clip(Clip::GroupNorm(0.5)), kind("group_norm"));
         assert_eq!(run.set_clip(Clip::Value(0.5)), kind("value"));
         for bound in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40] {
             let error = run.set_clip(Clip::GlobalNorm(bound)).unwrap_err();
-            assert!(matches!(error, Error::Options { field: "clip.global_norm", .. }), "{error}");
+            let ChangeError::Options(error) = error else { panic!("{error}") };
+            assert!(matches!(error, OptionsError::Field { field: "clip.global_norm", .. }), "{error}");
         }
         assert_eq!(format!("{:?}", run.layout().groups()), before);
     };
@@ -185,6 +188,6 @@ fn refused_changes() {
         // Without a clip there is none to change.
         let mut run = way.run(&layout, Options::default(), &start);
         let error = run.set_clip(Clip::Value(1.0)).unwrap_err();
-        assert_eq!(error, Error::OtherClip { found: "value", expected: "none" });
+        assert_eq!(error, ChangeError::OtherClip { found: "value", expected: "none" });
     }
 }

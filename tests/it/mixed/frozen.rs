@@ -4,7 +4,7 @@ use super::{Bits, assert_has, only, ordinary, ways, with_gaps, zoo};
 use crate::common::{Random, lr};
 use crate::formats::Stored;
 use cpu_harness::all;
-use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Error, Format, Group, LossScale, NAdam, Options, Sgd};
+use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Format, Group, LossScale, NAdam, Options, Sgd, StepError};
 
 const STEPS: usize = 6;
 
@@ -221,7 +221,7 @@ fn freezing_waits_for_reports() {
                     let mut encoder = gpu.encoder();
                     let step = run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 0.1);
                     let error = step.unwrap_err();
-                    assert_eq!(error, Error::UncertainAge { group: "adamw".into(), steps: 2 });
+                    assert_eq!(error, StepError::UncertainAge { group: "adamw".into(), steps: 2 });
                     assert_eq!(run.optimizer.steps(), steps);
                 }
             }

@@ -12,7 +12,7 @@ use cpu_harness::{Form, cpu_slot};
 use harness::Gpu;
 use std::collections::BTreeMap;
 use wgpu_optim::{
-    AnyRule, Clip, DynRule, Error, Format, Group, Layout, Options, Report, Schedule, Step, cpu,
+    AnyRule, ChangeError, Clip, DynRule, Format, Group, Layout, Options, Report, Schedule, Step, cpu,
 };
 
 /// A device and a form of the tensors.
@@ -180,21 +180,21 @@ impl Run<'_> {
         }
     }
 
-    fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), Error> {
+    fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), ChangeError> {
         let rule = rule.into();
         of!(self, optimizer => optimizer.set_rule(group, rule))
     }
 
-    fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), Error> {
+    fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), ChangeError> {
         let factor = factor.into();
         of!(self, optimizer => optimizer.set_lr_factor(group, factor))
     }
 
-    fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
+    fn set_clip(&mut self, clip: Clip) -> Result<(), ChangeError> {
         of!(self, optimizer => optimizer.set_clip(clip))
     }
 
-    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), Error> {
+    fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), ChangeError> {
         of!(self, optimizer => if frozen { optimizer.freeze(group) } else { optimizer.unfreeze(group) })
     }
 }

@@ -47,7 +47,7 @@ fn sets_in_flight_are_bounded() {
     let mut encoder = gpu.encoder();
     let mut record = || run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 1e-3);
     let refused = (0..100).find_map(|_| record().err());
-    assert!(matches!(refused, Some(Error::Unreported { bound: 40..60, .. })), "{refused:?}");
+    assert!(matches!(refused, Some(StepError::Unreported { bound: 40..60, .. })), "{refused:?}");
     assert!(run.optimizer.overhead_bytes() < 256 << 20);
 }
 
@@ -141,7 +141,7 @@ fn momentum_that_changes_wants_reports() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error, Error::UncertainMomentum { rule: "nadam", steps: recorded });
+    assert_eq!(error, StepError::UncertainMomentum { rule: "nadam", steps: recorded });
     assert_eq!(dirty.optimizer.steps(), 6 + recorded as u64);
     gpu.run(encoder);
     dirty.step(&grads[0], at(6));
@@ -156,7 +156,7 @@ fn requests_fit_their_binding() {
     let mut run = Run::new(&gpu, layout, SKIP, &vec![1.0; len]);
     let mut encoder = gpu.encoder();
     let error = (0..2_000).find_map(|_| run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 0.1).err());
-    assert!(matches!(error, Some(Error::Unreported { bound: 500..600, .. })), "{error:?}");
+    assert!(matches!(error, Some(StepError::Unreported { bound: 500..600, .. })), "{error:?}");
 }
 
 /// Steps that may be skipped, without a report: an error comes in time, and the run continues after a report.
@@ -177,7 +177,7 @@ fn unheard_of_steps() {
         gpu.queue.submit([encoder.finish()]);
     }
     let (done, mut encoder) = record(&mut run);
-    assert_eq!(done, Err(Error::Unreported { steps: 1_024, bound: 1_023 }));
+    assert_eq!(done, Err(StepError::Unreported { steps: 1_024, bound: 1_023 }));
     run.optimizer.read_back(&mut encoder).unwrap();
     gpu.run(encoder);
     let report = run.optimizer.take_report().unwrap();

@@ -84,7 +84,9 @@ fn loss_scales_are_restored_within_their_bounds() {
     run.optimizer.set_loss_scale(&gpu.queue, 4.0, 2).unwrap();
     let mut refused = |scale, good_steps, field, bound| {
         let error = run.optimizer.set_loss_scale(&gpu.queue, scale, good_steps).unwrap_err();
-        let found = matches!(error, Error::Options { field: f, bound: b, .. } if (f, b) == (field, bound));
+        let ChangeError::Options(error) = error else { panic!("{error}") };
+        let found =
+            matches!(error, OptionsError::Field { field: f, bound: b, .. } if (f, b) == (field, bound));
         assert!(found, "{error}");
     };
     for bad in [2.0, 32.0, -4.0, 0.0, f64::NAN, f64::INFINITY] {

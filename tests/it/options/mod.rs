@@ -13,8 +13,9 @@ use harness::{Gpu, snapshot};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Adagrad, AdamW, Adan, AnyRule, Bound, Clip, DynRule, Ema, Error, Format, Group, Lamb, Lars, Layout,
-    LossScale, Master, NAdam, Optimizer, Options, Report, Rounding, Sgd, Step, Tensor, Tensors, View, cpu,
+    Adagrad, AdamW, Adan, AnyRule, BindError, Bound, ChangeError, Clip, DeviceError, DynRule, Ema, Format,
+    Group, Lamb, Lars, Layout, LossScale, Master, NAdam, Optimizer, Options, OptionsError, Report, Rounding,
+    Sgd, Step, StepError, Tensor, Tensors, View, cpu,
 };
 
 /// A run whose gradients are written anew for every step.
@@ -174,7 +175,7 @@ fn everything_at_once_with_the_least_limits() {
     let buffer = || gpu.buffer(3_000 * 8 * 4);
     let error = optimizer.bind(&Tensors::flat(&buffer(), &buffer())).unwrap_err();
     let limit = "max_storage_buffers_per_shader_stage";
-    assert_eq!(error, Error::DeviceLimit { limit, value: 8, bound: 9 });
+    assert_eq!(error, BindError::Device(DeviceError::Limit { limit, value: 8, bound: 9 }));
 }
 
 /// One dispatch of each kind for any number of tensors. Without options there is the step's alone.
@@ -218,7 +219,7 @@ fn bad_options_and_gradient_scales() {
     let Some(gpu) = harness::test_gpu() else { return };
     let refused = |options: Options, field: &str| {
         let error = Optimizer::with_options(&gpu.device, single(Sgd::default(), 4), options).unwrap_err();
-        assert!(matches!(&error, Error::Options { field: found, .. } if *found == field), "{error}");
+        assert!(matches!(&error, OptionsError::Field { field: found, .. } if *found == field), "{error}");
     };
     for bad in [0.0, -1.0, 1e-300, f64::NAN, f64::INFINITY, 1e39] {
         refused(Options { clip: Some(Clip::GlobalNorm(bad)), ..SKIP }, "clip.global_norm");
@@ -246,7 +247,7 @@ fn bad_options_and_gradient_scales() {
         let mut encoder = gpu.encoder();
         let step = Step::from(0.1).with_grad_scale(bad);
         let error = run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, step).unwrap_err();
-        assert!(matches!(error, Error::Options { field: "grad_scale", .. }), "{error}");
+        assert!(matches!(error, StepError::GradScale { .. }), "{error}");
         assert_eq!(run.optimizer.steps(), 1);
     }
 }

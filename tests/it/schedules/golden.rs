@@ -104,7 +104,10 @@ fn every_step_is_pytorchs() {
             if want < 0.0 {
                 // A line goes on below 0 past the end of a one-cycle; no rule takes that.
                 let error = schedule.at(t as u64).unwrap_err();
-                assert!(matches!(error, Error::Schedule { field: "value", .. }), "{name} at {t}: {error}");
+                assert!(
+                    matches!(error, ScheduleError::Field { field: "value", .. }),
+                    "{name} at {t}: {error}"
+                );
                 assert_eq!(t, rates.len() - 1, "{name}");
                 continue;
             }

@@ -89,5 +89,5 @@ fn a_groups_schedule_is_refused_by_group() {
     let mut optimizer = cpu::Optimizer::new(single(Adam::default(), 1)).unwrap();
     let step = Schedule::from(0.1).with_momentum(1.0).at(0).unwrap();
     let error = optimizer.step(cpu::Tensors::flat(&mut [1.0], &[1.0]), step).unwrap_err();
-    assert!(matches!(error, Error::Step { field: "beta1", .. }), "{error}");
+    assert!(matches!(error, StepError::Argument { field: "beta1", .. }), "{error}");
 }

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::schedule::{Anneal, Mode, OneCycle, ReduceOnPlateau, ThresholdMode};
-use wgpu_optim::{Adam, AdamW, AnyRule, Error, Group, Layout, Schedule, Sgd, Step, cpu, schedule};
+use wgpu_optim::{
+    Adam, AdamW, AnyRule, Group, Layout, Schedule, ScheduleError, Sgd, Step, StepError, cpu, schedule,
+};
 
 fn lr(schedule: &Schedule, t: u64) -> f64 {
     schedule.at(t).unwrap_or_else(|error| panic!("{schedule:?} at {t}: {error}")).lr

@@ -226,7 +226,7 @@ proptest! {
         prop_assert_eq!(good.validate(), Ok(()));
         match good.at(t) {
             Ok(step) => prop_assert!(step.lr.is_finite() && step.lr >= 0.0),
-            Err(Error::PastEnd { .. } | Error::Schedule { field: "value", .. }) => {}
+            Err(ScheduleError::PastEnd { .. } | ScheduleError::Field { field: "value", .. }) => {}
             Err(error) => prop_assert!(false, "{}", error),
         }
         let bad = spoil(good.clone(), bad);

@@ -38,7 +38,7 @@ fn recipes_are_what_their_documentation_says() {
 
 #[test]
 fn bad_arguments_of_recipes_are_named() {
-    fn refused<R: std::fmt::Debug>(recipe: Result<recipes::Recipe<R>, Error>, text: &str) {
+    fn refused<R: std::fmt::Debug>(recipe: Result<recipes::Recipe<R>, ScheduleError>, text: &str) {
         assert_eq!(recipe.unwrap_err().to_string(), text);
     }
     refused(recipes::llm(3e-4, 0), "llm: total_steps = 0, must be at least 1");

@@ -102,7 +102,7 @@ fn bad_values_and_steps_are_named() {
     let cycle = schedule::one_cycle(0.1, 10);
     assert!(cycle.at(10).is_ok());
     let error = cycle.at(11).unwrap_err();
-    assert_eq!(error, Error::PastEnd { schedule: "one_cycle", step: 11, bound: 10 });
+    assert_eq!(error, ScheduleError::PastEnd { schedule: "one_cycle", step: 11, bound: 10 });
     assert_eq!(error.to_string(), "one_cycle: step 11, must be at most 10");
     // The step is the cycle's own.
     let later = schedule::one_cycle(0.1, 10).warmup(5);
@@ -112,7 +112,7 @@ fn bad_values_and_steps_are_named() {
         assert_eq!(schedule.validate(), Ok(()));
         let error = schedule.at(t).unwrap_err();
         assert!(
-            matches!(error, Error::Schedule { schedule, field: "value", .. } if schedule == name),
+            matches!(error, ScheduleError::Field { schedule, field: "value", .. } if schedule == name),
             "{error}"
         );
     };
@@ -151,7 +151,7 @@ fn metrics_that_are_no_numbers_are_no_progress() {
         (ReduceOnPlateau { best: Some(f64::NAN), ..plateau }, "best"),
     ] {
         let error = bad.observe(1.0).unwrap_err();
-        assert!(matches!(error, Error::Schedule { field: f, .. } if f == field), "{error}");
+        assert!(matches!(error, ScheduleError::Field { field: f, .. } if f == field), "{error}");
         assert!(error.to_string().starts_with("reduce_on_plateau: "), "{error}");
         assert_eq!(bad.num_bad_epochs, 0);
     }

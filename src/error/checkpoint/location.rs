@@ -1,9 +1,9 @@
-//! Where a checkpoint lies, as errors name it.
+//! Places of checkpoints, as errors name them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Where a checkpoint lies: what an [`Error`](super::Error) is about.
+/// The place of a checkpoint, as an [`Error`](super::Error) names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A file or a directory.

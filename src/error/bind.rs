@@ -1,0 +1,116 @@
+//! Errors of the caller's buffers and slices.
+
+use super::DeviceError;
+
+/// The error of the caller's buffers and slices, compared with the layout and the options.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The layout has no tensor of the name.
+    #[error("the layout has no tensor {tensor:?}")]
+    UnknownTensor {
+        /// The name that was handed over.
+        tensor: String,
+    },
+    /// A tensor was handed over twice.
+    #[error("tensor {tensor:?} is handed over twice")]
+    DuplicateTensor {
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// The tensors are not as many as the layout's.
+    #[error("{found} tensors, the layout has {expected}")]
+    TensorCount {
+        /// The number of tensors that were handed over.
+        found: u64,
+        /// The number of the layout's tensors.
+        expected: u64,
+    },
+    /// A flat slice is shorter than the layout.
+    #[error("{what}: {found} elements, must be at least {bound}")]
+    TooShort {
+        /// The name of the slice.
+        what: &'static str,
+        /// The length of the slice.
+        found: u64,
+        /// The length of the layout.
+        bound: u64,
+    },
+    /// A slice has another length than its tensor, or a vector of a snapshot another length than the layout.
+    #[error("{what}: length {found}, must be {expected}")]
+    Length {
+        /// The name of the slice.
+        what: String,
+        /// The length of the slice.
+        found: u64,
+        /// The length that the slice must have.
+        expected: u64,
+    },
+    /// A slice has another type than the options say.
+    #[error("{field} are {format}, must be {bound}")]
+    Format {
+        /// The option that says the type: `"params"` or `"grads"`.
+        field: &'static str,
+        /// The type of the slice.
+        format: &'static str,
+        /// The type that the options say.
+        bound: &'static str,
+    },
+    /// The options set gradients to zero, and their slice is shared.
+    #[error("grads are a shared slice, must be an exclusive one (`&mut`) where zero_gradients is set")]
+    ReadOnly,
+    /// A buffer of a tensor's own, with elements of 2 bytes, would share words with the tensor before it.
+    #[error("{what} start at element {offset} of the layout, must be even where elements have 2 bytes")]
+    OddElement {
+        /// The name of the buffer.
+        what: String,
+        /// The start of the tensor in the flat space.
+        offset: u64,
+    },
+    /// A buffer lacks a usage that the kernels or copies need.
+    #[error("{what}: buffer lacks usage {usage}")]
+    MissingUsage {
+        /// The name of the buffer.
+        what: String,
+        /// The usage that the buffer lacks.
+        usage: &'static str,
+    },
+    /// A byte offset does not fall on an element.
+    #[error("{what}: offset {offset} bytes, must be a multiple of {bound}")]
+    Misaligned {
+        /// The name of the buffer.
+        what: String,
+        /// The offset in bytes.
+        offset: u64,
+        /// The alignment in bytes.
+        bound: u64,
+    },
+    /// A buffer is too short for a tensor or for the layout.
+    #[error("{what}: needs bytes {start}..{end}, the buffer has {size}")]
+    OutOfBounds {
+        /// The name of the buffer.
+        what: String,
+        /// The first byte that is needed.
+        start: u64,
+        /// One past the last byte that is needed.
+        end: u64,
+        /// The size of the buffer.
+        size: u64,
+    },
+    /// Two ranges of one buffer share bytes. Bindings start at multiples of 256 bytes, so parameters and
+    /// gradients of one buffer have to lie in blocks of their own.
+    #[error("{first} and {second} share bytes {start}..{end} of one buffer")]
+    Overlap {
+        /// The name of one range.
+        first: String,
+        /// The name of the other range.
+        second: String,
+        /// The first shared byte.
+        start: u64,
+        /// One past the last shared byte.
+        end: u64,
+    },
+    /// The device refuses a buffer or a kernel, or a limit of it is too small.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}

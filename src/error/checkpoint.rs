@@ -1,0 +1,177 @@
+//! Errors of saving and loading.
+
+mod location;
+mod malformed;
+mod mismatch;
+
+pub use location::Location;
+pub use malformed::Malformed;
+pub use mismatch::Mismatch;
+
+use super::{BindError, DeviceError, OutOfMemory};
+use mismatch::Listed;
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The error of saving or loading a checkpoint.
+///
+/// The file of the checkpoint's name is whole: the one from before or, after a directory that could not be
+/// flushed, the new one. The optimizer's state is whole, but after [`Torn`](Self::Torn).
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system or the caller's stream refuses: no such file, no room, no permission.
+    #[error("cannot {what} {location}: {source}")]
+    Io {
+        /// The verb of the action.
+        what: &'static str,
+        /// The file, directory or stream.
+        location: Location,
+        /// The error of the operating system or the stream.
+        source: IoError,
+    },
+    /// The file is no safetensors file, is cut short or damaged, or is not to be written because it would not
+    /// be read.
+    #[error("{location}: {reason}")]
+    Malformed {
+        /// The file or stream.
+        location: Location,
+        /// The defect.
+        reason: Malformed,
+    },
+    /// The end of a path says that the file is of another kind.
+    #[error("{path:?}: the name of {what} {bound}")]
+    Name {
+        /// The path.
+        path: PathBuf,
+        /// The kind of file that was asked for.
+        what: &'static str,
+        /// The condition on its name.
+        bound: &'static str,
+    },
+    /// [`Save::shard_bytes`](crate::checkpoint::Save::shard_bytes) is set for a stream, which takes one file.
+    #[error("shard_bytes = {found}, must be None: a stream takes one file")]
+    Shards {
+        /// The value of `shard_bytes`.
+        found: u64,
+    },
+    /// The safetensors file has no metadata of an optimizer. It may have parameters.
+    #[error("{location} is no checkpoint of an optimizer: its metadata has no {key:?}")]
+    NotACheckpoint {
+        /// The file or stream.
+        location: Location,
+        /// The key that the metadata lacks.
+        key: &'static str,
+    },
+    /// A later version of this crate wrote the checkpoint.
+    #[error("{location} has version {found} of the checkpoint format, this crate reads up to {bound}")]
+    Version {
+        /// The file or stream.
+        location: Location,
+        /// The version of the file.
+        found: u32,
+        /// The latest version that is known.
+        bound: u32,
+    },
+    /// The checkpoint does not fit the optimizer: all differences.
+    #[error("the checkpoint does not fit: {}", Listed(.0))]
+    Mismatches(Vec<Mismatch>),
+    /// Commands of recorded steps are neither submitted nor dropped: their effect on the state is not known.
+    #[error("{steps} recorded steps are neither submitted nor dropped; submit them first")]
+    Unsubmitted {
+        /// The number of steps.
+        steps: usize,
+    },
+    /// A metadata key of the caller's is the checkpoint's own.
+    #[error("metadata {key:?} is taken")]
+    Key {
+        /// The key.
+        key: String,
+    },
+    /// The hyperparameters of a rule cannot be written.
+    #[error("{rule}: the rule cannot be saved: set `Rule::SAVED`")]
+    NotSaved {
+        /// The rule's name.
+        rule: &'static str,
+    },
+    /// A tensor's parameters were not handed over, or are too few.
+    #[error("parameters of {tensor:?}: {found} elements, the layout has {expected}")]
+    Parameters {
+        /// The tensor's name.
+        tensor: String,
+        /// The number of elements that were handed over.
+        found: u64,
+        /// The number of elements in the layout.
+        expected: u64,
+    },
+    /// The buffers or slices of the parameters are refused.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The host has too little memory for the groups of the checkpoint.
+    #[error("no memory for {bytes} bytes of optimizer state")]
+    Memory {
+        /// The number of bytes that were asked for.
+        bytes: u64,
+    },
+    /// The device refuses a buffer or a command.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the
+    /// checkpoint. Load again before the next step.
+    #[error("the state is partly overwritten: {0}")]
+    Torn(Box<Error>),
+}
+
+impl Error {
+    pub(crate) fn io(what: &'static str, location: impl Into<Location>) -> impl FnOnce(io::Error) -> Self {
+        let location = location.into();
+        move |source| Self::Io { what, location, source: source.into() }
+    }
+}
+
+impl From<OutOfMemory> for Error {
+    fn from(OutOfMemory { bytes }: OutOfMemory) -> Self {
+        Self::Memory { bytes }
+    }
+}
+
+/// An [`io::Error`] that can be cloned and compared.
+///
+/// Two of them are equal if they have the same kind and the same message.
+#[derive(Clone, Debug)]
+pub struct IoError(Arc<io::Error>);
+
+impl From<io::Error> for IoError {
+    fn from(error: io::Error) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl Deref for IoError {
+    type Target = io::Error;
+
+    fn deref(&self) -> &io::Error {
+        &self.0
+    }
+}
+
+impl PartialEq for IoError {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind() == other.kind() && self.to_string() == other.to_string()
+    }
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for IoError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}

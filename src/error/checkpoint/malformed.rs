@@ -1,0 +1,108 @@
+//! Defects of a file.
+
+/// A defect of a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// The file is shorter than its header says.
+    #[error("{len} bytes, cut short: must be {expected}")]
+    Truncated {
+        /// The length of the file in bytes.
+        len: u64,
+        /// The length that the header says.
+        expected: u64,
+    },
+    /// The file is longer than its header says.
+    #[error("{len} bytes, must be {expected}")]
+    Trailing {
+        /// The length of the file in bytes.
+        len: u64,
+        /// The length that the header says.
+        expected: u64,
+    },
+    /// A header or index would take more memory than is granted.
+    #[error("{what} of {found} bytes, must be at most {bound}")]
+    TooLarge {
+        /// The name of the part.
+        what: &'static str,
+        /// The size of the part.
+        found: u64,
+        /// The largest size.
+        bound: u64,
+    },
+    /// The file has more parts of one kind than are read.
+    #[error("{found} {what}, must be at most {bound}")]
+    TooMany {
+        /// The kind of the parts.
+        what: &'static str,
+        /// The number of parts, as far as they were counted.
+        found: u64,
+        /// The largest number of parts.
+        bound: u64,
+    },
+    /// A text is not the JSON that it should be.
+    #[error("{what}: {reason}")]
+    Json {
+        /// The name of the text.
+        what: &'static str,
+        /// The message of the parser.
+        reason: String,
+    },
+    /// Two tensors have one name.
+    #[error("tensor {name:?} is there twice")]
+    Duplicate {
+        /// The name of both tensors.
+        name: String,
+    },
+    /// The bytes of a tensor do not begin at the end of those before it.
+    #[error("tensor {name:?} begins at byte {found} of the data, must be {expected}")]
+    Offset {
+        /// The name of the tensor.
+        name: String,
+        /// The first byte of the tensor.
+        found: u64,
+        /// One past the last byte before it.
+        expected: u64,
+    },
+    /// The bytes of a tensor are not as many as its shape and type say.
+    #[error("tensor {name:?} has {found} bytes, {}", size(*.expected))]
+    Size {
+        /// The name of the tensor.
+        name: String,
+        /// The number of bytes in the file.
+        found: u64,
+        /// The number of bytes by shape and type; `None` if they cannot be counted.
+        expected: Option<u64>,
+    },
+    /// A name in an index is not that of a file beside it.
+    #[error("shard {name:?}, must be the name of a file beside the index")]
+    ShardName {
+        /// The name.
+        name: String,
+    },
+    /// A tensor is not in the shard that the index says, or is in a shard and not in the index.
+    #[error("index and shard {shard:?} do not agree on tensor {name:?}")]
+    Shard {
+        /// The name of the tensor.
+        name: String,
+        /// The name of the shard.
+        shard: String,
+    },
+    /// A value of the checkpoint's own metadata is out of range.
+    #[error("{field} = {value}, must be {bound}")]
+    Value {
+        /// The name of the value.
+        field: &'static str,
+        /// The value that was refused.
+        value: String,
+        /// The range of the value.
+        bound: &'static str,
+    },
+}
+
+fn size(expected: Option<u64>) -> String {
+    match expected {
+        Some(expected) => format!("must be {expected}"),
+        None => "its shape has more than can be counted".into(),
+    }
+}

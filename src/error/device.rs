@@ -1,0 +1,25 @@
+//! Errors of a device.
+
+/// The error of a device: it refuses an object, or its limits are too small.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The device cannot allocate a buffer, build a kernel or carry out a command.
+    #[error("the device refused {what}: {reason}")]
+    Refused {
+        /// The object or the command.
+        what: String,
+        /// The message of the device.
+        reason: String,
+    },
+    /// A limit of the device is below the need of the kernels.
+    #[error("device limit {limit} = {value}, must be at least {bound}")]
+    Limit {
+        /// The limit's name in `wgpu::Limits`.
+        limit: &'static str,
+        /// The limit of the device.
+        value: u64,
+        /// The least value that the kernels need.
+        bound: u64,
+    },
+}

@@ -1,0 +1,79 @@
+//! Errors of layouts.
+
+use super::{RuleError, ScheduleError};
+
+/// The error of a layout's groups and tensors.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A group's rule is refused.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// A group's schedule of the learning rate is refused.
+    #[error("lr_factor of group {group:?}: {reason}")]
+    Factor {
+        /// The group's name.
+        group: String,
+        /// The error of the schedule.
+        reason: ScheduleError,
+    },
+    /// The layout has no tensors.
+    #[error("the layout has no tensors")]
+    Empty,
+    /// A group has no tensors.
+    #[error("group {group:?} has no tensors")]
+    EmptyGroup {
+        /// The group's name.
+        group: String,
+    },
+    /// A tensor has a dimension of zero.
+    #[error("tensor {tensor:?} of shape {shape:?} has no elements")]
+    EmptyTensor {
+        /// The tensor's name.
+        tensor: String,
+        /// The tensor's shape.
+        shape: Vec<u64>,
+    },
+    /// Two groups have one name.
+    #[error("group {group:?} is declared twice")]
+    DuplicateGroup {
+        /// The name of both groups.
+        group: String,
+    },
+    /// Two tensors have one name.
+    #[error("tensor {tensor:?} is declared twice")]
+    DuplicateTensor {
+        /// The name of both tensors.
+        tensor: String,
+    },
+    /// Two tensors share elements of the flat space.
+    #[error(
+        "tensors {first:?} and {second:?} overlap: {first:?} ends at {end}, {second:?} starts at {start}"
+    )]
+    Overlap {
+        /// The tensor that starts first.
+        first: String,
+        /// The tensor that starts inside the first one.
+        second: String,
+        /// The end of the first tensor, in elements.
+        end: u64,
+        /// The start of the second tensor, in elements.
+        start: u64,
+    },
+    /// A tensor lies beyond the reach of 64-bit byte addresses.
+    #[error("tensor {tensor:?}: offset + length = {end} elements, must be at most {bound}")]
+    TooLarge {
+        /// The tensor's name.
+        tensor: String,
+        /// The end of the tensor, in elements, at most [`u64::MAX`].
+        end: u64,
+        /// The largest possible end.
+        bound: u64,
+    },
+    /// The layout has no tensor of the name.
+    #[error("the layout has no tensor {tensor:?}")]
+    UnknownTensor {
+        /// The name that was asked for.
+        tensor: String,
+    },
+}

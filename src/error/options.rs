@@ -1,0 +1,86 @@
+//! Errors of options, and of the creation of an optimizer.
+
+use super::{DeviceError, OutOfMemory, RuleError};
+
+/// The error of options, or of the creation of an optimizer with them.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionsError {
+    /// An option is outside its range or not finite.
+    #[error("{field} = {value}, must be {bound}")]
+    Field {
+        /// The option's name.
+        field: &'static str,
+        /// The value that was refused.
+        value: f64,
+        /// The range of the option.
+        bound: &'static str,
+    },
+    /// A storage format is not possible for an option.
+    #[error("{field} are {format}, must be {bound}")]
+    Format {
+        /// The option's name.
+        field: &'static str,
+        /// The format that was refused.
+        format: &'static str,
+        /// The possible formats.
+        bound: &'static str,
+    },
+    /// The options set gradients to zero that lie on a device, where only the caller writes them.
+    #[error("zero_gradients = true, must be false where state is offloaded")]
+    ZeroGradients,
+    /// The parameters are not as many as the layout's elements.
+    #[error("{found} parameters, the layout has {expected}")]
+    Parameters {
+        /// The number of parameters that were handed over.
+        found: u64,
+        /// The length of the layout.
+        expected: u64,
+    },
+    /// A rule cannot run on the CPU.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// The groups are more than one uniform binding holds.
+    #[error("{groups} groups, must be at most {bound} for these rules on this device")]
+    TooManyGroups {
+        /// The number of groups.
+        groups: usize,
+        /// The largest number of groups.
+        bound: usize,
+    },
+    /// The tensors of a layer-wise rule are more than the kernels can tell apart.
+    #[error("{tensors} tensors, must be at most {bound} for rule {rule} on this device")]
+    TooManyTensors {
+        /// The rule's name.
+        rule: &'static str,
+        /// The number of the rule's tensors.
+        tensors: usize,
+        /// The largest number of tensors.
+        bound: usize,
+    },
+    /// No buffer of the device can hold a tensor.
+    #[error("tensor {tensor:?} takes {bytes} bytes, a buffer of this device holds at most {bound}")]
+    TensorTooLarge {
+        /// The tensor's name.
+        tensor: String,
+        /// The tensor's size.
+        bytes: u64,
+        /// The device's `max_buffer_size`.
+        bound: u64,
+    },
+    /// The host has too little memory for the state.
+    #[error("no memory for {bytes} bytes of optimizer state")]
+    Memory {
+        /// The number of bytes that were asked for.
+        bytes: u64,
+    },
+    /// The device refuses a buffer or a kernel, or a limit of it is too small.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl From<OutOfMemory> for OptionsError {
+    fn from(OutOfMemory { bytes }: OutOfMemory) -> Self {
+        Self::Memory { bytes }
+    }
+}
