@@ -1,12 +1,11 @@
 //! Once warm, recording a step allocates nothing in this crate: every allocation on the recording thread is
 //! traced to the frame that asked for it.
 
+use harness::GpuRun;
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use wgpu_optim::{
-    AdamW, Clip, Ema, Group, Lamb, Layout, LossScale, Optimizer, Options, Schedule, Tensors, cpu, schedule,
-};
+use wgpu_optim::{AdamW, Clip, Ema, Group, Lamb, Layout, LossScale, Options, Schedule, cpu, schedule};
 
 struct Traced;
 
@@ -100,15 +99,14 @@ fn check(options: Options) {
         *group = group.clone().tensor_at(format!("t{i}"), [4_096], i * 4_096);
     }
     let layout = Layout::new(groups).unwrap();
-    let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
-    let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-    let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
+    let zeros = vec![0.0; layout.len() as usize];
+    let mut run = GpuRun::new(&gpu, layout, options, &zeros);
     let lr = Schedule::from(1e-3).warmup(15).times(|t: u64| 1.0 / (1.0 + t as f64));
     let mut step = |traced: bool| {
         let mut encoder = gpu.encoder();
         let mut record = || {
-            let step = lr.at(optimizer.steps()).unwrap();
-            optimizer.step(&gpu.queue, &mut encoder, &tensors, step).unwrap();
+            let step = lr.at(run.optimizer.steps()).unwrap();
+            run.record(&mut encoder, step).unwrap();
         };
         let found = if traced {
             culprits(record)

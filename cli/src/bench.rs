@@ -1,9 +1,8 @@
 //! Times a step beside a plain copy.
 
 use crate::device::{Device, Error, Label, fits, guarded};
-use crate::engine::Stored;
 use crate::presets;
-use harness::{Gpu, median};
+use harness::{Gpu, Stored, median};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::hint::black_box;

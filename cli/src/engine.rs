@@ -1,9 +1,9 @@
 //! One optimizer, wherever it runs.
 
 use crate::device::{Error, fits, guarded};
-use harness::{Gpu, wgpu};
+use harness::{Gpu, Stored, wgpu};
 use wgpu_optim::check::Snapshot;
-use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, OptionsError, Step, StepError, Tensors, cpu};
+use wgpu_optim::{Bound, Layout, Optimizer, Options, OptionsError, Step, StepError, Tensors, cpu};
 
 /// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
 const IN_FLIGHT: u64 = 16;
@@ -69,35 +69,6 @@ pub(crate) struct Host {
     params: Stored,
 }
 
-/// Numbers as they are stored.
-pub(crate) enum Stored {
-    F32(Vec<f32>),
-    U16(Vec<u16>),
-}
-
-impl Stored {
-    pub(crate) fn new(format: Format, values: &[f32]) -> Self {
-        if format == Format::F32 {
-            return Self::F32(values.to_vec());
-        }
-        Self::U16(values.iter().map(|&x| format.encode(x) as u16).collect())
-    }
-
-    pub(crate) fn params(&mut self) -> cpu::Params<'_> {
-        match self {
-            Self::F32(x) => x.into(),
-            Self::U16(x) => x.into(),
-        }
-    }
-
-    pub(crate) fn grads(&self) -> cpu::Grads<'_> {
-        match self {
-            Self::F32(x) => x.into(),
-            Self::U16(x) => x.into(),
-        }
-    }
-}
-
 impl Host {
     pub(crate) fn new(layout: Layout, params: &[f32], options: Options) -> Result<Self, OptionsError> {
         let params = Stored::new(options.params, params);
@@ -116,11 +87,7 @@ impl Engine<f32> for Host {
     }
 
     fn values(&mut self) -> Values<f32> {
-        let params = match &self.params {
-            Stored::F32(params) => cpu::State::F32(params),
-            Stored::U16(params) => cpu::State::U16(params),
-        };
-        let Snapshot { params, state } = harness::cpu_snapshot(&self.optimizer, params);
+        let Snapshot { params, state } = harness::cpu_snapshot(&self.optimizer, self.params.state());
         Values { params, state }
     }
 

@@ -1,12 +1,14 @@
 //! Runs that begin in PyTorch go on here. Runs that begin here went on there, in `interop/golden.py --check`,
 //! from files that are still saved alike.
 
+use harness::{CpuRun, GpuRun};
 use optim::bar::judge;
 use optim::rules::configure;
 use optim::trajectory::Trajectory;
 use std::path::{Path, PathBuf};
+use wgpu_optim::check::Snapshot;
 use wgpu_optim::checkpoint::{self, Cpu, Gpu, Load, Metadata, Parameters, Reader, Save};
-use wgpu_optim::{Group, Layout, Optimizer, Schedule, Tensors, cpu};
+use wgpu_optim::{Group, Layout, Options, Schedule};
 
 /// The rules that PyTorch has too, and its files.
 const RULES: [&str; 9] =
@@ -34,42 +36,27 @@ fn resume(rule: &str, there: usize, gpu: Option<&harness::Gpu>) {
     let run = Trajectory::read(&file(&format!("{rule}.safetensors"))).unwrap();
     let path = file(&format!("{rule}-{there}.safetensors"));
     let layout = layout(&run);
-    let mut params = vec![0.0; layout.len() as usize];
-    let state: Vec<Vec<f32>> = match gpu {
+    let zeros = vec![0.0; layout.len() as usize];
+    let Snapshot { params, state } = match gpu {
         None => {
-            let mut optimizer = cpu::Optimizer::new(layout.clone()).unwrap();
-            let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+            let mut host = CpuRun::new(layout.clone(), Options::DEFAULT, &zeros);
+            let mut engine = Cpu::new(&mut host.optimizer).parameters(host.params.params());
             let loaded = checkpoint::load(&mut engine, &path, &Load::default()).unwrap();
             assert_eq!(loaded.steps, there as u64);
             for t in there..run.steps() {
-                optimizer.step(cpu::Tensors::flat(&mut params, &run.grads[t]), run.lr[t]).unwrap();
+                host.step(&run.grads[t], run.lr[t]);
             }
-            let slot = |slot: &&str| {
-                let mut flat = vec![0.0; layout.len() as usize];
-                for tensor in layout.tensors() {
-                    if let Some(state) = optimizer.state(slot, &tensor.name).unwrap() {
-                        flat[tensor.range()].copy_from_slice(state.as_f32().unwrap());
-                    }
-                }
-                flat
-            };
-            layout.slot_names().iter().map(slot).collect()
+            host.snapshot()
         }
         Some(gpu) => {
-            let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-            let (p, g) = (gpu.upload(&params), gpu.upload(&params));
-            let mut engine = Gpu::new(&mut optimizer, &gpu.queue).parameters(Parameters::flat(&p));
+            let mut device = GpuRun::new(gpu, layout.clone(), Options::DEFAULT, &zeros);
+            let params = Parameters::flat(&device.params);
+            let mut engine = Gpu::new(&mut device.optimizer, &gpu.queue).parameters(params);
             checkpoint::load(&mut engine, &path, &Load::default()).unwrap();
-            let bound = optimizer.bind(&Tensors::flat(&p, &g)).unwrap();
             for t in there..run.steps() {
-                gpu.write(&g, 0, &run.grads[t]);
-                let mut encoder = gpu.encoder();
-                optimizer.step(&gpu.queue, &mut encoder, &bound, run.lr[t]).unwrap();
-                gpu.run(encoder);
+                device.step(&run.grads[t], run.lr[t]);
             }
-            let snapshot = harness::snapshot(gpu, &optimizer, &p, 0);
-            params = snapshot.params;
-            snapshot.state
+            device.snapshot()
         }
     };
     let ours: Vec<Vec<f64>> = run
@@ -126,13 +113,12 @@ fn a_run_begins_with_the_files_of_a_model() {
 /// Ten steps here, saved for PyTorch to go on from.
 fn begin(rule: &str, directory: &Path) {
     let run = Trajectory::read(&file(&format!("{rule}.safetensors"))).unwrap();
-    let mut optimizer = cpu::Optimizer::new(layout(&run)).unwrap();
-    let mut params = run.params.clone();
+    let mut host = CpuRun::new(layout(&run), Options::DEFAULT, &run.params);
     for t in 0..HALF {
-        optimizer.step(cpu::Tensors::flat(&mut params, &run.grads[t]), run.lr[t]).unwrap();
+        host.step(&run.grads[t], run.lr[t]);
     }
     let path = directory.join(format!("{rule}.safetensors"));
-    let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
+    let mut engine = Cpu::new(&mut host.optimizer).parameters(host.params.params());
     checkpoint::save(&mut engine, &path, &Save::default()).unwrap();
     let [ours, theirs] =
         [path, file(&format!("{rule}-{HALF}.safetensors"))].map(|path| Reader::open(path).unwrap());

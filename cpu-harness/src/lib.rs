@@ -1,11 +1,13 @@
-//! What tests share that needs no GPU: every rule's options, data, layouts, and the state of the CPU engine
-//! in the flat space.
+//! What tests share that needs no GPU: every rule's options, data, layouts, runs of the CPU engine, and their
+//! state in the flat space.
 
 mod cases;
+mod run;
 
 pub use cases::{Case, Cases, cases, cases_of};
+pub use run::{CpuRun, Form, Stored};
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
-use wgpu_optim::{Clip, DynRule, Ema, Format, Group, Layout, LossScale, Options, Report, Step, cpu, q8};
+use wgpu_optim::{Clip, DynRule, Ema, Group, Layout, LossScale, Options, cpu};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): data that is the same in every run.
 pub struct Random(u64);
@@ -97,80 +99,6 @@ pub fn all(clip: Clip) -> Options {
     }
 }
 
-/// How a run is made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Form {
-    /// One slice.
-    Flat,
-    /// Slices of tensors, in the order of the flat space or backwards.
-    Each {
-        /// Which.
-        backwards: bool,
-    },
-    /// One slice, with the instructions that everything is compiled for.
-    Undispatched,
-}
-
-/// A step over codes of whatever format.
-///
-/// # Panics
-/// If it is refused.
-pub fn step(
-    optimizer: &mut cpu::Optimizer,
-    [params, grads]: [&mut Vec<u32>; 2],
-    form: Form,
-    step: Step,
-) -> Option<Report> {
-    let (layout, options) = (optimizer.layout().clone(), *optimizer.options());
-    let mut stored = [(options.params, &*params), (options.grads, &*grads)].map(|(format, codes)| {
-        let bits = codes.iter().map(|&code| f32::from_bits(code)).collect::<Vec<_>>();
-        let halves = codes.iter().map(|&code| code as u16).collect::<Vec<_>>();
-        (format, bits, halves)
-    });
-    let report = {
-        let [(p, p4, p2), (g, g4, g2)] = &mut stored;
-        let tensors = match form {
-            Form::Each { backwards } => {
-                let mut pieces = Vec::new();
-                let (mut p4, mut p2, mut g4, mut g2) = (&mut p4[..], &mut p2[..], &mut g4[..], &mut g2[..]);
-                let mut at = 0;
-                for tensor in layout.by_offset() {
-                    let (gap, len) = (tensor.offset as usize - at, tensor.len as usize);
-                    at = tensor.end() as usize;
-                    macro_rules! take {
-                        ($slice:ident) => {{
-                            let (piece, rest) = std::mem::take(&mut $slice)[gap..].split_at_mut(len);
-                            $slice = rest;
-                            piece
-                        }};
-                    }
-                    let (p4, p2, g4, g2) = (take!(p4), take!(p2), take!(g4), take!(g2));
-                    let p = if *p == Format::F32 { cpu::Params::from(p4) } else { p2.into() };
-                    let g = if *g == Format::F32 { cpu::Grads::from(g4) } else { g2.into() };
-                    pieces.push((tensor.name.as_str(), p, g));
-                }
-                if backwards {
-                    pieces.reverse();
-                }
-                cpu::Tensors::each(pieces)
-            }
-            _ => {
-                let p = if *p == Format::F32 { cpu::Params::from(p4) } else { p2.into() };
-                let g = if *g == Format::F32 { cpu::Grads::from(g4) } else { g2.into() };
-                cpu::Tensors::flat(p, g)
-            }
-        };
-        optimizer.step(tensors, step).unwrap()
-    };
-    for ((format, bits, halves), codes) in stored.into_iter().zip([params, grads]) {
-        *codes = match format {
-            Format::F32 => bits.into_iter().map(f32::to_bits).collect(),
-            _ => halves.into_iter().map(u32::from).collect(),
-        };
-    }
-    report
-}
-
 /// Compares bit for bit, naming the first difference.
 ///
 /// # Panics
@@ -209,33 +137,29 @@ pub fn assert_within_budget(layout: &Layout, deviation: &Deviation, context: &st
     assert!(deviation.ulps <= budget, "{rule} {context}: {deviation}, budget {budget}");
 }
 
-/// The numbers of a slot, of which small tensors may have other codes than the rest; of no codes none.
-#[must_use]
-pub fn decoded(layout: &Layout, options: &Options, codes: &[u32]) -> Vec<f32> {
-    let mut numbers = vec![0.0; codes.len()];
-    for tensor in layout.tensors().iter().filter(|_| !codes.is_empty()) {
-        let format = options.states_of(tensor.len);
-        let pairs = numbers[tensor.range()].iter_mut().zip(&codes[tensor.range()]);
-        pairs.for_each(|(x, &code)| *x = format.decode(code));
-    }
-    numbers
-}
-
 /// Parameters and state of an optimizer on the CPU, in the flat space as the harness has the GPU's.
+///
+/// # Panics
+/// For parameters that are stored in blocks.
 #[must_use]
 pub fn cpu_snapshot(optimizer: &cpu::Optimizer, params: cpu::State<'_>) -> Snapshot {
-    let (layout, options) = (optimizer.layout(), optimizer.options());
-    let numbers = |stored: cpu::State<'_>, format: Format| match stored {
+    let (layout, format) = (optimizer.layout(), optimizer.options().params);
+    let state = layout.slot_names().into_iter().map(|slot| {
+        let mut flat = Vec::new();
+        for tensor in layout.tensors() {
+            // A tensor whose rule lacks the slot has none of it.
+            let Ok(Some(_)) = optimizer.state(slot, &tensor.name) else { continue };
+            flat.resize(layout.len() as usize, 0.0);
+            flat[tensor.range()].copy_from_slice(&optimizer.read_state(slot, &tensor.name).unwrap());
+        }
+        flat
+    });
+    let state = state.collect();
+    let mut params = match params {
         cpu::State::F32(x) => x.to_vec(),
         cpu::State::U16(x) => x.iter().map(|&code| format.decode(code.into())).collect(),
         cpu::State::Q8(..) => unreachable!("parameters are not stored in blocks"),
     };
-    let state = layout
-        .slot_names()
-        .into_iter()
-        .map(|slot| decoded(layout, options, &cpu_slot(optimizer, slot).unwrap_or_default()));
-    let state = state.collect();
-    let mut params = numbers(params, options.params);
     let (master, remainder) = (cpu_slot(optimizer, "master"), cpu_slot(optimizer, "remainder"));
     for i in layout.tensors().iter().flat_map(|tensor| tensor.range()) {
         if let Some(master) = &master {
@@ -247,8 +171,11 @@ pub fn cpu_snapshot(optimizer: &cpu::Optimizer, params: cpu::State<'_>) -> Snaps
     Snapshot { params, state }
 }
 
-/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept,
-/// `None` if there is no such slot. Of what is stored in blocks, the bits of the numbers themselves.
+/// What is stored of a slot in the flat space, for each element that a tensor has: codes of 2 bytes, and of
+/// everything else the bits of the numbers. Empty where it is not kept, `None` if there is no such slot.
+///
+/// # Panics
+/// Never.
 #[must_use]
 pub fn cpu_slot(optimizer: &cpu::Optimizer, slot: &str) -> Option<Vec<u32>> {
     let layout = optimizer.layout();
@@ -260,14 +187,11 @@ pub fn cpu_slot(optimizer: &cpu::Optimizer, slot: &str) -> Option<Vec<u32>> {
         let Some(part) = part else { continue };
         flat.resize(layout.len() as usize, 0);
         let to = flat[tensor.range()].iter_mut();
-        match part {
-            cpu::State::F32(x) => to.zip(x).for_each(|(to, x)| *to = x.to_bits()),
-            cpu::State::U16(x) => to.zip(x).for_each(|(to, &x)| *to = x.into()),
-            cpu::State::Q8(x, scales) => {
-                let first = tensor.offset as usize % 4;
-                let number = |i: usize| q8::decode(x[i], scales[(first + i) / q8::BLOCK]);
-                to.enumerate().for_each(|(i, to)| *to = number(i).to_bits());
-            }
+        if let cpu::State::U16(codes) = part {
+            to.zip(codes).for_each(|(to, &code)| *to = code.into());
+        } else {
+            let numbers = optimizer.read_state(slot, &tensor.name).unwrap();
+            to.zip(numbers).for_each(|(to, x)| *to = x.to_bits());
         }
     }
     known.then_some(flat)
@@ -287,16 +211,14 @@ pub fn joined(code: u32, remainder: u32) -> f32 {
 pub fn check_cpu(layout: &Layout, seed: u64, steps: usize, context: &str) -> f64 {
     let mut random = Random::new(seed);
     let len = layout.len() as usize;
-    let mut optimizer = cpu::Optimizer::new(layout.clone()).unwrap();
-    let mut params = random.values(len);
+    let mut run = CpuRun::new(layout.clone(), Options::DEFAULT, &random.values(len));
     let mut checker = Checker::new(layout.clone());
     let mut worst = 0f64;
     for t in 0..steps {
-        let before = cpu_snapshot(&optimizer, cpu::State::F32(&params));
+        let before = run.snapshot();
         let grads = random.values(len);
-        optimizer.step(cpu::Tensors::flat(&mut params, &grads), lr(t)).unwrap();
-        let after = cpu_snapshot(&optimizer, cpu::State::F32(&params));
-        let deviation = checker.step(&before, &grads, lr(t), &after).unwrap();
+        run.step(&grads, lr(t));
+        let deviation = checker.step(&before, &grads, lr(t), &run.snapshot()).unwrap();
         assert_within_budget(layout, &deviation, &format!("{context} on the CPU, step {}", t + 1));
         worst = worst.max(deviation.ulps);
     }

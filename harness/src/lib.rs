@@ -1,18 +1,19 @@
-//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, and
-//! the copy kernel that bandwidth is compared with.
+//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, runs
+//! on a GPU, and the copy kernel that bandwidth is compared with.
 
 mod copy;
+mod run;
+mod state;
 
 pub use copy::Copy;
-use std::collections::HashMap;
+pub use run::{GpuRun, Places};
+pub use state::{param_codes, slot, snapshot};
 use std::fmt;
 use std::time::Duration;
 
-pub use cpu_harness::{cpu_slot, cpu_snapshot};
-use cpu_harness::{decoded, joined};
-use wgpu_optim::check::Snapshot;
+pub use cpu_harness::{CpuRun, Stored, cpu_slot, cpu_snapshot};
+use wgpu_optim::Format;
 pub use wgpu_optim::wgpu;
-use wgpu_optim::{Format, Optimizer, q8};
 
 /// The Debian and Ubuntu package that brings a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
@@ -203,6 +204,18 @@ impl Gpu {
     #[must_use]
     pub fn read_bits(&self, buffer: &wgpu::Buffer, offset: u64, len: usize) -> Vec<u32> {
         let bytes = (len * 4) as u64;
+        let copy = |encoder: &mut wgpu::CommandEncoder, staging: &wgpu::Buffer| {
+            encoder.copy_buffer_to_buffer(buffer, offset, staging, 0, Some(bytes));
+        };
+        self.read_copies(bytes, copy).1
+    }
+
+    /// The words of a buffer of `bytes` that `copy` records copies into.
+    fn read_copies<T>(
+        &self,
+        bytes: u64,
+        copy: impl FnOnce(&mut wgpu::CommandEncoder, &wgpu::Buffer) -> T,
+    ) -> (T, Vec<u32>) {
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: bytes,
@@ -210,13 +223,13 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let mut encoder = self.encoder();
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
+        let copied = copy(&mut encoder, &staging);
         encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, .., |result| {
             result.expect("a staging buffer can be mapped");
         });
         self.run(encoder);
         let mapped = staging.get_mapped_range(..).expect("mapped, as the submission is done");
-        bytemuck::pod_collect_to_vec(&mapped)
+        (copied, bytemuck::pod_collect_to_vec(&mapped))
     }
 
     /// A new encoder.
@@ -253,97 +266,6 @@ pub fn packed(format: Format, values: &[f32]) -> Vec<u32> {
         4 => values.iter().map(code).collect(),
         _ => values.chunks(2).map(|pair| code(&pair[0]) | pair.get(1).map_or(0, code) << 16).collect(),
     }
-}
-
-/// The codes of elements of `bytes` in words.
-fn codes(words: &[u32], bytes: u64) -> Vec<u32> {
-    match bytes {
-        4 => words.to_vec(),
-        2 => words.iter().flat_map(|word| [word & 0xffff, word >> 16]).collect(),
-        _ => words.iter().flat_map(|word| word.to_le_bytes().map(u32::from)).collect(),
-    }
-}
-
-/// The codes of a slot in the flat space, for each element that a tensor has; empty where it is not kept,
-/// `None` if there is no such slot. Of what is stored in blocks, the bits of the numbers themselves.
-///
-/// # Panics
-/// If the device is lost.
-#[expect(clippy::mutable_key_type, reason = "wgpu's buffers hash by identity")]
-#[must_use]
-pub fn slot(gpu: &Gpu, optimizer: &Optimizer, slot: &str) -> Option<Vec<u32>> {
-    let layout = optimizer.layout();
-    // Tensors share state buffers; each is read once.
-    let mut buffers = HashMap::new();
-    let (mut flat, mut known) = (Vec::new(), false);
-    for tensor in layout.tensors() {
-        // A tensor whose rule lacks the slot has none of it.
-        let Ok(ranges) = optimizer.state(slot, &tensor.name) else { continue };
-        known = true;
-        for range in ranges {
-            flat.resize(layout.len() as usize, 0);
-            let values = buffers
-                .entry(range.buffer.clone())
-                .or_insert_with_key(|buffer| gpu.read_bits(buffer, 0, (buffer.size() / 4) as usize));
-            let to = (tensor.offset + range.start) as usize;
-            let (from, len) = (range.offset as usize, range.len as usize);
-            let bytes = range.element_bytes as usize;
-            let first = from / 4;
-            let words = &values[first..(from + len * bytes).div_ceil(4)];
-            let own = codes(words, range.element_bytes);
-            let own = &own[from % 4 / bytes..][..len];
-            let flat = &mut flat[to..to + len];
-            flat.copy_from_slice(own);
-            if let Some(scales) = range.scales {
-                // The part's first block begins with its first word.
-                for (i, x) in flat.iter_mut().enumerate() {
-                    let scale = values[scales as usize / 4 + (from % 4 + i) / q8::BLOCK];
-                    *x = q8::decode(*x as u8, scale).to_bits();
-                }
-            }
-        }
-    }
-    known.then_some(flat)
-}
-
-/// The codes of the caller's parameters, flat from byte `offset` of their buffer on, a multiple of 4.
-///
-/// # Panics
-/// If the device is lost.
-#[must_use]
-pub fn param_codes(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offset: u64) -> Vec<u32> {
-    let (len, bytes) = (optimizer.layout().len(), optimizer.options().params.bytes());
-    let words = gpu.read_bits(params, offset, (len * bytes).div_ceil(4) as usize);
-    let mut codes = codes(&words, bytes);
-    codes.truncate(len as usize);
-    codes
-}
-
-/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters with
-/// all the digits that are kept of them.
-///
-/// # Panics
-/// If the device is lost.
-#[must_use]
-pub fn snapshot(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offset: u64) -> Snapshot {
-    let options = optimizer.options();
-    let state = optimizer.layout().slot_names().into_iter().map(|name| {
-        let codes = slot(gpu, optimizer, name).expect("the rule's own names");
-        decoded(optimizer.layout(), options, &codes)
-    });
-    let state = state.collect();
-    let stored = param_codes(gpu, optimizer, params, offset);
-    let mut params: Vec<f32> = stored.iter().map(|&code| options.params.decode(code)).collect();
-    let (master, remainder) = (slot(gpu, optimizer, "master"), slot(gpu, optimizer, "remainder"));
-    // What lies between tensors has nothing beside it.
-    for i in optimizer.layout().tensors().iter().flat_map(|tensor| tensor.range()) {
-        if let Some(master) = &master {
-            params[i] = f32::from_bits(master[i]);
-        } else if let Some(remainder) = &remainder {
-            params[i] = joined(stored[i], remainder[i]);
-        }
-    }
-    Snapshot { params, state }
 }
 
 /// The median of `samples`.

@@ -214,10 +214,12 @@ impl Optimizer {
         Ok((share, self.shares[share].plan.span_of(tensor)))
     }
 
-    /// Turns the choice of instructions off for the passes, for tests: results are the same bits.
-    #[doc(hidden)]
+    /// Turns the choice of [instructions](crate::cpu#instructions) off: steps run with those that the program
+    /// is compiled for. Results are the same bits, and what a NaN carries is then the same on all processors
+    /// of an architecture too. Steps take longer. It also serves tools that do not know all instructions of
+    /// the processor.
     #[must_use]
-    pub fn without_dispatch(self) -> Self {
+    pub fn baseline_instructions(self) -> Self {
         Self { dispatched: false, ..self }
     }
 

@@ -17,13 +17,18 @@ pub(crate) use storage::every_format;
 /// clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to
 /// zero.
 ///
+/// Minor releases add fields. A literal therefore ends with `..Options::default()`, or where it is a constant
+/// with `..Options::DEFAULT`, and a pattern with `..`.
+///
 /// ```
 /// use wgpu_optim::{Clip, LossScale, Options};
+/// const SKIP: Options = Options { skip_nonfinite: true, ..Options::DEFAULT };
+/// assert!(SKIP.skips() && !Options::default().skips());
 /// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: Some(LossScale::default()), ..Options::default() };
 /// assert!(options.validate().is_ok());
 /// assert!(Options { clip: Some(Clip::Value(-1.0)), ..options }.validate().is_err());
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Options {
@@ -228,7 +233,30 @@ impl Ema {
     }
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 impl Options {
+    /// Everything off, and everything in f32: what [`Default`] returns, for constants.
+    pub const DEFAULT: Self = Self {
+        clip: None,
+        skip_nonfinite: false,
+        loss_scale: None,
+        zero_gradients: false,
+        ema: None,
+        report: false,
+        norms: false,
+        params: Format::F32,
+        grads: Format::F32,
+        states: Format::F32,
+        f32_states_below: 0,
+        master: Master::F32,
+        rounding: Rounding::Nearest,
+    };
+
     /// Checks every field.
     ///
     /// # Errors
@@ -281,9 +309,7 @@ impl Options {
     pub fn skips(&self) -> bool {
         self.skip_nonfinite || self.loss_scale.is_some()
     }
-}
 
-impl Options {
     /// Whether the gradients have to be looked at before the update.
     pub(crate) fn looks_first(&self) -> bool {
         let norm = matches!(self.clip, Some(Clip::GlobalNorm(_) | Clip::GroupNorm(_)));

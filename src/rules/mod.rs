@@ -55,34 +55,24 @@ pub use saved::Saved;
 pub use sgd::{MomentumForm, Sgd};
 pub use spec::{Kind, RuleSpec};
 
-// Scalars and states of the built-in rules are public as associated types, and not part of the stable
-// interface.
+// Hidden: scalars and states of the built-in rules are public only because they are associated types of
+// `Rule`. They are no part of the stable interface.
 #[doc(hidden)]
-pub use adabelief::AdaBeliefScalars;
-#[doc(hidden)]
-pub use adadelta::{AdadeltaScalars, AdadeltaState};
-#[doc(hidden)]
-pub use adagrad::{AdagradScalars, AdagradState};
-#[doc(hidden)]
-pub use adam::{AdamScalars, AdamState};
-#[doc(hidden)]
-pub use adamax::{AdamaxScalars, AdamaxState};
-#[doc(hidden)]
-pub use adan::{AdanScalars, AdanState};
-#[doc(hidden)]
-pub use lamb::LambScalars;
-#[doc(hidden)]
-pub use lars::LarsScalars;
-#[doc(hidden)]
-pub use lion::{LionScalars, LionState};
-#[doc(hidden)]
-pub use nadam::NAdamScalars;
-#[doc(hidden)]
-pub use radam::RAdamScalars;
-#[doc(hidden)]
-pub use rmsprop::{RmsPropScalars, RmsPropState};
-#[doc(hidden)]
-pub use sgd::{SgdScalars, SgdState};
+pub use self::{
+    adabelief::AdaBeliefScalars,
+    adadelta::{AdadeltaScalars, AdadeltaState},
+    adagrad::{AdagradScalars, AdagradState},
+    adam::{AdamScalars, AdamState},
+    adamax::{AdamaxScalars, AdamaxState},
+    adan::{AdanScalars, AdanState},
+    lamb::LambScalars,
+    lars::LarsScalars,
+    lion::{LionScalars, LionState},
+    nadam::NAdamScalars,
+    radam::RAdamScalars,
+    rmsprop::{RmsPropScalars, RmsPropState},
+    sgd::{SgdScalars, SgdState},
+};
 
 use arithmetic::{below_one, bias_correction, check, decays, epsilon, non_negative, sign};
 pub(crate) use dynamic::Refusal;

@@ -114,6 +114,7 @@ pub trait CpuRule: Rule {
 
     /// The rule's loops, compiled in the crate that calls this. A built-in rule overrides it: its loops are
     /// compiled in this crate alone.
+    // Hidden: a rule of one's own has nothing to override, and `Loops` is no part of the stable interface.
     #[doc(hidden)]
     fn loops() -> &'static Loops {
         Of::<Self>::LOOPS

@@ -1,5 +1,6 @@
 //! Small runs on the CPU, which need no device.
 
+use cpu_harness::CpuRun;
 pub use cpu_harness::Random;
 use serde::de::DeserializeOwned;
 use std::io::Cursor;
@@ -9,7 +10,7 @@ use wgpu_optim::checkpoint::{
     Save,
 };
 use wgpu_optim::{
-    AdamW, AnyRule, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule, cpu,
+    AdamW, AnyRule, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule,
 };
 
 /// A directory of its own, gone at the end.
@@ -48,56 +49,74 @@ pub fn values(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| random.bits() as i32 as f32 / 2f32.powi(31)).collect()
 }
 
-/// A run on the CPU.
-pub struct Run {
-    pub optimizer: cpu::Optimizer,
-    pub params: Vec<f32>,
-}
+/// A run of either engine, as it is saved and loaded.
+pub trait Saves {
+    type Engine<'e>: Engine
+    where
+        Self: 'e;
 
-impl Run {
-    pub fn new(layout: Layout) -> Self {
-        let params = vec![0.5; layout.len() as usize];
-        Self { optimizer: cpu::Optimizer::new(layout).unwrap(), params }
-    }
+    /// The optimizer with its parameters.
+    fn engine(&mut self) -> Self::Engine<'_>;
+    /// Takes steps on gradients that follow from their numbers.
+    fn steps(&mut self, n: usize) -> &mut Self;
 
-    /// Steps on gradients that follow from the number of steps so far.
-    pub fn steps(&mut self, n: usize) -> &mut Self {
-        for _ in 0..n {
-            let grads = values(self.optimizer.steps(), self.params.len());
-            self.optimizer.step(cpu::Tensors::flat(&mut self.params, &grads), 0.01).unwrap();
-        }
+    /// The run after so many steps.
+    fn after(mut self, n: usize) -> Self
+    where
+        Self: Sized,
+    {
+        self.steps(n);
         self
     }
 
-    pub fn engine(&mut self) -> Cpu<'_> {
-        Cpu::new(&mut self.optimizer).parameters(&mut self.params)
-    }
-
-    pub fn save(&mut self, path: &Path, save: &Save) -> Result<(), Error> {
+    fn save(&mut self, path: &Path, save: &Save) -> Result<(), Error> {
         checkpoint::save(&mut self.engine(), path, save)
     }
 
-    pub fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
+    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
         checkpoint::load(&mut self.engine(), path, load)
     }
 
-    /// A slot of a tensor; empty if it is not kept.
-    pub fn state(&self, slot: &str, tensor: &str) -> &[f32] {
-        self.optimizer.state(slot, tensor).unwrap().map_or(&[], |state| state.as_f32().unwrap())
+    /// The checkpoint in memory.
+    fn bytes(&mut self) -> Vec<u8> {
+        bytes(&mut self.engine())
+    }
+}
+
+impl Saves for CpuRun {
+    type Engine<'e> = Cpu<'e>;
+
+    fn engine(&mut self) -> Cpu<'_> {
+        Cpu::new(&mut self.optimizer).parameters(self.params.params())
     }
 
-    /// Everything that a load can change, bit for bit.
-    pub fn bits(&mut self) -> Vec<Vec<u32>> {
-        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
-        let mut all: Vec<Vec<u32>> = Vec::new();
-        let layout = self.optimizer.layout();
-        for tensor in layout.tensors() {
-            all.extend(layout.kept_slots(tensor).map(|slot| bits(self.state(slot, &tensor.name))));
+    /// Numbers count from the first step of the optimizer.
+    fn steps(&mut self, n: usize) -> &mut Self {
+        for _ in 0..n {
+            let grads = values(self.optimizer.steps(), self.optimizer.layout().len() as usize);
+            self.step(&grads, 0.01);
         }
-        all.push(bits(&self.params));
-        all.push(vec![self.optimizer.steps() as u32]);
-        all
+        self
     }
+}
+
+/// A run on the CPU.
+pub fn on_cpu(layout: Layout) -> CpuRun {
+    let start = vec![0.5; layout.len() as usize];
+    CpuRun::new(layout, Options::DEFAULT, &start)
+}
+
+/// Everything that a load can change of a run on the CPU, bit for bit.
+pub fn bits(run: &CpuRun) -> Vec<Vec<u32>> {
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    let layout = run.optimizer.layout();
+    for tensor in layout.tensors() {
+        let kept = layout.kept_slots(tensor).map(|slot| run.state(slot, &tensor.name));
+        all.extend(kept.map(|numbers| numbers.into_iter().map(f32::to_bits).collect()));
+    }
+    all.push(run.codes());
+    all.push(vec![run.optimizer.steps() as u32]);
+    all
 }
 
 /// Two groups of three tensors.

@@ -1,9 +1,10 @@
 //! Formats that are converted as a checkpoint is loaded on the GPU.
 
-use crate::common::{Directory, bytes, counters, mismatches, values};
-use crate::gpu::{Run, layout};
-use wgpu_optim::checkpoint::{self, Cpu, Extra, Formats, Load, Mismatch, Missing};
-use wgpu_optim::{Format, Master, Options, cpu, q8};
+use crate::common::{Directory, Saves, counters, mismatches, values};
+use crate::gpu::{layout, numbers, on_gpu};
+use cpu_harness::CpuRun;
+use wgpu_optim::checkpoint::{self, Extra, Formats, Load, Mismatch, Missing, Save};
+use wgpu_optim::{Format, Master, Options, q8};
 
 const CONVERT: Load = Load {
     missing: Missing::Error,
@@ -21,12 +22,12 @@ fn states_are_converted() {
     for from in Format::STATES {
         let path = directory.file(&format!("{}.safetensors", from.name()));
         let options = |states| Options { states, ..Options::default() };
-        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
-        saved.save(&path);
-        let want = saved.numbers();
+        let mut saved = on_gpu(&gpu, layout(0), options(from)).after(3);
+        saved.save(&path, &Save::default()).unwrap();
+        let want = numbers(&saved);
         for to in Format::STATES {
             for shift in [0, 2] {
-                let mut run = Run::new(&gpu, layout(shift), options(to));
+                let mut run = on_gpu(&gpu, layout(shift), options(to));
                 let context = format!("{from:?} to {to:?}, shifted by {shift}");
                 if from != to || from == Format::Q8 && shift > 0 {
                     let found = mismatches(run.load(&path, &Load::default()));
@@ -38,7 +39,7 @@ fn states_are_converted() {
                 }
                 run.load(&path, &CONVERT).unwrap();
                 assert_eq!(run.optimizer.steps(), 3);
-                for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+                for ((name, got), (_, want)) in numbers(&run).iter().zip(&want) {
                     let tensor = run.optimizer.layout().tensor(name.split('/').next_back().unwrap()).unwrap();
                     let expected: Vec<f32> = if name.starts_with("param") || from == to && shift == 0 {
                         want.clone()
@@ -75,35 +76,32 @@ fn a_converted_run_goes_on() {
     let directory = Directory::new("converted");
     let [path, own] = ["f32.safetensors", "own.safetensors"].map(|name| directory.file(name));
     let skips = Options { skip_nonfinite: true, ..Options::default() };
-    let mut saved = Run::new(&gpu, layout(0), skips).steps(3);
-    saved.save(&path);
+    let mut saved = on_gpu(&gpu, layout(0), skips).after(3);
+    saved.save(&path, &Save::default()).unwrap();
     for states in Format::STATES {
         let options = Options { states, ..skips };
-        let mut converted = Run::new(&gpu, layout(0), options);
+        let mut converted = on_gpu(&gpu, layout(0), options);
         converted.load(&path, &CONVERT).unwrap();
-        converted.save(&own);
-        let mut again = Run::new(&gpu, layout(0), options);
+        converted.save(&own, &Save::default()).unwrap();
+        let mut again = on_gpu(&gpu, layout(0), options);
         again.load(&own, &Load::default()).unwrap();
-        let mut optimizer = cpu::Optimizer::with_options(layout(0), options).unwrap();
-        let mut params = vec![0.25; optimizer.layout().len() as usize];
-        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-        checkpoint::load(&mut engine, &path, &CONVERT).unwrap();
-        let slots =
-            |run: &Run<'_>| ["exp_avg", "exp_avg_sq"].map(|slot| harness::slot(&gpu, &run.optimizer, slot));
-        let host = ["exp_avg", "exp_avg_sq"].map(|slot| harness::cpu_slot(&optimizer, slot));
-        assert!(slots(&converted) == host, "{states:?}");
-        let [mut converted, again] = [converted.steps(1), again.steps(1)];
-        let grads = values(0, params.len());
-        optimizer.step(cpu::Tensors::flat(&mut params, &grads), 0.01).unwrap();
-        let theirs = harness::snapshot(&gpu, &converted.optimizer, &converted.params, 0).params;
-        for (i, (ours, theirs)) in params.iter().zip(&theirs).enumerate() {
+        let len = layout(0).len() as usize;
+        let mut host = CpuRun::new(layout(0), options, &vec![0.25; len]);
+        host.load(&path, &CONVERT).unwrap();
+        for slot in ["exp_avg", "exp_avg_sq"] {
+            assert!(converted.slot(slot) == host.slot(slot), "{states:?}");
+        }
+        let [mut converted, again] = [converted.after(1), again.after(1)];
+        host.step(&values(0, len), 0.01);
+        let theirs = converted.snapshot().params;
+        for (i, (ours, theirs)) in host.params().iter().zip(&theirs).enumerate() {
             assert!((ours - theirs).abs() <= ENGINES_APART, "{states:?}: {ours:e} and {theirs:e} at {i}");
         }
-        let found = counters(&bytes(&mut converted.engine()));
-        assert_eq!(found, counters(&bytes(&mut Cpu::new(&mut optimizer))), "{states:?}");
+        let found = counters(&converted.bytes());
+        assert_eq!(found, counters(&host.bytes()), "{states:?}");
         assert_eq!(found.taken, 4);
-        let [converted, again] = [converted.steps(4), again.steps(4)];
-        assert_eq!(converted.numbers(), again.numbers(), "{states:?}");
+        let [converted, again] = [converted.after(4), again.after(4)];
+        assert_eq!(numbers(&converted), numbers(&again), "{states:?}");
     }
 }
 
@@ -123,13 +121,13 @@ fn parameters_are_converted() {
     let options = |(params, master)| Options { params, master, grads: params, ..Options::default() };
     for from in ways {
         let path = directory.file("run.safetensors");
-        let mut saved = Run::new(&gpu, layout(0), options(from)).steps(3);
-        saved.save(&path);
-        let want = saved.numbers();
+        let mut saved = on_gpu(&gpu, layout(0), options(from)).after(3);
+        saved.save(&path, &Save::default()).unwrap();
+        let want = numbers(&saved);
         for to in ways {
-            let mut run = Run::new(&gpu, layout(1), options(to));
+            let mut run = on_gpu(&gpu, layout(1), options(to));
             run.load(&path, &CONVERT).unwrap();
-            for ((name, got), (_, want)) in run.numbers().iter().zip(&want) {
+            for ((name, got), (_, want)) in numbers(&run).iter().zip(&want) {
                 let whole = to.0 == F32 || to.1 != Master::None || name.starts_with("exp");
                 let expected: Vec<f32> = if whole {
                     want.clone()
@@ -139,7 +137,7 @@ fn parameters_are_converted() {
                 assert_eq!(*got, expected, "{from:?} to {to:?}: {name}");
             }
             // What the caller gets is the nearest of what is kept, or its upper half.
-            let codes = harness::param_codes(&gpu, &run.optimizer, &run.params, 0);
+            let codes = run.codes();
             for (tensor, (_, want)) in run.optimizer.layout().tensors().iter().zip(want.iter().skip(8)) {
                 for (code, x) in codes[tensor.range()].iter().zip(want) {
                     let split = (x.to_bits() + 0x8000) >> 16;

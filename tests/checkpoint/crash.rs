@@ -2,7 +2,7 @@
 
 #![cfg(unix)]
 
-use crate::common::{Directory, Run};
+use crate::common::{Directory, Saves, bits, on_cpu};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -35,9 +35,8 @@ fn child() -> Option<(PathBuf, Save)> {
 /// What is saved after so many steps, bit for bit: a run is a function of its steps.
 fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
     while (all.len() as u64) <= steps {
-        let mut run = Run::new(layout());
-        run.steps(all.len());
-        all.push(run.bits());
+        let run = on_cpu(layout()).after(all.len());
+        all.push(bits(&run));
     }
     &all[steps as usize]
 }
@@ -47,7 +46,7 @@ fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
 fn kill<F: Fn()>(test: F, target: &str) {
     if let Some((path, save)) = child() {
         // After each of its steps, until it is killed, and says so.
-        let mut run = Run::new(layout());
+        let mut run = on_cpu(layout());
         loop {
             run.steps(1).save(&path, &save).unwrap();
             println!("{}", run.optimizer.steps());
@@ -83,10 +82,10 @@ fn kill<F: Fn()>(test: F, target: &str) {
         child.wait().unwrap();
         said.read_to_string(&mut text).unwrap();
         let least = saves(&text).unwrap();
-        let mut run = Run::new(layout());
+        let mut run = on_cpu(layout());
         let loaded = checkpoint::load(&mut run.engine(), &path, &Load::default()).unwrap();
         assert!(loaded.steps == least || loaded.steps == least + 1, "{} of {least}", loaded.steps);
-        assert!(&run.bits() == after(loaded.steps, &mut all), "after {} steps", loaded.steps);
+        assert!(&bits(&run) == after(loaded.steps, &mut all), "after {} steps", loaded.steps);
         between += usize::from(partial(&directory) > 0);
     }
     eprintln!("{kills} kills, {between} of them while a file was being written");
@@ -114,7 +113,7 @@ fn killed_while_saving_shards() {
 fn killed_at_every_report_of_progress() {
     if let Some((path, save)) = child() {
         let reports: usize = std::env::var(STEPS).unwrap().parse().unwrap();
-        let mut run = Run::new(layout());
+        let mut run = on_cpu(layout());
         run.steps(2);
         let mut seen = 0;
         let progress = |_, _| {
@@ -131,7 +130,7 @@ fn killed_at_every_report_of_progress() {
     for target in TARGETS {
         let directory = Directory::new(&format!("progress-{target}"));
         let path = directory.file(target);
-        let mut run = Run::new(layout());
+        let mut run = on_cpu(layout());
         let save = Save { shard_bytes: target.ends_with(".json").then_some(1 << 20), ..Save::default() };
         run.steps(1).save(&path, &save).unwrap();
         let names = directory.names();
@@ -149,16 +148,16 @@ fn killed_at_every_report_of_progress() {
             assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
             // Before the first byte there is none.
             assert_eq!(partial(&directory) > 0, killed > 0, "{target}, {killed}");
-            let mut loaded = Run::new(layout());
+            let mut loaded = on_cpu(layout());
             loaded.load(&path, &Load::default()).unwrap();
-            assert!(loaded.bits() == run.bits(), "{target}, {killed}");
+            assert!(bits(&loaded) == bits(&run), "{target}, {killed}");
             killed += 1;
         }
         // Of six tensors one each, and of both ends.
         assert!(killed > 6, "{killed}");
-        let mut loaded = Run::new(layout());
+        let mut loaded = on_cpu(layout());
         assert_eq!(loaded.load(&path, &Load::default()).unwrap().steps, 2);
-        assert!(loaded.bits() == run.steps(1).bits(), "{target}");
+        assert!(bits(&loaded) == bits(run.steps(1)), "{target}");
         assert_eq!(directory.names().len(), names.len(), "{:?}", directory.names());
     }
 }
@@ -169,14 +168,14 @@ fn killed_at_every_report_of_progress() {
 fn a_full_disk() {
     if let Some((path, save)) = child() {
         // Under the limit: SIGXFSZ is ignored by the shell that has set it.
-        let error = Run::new(layout()).steps(2).save(&path, &save).unwrap_err();
+        let error = on_cpu(layout()).steps(2).save(&path, &save).unwrap_err();
         assert!(matches!(error, checkpoint::Error::Io { what: "write", .. }), "{error}");
         return;
     }
     for target in TARGETS {
         let directory = Directory::new(&format!("full-{target}"));
         let path = directory.file(target);
-        let mut run = Run::new(layout());
+        let mut run = on_cpu(layout());
         let sharded = target.ends_with(".json");
         let save = Save { shard_bytes: sharded.then_some(1 << 20), ..Save::default() };
         run.steps(1).save(&path, &save).unwrap();
@@ -196,9 +195,9 @@ fn a_full_disk() {
                 .unwrap();
             assert!(status.success(), "{target}: {blocks} blocks");
             assert_eq!(directory.names(), names);
-            let mut loaded = Run::new(layout());
+            let mut loaded = on_cpu(layout());
             loaded.load(&path, &Load::default()).unwrap();
-            assert_eq!(loaded.bits(), run.bits());
+            assert_eq!(bits(&loaded), bits(&run));
         }
     }
 }

@@ -1,14 +1,15 @@
 //! What fits, what does not, and what the policies make of it.
 
-use crate::common::{Directory, Run, layout, mismatches};
+use crate::common::{Directory, Saves, bits, layout, mismatches, on_cpu};
+use cpu_harness::CpuRun;
 use wgpu_optim::checkpoint::{
     self, Cpu, Differing, Error, Extra, Formats, Load, Mismatch, Missing, Reader, Save,
 };
 use wgpu_optim::{Adam, AdamW, Group, Layout, LossScale, Options, Schedule, Sgd, cpu};
 
-fn saved(directory: &Directory) -> (std::path::PathBuf, Run) {
+fn saved(directory: &Directory) -> (std::path::PathBuf, CpuRun) {
     let path = directory.file("run.safetensors");
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     run.steps(3).save(&path, &Save::default()).unwrap();
     (path, run)
 }
@@ -32,8 +33,8 @@ fn mismatches_without_end_are_counted() {
         let group = Group::new("all", AdamW::default());
         Layout::new([(0..1_200).fold(group, |group, i| group.tensor(format!("{prefix}{i}"), [1]))]).unwrap()
     };
-    Run::new(layout("a")).save(&path, &Save::default()).unwrap();
-    let found = mismatches(Run::new(layout("b")).load(&path, &Load::default()));
+    on_cpu(layout("a")).save(&path, &Save::default()).unwrap();
+    let found = mismatches(on_cpu(layout("b")).load(&path, &Load::default()));
     assert_eq!(found.len(), 1_001);
     let missing = |m: &&Mismatch| matches!(m, Mismatch::MissingTensor { .. });
     assert_eq!(found.iter().filter(missing).count(), 1_000);
@@ -46,9 +47,9 @@ fn every_mismatch_is_listed_and_nothing_changes() {
     let directory = Directory::new("mismatches");
     let (path, _) = saved(&directory);
     let rule = AdamW { beta1: 0.8, amsgrad: true, ..AdamW::default() };
-    let mut run = Run::new(changed(rule, 0.25, [5, 3], &[("v", 7), ("b", 2), ("new", 4)]));
+    let mut run = on_cpu(changed(rule, 0.25, [5, 3], &[("v", 7), ("b", 2), ("new", 4)]));
     run.steps(1);
-    let before = run.bits();
+    let before = bits(&run);
     let found = mismatches(run.load(&path, &Load::default()));
     let hyperparameter = |group: &str, field: &str, found: &str, expected: &str| Mismatch::Hyperparameter {
         group: group.into(),
@@ -74,7 +75,7 @@ fn every_mismatch_is_listed_and_nothing_changes() {
         shape("param"),
     ];
     assert_eq!(found, want);
-    assert_eq!(run.bits(), before);
+    assert_eq!(bits(&run), before);
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn another_rule_is_refused() {
     let (path, _) = saved(&directory);
     let decay = Group::new("decay", Adam::default()).tensor("w", [3, 5]).tensor("v", [7]);
     let plain = Group::new("plain", Adam::default()).tensor("b", [2]);
-    let mut run = Run::new(Layout::new([decay, plain]).unwrap());
+    let mut run = on_cpu(Layout::new([decay, plain]).unwrap());
     let found = mismatches(run.load(&path, &Load::default()));
     assert_eq!(found, [Mismatch::Rule { found: "adamw".into(), expected: "adam" }]);
 }
@@ -93,7 +94,7 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
     let directory = Directory::new("policies");
     let (path, saved) = saved(&directory);
     let layout = || changed(AdamW::default(), 0.5, [3, 5], &[("b", 2), ("new", 4)]);
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let missing = Mismatch::MissingTensor { tensor: "new".into() };
     let extra = Mismatch::ExtraTensor { tensor: "v".into() };
     let load = |missing, extra| Load { missing, extra, ..Load::default() };
@@ -104,16 +105,16 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
     assert_eq!(mismatches(run.load(&path, &load(Missing::Zero, Extra::Error))), [extra]);
     assert_eq!(mismatches(run.load(&path, &load(Missing::Error, Extra::Ignore))), [missing]);
     run.steps(5);
-    let before = run.params.clone();
+    let before = run.params();
     run.load(&path, &load(Missing::Zero, Extra::Ignore)).unwrap();
     assert_eq!(run.optimizer.steps(), 3);
-    let state = |run: &Run, tensor: &str| run.state("exp_avg", tensor).to_vec();
+    let state = |run: &CpuRun, tensor: &str| run.state("exp_avg", tensor);
     assert_eq!(state(&run, "new"), [0.0; 4]);
     for tensor in ["w", "b"] {
         assert_eq!(state(&run, tensor), state(&saved, tensor));
     }
     let new = run.optimizer.layout().tensor("new").unwrap().range();
-    assert_eq!(run.params[new.clone()], before[new], "parameters that the file lacks keep their values");
+    assert_eq!(run.params()[new.clone()], before[new], "parameters that the file lacks keep their values");
     // Parameters are not there to be loaded, or were not saved.
     let mut optimizer = cpu::Optimizer::new(crate::common::layout()).unwrap();
     let mut engine = Cpu::new(&mut optimizer);
@@ -123,27 +124,27 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
     checkpoint::load(&mut engine, &path, &ignoring).unwrap();
     let bare = directory.file("bare.safetensors");
     checkpoint::save(&mut engine, &bare, &Save::default()).unwrap();
-    let mut run = Run::new(crate::common::layout());
+    let mut run = on_cpu(crate::common::layout());
     let found = mismatches(run.load(&bare, &Load::default()));
     let missing = |tensor: &str| Mismatch::MissingSlot { slot: "param".into(), tensor: tensor.into() };
     assert_eq!(found, ["w", "v", "b"].map(missing));
     run.load(&bare, &load(Missing::Zero, Extra::Error)).unwrap();
-    assert_eq!(run.params, [0.5; 24]);
+    assert_eq!(run.params(), [0.5; 24]);
 }
 
 #[test]
 fn hyperparameters_of_the_optimizer_hold_on_request() {
     let directory = Directory::new("hyperparameters");
-    let (path, mut saved) = saved(&directory);
+    let (path, saved) = saved(&directory);
     let group = |name: &str| Group::new(name, AdamW { beta2: 0.5, ..AdamW::default() });
     let layout = Layout::packed([
         group("decay").tensor("w", [3, 5]).tensor("v", [7]),
         group("plain").tensor("b", [2]),
     ]);
-    let mut run = Run::new(layout.unwrap());
+    let mut run = on_cpu(layout.unwrap());
     assert_eq!(mismatches(run.load(&path, &Load::default())).len(), 4);
     run.load(&path, &Load { hyperparameters: Differing::Ignore, ..Load::default() }).unwrap();
-    assert_eq!(run.bits(), saved.bits());
+    assert_eq!(bits(&run), bits(&saved));
     let rule = run.optimizer.layout().groups()[0].rule();
     assert_eq!(rule.downcast_ref::<AdamW>().unwrap().beta2, 0.5);
 }
@@ -157,7 +158,7 @@ fn parameters_without_state_are_no_checkpoint() {
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &data).unwrap();
     safetensors::serialize_to_file([("w", view)], None, &path).unwrap();
     let error =
-        Run::new(layout()).load(&path, &Load { formats: Formats::Convert, ..Load::default() }).unwrap_err();
+        on_cpu(layout()).load(&path, &Load { formats: Formats::Convert, ..Load::default() }).unwrap_err();
     assert!(matches!(error, Error::NotACheckpoint { key: "wgpu_optim", .. }), "{error}");
 }
 

@@ -1,13 +1,14 @@
 //! Files of the first version of the form, which every later one reads.
 
 use crate::common::{
-    Directory, Run, assert_same_checkpoint, blocks_fixture, bytes, counters, layout, values,
+    Directory, Saves, assert_same_checkpoint, blocks_fixture, counters, layout, on_cpu, values,
 };
 use crate::gpu;
+use cpu_harness::CpuRun;
 use std::collections::BTreeMap;
 use std::path::Path;
-use wgpu_optim::checkpoint::{self, Cpu, Load, Reader, Save};
-use wgpu_optim::{Format, Group, Layout, Master, NAdam, Options, Tensors, cpu};
+use wgpu_optim::checkpoint::{Load, Reader, Save};
+use wgpu_optim::{Format, Group, Layout, Master, NAdam, Options};
 
 /// A file that the first version of the form has written is read by this one, and comes out as it was.
 #[test]
@@ -16,9 +17,9 @@ fn the_first_version_is_read() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/v1.safetensors");
     if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
         let metadata = BTreeMap::from([("epoch".to_owned(), "3".to_owned())]);
-        Run::new(layout()).steps(5).save(&fixture, &Save { metadata, ..Save::default() }).unwrap();
+        on_cpu(layout()).steps(5).save(&fixture, &Save { metadata, ..Save::default() }).unwrap();
     }
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let loaded = run.load(&fixture, &Load::default()).unwrap();
     assert_eq!((loaded.steps, loaded.taken, loaded.metadata["epoch"].as_str()), (5, 5, "3"));
     let again = directory.file("again.safetensors");
@@ -38,7 +39,7 @@ fn the_first_version_is_read() {
 /// The products of the momenta in the file.
 const CARRIES: [f64; 2] = [0.041173782266795675, 0.003922209101775232];
 
-/// The same of what that one has not: a carry, schedules, masters, state of 2 bytes, steps that were skipped.
+/// The same of what that one has not: a carry, schedules, masters, state of 2 steps that were skipped.
 #[test]
 fn carries_and_schedules_of_the_first_version_are_read() {
     let directory = Directory::new("nadam-fixture");
@@ -58,27 +59,24 @@ fn carries_and_schedules_of_the_first_version_are_read() {
         skip_nonfinite: true,
         ..Options::default()
     };
-    let mut optimizer = cpu::Optimizer::with_options(Layout::new(groups).unwrap(), options).unwrap();
-    let mut params = vec![Format::Bf16.encode(0.5) as u16; 27];
+    let mut run = CpuRun::new(Layout::new(groups).unwrap(), options, &[0.5; 27]);
     if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
         for step in 0..5 {
             let mut grads = values(step, 27);
             if step == 3 {
                 grads[0] = f32::NAN;
             }
-            optimizer.step(cpu::Tensors::flat(&mut params, &grads), 0.01).unwrap();
+            run.step(&grads, 0.01);
         }
-        let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-        checkpoint::save(&mut engine, &fixture, &Save::default()).unwrap();
+        run.save(&fixture, &Save::default()).unwrap();
     }
-    let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-    let loaded = checkpoint::load(&mut engine, &fixture, &Load::default()).unwrap();
+    let loaded = run.load(&fixture, &Load::default()).unwrap();
     assert_eq!((loaded.steps, loaded.taken), (5, 4));
-    let groups = counters(&bytes(&mut engine)).groups;
+    let groups = counters(&run.bytes()).groups;
     // Groups of the first version have taken the steps of all.
     assert_eq!(groups, CARRIES.map(|carry| (carry.to_bits(), 4)));
     let again = directory.file("again.safetensors");
-    checkpoint::save(&mut engine, &again, &Save::default()).unwrap();
+    run.save(&again, &Save::default()).unwrap();
     // Of two tensors the parameters, what is kept of them and two slots.
     assert_eq!(assert_same_checkpoint(&fixture, &again).len(), 8);
 }
@@ -92,22 +90,18 @@ fn the_first_version_is_read_on_the_gpu() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/v1-gpu.safetensors");
     let run = || {
         let (layout, options) = blocks_fixture();
-        gpu::Run::new(&gpu, layout, options)
+        gpu::on_gpu(&gpu, layout, options)
     };
     if std::env::var_os("WGPU_OPTIM_WRITE_FIXTURE").is_some() {
-        let mut run = run().steps(2);
-        let grads = gpu.upload_as(Format::Bf16, &[f32::INFINITY; 100]);
-        let tensors = run.optimizer.bind(&Tensors::flat(&run.params, &grads)).unwrap();
-        let mut encoder = gpu.encoder();
-        run.optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
-        gpu.run(encoder);
-        run.steps(1).save(&fixture);
+        let mut run = run().after(2);
+        run.step(&vec![f32::INFINITY; run.optimizer.layout().len() as usize], 0.01);
+        run.steps(1).save(&fixture, &Save::default()).unwrap();
     }
     let mut run = run();
     let loaded = run.load(&fixture, &Load::default()).unwrap();
     assert_eq!((loaded.steps, loaded.taken), (4, 3));
     let again = directory.file("again.safetensors");
-    run.save(&again);
+    run.save(&again, &Save::default()).unwrap();
     let names = assert_same_checkpoint(&fixture, &again);
     let slots = ["ema", "exp_avg", "exp_avg.scale", "exp_avg_sq", "exp_avg_sq.scale", "param", "remainder"];
     let want = slots.iter().flat_map(|slot| {
@@ -120,12 +114,11 @@ fn the_first_version_is_read_on_the_gpu() {
     assert_eq!(names, want);
     // On the CPU too.
     let (layout, options) = blocks_fixture();
-    let mut params = vec![0u16; layout.len() as usize];
-    let mut optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
-    let mut engine = Cpu::new(&mut optimizer).parameters(&mut params);
-    let loaded = checkpoint::load(&mut engine, &fixture, &Load::default()).unwrap();
+    let start = vec![0.0; layout.len() as usize];
+    let mut host = CpuRun::new(layout, options, &start);
+    let loaded = host.load(&fixture, &Load::default()).unwrap();
     assert_eq!((loaded.steps, loaded.taken), (4, 3));
-    checkpoint::save(&mut engine, &again, &Save::default()).unwrap();
+    host.save(&again, &Save::default()).unwrap();
     assert_eq!(assert_same_checkpoint(&fixture, &again), want);
     let scale = run.optimizer.loss_scale().unwrap();
     assert_eq!(gpu.read(scale, 0, 1), [32_768.0], "halved by the overflow");

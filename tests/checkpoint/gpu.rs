@@ -1,10 +1,10 @@
 //! On the GPU: both engines, parameters in many buffers, and steps in flight.
 
-use crate::common::{Directory, assert_same_tensors, mismatches, values};
-use harness::Gpu;
-use std::path::Path;
+use crate::common::{Directory, Saves, assert_same_tensors, mismatches, values};
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::checkpoint::{self, Cpu, Error, Gpu as Engine, Load, Mismatch, Parameters, Save};
-use wgpu_optim::{AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, Tensors, View, cpu};
+use wgpu_optim::{AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, View, cpu};
 
 /// Tensors of odd lengths with gaps between them; `shift` elements further on.
 pub fn layout(shift: u64) -> Layout {
@@ -14,54 +14,42 @@ pub fn layout(shift: u64) -> Layout {
     Layout::new([first, second]).unwrap()
 }
 
-pub struct Run<'a> {
-    gpu: &'a Gpu,
-    pub optimizer: Optimizer,
-    pub params: wgpu::Buffer,
+/// A run on the GPU.
+pub fn on_gpu(gpu: &Gpu, layout: Layout, options: Options) -> GpuRun<'_> {
+    let start = vec![0.25; layout.len() as usize];
+    GpuRun::new(gpu, layout, options, &start)
 }
 
-impl<'a> Run<'a> {
-    pub fn new(gpu: &'a Gpu, layout: Layout, options: Options) -> Self {
-        let params = gpu.upload_as(options.params, &vec![0.25; layout.len() as usize]);
-        let optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        Self { gpu, optimizer, params }
-    }
+impl Saves for GpuRun<'_> {
+    type Engine<'e>
+        = Engine<'e>
+    where
+        Self: 'e;
 
-    pub fn steps(mut self, n: u64) -> Self {
-        for t in 0..n {
-            let grads = values(t, self.optimizer.layout().len() as usize);
-            let grads = self.gpu.upload_as(self.optimizer.options().grads, &grads);
-            let tensors = self.optimizer.bind(&Tensors::flat(&self.params, &grads)).unwrap();
-            let mut encoder = self.gpu.encoder();
-            self.optimizer.step(&self.gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
-            self.gpu.run(encoder);
-        }
-        self
-    }
-
-    pub fn engine(&mut self) -> Engine<'_> {
+    fn engine(&mut self) -> Engine<'_> {
         Engine::new(&mut self.optimizer, &self.gpu.queue).parameters(Parameters::flat(&self.params))
     }
 
-    pub fn save(&mut self, path: &Path) {
-        checkpoint::save(&mut self.engine(), path, &Save::default()).unwrap();
+    /// Numbers count from 0 in every call. Reports stay with the optimizer.
+    fn steps(&mut self, n: usize) -> &mut Self {
+        for t in 0..n {
+            let grads = values(t as u64, self.optimizer.layout().len() as usize);
+            self.submit(&grads, 0.01);
+            self.gpu.wait();
+        }
+        self
     }
+}
 
-    pub fn load(&mut self, path: &Path, load: &Load) -> Result<checkpoint::Loaded, Error> {
-        checkpoint::load(&mut self.engine(), path, load)
-    }
-
-    /// The numbers of each slot of each tensor, and of the parameters with all digits that are kept.
-    pub fn numbers(&self) -> Vec<(String, Vec<f32>)> {
-        let layout = self.optimizer.layout();
-        let snapshot = harness::snapshot(self.gpu, &self.optimizer, &self.params, 0);
-        let named =
-            ["exp_avg", "exp_avg_sq"].iter().zip(&snapshot.state).chain([(&"param", &snapshot.params)]);
-        let all = named.flat_map(|(slot, values)| {
-            layout.tensors().iter().map(move |t| (format!("{slot}/{}", t.name), values[t.range()].to_vec()))
-        });
-        all.collect()
-    }
+/// The numbers of each slot of each tensor, and of the parameters with all digits that are kept.
+pub fn numbers(run: &GpuRun<'_>) -> Vec<(String, Vec<f32>)> {
+    let layout = run.optimizer.layout();
+    let snapshot = run.snapshot();
+    let named = ["exp_avg", "exp_avg_sq"].iter().zip(&snapshot.state).chain([(&"param", &snapshot.params)]);
+    let all = named.flat_map(|(slot, values)| {
+        layout.tensors().iter().map(move |t| (format!("{slot}/{}", t.name), values[t.range()].to_vec()))
+    });
+    all.collect()
 }
 
 /// What the GPU saves, the CPU goes on from, and the other way round: the same files, in all formats.
@@ -91,27 +79,20 @@ fn engines_read_each_other() {
     all.push(Options { states: Format::Q8, f32_states_below: 100, ..around });
     all.push(Options { f32_states_below: u64::MAX, ..bf16 });
     for options in all {
-        let mut run = Run::new(&gpu, layout(0), options).steps(3);
-        run.save(&first);
-        let mut optimizer = cpu::Optimizer::with_options(layout(0), options).unwrap();
-        let len = optimizer.layout().len() as usize;
-        let (mut wide, mut narrow) = (vec![0.0f32; len], vec![0u16; len]);
-        let engine = Cpu::new(&mut optimizer);
-        let mut engine = if options.params == Format::F32 {
-            engine.parameters(&mut wide)
-        } else {
-            engine.parameters(&mut narrow)
-        };
-        let loaded = checkpoint::load(&mut engine, &first, &Load::default()).unwrap();
+        let mut run = on_gpu(&gpu, layout(0), options).after(3);
+        run.save(&first, &Save::default()).unwrap();
+        let start = vec![0.0; run.optimizer.layout().len() as usize];
+        let mut host = CpuRun::new(layout(0), options, &start);
+        let loaded = host.load(&first, &Load::default()).unwrap();
         assert_eq!(loaded.steps, 3, "{options:?}");
-        checkpoint::save(&mut engine, &second, &Save::default()).unwrap();
+        host.save(&second, &Save::default()).unwrap();
         assert_same_tensors(&first, &second, &format!("{options:?}"));
-        let mut back = Run::new(&gpu, layout(0), options);
+        let mut back = on_gpu(&gpu, layout(0), options);
         back.load(&second, &Load::default()).unwrap();
-        assert_eq!((back.numbers(), back.optimizer.steps()), (run.numbers(), 3), "{options:?}");
+        assert_eq!((numbers(&back), back.optimizer.steps()), (numbers(&run), 3), "{options:?}");
     }
     // Parameters of the wrong type or length, or none of a tensor.
-    Run::new(&gpu, layout(0), Options::default()).save(&first);
+    on_gpu(&gpu, layout(0), Options::default()).save(&first, &Save::default()).unwrap();
     let refused = |mut engine: Cpu<'_>| {
         let saving = checkpoint::save(&mut engine, &second, &Save::default()).unwrap_err();
         let loading = checkpoint::load(&mut engine, &first, &Load::default()).unwrap_err();
@@ -136,9 +117,9 @@ fn parameters_lie_anywhere() {
     let path = directory.file("run.safetensors");
     let options =
         Options { params: Format::Bf16, grads: Format::Bf16, master: Master::None, ..Options::default() };
-    let mut saved = Run::new(&gpu, layout(0), options).steps(2);
-    saved.save(&path);
-    let codes = harness::param_codes(&gpu, &saved.optimizer, &saved.params, 0);
+    let mut saved = on_gpu(&gpu, layout(0), options).after(2);
+    saved.save(&path, &Save::default()).unwrap();
+    let codes = saved.codes();
     const OTHER: u32 = 0xabcd_abcd;
     let mut optimizer = Optimizer::with_options(&gpu.device, layout(0), options).unwrap();
     let pool = gpu.upload(&vec![f32::from_bits(OTHER); 2_000]);
@@ -200,11 +181,11 @@ fn many_chunks_and_batches() {
             let small = (0..300).fold(group, |group, i| group.tensor(format!("t{i}"), [1 + i % 50]));
             Layout::new([small.tensor("v", [1_200, 1_000])]).unwrap()
         };
-        let mut saved = Run::new(&gpu, layout(), options).steps(1);
-        saved.save(&path);
-        let mut run = Run::new(&gpu, layout(), options);
+        let mut saved = on_gpu(&gpu, layout(), options).after(1);
+        saved.save(&path, &Save::default()).unwrap();
+        let mut run = on_gpu(&gpu, layout(), options);
         run.load(&path, &Load::default()).unwrap();
-        assert!(run.numbers() == saved.numbers(), "{states:?}");
+        assert!(numbers(&run) == numbers(&saved), "{states:?}");
     }
 }
 
@@ -233,7 +214,7 @@ fn memory_is_bounded() {
     let path = directory.file("run.safetensors");
     let group = Group::new("all", AdamW::default()).tensor("w", [16 << 20]).tensor("v", [8 << 20]);
     // A step, so that all state is in memory.
-    let mut run = Run::new(&gpu, Layout::new([group]).unwrap(), Options::default()).steps(1);
+    let mut run = on_gpu(&gpu, Layout::new([group]).unwrap(), Options::default()).after(1);
     let before = status("VmRSS:");
     let peak = |f: &mut dyn FnMut()| {
         // The most that the process has at a time begins anew.
@@ -241,7 +222,7 @@ fn memory_is_bounded() {
         f();
         status("VmHWM:").saturating_sub(before)
     };
-    let saving = peak(&mut || run.save(&path));
+    let saving = peak(&mut || run.save(&path, &Save::default()).unwrap());
     let loading = peak(&mut || drop(run.load(&path, &Load::default()).unwrap()));
     eprintln!("saving {} MiB, loading {} MiB", saving >> 20, loading >> 20);
     assert!(saving < BOUND && loading < BOUND, "{saving} and {loading} bytes");
@@ -254,14 +235,13 @@ fn what_is_in_flight_is_refused() {
     let path = directory.file("run.safetensors");
     for skip_nonfinite in [false, true] {
         let options = Options { skip_nonfinite, ..Options::default() };
-        let mut run = Run::new(&gpu, layout(0), options).steps(2);
-        run.save(&path);
-        let grads = gpu.upload(&vec![1.0; 2_000]);
-        let tensors = run.optimizer.bind(&Tensors::flat(&run.params, &grads)).unwrap();
+        let mut run = on_gpu(&gpu, layout(0), options).after(2);
+        run.save(&path, &Save::default()).unwrap();
+        run.write_grads(&vec![1.0; run.optimizer.layout().len() as usize]);
         let mut encoder = gpu.encoder();
         // More sets of scalars than there is room for at first.
         for _ in 0..20 {
-            run.optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
+            run.record(&mut encoder, 0.01).unwrap();
         }
         let commands = encoder.finish();
         let error = checkpoint::save(&mut run.engine(), &path, &Save::default()).unwrap_err();
@@ -270,7 +250,7 @@ fn what_is_in_flight_is_refused() {
         assert!(matches!(error, Error::Unsubmitted { steps: 20 }), "{error}");
         assert_eq!(run.optimizer.steps(), 22);
         drop(commands);
-        run.save(&path);
+        run.save(&path, &Save::default()).unwrap();
         let loaded = run.load(&path, &Load::default()).unwrap();
         // Commands that were dropped are steps that were not taken, where that is counted.
         assert_eq!((loaded.steps, loaded.taken), (22, if skip_nonfinite { 2 } else { 22 }));
@@ -288,14 +268,14 @@ fn a_run_goes_back() {
         loss_scale: Some(wgpu_optim::LossScale::default()),
         ..Options::default()
     };
-    let mut run = Run::new(&gpu, layout(0), options).steps(3);
-    run.save(&path);
-    let mut run = run.steps(5);
-    let want = run.numbers();
+    let mut run = on_gpu(&gpu, layout(0), options).after(3);
+    run.save(&path, &Save::default()).unwrap();
+    run.steps(5);
+    let want = numbers(&run);
     run.load(&path, &Load::default()).unwrap();
     assert_eq!((run.optimizer.steps(), run.optimizer.take_report()), (3, None));
-    let mut run = run.steps(5);
-    assert_eq!(run.numbers(), want);
+    run.steps(5);
+    assert_eq!(numbers(&run), want);
     let reports: Vec<_> =
         std::iter::from_fn(|| run.optimizer.take_report()).map(|r| (r.step, r.skipped)).collect();
     assert_eq!(reports, (3..8).map(|step| (step, 0)).collect::<Vec<_>>());
@@ -307,10 +287,13 @@ fn a_seed_is_wanted_where_rounding_is_at_random() {
     let directory = Directory::new("seed");
     let path = directory.file("run.safetensors");
     let options = |rounding| Options { states: Format::Bf16, rounding, ..Options::default() };
-    Run::new(&gpu, layout(0), options(Rounding::Nearest)).steps(1).save(&path);
-    let mut run = Run::new(&gpu, layout(0), options(Rounding::Stochastic { seed: 1 }));
+    on_gpu(&gpu, layout(0), options(Rounding::Nearest)).after(1).save(&path, &Save::default()).unwrap();
+    let mut run = on_gpu(&gpu, layout(0), options(Rounding::Stochastic { seed: 1 }));
     assert_eq!(mismatches(run.load(&path, &Load::default())), [Mismatch::Seed]);
-    Run::new(&gpu, layout(0), options(Rounding::Stochastic { seed: 2 })).steps(1).save(&path);
+    on_gpu(&gpu, layout(0), options(Rounding::Stochastic { seed: 2 }))
+        .after(1)
+        .save(&path, &Save::default())
+        .unwrap();
     let found = mismatches(run.load(&path, &Load::default()));
     assert!(matches!(&found[..], [Mismatch::Option { field, .. }] if field == "rounding"), "{found:?}");
 }

@@ -1,6 +1,6 @@
 //! Files that lie: an error, never a panic.
 
-use crate::common::{Directory, Random, Run, layout};
+use crate::common::{Directory, Random, Saves, bits, layout, on_cpu};
 use crate::mixed::TAKE;
 use serde_json::{Value, json};
 use std::fs;
@@ -9,13 +9,13 @@ use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Metadata, Mismat
 
 /// Loads a file onto the small run, which has to be refused or to succeed; and to step then.
 pub fn load(path: &Path) -> Result<(), Error> {
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     run.steps(1);
-    let before = run.bits();
+    let before = bits(&run);
     let result = run.load(path, &Load::default());
     match &result {
         Ok(_) => drop(run.steps(1)),
-        Err(_) => assert_eq!(run.bits(), before),
+        Err(_) => assert_eq!(bits(&run), before),
     }
     result.map(|_| ())
 }
@@ -23,7 +23,7 @@ pub fn load(path: &Path) -> Result<(), Error> {
 /// A good file, as its header and data.
 fn good(directory: &Directory) -> (Value, Vec<u8>) {
     let path = directory.file("good.safetensors");
-    Run::new(layout()).steps(2).save(&path, &Save::default()).unwrap();
+    on_cpu(layout()).steps(2).save(&path, &Save::default()).unwrap();
     let bytes = fs::read(path).unwrap();
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (serde_json::from_slice(&bytes[8..8 + len]).unwrap(), bytes[8 + len..].to_vec())
@@ -166,16 +166,16 @@ fn lies_of_the_record() {
     ] as [(&str, &dyn Fn(&mut Value)); 3]
     {
         lie(what, change);
-        let mut run = Run::new(layout());
-        let before = run.bits();
+        let mut run = on_cpu(layout());
+        let before = bits(&run);
         let result = run.load(&path, &TAKE);
         assert!(matches!(&result, Err(Error::Mismatches(found)) if found.len() == 1), "{what}: {result:?}");
-        assert_eq!(run.bits(), before);
+        assert_eq!(bits(&run), before);
     }
     // The policy holds for what cannot be read too.
     lie("an option that is none", &|r| r["options"]["speed"] = json!(1));
     let ignore = Load { options: Differing::Ignore, ..Load::default() };
-    assert_eq!(Run::new(layout()).load(&path, &ignore).unwrap().steps, 2);
+    assert_eq!(on_cpu(layout()).load(&path, &ignore).unwrap().steps, 2);
     let mut header = header.clone();
     header["__metadata__"] = json!({});
     write(&path, header.to_string().as_bytes(), &data);
@@ -186,7 +186,7 @@ fn lies_of_the_record() {
 fn lies_of_an_index() {
     let directory = Directory::new("index-lies");
     let path = directory.file("run.safetensors.index.json");
-    Run::new(layout()).steps(2).save(&path, &Save { shard_bytes: Some(96), ..Save::default() }).unwrap();
+    on_cpu(layout()).steps(2).save(&path, &Save { shard_bytes: Some(96), ..Save::default() }).unwrap();
     let index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let lie = |what: &str, change: &dyn Fn(&mut Value)| {
         let mut index = index.clone();

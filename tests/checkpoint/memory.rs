@@ -1,6 +1,6 @@
 //! Memory that loading and saving take: whatever is in a file, within bounds.
 
-use crate::common::{Directory, Run};
+use crate::common::{Directory, Saves, on_cpu};
 use crate::hostile::{MAX, load, write};
 use serde_json::json;
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
@@ -142,7 +142,7 @@ fn both_ways_are_streams() {
     let directory = Directory::new("streams");
     let path = directory.file("run.safetensors");
     let group = Group::new("all", AdamW::default()).tensor("w", [6_000_000]).tensor("v", [2_000_000]);
-    let mut run = Run::new(Layout::new([group]).unwrap());
+    let mut run = on_cpu(Layout::new([group]).unwrap());
     run.steps(1);
     let (saving, result) = peak(|| run.save(&path, &Save::default()));
     result.unwrap();

@@ -1,15 +1,14 @@
 //! Layouts of several rules, whose values change during a run: resumed in another process bit for bit.
 
-use crate::common::{Directory, Random, assert_same_tensors, bytes, counters, mismatches};
-use harness::Gpu;
+use crate::common::{Directory, Random, Saves, assert_same_tensors, counters, mismatches};
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use std::path::Path;
 use wgpu_optim::checkpoint::{
-    self, Cpu, Differing, Error, Extra, Formats, Gpu as Engine, Load, Loaded, Metadata, Mismatch, Missing,
-    Parameters, Reader, Save,
+    self, Cpu, Differing, Extra, Formats, Load, Metadata, Mismatch, Missing, Reader, Save,
 };
 use wgpu_optim::{
-    Adam, AdamW, Bound, Clip, Ema, Format, Group, Lamb, Layout, Lion, NAdam, Optimizer, Options, Rounding,
-    Sgd, Tensors, cpu, schedule,
+    Adam, AdamW, Clip, Ema, Format, Group, Lamb, Layout, Lion, NAdam, Options, Rounding, Sgd, cpu, schedule,
 };
 
 /// Steps before the save, and after it.
@@ -106,104 +105,48 @@ fn gradients(t: u64, options: &Options) -> Vec<f32> {
     grads
 }
 
-/// A run on either engine.
-trait Run {
-    fn step(&mut self);
-    fn checkpoint(&mut self) -> Vec<u8>;
-    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error>;
-
-    fn steps(&mut self, n: u64) {
-        (0..n).for_each(|_| self.step());
-    }
+/// A run on either engine, whose values change before some of its steps.
+trait Changes: Saves {
+    fn go(&mut self, n: u64);
 }
 
-struct OnCpu {
-    optimizer: cpu::Optimizer,
-    params: Vec<f32>,
+macro_rules! changes_of {
+    ($run:ty) => {
+        impl Changes for $run {
+            fn go(&mut self, n: u64) {
+                for _ in 0..n {
+                    let t = self.optimizer.steps();
+                    change!(self.optimizer, t);
+                    self.step(&gradients(t, self.optimizer.options()), 0.01);
+                }
+            }
+        }
+    };
 }
+changes_of!(CpuRun);
+changes_of!(GpuRun<'_>);
 
-impl OnCpu {
-    fn new(options: Options) -> Self {
-        let optimizer = cpu::Optimizer::with_options(layout(), options).unwrap();
-        Self { optimizer, params: vec![0.5; layout().len() as usize] }
-    }
-
-    fn engine(&mut self) -> Cpu<'_> {
-        Cpu::new(&mut self.optimizer).parameters(&mut self.params)
-    }
-}
-
-impl Run for OnCpu {
-    fn step(&mut self) {
-        let t = self.optimizer.steps();
-        change!(self.optimizer, t);
-        let grads = gradients(t, self.optimizer.options());
-        self.optimizer.step(cpu::Tensors::flat(&mut self.params, &grads), 0.01).unwrap();
-    }
-
-    fn checkpoint(&mut self) -> Vec<u8> {
-        bytes(&mut self.engine())
-    }
-
-    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
-        checkpoint::load(&mut self.engine(), path, load)
-    }
+fn cpu_run(options: Options) -> CpuRun {
+    CpuRun::new(layout(), options, &vec![0.5; layout().len() as usize])
 }
 
 /// One binding serves from the beginning to the end.
-struct OnGpu<'a> {
-    gpu: &'a Gpu,
-    optimizer: Optimizer,
-    params: wgpu::Buffer,
-    grads: wgpu::Buffer,
-    bound: Bound,
-}
-
-impl<'a> OnGpu<'a> {
-    fn new(gpu: &'a Gpu, options: Options) -> Self {
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout(), options).unwrap();
-        let start = vec![0.5; layout().len() as usize];
-        let (params, grads) = (gpu.upload(&start), gpu.upload(&start));
-        let bound = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
-        Self { gpu, optimizer, params, grads, bound }
-    }
-
-    fn engine(&mut self) -> Engine<'_> {
-        Engine::new(&mut self.optimizer, &self.gpu.queue).parameters(Parameters::flat(&self.params))
-    }
-}
-
-impl Run for OnGpu<'_> {
-    fn step(&mut self) {
-        let t = self.optimizer.steps();
-        change!(self.optimizer, t);
-        self.gpu.write(&self.grads, 0, &gradients(t, self.optimizer.options()));
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, 0.01).unwrap();
-        self.gpu.run(encoder);
-    }
-
-    fn checkpoint(&mut self) -> Vec<u8> {
-        bytes(&mut self.engine())
-    }
-
-    fn load(&mut self, path: &Path, load: &Load) -> Result<Loaded, Error> {
-        checkpoint::load(&mut self.engine(), path, load)
-    }
+fn gpu_run(gpu: &Gpu, options: Options) -> GpuRun<'_> {
+    GpuRun::new(gpu, layout(), options, &vec![0.5; layout().len() as usize])
 }
 
 /// The variable that tells a test its directory, and that it is the process that begins.
 const BEGINS: &str = "WGPU_OPTIM_TEST_BEGINS";
 
 /// Runs a test in a process of its own, which saves at half of the steps; then continues each run from there.
-fn goes_on<F: Fn(), R: Run>(test: F, name: &str, new: impl Fn(Options) -> R) {
+fn goes_on<F: Fn(), R: Changes>(test: F, name: &str, new: impl Fn(Options) -> R) {
     let files = |directory: &Path, i: usize| ["half", "end"].map(|end| directory.join(format!("{i}.{end}")));
     if let Some(directory) = std::env::var_os(BEGINS) {
         for (i, options) in options().into_iter().enumerate() {
             let mut run = new(options);
             for file in files(directory.as_ref(), i) {
-                run.steps(HALF);
-                std::fs::write(file, run.checkpoint()).unwrap();
+                run.go(HALF);
+                std::fs::write(file, run.bytes()).unwrap();
             }
         }
         return;
@@ -214,25 +157,25 @@ fn goes_on<F: Fn(), R: Run>(test: F, name: &str, new: impl Fn(Options) -> R) {
     for (i, options) in options().into_iter().enumerate() {
         let [half, end] = files(&directory.file(""), i);
         let mut run = new(options);
-        let before = run.checkpoint();
+        let before = run.bytes();
         // Without a policy each change is listed, and nothing else.
         assert_eq!(mismatches(run.load(&half, &Load::default())), changes());
         let values = Load { options: Differing::Error, ..TAKE };
         assert_eq!(mismatches(run.load(&half, &values)), changes()[3..]);
         let clip = Load { hyperparameters: Differing::Error, ..TAKE };
         assert_eq!(mismatches(run.load(&half, &clip)), changes()[..3]);
-        assert!(run.checkpoint() == before, "a load that is refused changes something");
+        assert!(run.bytes() == before, "a load that is refused changes something");
         let loaded = run.load(&half, &TAKE).unwrap();
         assert_eq!((loaded.steps, loaded.taken), (HALF, HALF - u64::from(options.skips())));
-        assert!(run.checkpoint() == std::fs::read(&half).unwrap(), "{options:?}");
-        run.steps(HALF);
-        assert!(run.checkpoint() == std::fs::read(&end).unwrap(), "{options:?}");
+        assert!(run.bytes() == std::fs::read(&half).unwrap(), "{options:?}");
+        run.go(HALF);
+        assert!(run.bytes() == std::fs::read(&end).unwrap(), "{options:?}");
         // Values of the optimizer hold on request: the second half begins as the first did.
         let mut run = new(options);
         let ignore =
             Load { hyperparameters: Differing::Ignore, options: Differing::Ignore, ..Load::default() };
         run.load(&half, &ignore).unwrap();
-        let saved = run.checkpoint();
+        let saved = run.bytes();
         let reader = Reader::new(std::io::Cursor::new(&saved)).unwrap();
         let record = Metadata::read(&reader).unwrap();
         assert!(record.groups.0.iter().all(|group| !group.frozen));
@@ -242,24 +185,22 @@ fn goes_on<F: Fn(), R: Run>(test: F, name: &str, new: impl Fn(Options) -> R) {
 
 #[test]
 fn a_mixed_run_goes_on_in_another_process_on_the_cpu() {
-    goes_on(a_mixed_run_goes_on_in_another_process_on_the_cpu, "mixed-cpu", OnCpu::new);
+    goes_on(a_mixed_run_goes_on_in_another_process_on_the_cpu, "mixed-cpu", cpu_run);
 }
 
 #[test]
 fn a_mixed_run_goes_on_in_another_process_on_the_gpu() {
     let Some(gpu) = harness::test_gpu() else { return };
-    goes_on(a_mixed_run_goes_on_in_another_process_on_the_gpu, "mixed-gpu", |options| {
-        OnGpu::new(&gpu, options)
-    });
+    goes_on(a_mixed_run_goes_on_in_another_process_on_the_gpu, "mixed-gpu", |options| gpu_run(&gpu, options));
 }
 
 /// A group that was frozen for three steps, one of them skipped, and one that is frozen for two so far.
 #[test]
 fn every_group_has_its_own_count() {
     for options in options() {
-        let mut run = OnCpu::new(options);
-        run.steps(HALF);
-        let counters = counters(&run.checkpoint());
+        let mut run = cpu_run(options);
+        run.go(HALF);
+        let counters = counters(&run.bytes());
         let skipped = u64::from(options.skips());
         let taken: Vec<_> = counters.groups.iter().map(|(_, taken)| *taken).collect();
         assert_eq!(taken, [8 - skipped, 8 - skipped, 6 - skipped, 5], "{options:?}");
@@ -280,15 +221,15 @@ fn fields_of_a_group_are_there_where_they_differ() {
         let group = record["groups"][group].as_object().unwrap();
         group.keys().filter(|key| ["rule", "taken", "frozen"].contains(&&***key)).cloned().collect()
     };
-    let mut run = crate::common::Run::new(crate::common::layout());
-    let record_of_one = record(&bytes(&mut run.steps(2).engine()));
+    let mut run = crate::common::on_cpu(crate::common::layout());
+    let record_of_one = record(&run.steps(2).bytes());
     for group in 0..2 {
         assert!(fields(&record_of_one, group).is_empty(), "{record_of_one}");
         assert_eq!(record_of_one["groups"][group].as_object().unwrap().len(), 5, "{record_of_one}");
     }
-    let mut run = OnCpu::new(options()[0]);
-    run.steps(HALF);
-    let mixed = record(&run.checkpoint());
+    let mut run = cpu_run(options()[0]);
+    run.go(HALF);
+    let mixed = record(&run.bytes());
     assert_eq!(mixed["rule"], "adamw");
     let groups: Vec<_> = (0..4).map(|group| fields(&mixed, group)).collect();
     assert_eq!(groups[0], [""; 0]);
@@ -305,22 +246,24 @@ fn engines_take_each_others_values() {
     let Some(gpu) = harness::test_gpu() else { return };
     let directory = Directory::new("mixed-engines");
     let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| directory.file(name));
-    let across = |from: &mut dyn Run, to: &mut dyn Run, context: &str| {
-        from.steps(HALF);
-        std::fs::write(&first, from.checkpoint()).unwrap();
-        assert_eq!(mismatches(to.load(&first, &Load::default())), changes(), "{context}");
-        to.load(&first, &TAKE).unwrap();
-        std::fs::write(&second, to.checkpoint()).unwrap();
-        assert_same_tensors(&first, &second, context);
-        let [a, b] = [&first, &second].map(|path| record(&std::fs::read(path).unwrap()));
-        assert_eq!(a, b, "{context}");
-        // It goes on from there.
-        to.steps(HALF);
-    };
     for options in options() {
-        across(&mut OnGpu::new(&gpu, options), &mut OnCpu::new(options), "GPU to CPU");
-        across(&mut OnCpu::new(options), &mut OnGpu::new(&gpu, options), "CPU to GPU");
+        let paths = [first.as_path(), &second];
+        across(gpu_run(&gpu, options), cpu_run(options), paths, "GPU to CPU");
+        across(cpu_run(options), gpu_run(&gpu, options), paths, "CPU to GPU");
     }
+}
+
+fn across(mut from: impl Changes, mut to: impl Changes, [first, second]: [&Path; 2], context: &str) {
+    from.go(HALF);
+    std::fs::write(first, from.bytes()).unwrap();
+    assert_eq!(mismatches(to.load(first, &Load::default())), changes(), "{context}");
+    to.load(first, &TAKE).unwrap();
+    std::fs::write(second, to.bytes()).unwrap();
+    assert_same_tensors(first, second, context);
+    let [a, b] = [first, second].map(|path| record(&std::fs::read(path).unwrap()));
+    assert_eq!(a, b, "{context}");
+    // It goes on from there.
+    to.go(HALF);
 }
 
 /// A group's own rule is compared, and no policy makes up for another one.

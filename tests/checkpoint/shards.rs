@@ -1,6 +1,6 @@
 //! Checkpoints of several files.
 
-use crate::common::{Directory, Run, layout};
+use crate::common::{Directory, Saves, bits, layout, on_cpu};
 use std::fs;
 use wgpu_optim::checkpoint::{self, Cpu, Load, Save};
 use wgpu_optim::{Group, Layout, Sgd, cpu};
@@ -9,7 +9,7 @@ use wgpu_optim::{Group, Layout, Sgd, cpu};
 fn shards_have_an_index_and_replace_each_other() {
     let directory = Directory::new("shards");
     let path = directory.file("run.safetensors.index.json");
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     // Tensors have 8, 28 and 60 bytes, three times.
     let save = Save { shard_bytes: Some(96), ..Save::default() };
     run.steps(2).save(&path, &save).unwrap();
@@ -21,9 +21,9 @@ fn shards_have_an_index_and_replace_each_other() {
     let text: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(text["metadata"]["total_size"], 3 * 96);
     assert_eq!(text["weight_map"].as_object().unwrap().len(), 9);
-    let mut other = Run::new(layout());
+    let mut other = on_cpu(layout());
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 2);
-    assert_eq!(other.bits(), run.bits());
+    assert_eq!(bits(&other), bits(&run));
     // The next save removes everything that killed saves have left: files that are not whole, whole ones
     // before their index was, and old ones behind it. Those of others stay.
     let index_before = fs::read(&path).unwrap();
@@ -54,7 +54,7 @@ fn shards_have_an_index_and_replace_each_other() {
     names.sort();
     assert_eq!(directory.names(), names);
     assert_eq!(other.load(&path, &Load::default()).unwrap().steps, 3);
-    assert_eq!(other.bits(), run.bits());
+    assert_eq!(bits(&other), bits(&run));
 }
 
 /// Behind the last number there is none: the shards that the index names are not written over.
@@ -63,7 +63,7 @@ fn the_last_number_is_not_used_twice() {
     let directory = Directory::new("last-number");
     let path = directory.file("run.safetensors.index.json");
     let save = Save { shard_bytes: Some(96), ..Save::default() };
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     run.steps(1).save(&path, &save).unwrap();
     let first = directory.names();
     let [end, last] = ["-1.safetensors".to_owned(), format!("-{}.safetensors", u64::MAX)];
@@ -71,10 +71,10 @@ fn the_last_number_is_not_used_twice() {
         fs::rename(directory.file(name), directory.file(&name.replace(&end, &last))).unwrap();
     }
     fs::write(&path, fs::read_to_string(&path).unwrap().replace(&end, &last)).unwrap();
-    assert_eq!(Run::new(layout()).load(&path, &Load::default()).unwrap().steps, 1);
+    assert_eq!(on_cpu(layout()).load(&path, &Load::default()).unwrap().steps, 1);
     run.steps(1).save(&path, &save).unwrap();
     assert_eq!(directory.names(), first);
-    assert_eq!(Run::new(layout()).load(&path, &Load::default()).unwrap().steps, 2);
+    assert_eq!(on_cpu(layout()).load(&path, &Load::default()).unwrap().steps, 2);
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! Checkpoints through readers and writers of the caller's: the bytes of files, and the checks of files.
 
-use crate::common::{Directory, Random, Run, blocks_fixture, layout, mismatches, values};
+use crate::common::{Directory, Random, Saves, bits, blocks_fixture, layout, mismatches, on_cpu};
+use crate::gpu::on_gpu;
+use cpu_harness::CpuRun;
+use harness::GpuRun;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use wgpu_optim::checkpoint::{
-    self, Cpu, Error, Gpu as GpuEngine, Load, Location, Malformed, Metadata, Mismatch, Parameters, Reader,
-    Save,
-};
-use wgpu_optim::{AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, Tensors, cpu};
+use wgpu_optim::checkpoint::{self, Error, Load, Location, Malformed, Metadata, Mismatch, Reader, Save};
+use wgpu_optim::{AdamW, Format, Group, Layout, Master, Options, Rounding};
 
 /// A run's checkpoint.
-fn saved(run: &mut Run, save: &Save) -> Vec<u8> {
+fn saved(run: &mut CpuRun, save: &Save) -> Vec<u8> {
     let mut bytes = Vec::new();
     checkpoint::save_to(&mut run.engine(), &mut bytes, save).unwrap();
     bytes
@@ -20,13 +20,13 @@ fn saved(run: &mut Run, save: &Save) -> Vec<u8> {
 
 /// Loads bytes onto the small run after a step. An error leaves it as it was, and a load lets it step.
 fn load(bytes: &[u8]) -> Result<(), Error> {
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     run.steps(1);
-    let before = run.bits();
+    let before = bits(&run);
     let result = checkpoint::load_from(&mut run.engine(), Cursor::new(bytes), &Load::default());
     match &result {
         Ok(_) => drop(run.steps(1)),
-        Err(_) => assert_eq!(run.bits(), before),
+        Err(_) => assert_eq!(bits(&run), before),
     }
     result.map(drop)
 }
@@ -51,39 +51,6 @@ fn all_options() -> Vec<Options> {
     all
 }
 
-/// A run of the CPU engine whose parameters have any format.
-struct Formats {
-    optimizer: cpu::Optimizer,
-    wide: Vec<f32>,
-    narrow: Vec<u16>,
-}
-
-impl Formats {
-    fn new(options: Options) -> Self {
-        let layout = blocks_fixture().0;
-        let len = layout.len() as usize;
-        let code = if options.params == Format::F32 { 0 } else { options.params.encode(0.25) as u16 };
-        let optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
-        Self { optimizer, wide: vec![0.25; len], narrow: vec![code; len] }
-    }
-
-    fn step(&mut self) {
-        let grads = values(self.optimizer.steps(), self.wide.len());
-        let tensors = match self.optimizer.options().params {
-            Format::F32 => cpu::Tensors::flat(&mut self.wide, &grads),
-            _ => cpu::Tensors::flat(&mut self.narrow, &grads),
-        };
-        self.optimizer.step(tensors, 0.01).unwrap();
-    }
-
-    fn engine(&mut self) -> Cpu<'_> {
-        match self.optimizer.options().params {
-            Format::F32 => Cpu::new(&mut self.optimizer).parameters(&mut self.wide),
-            _ => Cpu::new(&mut self.optimizer).parameters(&mut self.narrow),
-        }
-    }
-}
-
 /// In memory, in every format, on the CPU: bit for bit, and the bytes of the file.
 #[test]
 fn round_trips_in_memory() {
@@ -92,26 +59,22 @@ fn round_trips_in_memory() {
     for options in all_options() {
         // The CPU engine takes gradients of 4 bytes beside parameters of 2.
         let options = Options { grads: Format::F32, ..options };
-        let mut run = Formats::new(options);
-        (0..3).for_each(|_| run.step());
-        let mut bytes = Vec::new();
+        let new = || {
+            let layout = blocks_fixture().0;
+            let start = vec![0.25; layout.len() as usize];
+            CpuRun::new(layout, options, &start)
+        };
+        let mut run = new().after(3);
         let save = Save { metadata: BTreeMap::from([("a".into(), "b".into())]), ..Save::default() };
-        checkpoint::save_to(&mut run.engine(), &mut bytes, &save).unwrap();
-        checkpoint::save(&mut run.engine(), &path, &save).unwrap();
+        let bytes = saved(&mut run, &save);
+        run.save(&path, &save).unwrap();
         assert!(fs::read(&path).unwrap() == bytes, "{options:?}");
-        let mut other = Formats::new(options);
+        let mut other = new();
         let loaded =
             checkpoint::load_from(&mut other.engine(), Cursor::new(&bytes), &Load::default()).unwrap();
         assert_eq!((loaded.steps, loaded.metadata["a"].as_str()), (3, "b"), "{options:?}");
         // Both go on alike.
-        run.step();
-        other.step();
-        let [run, other] = [run, other].map(|mut run| {
-            let mut bytes = Vec::new();
-            checkpoint::save_to(&mut run.engine(), &mut bytes, &Save::default()).unwrap();
-            bytes
-        });
-        assert!(run == other, "{options:?}");
+        assert!(run.steps(1).bytes() == other.steps(1).bytes(), "{options:?}");
     }
 }
 
@@ -121,31 +84,16 @@ fn round_trips_on_the_gpu() {
     let directory = Directory::new("stream-gpu");
     let path = directory.file("run.safetensors");
     let (layout, options) = blocks_fixture();
-    let run = |steps| {
-        let len = layout.len() as usize;
-        let params = gpu.upload_as(options.params, &vec![0.25; len]);
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-        for t in 0..steps {
-            let grads = gpu.upload_as(options.grads, &values(t, len));
-            let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
-            let mut encoder = gpu.encoder();
-            optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
-            gpu.run(encoder);
-        }
-        (optimizer, params)
-    };
-    let save = |(optimizer, params): &mut (Optimizer, wgpu::Buffer)| {
-        let mut engine = GpuEngine::new(optimizer, &gpu.queue).parameters(Parameters::flat(&*params));
-        let mut bytes = Vec::new();
-        checkpoint::save_to(&mut engine, &mut bytes, &Save::default()).unwrap();
-        checkpoint::save(&mut engine, &path, &Save::default()).unwrap();
+    let new = || on_gpu(&gpu, layout.clone(), options);
+    let save = |run: &mut GpuRun<'_>| {
+        let bytes = run.bytes();
+        run.save(&path, &Save::default()).unwrap();
         assert!(fs::read(&path).unwrap() == bytes);
         bytes
     };
-    let bytes = save(&mut run(3));
-    let mut other = run(0);
-    let mut engine = GpuEngine::new(&mut other.0, &gpu.queue).parameters(Parameters::flat(&other.1));
-    let loaded = checkpoint::load_from(&mut engine, Cursor::new(&bytes), &Load::default()).unwrap();
+    let bytes = save(&mut new().after(3));
+    let mut other = new();
+    let loaded = checkpoint::load_from(&mut other.engine(), Cursor::new(&bytes), &Load::default()).unwrap();
     assert_eq!(loaded.steps, 3);
     assert!(save(&mut other) == bytes);
 }
@@ -153,13 +101,13 @@ fn round_trips_on_the_gpu() {
 /// A stream is read from its first byte, wherever it stands.
 #[test]
 fn a_stream_is_read_from_its_start() {
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let mut stream = Cursor::new(Vec::new());
     checkpoint::save_to(&mut run.steps(2).engine(), &mut stream, &Save::default()).unwrap();
     assert_eq!(stream.position(), stream.get_ref().len() as u64);
-    let mut other = Run::new(layout());
+    let mut other = on_cpu(layout());
     checkpoint::load_from(&mut other.engine(), &mut stream, &Load::default()).unwrap();
-    assert_eq!(other.bits(), run.bits());
+    assert_eq!(bits(&other), bits(&run));
     let mut reader = Reader::new(stream).unwrap();
     assert_eq!(Metadata::read(&reader).unwrap().steps, 2);
     let numbers = reader.numbers("exp_avg", "w", 0, 0, 15).unwrap().unwrap();
@@ -168,7 +116,7 @@ fn a_stream_is_read_from_its_start() {
 
 #[test]
 fn progress_of_streams_counts_to_the_end() {
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let (mut bytes, mut seen) = (Vec::new(), Vec::new());
     let save = Save::default();
     let each = |done, total| seen.push((done, total));
@@ -183,7 +131,7 @@ fn progress_of_streams_counts_to_the_end() {
 
 #[test]
 fn a_stream_takes_one_file() {
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let save = Save { shard_bytes: Some(96), ..Save::default() };
     let mut bytes = Vec::new();
     let error = checkpoint::save_to(&mut run.engine(), &mut bytes, &save).unwrap_err();
@@ -200,7 +148,7 @@ fn a_stream_takes_one_file() {
 
 #[test]
 fn a_stream_cut_short_is_malformed() {
-    let bytes = saved(Run::new(layout()).steps(2), &Save::default());
+    let bytes = saved(on_cpu(layout()).steps(2), &Save::default());
     load(&bytes).unwrap();
     for len in 0..bytes.len() {
         let error = load(&bytes[..len]).unwrap_err();
@@ -217,7 +165,7 @@ fn a_stream_cut_short_is_malformed() {
 fn damaged_streams_are_refused_as_files_are() {
     let directory = Directory::new("stream-damaged");
     let path = directory.file("run.safetensors");
-    let good = saved(Run::new(layout()).steps(2), &Save::default());
+    let good = saved(on_cpu(layout()).steps(2), &Save::default());
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/checkpoint");
     let mut all = vec![good];
     all.extend(fs::read_dir(corpus).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()));
@@ -235,7 +183,7 @@ fn damaged_streams_are_refused_as_files_are() {
                 }
             }
             fs::write(&path, &bytes).unwrap();
-            let file = Run::new(layout()).load(&path, &Load::default());
+            let file = on_cpu(layout()).load(&path, &Load::default());
             match (file, load(&bytes)) {
                 (Ok(_), Ok(())) => loads += 1,
                 (Err(file), Err(stream)) => {
@@ -256,12 +204,12 @@ fn a_stream_of_something_else_is_refused() {
     let error = load(empty).unwrap_err();
     assert!(matches!(error, Error::NotACheckpoint { location: Location::Stream, .. }), "{error}");
     let other = Layout::new([Group::new("all", AdamW::default()).tensor("x", [4])]).unwrap();
-    let bytes = saved(&mut Run::new(other), &Save::default());
-    let mut run = Run::new(layout());
-    let before = run.steps(1).bits();
+    let bytes = saved(&mut on_cpu(other), &Save::default());
+    let mut run = on_cpu(layout());
+    let before = bits(run.steps(1));
     let found = mismatches(checkpoint::load_from(&mut run.engine(), Cursor::new(bytes), &Load::default()));
     assert!(found.contains(&Mismatch::ExtraTensor { tensor: "x".into() }), "{found:?}");
-    assert_eq!(run.bits(), before);
+    assert_eq!(bits(&run), before);
 }
 
 /// Takes as many bytes as there is room for, and is full then.
@@ -290,9 +238,9 @@ impl Write for Full {
 #[test]
 fn a_writer_that_fails_is_an_error() {
     let layout = || Layout::new([Group::new("all", AdamW::default()).tensor("w", [300_000])]).unwrap();
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let bytes = saved(run.steps(1), &Save::default());
-    let before = run.bits();
+    let before = bits(&run);
     let all = bytes.len();
     for (room, kind) in [
         (0, ErrorKind::StorageFull),
@@ -310,7 +258,7 @@ fn a_writer_that_fails_is_an_error() {
         assert!(error.to_string().starts_with("cannot write <stream>: "), "{error}");
     }
     checkpoint::save_to(&mut run.engine(), Full { room: all, flushes: true }, &Save::default()).unwrap();
-    assert!(run.bits() == before);
+    assert!(bits(&run) == before);
     assert!(saved(&mut run, &Save::default()) == bytes);
 }
 
@@ -346,11 +294,11 @@ impl Seek for Liar<'_> {
 #[test]
 fn a_reader_that_fails_is_an_error() {
     let layout = || Layout::new([Group::new("all", AdamW::default()).tensor("w", [500_000])]).unwrap();
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     let bytes = saved(run.steps(1), &Save::default());
     let len = bytes.len() as u64;
-    let mut other = Run::new(layout());
-    let before = other.bits();
+    let mut other = on_cpu(layout());
+    let before = bits(&other);
     let failing = |good, len| Liar { bytes: Cursor::new(&bytes[..]), len, good };
     for good in [0, 8, 100] {
         let error = checkpoint::load_from(&mut other.engine(), failing(good, len), &Load::default());
@@ -359,19 +307,19 @@ fn a_reader_that_fails_is_an_error() {
             panic!("{error}")
         };
         assert_eq!(source.kind(), ErrorKind::ConnectionReset);
-        assert!(other.bits() == before);
+        assert!(bits(&other) == before);
     }
     // Lengths that are not so.
     for len in [0, len - 1, len + 1, u64::MAX] {
         let error = checkpoint::load_from(&mut other.engine(), failing(u64::MAX, len), &Load::default());
         let error = error.unwrap_err();
         assert!(matches!(error, Error::Malformed { location: Location::Stream, .. }), "{error}");
-        assert!(other.bits() == before);
+        assert!(bits(&other) == before);
     }
     let error = checkpoint::load_from(&mut other.engine(), failing(len / 2, len), &Load::default());
     let Err(Error::Torn(error)) = error else { panic!("{error:?}") };
     assert!(matches!(*error, Error::Io { what: "read", location: Location::Stream, .. }), "{error}");
     assert_eq!(other.optimizer.steps(), 0, "it has not gone on");
     checkpoint::load_from(&mut other.engine(), failing(len, len), &Load::default()).unwrap();
-    assert!(other.bits() == run.bits());
+    assert!(bits(&other) == bits(&run));
 }

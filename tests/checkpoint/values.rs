@@ -1,8 +1,9 @@
 //! Values that a load takes from a file or does not, rules that cannot be saved, and state of groups that
 //! rest.
 
-use crate::common::{Directory, Run, layout, mismatches};
+use crate::common::{Directory, Saves, bits, layout, mismatches, on_cpu};
 use crate::mixed::TAKE;
+use cpu_harness::CpuRun;
 use std::path::Path;
 use wgpu_optim::checkpoint::{self, Cpu, Differing, Error, Extra, Formats, Load, Mismatch, Missing, Save};
 use wgpu_optim::float::Float;
@@ -17,9 +18,9 @@ use wgpu_optim::{
 fn a_run_takes_back_its_values() {
     let directory = Directory::new("back");
     let path = directory.file("run.safetensors");
-    let mut run = Run::new(layout());
+    let mut run = on_cpu(layout());
     run.steps(2).save(&path, &Save::default()).unwrap();
-    let want = run.steps(2).bits();
+    let want = bits(run.steps(2));
     run.optimizer.set_rule("decay", AdamW { beta1: 0.5, ..AdamW::default() }).unwrap();
     run.optimizer.set_lr_factor("plain", schedule::linear(1.0, 0.0, 9)).unwrap();
     run.optimizer.freeze("plain").unwrap();
@@ -29,7 +30,7 @@ fn a_run_takes_back_its_values() {
     let groups = run.optimizer.layout().groups();
     assert_eq!(*groups[0].rule(), DynRule::from(AdamW::default()));
     assert_eq!((groups[1].factor(), groups[1].is_frozen()), (&0.5.into(), false));
-    assert!(run.steps(2).bits() == want);
+    assert!(bits(run.steps(2)) == want);
 }
 
 /// One tensor of one group.
@@ -163,7 +164,7 @@ fn a_rule_that_is_not_saved_is_an_error() {
     let own = || Group::new("own", Own::<false> { rate: 2.0 }).tensor("x", [3]);
     let other = || Group::new("other", AdamW::default()).tensor("w", [4]);
     for groups in [vec![own()], vec![own(), other()], vec![other(), own()]] {
-        let mut run = Run::new(Layout::new(groups).unwrap());
+        let mut run = on_cpu(Layout::new(groups).unwrap());
         run.steps(1);
         let error = run.save(&path, &Save::default()).unwrap_err();
         assert!(matches!(error, Error::NotSaved { rule: "own" }), "{error}");
@@ -184,9 +185,9 @@ fn a_rule_of_ones_own_is_saved() {
         let own = Group::new("own", Own::<true> { rate }).tensor("x", [3]);
         Layout::new([Group::new("other", AdamW::default()).tensor("w", [4]), own]).unwrap()
     };
-    let mut run = Run::new(own(2.0));
+    let mut run = on_cpu(own(2.0));
     run.steps(2).save(&path, &Save::default()).unwrap();
-    let mut other = Run::new(own(0.5));
+    let mut other = on_cpu(own(0.5));
     let found = mismatches(other.load(&path, &Load::default()));
     let rate = Mismatch::Hyperparameter {
         group: "own".into(),
@@ -196,7 +197,7 @@ fn a_rule_of_ones_own_is_saved() {
     };
     assert_eq!(found, [rate]);
     other.load(&path, &TAKE).unwrap();
-    assert!(other.steps(2).bits() == run.steps(2).bits());
+    assert!(bits(other.steps(2)) == bits(run.steps(2)));
 }
 
 /// A slot that our rules keep for other tensors alone is an extra slot, and the tensor is none.
@@ -225,19 +226,17 @@ fn masters_of_a_group_that_rests_are_no_parameters() {
         Layout::new([rests, Group::new("moves", AdamW::default()).tensor("v", [4])]).unwrap()
     };
     let options = Options { params: Format::Bf16, master: Master::F32, ..Options::default() };
-    let mut optimizer = cpu::Optimizer::with_options(layout(), options).unwrap();
-    let mut params = [Format::Bf16.encode(0.5) as u16; 8];
-    optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 8]), 0.125).unwrap();
-    checkpoint::save(&mut Cpu::new(&mut optimizer), &path, &Save::default()).unwrap();
-    let mut run = Run::new(layout());
+    let mut saved = CpuRun::new(layout(), options, &[0.5; 8]);
+    saved.step(&[1.0; 8], 0.125);
+    checkpoint::save(&mut Cpu::new(&mut saved.optimizer), &path, &Save::default()).unwrap();
+    let mut run = on_cpu(layout());
     let convert = Load { formats: Formats::Convert, ..Load::default() };
     let found = mismatches(run.load(&path, &convert));
     let missing = Mismatch::MissingSlot { slot: "param".into(), tensor: "w".into() };
     assert_eq!(found, [missing, Mismatch::ExtraSlot { slot: "master".into(), tensors: 1 }]);
     run.load(&path, &Load { missing: Missing::Zero, extra: Extra::Ignore, ..convert }).unwrap();
-    assert_eq!(run.params[..4], [0.5; 4], "parameters that the file lacks keep their values");
-    let master = optimizer.state("master", "v").unwrap().unwrap();
-    assert_eq!(run.params[4..], *master.as_f32().unwrap());
+    assert_eq!(run.params()[..4], [0.5; 4], "parameters that the file lacks keep their values");
+    assert_eq!(run.params()[4..], saved.state("master", "v"));
 }
 
 /// A loss scale that the file lacks is no value that is taken.

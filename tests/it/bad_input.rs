@@ -1,7 +1,7 @@
 //! Bad input: each a typed error that names field, value and bound.
 
 use crate::common::single;
-use harness::Gpu;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
 use wgpu_optim::{
@@ -97,21 +97,17 @@ fn gradient_scales() {
     let layout = single(Sgd::default(), 1);
     let mut host = cpu::Optimizer::new(layout.clone()).unwrap();
     let gpu = harness::test_gpu();
-    let mut device = gpu.as_ref().map(|gpu| {
-        let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-        let bound = optimizer.bind(&Tensors::flat(&gpu.buffer(16), &gpu.buffer(16))).unwrap();
-        (gpu, optimizer, bound)
-    });
+    let mut device = gpu.as_ref().map(|gpu| GpuRun::new(gpu, layout.clone(), Options::DEFAULT, &[1.0]));
     let mut refused = |scale: f64| {
         let step = Step::from(0.1).with_grad_scale(scale);
         let mut params = [1.0];
         let error = host.step(cpu::Tensors::flat(&mut params, &[1.0]), step).unwrap_err();
         assert!(matches!(error, StepError::GradScale { .. }), "{error}");
         assert_eq!((host.steps(), params), (0, [1.0]));
-        if let Some((gpu, optimizer, bound)) = &mut device {
-            let refused = optimizer.step(&gpu.queue, &mut gpu.encoder(), bound, step).unwrap_err();
+        if let Some(run) = &mut device {
+            let refused = run.record(&mut run.gpu.encoder(), step).unwrap_err();
             assert_eq!(refused.to_string(), error.to_string());
-            assert_eq!(optimizer.steps(), 0);
+            assert_eq!(run.optimizer.steps(), 0);
         }
     };
     for scale in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, 1e-39, 2f64.powi(127)] {

@@ -2,13 +2,10 @@
 //! `cpu-harness` tests it alone.
 
 use crate::common::{Random, assert_within_budget, lr};
-use cpu_harness::{Form, all, many, step};
-use harness::{cpu_slot, cpu_snapshot, snapshot};
+use cpu_harness::{CpuRun, all, many};
+use harness::{GpuRun, cpu_slot};
 use wgpu_optim::check::{Checker, Snapshot};
-use wgpu_optim::{
-    AdamW, AnyRule, Clip, Format, Lamb, Master, NAdam, Optimizer, Options, Report, Rounding, Sgd, Step,
-    Tensors, cpu,
-};
+use wgpu_optim::{AdamW, AnyRule, Clip, Format, Lamb, Master, NAdam, Options, Report, Rounding, Sgd, Step};
 
 /// Gradients that are divided and clipped, and averages, are within the budget beside the GPU.
 #[test]
@@ -26,23 +23,16 @@ fn options_are_those_of_the_gpu() {
             let mut random = Random::new(12);
             // A step of the learning rate is a hundredth of the largest parameter.
             let start: Vec<f32> = (0..len).map(|_| 2.0 * random.unit() as f32 - 1.0).collect();
-            let mut params = start.clone();
-            let (device_params, device_grads) = (gpu.upload(&start), gpu.buffer(layout.buffer_size()));
-            let mut device = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-            let bound = device.bind(&Tensors::flat(&device_params, &device_grads)).unwrap();
-            let mut host = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+            let mut device = GpuRun::new(&gpu, layout.clone(), options, &start);
+            let mut host = CpuRun::new(layout.clone(), options, &start);
             for t in 0..6 {
                 let mut grads: Vec<f32> = (0..len).map(|_| random.unit() as f32 - 0.5).collect();
                 if t % 3 == 1 {
                     grads[layout.tensors()[4].range().start] = f32::NEG_INFINITY;
                 }
                 let step = Step::from(lr(t)).with_grad_scale(3.0);
-                gpu.write(&device_grads, 0, &grads);
-                let mut encoder = gpu.encoder();
-                device.step(&gpu.queue, &mut encoder, &bound, step).unwrap();
-                gpu.run(encoder);
-                let want = device.take_report().unwrap();
-                let got = host.step(cpu::Tensors::flat(&mut params, &mut grads), step).unwrap().unwrap();
+                let want = device.step(&grads, step).unwrap();
+                let got = host.step(&grads, step).unwrap();
                 let exact =
                     |r: &Report| (r.step, r.finite, r.skipped, r.loss_scale, r.next_loss_scale, r.good_steps);
                 assert_eq!(exact(&got), exact(&want), "{} {options:?}", rule.name());
@@ -55,10 +45,9 @@ fn options_are_those_of_the_gpu() {
                 ] {
                     approx::assert_relative_eq!(got, want, max_relative = tolerance);
                 }
-                assert_eq!(host.loss_scale(), Some(got.next_loss_scale));
+                assert_eq!(host.optimizer.loss_scale(), Some(got.next_loss_scale));
             }
-            let want = snapshot(&gpu, &device, &device_params, 0);
-            let got = cpu_snapshot(&host, cpu::State::F32(&params));
+            let (want, got) = (device.snapshot(), host.snapshot());
             let close = |what: &str, got: &[f32], want: &[f32]| {
                 let size = want.iter().fold(0f32, |most, x| most.max(x.abs()));
                 for i in layout.tensors().iter().flat_map(|tensor| tensor.range()).filter(|&i| i < got.len())
@@ -75,9 +64,8 @@ fn options_are_those_of_the_gpu() {
             };
             close("param", &got.params, &want.params);
             got.state.iter().zip(&want.state).for_each(|(got, want)| close("state", got, want));
-            let ema =
-                |codes: Option<Vec<u32>>| codes.unwrap().into_iter().map(f32::from_bits).collect::<Vec<_>>();
-            close("ema", &ema(cpu_slot(&host, "ema")), &ema(harness::slot(&gpu, &device, "ema")));
+            let numbers = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<_>>();
+            close("ema", &numbers(host.slot("ema")), &numbers(device.slot("ema")));
         }
     }
     test(AdamW::default().into());
@@ -118,27 +106,20 @@ fn formats_are_those_of_the_gpu() {
     ] {
         let mut random = Random::new(13);
         let start = random.values(len);
-        let device_params = gpu.upload_as(options.params, &start);
-        let device_grads = gpu.upload_as(options.grads, &start);
-        let mut device = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-        let bound = device.bind(&Tensors::flat(&device_params, &device_grads)).unwrap();
-        let mut host = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
-        let mut params: Vec<u32> = start.iter().map(|&p| options.params.encode(p)).collect();
+        let mut device = GpuRun::new(&gpu, layout.clone(), options, &start);
+        let mut host = CpuRun::new(layout.clone(), options, &start);
         for _ in 0..3 {
             let grads: Vec<f32> = (0..len).map(|_| (random.below(9) as f32 - 4.0) * 0.0625).collect();
-            gpu.write_as(options.grads, &device_grads, &grads);
-            let mut encoder = gpu.encoder();
-            device.step(&gpu.queue, &mut encoder, &bound, 0.125).unwrap();
-            gpu.run(encoder);
-            let mut grads = grads.iter().map(|&g| options.grads.encode(g)).collect();
-            step(&mut host, [&mut params, &mut grads], Form::Flat, 0.125.into());
+            device.step(&grads, 0.125);
+            host.step(&grads, 0.125);
         }
-        let want = harness::param_codes(&gpu, &device, &device_params, 0);
+        let (got, want) = (host.codes(), device.codes());
         for tensor in layout.tensors() {
-            assert_eq!(params[tensor.range()], want[tensor.range()], "{} {options:?}", tensor.name);
+            assert_eq!(got[tensor.range()], want[tensor.range()], "{} {options:?}", tensor.name);
         }
         for slot in ["momentum_buffer", "master", "remainder"] {
-            assert_eq!(cpu_slot(&host, slot), harness::slot(&gpu, &device, slot), "{slot}, {options:?}");
+            let [got, want] = [cpu_slot(&host.optimizer, slot), harness::slot(&gpu, &device.optimizer, slot)];
+            assert_eq!(got, want, "{slot}, {options:?}");
         }
     }
 }
@@ -150,28 +131,22 @@ fn a_run_changes_devices() {
     let layout = many(AdamW::default());
     let len = layout.len() as usize;
     let mut random = Random::new(31);
-    let buffer = gpu.upload(&random.values(len));
-    let mut device = Optimizer::new(&gpu.device, layout.clone()).unwrap();
+    let mut device = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &random.values(len));
     let grads = random.values(len);
-    let device_grads = gpu.upload(&grads);
-    let bound = device.bind(&Tensors::flat(&buffer, &device_grads)).unwrap();
-    let mut encoder = gpu.encoder();
-    device.step(&gpu.queue, &mut encoder, &bound, 0.1).unwrap();
-    gpu.run(encoder);
-    let before = snapshot(&gpu, &device, &buffer, 0);
+    device.step(&grads, 0.1);
+    let before = device.snapshot();
 
     // The first step is the device's, the second the host's, which has counted one of its own.
-    let mut host = cpu::Optimizer::new(layout.clone()).unwrap();
-    host.step(cpu::Tensors::flat(&mut vec![0.0; len], &grads), 0.1).unwrap();
-    let mut params = before.params.clone();
+    let mut host = CpuRun::new(layout.clone(), Options::DEFAULT, &vec![0.0; len]);
+    host.step(&grads, 0.1);
+    host.write_params(&before.params);
     for (slot, values) in ["exp_avg", "exp_avg_sq"].iter().zip(&before.state) {
         for tensor in layout.tensors() {
-            let Some(cpu::StateMut::F32(to)) = host.state_mut(slot, &tensor.name).unwrap() else { panic!() };
-            to.copy_from_slice(&values[tensor.range()]);
+            host.optimizer.write_state(slot, &tensor.name, &values[tensor.range()]).unwrap();
         }
     }
-    host.step(cpu::Tensors::flat(&mut params, &grads), 0.1).unwrap();
-    let after = cpu_snapshot(&host, cpu::State::F32(&params));
+    host.step(&grads, 0.1);
+    let after = host.snapshot();
     let mut checker = Checker::new(layout.clone());
     let start = Snapshot { params: vec![0.0; len], state: vec![vec![0.0; len], vec![0.0; len], vec![]] };
     checker.step(&start, &grads, 0.1, &before).unwrap();

@@ -1,10 +1,12 @@
 //! Rules that become one another when an option is neutral: perfect tests, bit for bit where the arithmetic
 //! is the same.
 
-use crate::common::{Random, Run, assert_same_bits, lr, single};
+use crate::common::{Random, assert_same_bits, lr, single};
+use cpu_harness::CpuRun;
+use harness::GpuRun;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::rules::MomentumForm;
-use wgpu_optim::{Adam, AdamW, AnyRule, NAdam, RAdam, Rule, Sgd, Step, cpu};
+use wgpu_optim::{Adam, AdamW, AnyRule, NAdam, Options, RAdam, Rule, Sgd, Step, cpu};
 
 const LEN: usize = 1_000;
 const STEPS: usize = 5;
@@ -17,18 +19,17 @@ fn runs(rule: AnyRule, step: impl Fn(usize) -> Step) -> Vec<Snapshot> {
     let layout = single(rule, LEN as u64);
     let mut ends = Vec::new();
     if let Some(gpu) = harness::test_gpu() {
-        let mut run = Run::new(&gpu, layout.clone(), &params);
+        let mut run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &params);
         for (t, grads) in grads.iter().enumerate() {
             run.step(grads, step(t));
         }
         ends.push(run.snapshot());
     }
-    let mut optimizer = cpu::Optimizer::new(layout).unwrap();
-    let mut params = params;
+    let mut run = CpuRun::new(layout, Options::DEFAULT, &params);
     for (t, grads) in grads.iter().enumerate() {
-        optimizer.step(cpu::Tensors::flat(&mut params, grads), step(t)).unwrap();
+        run.step(grads, step(t));
     }
-    ends.push(harness::cpu_snapshot(&optimizer, cpu::State::F32(&params)));
+    ends.push(run.snapshot());
     ends
 }
 
@@ -163,9 +164,9 @@ fn adam_without_averages_steps_by_the_sign() {
     let mut random = start;
     let params = random.values(LEN);
     let grads: Vec<f32> = (0..LEN).map(|i| if i % 2 == 0 { 3.0 } else { -0.25 }).collect();
-    let mut optimizer = cpu::Optimizer::new(single(rule, LEN as u64)).unwrap();
-    let mut moved = params.clone();
-    optimizer.step(cpu::Tensors::flat(&mut moved, &grads), 0.125).unwrap();
+    let mut run = CpuRun::new(single(rule, LEN as u64), Options::DEFAULT, &params);
+    run.step(&grads, 0.125);
+    let moved = run.params();
     for i in 0..LEN {
         assert_eq!(moved[i], params[i] - 0.125 * grads[i].signum(), "{i}");
     }

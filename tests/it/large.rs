@@ -1,9 +1,9 @@
 //! Sizes at which others stop: past 65 535 × 256 elements, and past a 128 MiB binding.
 
 use crate::common::{Random, assert_within_budget, single};
-use harness::snapshot;
+use harness::GpuRun;
 use wgpu_optim::check::{Checker, Snapshot};
-use wgpu_optim::{AdamW, DynRule, Optimizer, Sgd, Tensors};
+use wgpu_optim::{AdamW, DynRule, Options, Sgd};
 
 fn check(rule: DynRule, len: usize, binding: Option<u64>, dispatches: usize) {
     let adjust = |limits: &mut wgpu::Limits| {
@@ -17,14 +17,10 @@ fn check(rule: DynRule, len: usize, binding: Option<u64>, dispatches: usize) {
     let period = Random::new(len as u64).values(1_009);
     let repeat = |from: usize| -> Vec<f32> { (from..from + len).map(|i| period[i % 1_009]).collect() };
     let (old, grads) = (repeat(0), repeat(500));
-    let (params, gradients) = (gpu.upload(&old), gpu.upload(&grads));
-    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-    let tensors = optimizer.bind(&Tensors::flat(&params, &gradients)).unwrap();
-    assert_eq!(tensors.dispatches(), dispatches);
-    let mut encoder = gpu.encoder();
-    optimizer.step(&gpu.queue, &mut encoder, &tensors, 0.01).unwrap();
-    gpu.run(encoder);
-    let after = snapshot(&gpu, &optimizer, &params, 0);
+    let mut run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &old);
+    assert_eq!(run.bound.dispatches(), dispatches);
+    run.step(&grads, 0.01);
+    let after = run.snapshot();
     let state = after.state.iter().map(|slot| vec![0.0; slot.len()]).collect();
     let before = Snapshot { params: old, state };
     let deviation = Checker::new(layout.clone()).step(&before, &grads, 0.01, &after).unwrap();

@@ -1,15 +1,14 @@
 //! Layer-wise rules: everything that depends on the norms of each tensor.
 
-use crate::common::{
-    Case, Random, Run, assert_same_bits, assert_within_budget, cases_of, check_gpu, lr, single,
-};
-use harness::Gpu;
+use crate::common::{Case, Random, assert_same_bits, assert_within_budget, cases_of, check_gpu, lr, single};
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::{GpuOnly, LambScalars, MomentsState};
 use wgpu_optim::{
-    AdamW, CpuRule, DeviceError, Group, Lamb, Lars, Layout, Optimizer, OptionsError, Rule, RuleError, Sgd,
-    Step, Tensors, cpu, fields,
+    AdamW, CpuRule, DeviceError, Group, Lamb, Lars, Layout, Optimizer, Options, OptionsError, Rule,
+    RuleError, Sgd, Step, cpu, fields,
 };
 
 /// LAMB whose ratio is 1 whatever the decay: a rule of somebody's own with a familiar text.
@@ -67,7 +66,7 @@ fn lamb_with_ratio_1_is_adamw() {
     }
     // And on the GPU within the budget.
     let Some(gpu) = harness::test_gpu() else { return };
-    let mut run = Run::new(&gpu, single(lamb, 1_001), &params);
+    let mut run = GpuRun::new(&gpu, single(lamb, 1_001), Options::DEFAULT, &params);
     let layout = single(adamw, 1_001);
     let mut checker = Checker::new(layout.clone());
     for (t, grads) in grads.iter().enumerate() {
@@ -112,9 +111,9 @@ fn thousands_of_tensors_are_three_dispatches() {
             })
         });
         let layout = Layout::packed(groups).unwrap();
-        let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-        let buffer = || gpu.buffer(layout.buffer_size());
-        assert_eq!(optimizer.bind(&Tensors::flat(&buffer(), &buffer())).unwrap().dispatches(), 3);
+        let zeros = vec![0.0; layout.len() as usize];
+        let run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &zeros);
+        assert_eq!(run.bound.dispatches(), 3);
         check_gpu(&gpu, &layout, 5, 2, "3 000 tensors");
     }
 }
@@ -131,7 +130,7 @@ fn large_tensors() {
         let mut random = Random::new(7);
         let (params, grads) = (random.values(733_334), random.values(733_334));
         let ends = [(); 2].map(|()| {
-            let mut run = Run::new(&gpu, layout.clone(), &params);
+            let mut run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &params);
             run.step(&grads, 0.1);
             run.snapshot()
         });
@@ -156,15 +155,14 @@ fn a_non_finite_gradient_stays_in_its_tensor() {
             assert_eq!(clean[66..], dirty[66..], "{name} {device}");
         };
         let ends = [&clean, &dirty].map(|grads| {
-            let mut params = params.clone();
-            let tensors = cpu::Tensors::flat(&mut params, grads);
-            cpu::Optimizer::new(layout.clone()).unwrap().step(tensors, 0.1).unwrap();
-            params
+            let mut run = CpuRun::new(layout.clone(), Options::DEFAULT, &params);
+            run.step(grads, 0.1);
+            run.params()
         });
         judge("CPU", [&ends[0], &ends[1]]);
         let Some(gpu) = &gpu else { continue };
         let ends = [&clean, &dirty].map(|grads| {
-            let mut run = Run::new(gpu, layout.clone(), &params);
+            let mut run = GpuRun::new(gpu, layout.clone(), Options::DEFAULT, &params);
             run.step(grads, 0.1);
             run.snapshot().params
         });
@@ -178,13 +176,12 @@ fn norms_beyond_the_range_of_squares() {
     let Some(gpu) = harness::test_gpu() else { return };
     for (p, g) in [(1e-25, 1.0), (1e25, 1e-3), (1.0, 1e-25), (1e3, 1e25)] {
         let lars = Lars { momentum: 0.0, trust_coefficient: 0.5, ..Lars::default() };
-        let mut run = Run::new(&gpu, single(lars, 4), &[p; 4]);
+        let mut run = GpuRun::new(&gpu, single(lars, 4), Options::DEFAULT, &[p; 4]);
         run.step(&[g; 4], 1.0);
         approx::assert_relative_eq!(run.snapshot().params[3], 0.5 * p, max_relative = 1e-6);
-        let mut params = [p; 4];
-        let mut optimizer = cpu::Optimizer::new(single(lars, 4)).unwrap();
-        optimizer.step(cpu::Tensors::flat(&mut params, &[g; 4]), 1.0).unwrap();
-        approx::assert_relative_eq!(params[3], 0.5 * p, max_relative = 1e-6);
+        let mut run = CpuRun::new(single(lars, 4), Options::DEFAULT, &[p; 4]);
+        run.step(&[g; 4], 1.0);
+        approx::assert_relative_eq!(run.params()[3], 0.5 * p, max_relative = 1e-6);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Many tensors, in every form that a caller may hand them over, with everything around them poisoned.
 
 use crate::common::{Random, assert_within_budget, lr};
-use harness::{Gpu, snapshot};
+use harness::{Gpu, GpuRun, Places};
 use proptest::prelude::*;
 use std::ops::Range;
 use wgpu_optim::check::Checker;
 use wgpu_optim::wgpu::{Buffer, Limits};
 use wgpu_optim::{
-    AdamW, AnyRule, BindError, Bound, Group, Lamb, Lars, Layout, Optimizer, Sgd, Tensors, View,
+    AdamW, AnyRule, BindError, Bound, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, Tensors, View,
 };
 
 /// A signalling NaN that names its place: arithmetic would quiet it, a copy as float might.
@@ -105,94 +105,73 @@ fn check_flat(gpu: &Gpu, layout: &Layout, before: [u64; 2], behind: u64, seed: u
     let context = format!("flat at {before:?}, {behind} behind");
     let mut random = Random::new(seed);
     let len = layout.len();
-    let [params, grads] = before.map(|b| poisoned(gpu, b + len + behind));
-    for tensor in layout.tensors() {
-        let values = random.values(tensor.len as usize);
-        gpu.write(&params, (before[0] + tensor.offset) * 4, &values);
-    }
-    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-    let views = (View::new(&params, before[0] * 4), View::new(&grads, before[1] * 4));
-    let tensors = optimizer.bind(&Tensors::flat(views.0, views.1)).unwrap();
+    let buffers = before.map(|b| poisoned(gpu, b + len + behind));
+    // Where the tensors' parameters and gradients lie is poison between them.
+    let places = Places::Flat(before.map(|b| b * 4));
+    let mut run = GpuRun::over(gpu, layout.clone(), Options::DEFAULT, buffers, places);
+    let mut filled = |mut flat: Vec<f32>| {
+        for tensor in layout.tensors() {
+            flat[tensor.range()].copy_from_slice(&random.values(tensor.len as usize));
+        }
+        flat
+    };
+    run.write_params(&filled(run.params()));
     let mut checker = Checker::new(layout.clone());
     let ranges: Vec<_> = layout.tensors().iter().map(|t| before[0] + t.offset..before[0] + t.end()).collect();
     for t in 0..2 {
-        for tensor in layout.tensors() {
-            gpu.write(&grads, (before[1] + tensor.offset) * 4, &random.values(tensor.len as usize));
-        }
-        let (old, g) = (
-            snapshot(gpu, &optimizer, &params, before[0] * 4),
-            gpu.read(&grads, before[1] * 4, len as usize),
-        );
-        let gradients = gpu.read_bits(&grads, 0, (grads.size() / 4) as usize);
-        let mut encoder = gpu.encoder();
-        optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
-        gpu.run(encoder);
-        assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
-        let new = snapshot(gpu, &optimizer, &params, before[0] * 4);
-        assert_within_budget(layout, &checker.step(&old, &g, lr(t), &new).unwrap(), &context);
+        run.write_grads(&filled(run.grads()));
+        check_step(&mut run, &mut checker, lr(t), &context);
     }
-    assert_untouched(gpu, &params, &ranges, &context);
+    assert_untouched(gpu, &run.params, &ranges, &context);
+    let dispatches = run.bound.dispatches();
     if layout.groups()[0].rule().spec().trust_ratio.is_none() {
-        return tensors.dispatches();
+        return dispatches;
     }
     // As many measure, and one is between them.
-    assert_eq!(tensors.dispatches() % 2, 1);
-    tensors.dispatches() / 2
+    assert_eq!(dispatches % 2, 1);
+    dispatches / 2
+}
+
+/// A step on the gradients that are there, within the budget. It does not write them.
+fn check_step(run: &mut GpuRun<'_>, checker: &mut Checker, lr: f64, context: &str) {
+    let (old, grads) = (run.snapshot(), run.grads());
+    let words = |run: &GpuRun<'_>| run.gpu.read_bits(&run.grads, 0, (run.grads.size() / 4) as usize);
+    let gradients = words(run);
+    run.again(lr);
+    assert_eq!(words(run), gradients, "{context}: gradients were written");
+    let deviation = checker.step(&old, &grads, lr, &run.snapshot()).unwrap();
+    assert_within_budget(run.optimizer.layout(), &deviation, context);
 }
 
 /// A place for each tensor in two pools, in shuffled order, `gap` elements apart.
 fn check_pooled(gpu: &Gpu, layout: &Layout, gap: u64, align: u64, seed: u64) {
     let context = format!("pooled, {gap} apart, at multiples of {align}");
     let mut random = Random::new(seed);
-    let mut order: Vec<_> = layout.tensors().iter().collect();
+    let mut order: Vec<_> = layout.tensors().iter().enumerate().collect();
     order.sort_by_cached_key(|_| random.bits());
     let mut at = gap;
-    let mut places = Vec::new();
-    for tensor in &order {
-        places.push((tensor.name.as_str(), at));
+    let mut places = vec![[0; 2]; order.len()];
+    for &(nth, tensor) in &order {
+        places[nth] = [at; 2];
         at = (at + tensor.len + gap).next_multiple_of(align);
     }
-    let (params, grads) = (poisoned(gpu, at), poisoned(gpu, at));
-    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-    let views =
-        places.iter().map(|&(name, at)| (name, View::new(&params, at * 4), View::new(&grads, at * 4)));
-    let tensors = optimizer.bind(&Tensors::each(views)).unwrap();
+    let ranges: Vec<_> = layout.tensors().iter().zip(&places).map(|(t, [at, _])| *at..at + t.len).collect();
+    let buffers = [(); 2].map(|()| poisoned(gpu, at));
+    let mut run = GpuRun::over(gpu, layout.clone(), Options::DEFAULT, buffers, Places::Pooled(places));
     let mut checker = Checker::new(layout.clone());
-    let len = layout.len() as usize;
-    for (tensor, (_, at)) in order.iter().zip(&places) {
-        gpu.write(&params, at * 4, &random.values(tensor.len as usize));
-    }
-    // The reference is flat: gather from the pool.
-    let gather = |pool: &Buffer| {
-        let all = gpu.download(pool);
-        let mut flat = vec![0.0; len];
-        for (tensor, (_, at)) in order.iter().zip(&places) {
-            let (to, from, n) = (tensor.offset as usize, *at as usize, tensor.len as usize);
-            flat[to..to + n].copy_from_slice(&all[from..from + n]);
+    let mut values = || {
+        let mut flat = vec![0.0; layout.len() as usize];
+        for (_, tensor) in &order {
+            flat[tensor.range()].copy_from_slice(&random.values(tensor.len as usize));
         }
         flat
     };
-    let read = |optimizer: &Optimizer| {
-        // Any buffer of the right length does for the parameters, which are gathered.
-        let mut all = snapshot(gpu, optimizer, &gpu.buffer(len as u64 * 4), 0);
-        all.params = gather(&params);
-        all
-    };
+    run.write_params(&values());
     for t in 0..2 {
-        for (tensor, (_, at)) in order.iter().zip(&places) {
-            gpu.write(&grads, at * 4, &random.values(tensor.len as usize));
-        }
-        let (old, g) = (read(&optimizer), gather(&grads));
-        let gradients = gpu.read_bits(&grads, 0, (grads.size() / 4) as usize);
-        let mut encoder = gpu.encoder();
-        optimizer.step(&gpu.queue, &mut encoder, &tensors, lr(t)).unwrap();
-        gpu.run(encoder);
-        assert_eq!(gpu.read_bits(&grads, 0, gradients.len()), gradients, "{context}: gradients were written");
-        let deviation = checker.step(&old, &g, lr(t), &read(&optimizer)).unwrap();
-        assert_within_budget(layout, &deviation, &context);
+        run.write_grads(&values());
+        check_step(&mut run, &mut checker, lr(t), &context);
     }
-    let ranges: Vec<_> = order.iter().zip(&places).map(|(t, (_, at))| *at..at + t.len).collect();
-    assert_untouched(gpu, &params, &ranges, &context);
+    assert_untouched(gpu, &run.params, &ranges, &context);
 }
 
 fn check_shape(gpu: &Gpu, shape: &Shape, rules: &[AnyRule]) {
@@ -317,27 +296,21 @@ fn flat_and_each_may_take_turns() {
     let layout = layout(&shape, &adamws());
     let mut random = Random::new(22);
     let len = layout.len() as usize;
-    let (params, grads) = (gpu.upload(&random.values(len)), gpu.upload(&random.values(len)));
-    let mut optimizer = Optimizer::new(&gpu.device, layout.clone()).unwrap();
-    let flat = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
+    let mut run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &random.values(len));
     let views = layout.tensors().iter().map(|t| {
         let at = t.offset * 4;
-        (t.name.as_str(), View::new(&params, at), View::new(&grads, at))
+        (t.name.as_str(), View::new(&run.params, at), View::new(&run.grads, at))
     });
-    let each = optimizer.bind(&Tensors::each(views)).unwrap();
-    assert_eq!((flat.dispatches(), each.dispatches()), (1, 4));
+    let mut each = run.optimizer.bind(&Tensors::each(views)).unwrap();
+    assert_eq!((run.bound.dispatches(), each.dispatches()), (1, 4));
     let mut checker = Checker::new(layout.clone());
     for t in 0..6 {
-        let g = random.values(len);
-        gpu.write(&grads, 0, &g);
-        let old = snapshot(&gpu, &optimizer, &params, 0);
-        let mut encoder = gpu.encoder();
-        let tensors = if t % 2 == 0 { &flat } else { &each };
-        optimizer.step(&gpu.queue, &mut encoder, tensors, lr(t)).unwrap();
-        gpu.run(encoder);
-        let new = snapshot(&gpu, &optimizer, &params, 0);
-        let deviation = checker.step(&old, &g, lr(t), &new).unwrap();
+        let grads = random.values(len);
+        let old = run.snapshot();
+        run.step(&grads, lr(t));
+        let deviation = checker.step(&old, &grads, lr(t), &run.snapshot()).unwrap();
         assert_within_budget(&layout, &deviation, &format!("step {}", t + 1));
+        std::mem::swap(&mut run.bound, &mut each);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A rule of the user's own: a struct, a shader text and the host's scalars.
 
-use crate::common::{Run, single};
+use crate::common::single;
+use harness::GpuRun;
 use wgpu_optim::float::Float;
 use wgpu_optim::rules::{Fields, GpuOnly};
 use wgpu_optim::{
@@ -79,7 +80,7 @@ fn it_gets_groups_and_state_like_a_built_in_one() {
         Group::new("b", GpuOnly(Signum { beta: 0.0 })).lr_factor(2.0).tensor("b", [2]),
     ])
     .unwrap();
-    let mut run = Run::new(&gpu, layout, &[1.0; 5]);
+    let mut run = GpuRun::new(&gpu, layout, Options::DEFAULT, &[1.0; 5]);
     run.step(&[4.0, -4.0, 0.0, 1.0, -1.0], 0.25);
     run.step(&[-2.0, 2.0, 0.0, -1.0, 1.0], Step::from(0.125));
     let end = run.snapshot();
@@ -214,7 +215,7 @@ impl Rule for SignDescent {
 #[test]
 fn a_rule_without_state() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let mut run = Run::new(&gpu, single(GpuOnly(SignDescent), 3), &[1.0; 3]);
+    let mut run = GpuRun::new(&gpu, single(GpuOnly(SignDescent), 3), Options::DEFAULT, &[1.0; 3]);
     run.step(&[2.0, 0.0, -0.5], 0.25);
     let end = run.snapshot();
     assert_eq!(end.params, [0.75, 1.0, 1.25]);

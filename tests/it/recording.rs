@@ -1,59 +1,43 @@
 //! Many steps in one encoder, abandoned encoders, compute passes of the caller's, reproducibility, memory.
 
-use crate::common::{Random, Run, assert_same_bits, lr, single};
-use harness::{Gpu, snapshot};
+use crate::common::{Random, assert_same_bits, lr, single};
+use harness::{Gpu, GpuRun, Places};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    AdamW, AnyRule, Bound, Clip, DynRule, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, StepError,
-    Tensors,
+    AdamW, AnyRule, Clip, DynRule, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, StepError,
 };
 
 const LEN: usize = 3_000;
 /// More than the first page of scalars has places for: 128, with two groups.
 const STEPS: usize = 300;
 
-/// Parameters, gradients, optimizer and binding for AdamW in two groups.
-struct Setup {
-    gpu: Gpu,
-    params: wgpu::Buffer,
-    optimizer: Optimizer,
-    tensors: Bound,
+/// A run of AdamW in two groups, with gradients.
+fn run(gpu: &Gpu) -> GpuRun<'_> {
+    let rule = AdamW::default();
+    let layout = Layout::packed([
+        Group::new("decay", rule).tensor("a", [1_000]).tensor("b", [1_501]),
+        Group::new("no decay", AdamW { weight_decay: 0.0, ..rule }).lr_factor(2.0).tensor("c", [499]),
+    ])
+    .unwrap();
+    let mut random = Random::new(1);
+    let run = GpuRun::new(gpu, layout, Options::DEFAULT, &random.values(LEN));
+    run.write_grads(&random.values(LEN));
+    run
 }
 
-impl Setup {
-    fn new(gpu: Gpu) -> Self {
-        let rule = AdamW::default();
-        let layout = Layout::packed([
-            Group::new("decay", rule).tensor("a", [1_000]).tensor("b", [1_501]),
-            Group::new("no decay", AdamW { weight_decay: 0.0, ..rule }).lr_factor(2.0).tensor("c", [499]),
-        ])
-        .unwrap();
-        let mut random = Random::new(1);
-        let params = gpu.upload(&random.values(LEN));
-        let grads = gpu.upload(&random.values(LEN));
-        let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
-        let tensors = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
-        Self { gpu, params, optimizer, tensors }
+/// [`STEPS`] steps with a submission each.
+fn one_by_one(gpu: &Gpu) -> Snapshot {
+    let mut run = run(gpu);
+    for t in 0..STEPS {
+        run.again(lr(t));
     }
+    run.snapshot()
+}
 
-    fn snapshot(&self) -> Snapshot {
-        snapshot(&self.gpu, &self.optimizer, &self.params, 0)
-    }
-
-    fn step(&mut self, encoder: &mut wgpu::CommandEncoder, t: usize) {
-        self.optimizer.step(&self.gpu.queue, encoder, &self.tensors, lr(t)).unwrap();
-    }
-
-    /// [`STEPS`] steps with a submission each.
-    fn one_by_one(gpu: Gpu) -> Snapshot {
-        let mut setup = Self::new(gpu);
-        for t in 0..STEPS {
-            let mut encoder = setup.gpu.encoder();
-            setup.step(&mut encoder, t);
-            setup.gpu.run(encoder);
-        }
-        setup.snapshot()
-    }
+/// Zeros for a layout of any size, without a copy of them in host memory.
+fn zeros(gpu: &Gpu, layout: Layout, options: Options) -> GpuRun<'_> {
+    let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
+    GpuRun::over(gpu, layout, options, buffers, Places::Flat([0; 2]))
 }
 
 /// More steps than the first page of scalars has places, recorded before a single submission: each sees its
@@ -61,59 +45,59 @@ impl Setup {
 #[test]
 fn hundreds_of_steps_in_one_encoder() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
-    let expected = Setup::one_by_one(one);
-    let mut setup = Setup::new(other);
-    let places = setup.optimizer.overhead_bytes();
-    let mut encoder = setup.gpu.encoder();
+    let expected = one_by_one(&one);
+    let mut run = run(&other);
+    let places = run.optimizer.overhead_bytes();
+    let mut encoder = other.encoder();
     for t in 0..STEPS {
-        setup.step(&mut encoder, t);
+        run.record(&mut encoder, lr(t)).unwrap();
     }
-    setup.gpu.run(encoder);
-    assert_same_bits(&setup.snapshot(), &expected, "one submission and many");
-    assert_eq!(setup.optimizer.steps(), STEPS as u64);
+    other.run(encoder);
+    assert_same_bits(&run.snapshot(), &expected, "one submission and many");
+    assert_eq!(run.optimizer.steps(), STEPS as u64);
 
     // A thousand in one encoder need more places, and get them.
-    let mut encoder = setup.gpu.encoder();
+    let mut encoder = other.encoder();
     for t in 0..1_000 {
-        setup.step(&mut encoder, t);
+        run.record(&mut encoder, lr(t)).unwrap();
     }
-    setup.gpu.run(encoder);
-    let grown = setup.optimizer.overhead_bytes();
+    other.run(encoder);
+    let grown = run.optimizer.overhead_bytes();
     assert!(grown > places, "{grown} bytes of places");
     // They are free again now.
-    let mut encoder = setup.gpu.encoder();
+    let mut encoder = other.encoder();
     for t in 0..1_000 {
-        setup.step(&mut encoder, t);
+        run.record(&mut encoder, lr(t)).unwrap();
     }
     drop(encoder);
     // They are free too when an encoder is dropped unsubmitted.
-    let mut encoder = setup.gpu.encoder();
+    let mut encoder = other.encoder();
     for t in 0..1_000 {
-        setup.step(&mut encoder, t);
+        run.record(&mut encoder, lr(t)).unwrap();
     }
-    setup.gpu.run(encoder);
-    assert_eq!(setup.optimizer.overhead_bytes(), grown);
+    other.run(encoder);
+    assert_eq!(run.optimizer.overhead_bytes(), grown);
 }
 
 #[test]
 fn two_runs_are_bit_equal() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
-    assert_same_bits(&Setup::one_by_one(one), &Setup::one_by_one(other), "two runs");
+    assert_same_bits(&one_by_one(&one), &one_by_one(&other), "two runs");
 }
 
 #[test]
 fn a_pass_of_the_callers_takes_steps_too() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
-    let expected = Setup::one_by_one(one);
-    let mut setup = Setup::new(other);
-    let mut encoder = setup.gpu.encoder();
+    let expected = one_by_one(&one);
+    let mut run = run(&other);
+    let mut encoder = other.encoder();
     let mut pass = encoder.begin_compute_pass(&Default::default());
     for t in 0..STEPS {
-        setup.optimizer.step_in_pass(&setup.gpu.queue, &mut pass, &setup.tensors, lr(t)).unwrap();
+        run.optimizer.step_in_pass(&other.queue, &mut pass, &run.bound, lr(t)).unwrap();
     }
     drop(pass);
-    setup.gpu.run(encoder);
-    assert_same_bits(&setup.snapshot(), &expected, "own pass");
+    other.run(encoder);
+    assert_same_bits(&run.snapshot(), &expected, "own pass");
 }
 
 /// State is 4 bytes a parameter and kept slot; all else is under 1 MiB.
@@ -130,11 +114,9 @@ fn memory_is_as_promised() {
         }
         let layout = Layout::new(groups).unwrap();
         let parameters = layout.parameters();
-        let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
-        let mut optimizer = Optimizer::new(&gpu.device, layout).unwrap();
-        let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
+        let GpuRun { optimizer, bound, .. } = zeros(&gpu, layout, Options::DEFAULT);
         let slack = optimizer.state_bytes() - 8 * parameters;
-        let overhead = optimizer.overhead_bytes() + tensors.device_bytes() + slack;
+        let overhead = optimizer.overhead_bytes() + bound.device_bytes() + slack;
         assert!(overhead < megabyte, "{overhead} bytes beside the state of {parameters} parameters");
     }
     let plain = Optimizer::new(&gpu.device, single(Sgd::default(), 1_000)).unwrap();
@@ -152,10 +134,8 @@ fn memory_is_what_is_allocated() {
             group.tensor(format!("a{i}"), [400 + i % 9]).tensor(format!("b{i}"), [300])
         });
         let layout = Layout::new(groups).unwrap();
-        let buffers = [(); 2].map(|()| gpu.buffer(layout.buffer_size()));
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        let tensors = optimizer.bind(&Tensors::flat(&buffers[0], &buffers[1])).unwrap();
-        let said = optimizer.state_bytes() + optimizer.overhead_bytes() + tensors.device_bytes();
+        let run = zeros(&gpu, layout, options);
+        let said = run.optimizer.state_bytes() + run.optimizer.overhead_bytes() + run.bound.device_bytes();
         // Some backends keep no books.
         let Some(report) = gpu.device.generate_allocator_report() else { return };
         let ours = report.allocations.iter().filter(|a| a.name.contains("wgpu-optim"));
@@ -199,30 +179,30 @@ fn state_is_compact() {
 #[test]
 fn a_refused_step_changes_nothing() {
     let (Some(one), Some(other)) = (harness::test_gpu(), harness::test_gpu()) else { return };
-    let expected = Setup::one_by_one(one);
-    let mut setup = Setup::new(other);
+    let expected = one_by_one(&one);
+    let mut run = run(&other);
     for t in 0..STEPS {
-        let mut encoder = setup.gpu.encoder();
+        let mut encoder = other.encoder();
         for bad in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
-            let result = setup.optimizer.step(&setup.gpu.queue, &mut encoder, &setup.tensors, bad);
+            let result = run.record(&mut encoder, bad);
             assert!(
                 matches!(result, Err(StepError::Argument { .. } | StepError::ScalarOverflow { .. })),
                 "{bad}: {result:?}"
             );
         }
-        assert_eq!(setup.optimizer.steps(), t as u64);
-        setup.step(&mut encoder, t);
-        setup.gpu.run(encoder);
+        assert_eq!(run.optimizer.steps(), t as u64);
+        run.record(&mut encoder, lr(t)).unwrap();
+        other.run(encoder);
     }
-    assert_same_bits(&setup.snapshot(), &expected, "with refused steps between");
+    assert_same_bits(&run.snapshot(), &expected, "with refused steps between");
 }
 
 #[test]
 fn a_binding_of_another_optimizer_is_refused() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let a = Setup::new(gpu);
-    let mut other = Run::new(&a.gpu, a.optimizer.layout().clone(), &[0.0; LEN]);
-    let mut encoder = a.gpu.encoder();
-    let error = other.optimizer.step(&a.gpu.queue, &mut encoder, &a.tensors, 0.1).unwrap_err();
+    let a = run(&gpu);
+    let mut other = GpuRun::new(&gpu, a.optimizer.layout().clone(), Options::DEFAULT, &[0.0; LEN]);
+    let mut encoder = gpu.encoder();
+    let error = other.optimizer.step(&gpu.queue, &mut encoder, &a.bound, 0.1).unwrap_err();
     assert_eq!(error, StepError::ForeignBinding);
 }

@@ -1,10 +1,11 @@
 //! State as numbers, and state that goes to an optimizer for another layout.
 
 use crate::common::{Random, lr};
-use harness::Gpu;
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::{
     Adam, AdamW, BindError, Bound, Ema, Error, Format, Group, Lamb, Layout, Master, NAdam, Optimizer,
-    Options, Sgd, StateError, StateMismatch, Tensors, View, cpu,
+    Options, Sgd, StateError, StateMismatch, View, cpu,
 };
 
 fn gpu_numbers(gpu: &Gpu, optimizer: &Optimizer, slot: &str, tensor: &str) -> Vec<f32> {
@@ -36,34 +37,9 @@ fn formats() -> Vec<Options> {
     vec![of(Format::F32), of(Format::Bf16), of(Format::Q8), master]
 }
 
-/// A run on the GPU over flat buffers.
-struct Run<'a> {
-    gpu: &'a Gpu,
-    optimizer: Optimizer,
-    bound: Bound,
-    params: wgpu::Buffer,
-    grads: wgpu::Buffer,
-}
-
-impl<'a> Run<'a> {
-    fn new(gpu: &'a Gpu, layout: Layout, options: Options, start: &[f32]) -> Self {
-        let params = gpu.upload_as(options.params, start);
-        let grads = gpu.upload_as(options.grads, &vec![0.0; start.len()]);
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        let bound = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
-        Self { gpu, optimizer, bound, params, grads }
-    }
-
-    fn step(&mut self, grads: &[f32], lr: f64) {
-        self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, lr).unwrap();
-        self.gpu.run(encoder);
-    }
-
-    fn params(&self, layout: &Layout, tensor: &str) -> Vec<f32> {
-        self.gpu.download(&self.params)[layout.tensor(tensor).unwrap().range()].to_vec()
-    }
+/// The parameters of a tensor, which are stored in f32.
+fn params(run: &GpuRun<'_>, tensor: &str) -> Vec<f32> {
+    run.params()[run.optimizer.layout().tensor(tensor).unwrap().range()].to_vec()
 }
 
 #[test]
@@ -72,7 +48,7 @@ fn slots_are_read_and_written_as_numbers() {
     let (layout, mut random) = (layout(), Random::new(1));
     let len = layout.len() as usize;
     for options in formats() {
-        let mut run = Run::new(&gpu, layout.clone(), options, &random.values(len));
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &random.values(len));
         let mut host = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
         run.step(&random.values(len), 1e-3);
         for tensor in layout.tensors() {
@@ -188,9 +164,8 @@ fn state_goes_to_another_layout() {
     let skips = Options { skip_nonfinite: true, ..Options::default() };
     for options in [Options::default(), skips, formats()[0], formats()[1], formats()[2]] {
         let start = flat(&old, |name, len| numbers(name, 0, len));
-        let mut run = Run::new(&gpu, old.clone(), options, &start);
-        let mut host = cpu::Optimizer::with_options(old.clone(), options).unwrap();
-        let mut host_params = start.clone();
+        let mut run = GpuRun::new(&gpu, old.clone(), options, &start);
+        let mut host = CpuRun::new(old.clone(), options, &start);
         let grads_of = |layout: &Layout, t: u64| {
             let mut grads = flat(layout, |name, len| numbers(name, t, len));
             if options.skips() && t == 2 {
@@ -201,35 +176,34 @@ fn state_goes_to_another_layout() {
         for t in 1..4 {
             let grads = grads_of(&old, t);
             run.step(&grads, lr(t as usize));
-            host.step(cpu::Tensors::flat(&mut host_params, &grads), lr(t as usize)).unwrap();
+            host.step(&grads, lr(t as usize));
         }
-        let before = |name: &str| run.params(&old, name);
+        let before = |name: &str| params(&run, name);
         let known = |name: &str| old.tensor(name).is_ok();
         let start = flat(&new, |name, len| if known(name) { before(name) } else { numbers(name, 0, len) });
-        let mut next = Run::new(&gpu, new.clone(), options, &start);
+        let mut next = GpuRun::new(&gpu, new.clone(), options, &start);
         let mut encoder = gpu.encoder();
         next.optimizer.take_over(&gpu.queue, &mut encoder, &run.optimizer).unwrap();
         gpu.run(encoder);
-        let mut next_host = cpu::Optimizer::with_options(new.clone(), options).unwrap();
-        next_host.take_over(&host).unwrap();
-        let mut next_params = start.clone();
-        assert_eq!((next.optimizer.steps(), next_host.steps()), (3, 3));
+        let mut next_host = CpuRun::new(new.clone(), options, &start);
+        next_host.optimizer.take_over(&host.optimizer).unwrap();
+        assert_eq!((next.optimizer.steps(), next_host.optimizer.steps()), (3, 3));
 
         let fresh = new.groups()[0].clone();
         let fresh = Layout::new([fresh]).unwrap();
         let mut alone =
-            Run::new(&gpu, fresh.clone(), options, &flat(&fresh, |name, len| numbers(name, 0, len)));
+            GpuRun::new(&gpu, fresh.clone(), options, &flat(&fresh, |name, len| numbers(name, 0, len)));
         for t in 4..7 {
             run.step(&grads_of(&old, t), lr(t as usize));
             let grads = grads_of(&new, t);
             next.step(&grads, lr(t as usize));
-            next_host.step(cpu::Tensors::flat(&mut next_params, &grads), lr(t as usize)).unwrap();
+            next_host.step(&grads, lr(t as usize));
             alone.step(&flat(&fresh, |name, len| numbers(name, t, len)), lr(t as usize));
         }
         for tensor in new.tensors() {
             let name = tensor.name.as_str();
-            let found = next.params(&new, name);
-            let expected = if known(name) { run.params(&old, name) } else { alone.params(&fresh, name) };
+            let found = params(&next, name);
+            let expected = if known(name) { params(&run, name) } else { params(&alone, name) };
             assert_eq!(found, expected, "{name} under {options:?}");
             let slots = new.kept_slots(tensor).chain(options.ema.map(|_| "ema"));
             for slot in slots {
@@ -238,7 +212,7 @@ fn state_goes_to_another_layout() {
                 assert_eq!(found, gpu_numbers(&gpu, other, slot, name), "{slot} of {name}");
                 if name != "l0" {
                     // Norms of tensors are added up in another order on the CPU.
-                    assert_eq!(found, next_host.read_state(slot, name).unwrap(), "{slot} of {name}");
+                    assert_eq!(found, next_host.state(slot, name), "{slot} of {name}");
                 }
             }
         }
@@ -275,7 +249,7 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
         slots("a1"),
         StateMismatch::Rule { tensor: "n0".into(), found: "nadam", expected: "adam" },
     ];
-    let mut run = Run::new(&gpu, old.clone(), Options::default(), &[1.0; 20]);
+    let mut run = GpuRun::new(&gpu, old.clone(), Options::default(), &[1.0; 20]);
     run.step(&[1.0; 20], 0.1);
     let mut host = cpu::Optimizer::new(old.clone()).unwrap();
     host.step(cpu::Tensors::flat(&mut [1.0; 20], &[1.0; 20]), 0.1).unwrap();
@@ -311,15 +285,15 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
 #[test]
 fn state_is_taken_over_before_the_first_step() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let new = || Run::new(&gpu, layout(), Options::default(), &vec![1.0; layout().len() as usize]);
+    let new = || GpuRun::new(&gpu, layout(), Options::default(), &vec![1.0; layout().len() as usize]);
     let (mut run, other) = (new(), new());
     let grads = vec![0.5; layout().len() as usize];
     run.step(&grads, 0.1);
-    let before = gpu.download(&run.params);
+    let before = run.params();
     let mut encoder = gpu.encoder();
     let error = run.optimizer.take_over(&gpu.queue, &mut encoder, &other.optimizer).unwrap_err();
     assert!(error.to_string().contains("steps"), "{error}");
-    assert_eq!((run.optimizer.steps(), gpu.download(&run.params)), (1, before));
+    assert_eq!((run.optimizer.steps(), run.params()), (1, before));
 
     let mut host = cpu::Optimizer::new(layout()).unwrap();
     let other = host.clone();

@@ -1,23 +1,24 @@
 //! Values at the edges of f32, worked examples, and SGD's first step.
 
-use crate::common::{Case, Random, Run, assert_same_bits, assert_within_budget, cases, lr, single};
+use crate::common::{Case, Random, assert_same_bits, assert_within_budget, cases, lr, single};
+use cpu_harness::CpuRun;
+use harness::GpuRun;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adan, AnyRule, DynRule, Group, Layout, Lion, NAdam, RmsProp,
-    Sgd, Step, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adan, AnyRule, DynRule, Group, Layout, Lion, NAdam, Options,
+    RmsProp, Sgd, Step, cpu,
 };
 
 /// Runs both devices on the same data and hands each end to `judge`.
 fn both(rule: &DynRule, params: &[f32], grads: &[Vec<f32>], mut judge: impl FnMut(&str, &Snapshot)) {
     let layout = single(rule.clone(), params.len() as u64);
-    let mut optimizer = cpu::Optimizer::new(layout.clone()).unwrap();
-    let mut p = params.to_vec();
+    let mut run = CpuRun::new(layout.clone(), Options::DEFAULT, params);
     for (t, grads) in grads.iter().enumerate() {
-        optimizer.step(cpu::Tensors::flat(&mut p, grads), lr(t)).unwrap();
+        run.step(grads, lr(t));
     }
-    judge("CPU", &harness::cpu_snapshot(&optimizer, cpu::State::F32(&p)));
+    judge("CPU", &run.snapshot());
     if let Some(gpu) = harness::test_gpu() {
-        let mut run = Run::new(&gpu, layout, params);
+        let mut run = GpuRun::new(&gpu, layout, Options::DEFAULT, params);
         for (t, grads) in grads.iter().enumerate() {
             run.step(grads, lr(t));
         }
@@ -97,7 +98,7 @@ fn extreme_magnitudes_are_within_budget() {
         let pairs = signed.iter().flat_map(|&p| signed.iter().map(move |&g| (p, g)));
         let (params, grads): (Vec<f32>, Vec<f32>) = pairs.unzip();
         let layout = single(rule, params.len() as u64);
-        let mut run = Run::new(&gpu, layout.clone(), &params);
+        let mut run = GpuRun::new(&gpu, layout.clone(), Options::DEFAULT, &params);
         let mut checker = Checker::new(layout.clone());
         let mut before = run.snapshot();
         for t in 0..3 {
@@ -146,13 +147,12 @@ fn an_infinite_parameter_without_decay_stays_infinite() {
             assert!(end.state.iter().flatten().all(|x| x.is_finite()), "{without:?}, {device}");
         };
         let grads = vec![0.25; LEN];
-        let mut host = cpu::Optimizer::new(layout.clone()).unwrap();
-        let mut params = start.clone();
+        let mut host = CpuRun::new(layout.clone(), Options::DEFAULT, &start);
         let gpu = harness::test_gpu();
-        let mut run = gpu.as_ref().map(|gpu| Run::new(gpu, layout, &start));
+        let mut run = gpu.as_ref().map(|gpu| GpuRun::new(gpu, layout, Options::DEFAULT, &start));
         for t in 0..2 {
-            host.step(cpu::Tensors::flat(&mut params, &grads), lr(t)).unwrap();
-            judge("CPU", &harness::cpu_snapshot(&host, cpu::State::F32(&params)));
+            host.step(&grads, lr(t));
+            judge("CPU", &host.snapshot());
             if let Some(run) = &mut run {
                 run.step(&grads, lr(t));
                 judge("GPU", &run.snapshot());
@@ -274,15 +274,14 @@ fn a_resting_velocity_takes_no_harm() {
     let rule = Sgd { momentum: 0.9, dampening: 0.5, ..Sgd::default() };
     let layout = single(rule, 2);
     let steps = [(0.0, [f32::INFINITY, 1.0]), (0.8, [1.0, 2.0]), (0.0, [f32::NAN, 1.0]), (0.5, [1.0, 1.0])];
-    let mut host = cpu::Optimizer::new(layout.clone()).unwrap();
-    let mut params = [0.0f32; 2];
+    let mut host = CpuRun::new(layout.clone(), Options::DEFAULT, &[0.0; 2]);
     let gpu = harness::test_gpu();
-    let mut run = gpu.as_ref().map(|gpu| Run::new(gpu, layout, &[0.0; 2]));
+    let mut run = gpu.as_ref().map(|gpu| GpuRun::new(gpu, layout, Options::DEFAULT, &[0.0; 2]));
     let expected = [[0.0, 0.0], [1.0, 2.0], [1.0, 2.0], [0.5 * 1.0 + 0.5, 0.5 * 2.0 + 0.5]];
     for ((momentum, grads), expected) in steps.into_iter().zip(expected) {
         let step = Step::from(0.5).with_momentum(momentum);
-        host.step(cpu::Tensors::flat(&mut params, &grads), step).unwrap();
-        assert_eq!(harness::cpu_snapshot(&host, cpu::State::F32(&params)).state[0], expected);
+        host.step(&grads, step);
+        assert_eq!(host.snapshot().state[0], expected);
         if let Some(run) = &mut run {
             run.step(&grads, step);
             assert_eq!(run.snapshot().state[0], expected);
@@ -298,12 +297,12 @@ fn groups_are_independent() {
         Group::new("fast", Sgd { weight_decay: 1.0, ..Sgd::default() }).tensor("b", [2]),
     ])
     .unwrap();
-    let mut optimizer = cpu::Optimizer::new(layout.clone()).unwrap();
-    let mut params = [1.0f32; 4];
-    optimizer.step(cpu::Tensors::flat(&mut params, &[1.0; 4]), 0.25).unwrap();
+    let mut run = CpuRun::new(layout.clone(), Options::DEFAULT, &[1.0; 4]);
+    run.step(&[1.0; 4], 0.25);
+    let params = run.params();
     assert_eq!(params, [0.875, 0.875, 0.5, 0.5]);
     if let Some(gpu) = harness::test_gpu() {
-        let mut run = Run::new(&gpu, layout, &[1.0; 4]);
+        let mut run = GpuRun::new(&gpu, layout, Options::DEFAULT, &[1.0; 4]);
         run.step(&[1.0; 4], 0.25);
         assert_eq!(run.snapshot().params, params);
     }

@@ -1,10 +1,9 @@
 //! Steps: skipped ones, norms, reports, averages, and the budget of every rule.
 
 use cpu_harness::{
-    Case, Form, Random, assert_same_bits, cases, cases_of, check_cpu, cpu_slot, cpu_snapshot, lr, many,
-    single, step,
+    Case, CpuRun, Random, assert_same_bits, cases, cases_of, check_cpu, cpu_slot, lr, many, single,
 };
-use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Format, Group, Lamb, Layout, Master, Options, Sgd, Step, cpu};
+use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Format, Group, Lamb, Layout, Master, Options, Sgd};
 
 /// A skipped step leaves no bit of parameters, state or average, and counts for nothing.
 #[test]
@@ -19,10 +18,9 @@ fn skipped_steps_leave_no_trace() {
                 ..Options::default()
             };
             let run = |dirty: bool| {
-                let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
                 let mut random = Random::new(seed as u64);
                 let len = layout.len() as usize;
-                let mut params = random.values(len);
+                let mut run = CpuRun::new(layout.clone(), options, &random.values(len));
                 for t in 0..4 {
                     let mut grads = random.values(len);
                     // No tensor's.
@@ -30,16 +28,13 @@ fn skipped_steps_leave_no_trace() {
                     let at = layout.tensors()[random.below(600) as usize].range().start;
                     let good = std::mem::replace(&mut grads[at], [f32::NAN, f32::INFINITY][t % 2]);
                     if dirty {
-                        let tensors = cpu::Tensors::flat(&mut params, &grads);
-                        let report = optimizer.step(tensors, lr(t)).unwrap().unwrap();
+                        let report = run.step(&grads, lr(t)).unwrap();
                         assert_eq!((report.finite, report.skipped), (false, t as u64 + 1));
                     }
                     grads[at] = good;
-                    let report =
-                        optimizer.step(cpu::Tensors::flat(&mut params, &grads), lr(t)).unwrap().unwrap();
-                    assert!(report.finite);
+                    assert!(run.step(&grads, lr(t)).unwrap().finite);
                 }
-                (cpu_snapshot(&optimizer, cpu::State::F32(&params)), cpu_slot(&optimizer, "ema"))
+                (run.snapshot(), run.slot("ema"))
             };
             let [(a, a_ema), (b, b_ema)] = [run(true), run(false)];
             assert_same_bits(&a, &b, &format!("{rule} {name}"));
@@ -53,16 +48,15 @@ fn skipped_steps_leave_no_trace() {
 fn norms_at_the_edges() {
     let options = Options { clip: Some(Clip::GlobalNorm(1.0)), report: true, ..Options::default() };
     for (g, norm) in [(1e-30, 2e-30), (1e30, 2e30), (0.25, 0.5), (f32::MAX, f32::INFINITY)] {
-        let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 4), options).unwrap();
-        let mut params = [0.0; 4];
-        let report = optimizer.step(cpu::Tensors::flat(&mut params, &[g; 4]), 1.0).unwrap().unwrap();
+        let mut run = CpuRun::new(single(Sgd::default(), 4), options, &[0.0; 4]);
+        let report = run.step(&[g; 4], 1.0).unwrap();
         approx::assert_relative_eq!(report.grad_norm, norm, max_relative = 1e-6);
-        approx::assert_relative_eq!(params[0], -g.min(0.5), max_relative = 1e-5);
+        approx::assert_relative_eq!(run.params()[0], -g.min(0.5), max_relative = 1e-5);
     }
     for (bad, rest) in [(f32::INFINITY, 0.0), (f32::NAN, f32::NAN)] {
-        let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 3), options).unwrap();
-        let mut params = [0.0; 3];
-        let report = optimizer.step(cpu::Tensors::flat(&mut params, &[1.0, bad, 1.0]), 1.0).unwrap().unwrap();
+        let mut run = CpuRun::new(single(Sgd::default(), 3), options, &[0.0; 3]);
+        let report = run.step(&[1.0, bad, 1.0], 1.0).unwrap();
+        let params = run.params();
         // PyTorch's: c / ∞ of the others, and NaN of all.
         assert!(!report.finite && params[1].is_nan(), "{params:?}");
         assert_eq!(params[0].is_nan(), rest.is_nan());
@@ -79,20 +73,17 @@ fn reports_say_what_was() {
     let first = Group::new("first", Lamb::default()).tensor("a", [1]).tensor("b", [1]);
     let layout = Layout::packed([first, Group::new("second", Lamb::default()).tensor("c", [1])]).unwrap();
     let options = Options { clip: Some(Clip::GroupNorm(1.0)), report: true, ..Options::default() };
-    let mut optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
-    let mut params = [1.0; 3];
-    let report = optimizer.step(cpu::Tensors::flat(&mut params, &[3.0, 4.0, 0.5]), 0.1).unwrap().unwrap();
+    let mut run = CpuRun::new(layout, options, &[1.0; 3]);
+    let report = run.step(&[3.0, 4.0, 0.5], 0.1).unwrap();
     close(report.clip_factor, 0.2);
     // A step that is not finite and not to be skipped is no skipped step.
-    let report =
-        optimizer.step(cpu::Tensors::flat(&mut params, &[3.0, f32::NAN, 0.5]), 0.1).unwrap().unwrap();
+    let report = run.step(&[3.0, f32::NAN, 0.5], 0.1).unwrap();
     assert_eq!((report.finite, report.skipped), (false, 0));
     // Norms, and those of a step that is skipped.
     let options = Options { norms: true, skip_nonfinite: true, ..Options::default() };
-    let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 2), options).unwrap();
-    let mut params = [3.0, 4.0];
+    let mut run = CpuRun::new(single(Sgd::default(), 2), options, &[3.0, 4.0]);
     for (grad, update_norm) in [(f32::NAN, 0.0), (0.6, 1.0)] {
-        let report = optimizer.step(cpu::Tensors::flat(&mut params, &[grad, 0.8]), 1.0).unwrap().unwrap();
+        let report = run.step(&[grad, 0.8], 1.0).unwrap();
         close(report.param_norm.unwrap(), 5.0);
         close(report.update_norm.unwrap(), update_norm);
     }
@@ -103,19 +94,18 @@ fn reports_say_what_was() {
 fn an_average_of_stored_parameters() {
     let ema = Some(Ema { decay: 0.0, debias: false });
     let options = Options { params: Format::Bf16, master: Master::None, ema, ..Options::default() };
-    let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 1), options).unwrap();
-    let mut params = [Format::Bf16.encode(1.0) as u16];
-    optimizer.step(cpu::Tensors::flat(&mut params, &[-1e-3f32]), 1.0).unwrap();
-    assert_eq!(optimizer.state("ema", "w").unwrap().unwrap().as_f32(), Some(&[1.0][..]));
+    let mut run = CpuRun::new(single(Sgd::default(), 1), options, &[1.0]);
+    run.step(&[-1e-3], 1.0);
+    assert_eq!(run.state("ema", "w"), [1.0]);
 }
 
 /// A bound does nothing to a NaN.
 #[test]
 fn a_bounded_nan_stays_one() {
     let options = Options { clip: Some(Clip::Value(1.0)), ..Options::default() };
-    let mut optimizer = cpu::Optimizer::with_options(single(Sgd::default(), 3), options).unwrap();
-    let mut params = [0.0; 3];
-    optimizer.step(cpu::Tensors::flat(&mut params, &[f32::NAN, f32::INFINITY, -3.0]), 1.0).unwrap();
+    let mut run = CpuRun::new(single(Sgd::default(), 3), options, &[0.0; 3]);
+    run.step(&[f32::NAN, f32::INFINITY, -3.0], 1.0);
+    let params = run.params();
     assert!(params[0].is_nan());
     assert_eq!(params[1..], [-1.0, 1.0]);
 }
@@ -131,18 +121,14 @@ fn a_nan_stays_where_it_is() {
     let ema = Some(Ema { decay: 0.5, debias: false });
     for options in [Options { ema, ..Options::default() }, Options { ema, ..bf16 }] {
         let run = |bad: &[usize]| {
-            let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
             let mut random = Random::new(8);
-            let mut values = random.values(LEN);
-            let codes = |x: &[f32]| x.iter().map(|&x| options.params.encode(x)).collect::<Vec<_>>();
-            let mut params = codes(&values);
-            values = random.values(LEN);
-            bad.iter().for_each(|&i| values[i] = f32::NAN);
-            let mut grads: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
-            step(&mut optimizer, [&mut params, &mut grads], Form::Flat, Step::from(0.1));
+            let mut run = CpuRun::new(layout.clone(), options, &random.values(LEN));
+            let mut grads = random.values(LEN);
+            bad.iter().for_each(|&i| grads[i] = f32::NAN);
+            run.step(&grads, 0.1);
             let slots = ["exp_avg", "exp_avg_sq", "ema", "master"];
-            let slots = slots.map(|slot| cpu_slot(&optimizer, slot).unwrap_or_default());
-            [vec![params], slots.to_vec()].concat()
+            let slots = slots.map(|slot| cpu_slot(&run.optimizer, slot).unwrap_or_default());
+            [vec![run.codes()], slots.to_vec()].concat()
         };
         for (got, want) in run(&BAD).iter().zip(run(&[])) {
             let differ: Vec<usize> = (0..want.len()).filter(|&i| got[i] != want[i]).collect();

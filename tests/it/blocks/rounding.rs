@@ -1,7 +1,8 @@
 //! Random rounding in blocks.
 
 use crate::common::single;
-use crate::formats::{Stored, chi_square};
+use crate::formats::chi_square;
+use harness::GpuRun;
 use wgpu_optim::q8::BLOCK;
 use wgpu_optim::{AdamW, Format, Options, Rounding, Sgd};
 
@@ -12,7 +13,7 @@ fn slots_draw_numbers_of_their_own() {
     for states in [Format::Bf16, Format::Q8] {
         let options = Options { states, rounding: Rounding::Stochastic { seed: 12 }, ..Options::default() };
         let rule = AdamW { beta1: 0.0, beta2: 0.0, ..AdamW::default() };
-        let mut run = Stored::new(&gpu, single(rule, 1 << 16), options, &vec![0.0; 1 << 16], false);
+        let mut run = GpuRun::new(&gpu, single(rule, 1 << 16), options, &vec![0.0; 1 << 16]);
         // Of blocks whose first number sets the scale.
         let (outer, inner) = (1.0, 0.719);
         let mut grads = vec![inner; 1 << 16];
@@ -54,7 +55,7 @@ fn random_rounding_in_blocks_is_unbiased() {
         let options =
             Options { states: Format::Q8, rounding: Rounding::Stochastic { seed: 11 }, ..Options::default() };
         let layout = single(Sgd { momentum: 0.9, ..Sgd::default() }, DRAWS as u64);
-        let mut run = Stored::new(&gpu, layout, options, &vec![0.0; DRAWS], false);
+        let mut run = GpuRun::new(&gpu, layout, options, &vec![0.0; DRAWS]);
         let mut grads = vec![value; DRAWS];
         grads.iter_mut().step_by(BLOCK).for_each(|x| *x = if signed { -1.0 } else { 1.0 });
         run.step(&grads, 0.0);

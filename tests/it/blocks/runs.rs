@@ -1,8 +1,7 @@
 //! Whole runs with state in blocks.
 
 use crate::common::{Random, single};
-use crate::formats::Stored;
-use harness::Gpu;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::q8::{self, BLOCK};
 use wgpu_optim::rules::GpuOnly;
 use wgpu_optim::{
@@ -71,7 +70,8 @@ fn a_step_stores_the_blocks_of_each_tensor() {
     for (norms, (rounding, each)) in [false, true].into_iter().flat_map(|norms| ways.map(|way| (norms, way)))
     {
         let options = Options { states: Format::Q8, rounding, norms, ..Options::default() };
-        let mut run = Stored::new(&gpu, layout.clone(), options, &vec![0.5; len], each);
+        let new = if each { GpuRun::each } else { GpuRun::new };
+        let mut run = new(&gpu, layout.clone(), options, &vec![0.5; len]);
         run.step(&grads, 0.0);
         let got = run.slot("momentum_buffer");
         for block in layout.tensors().iter().flat_map(|t| blocks(t.range())) {
@@ -99,9 +99,11 @@ fn small_tensors_stay_f32() {
     let len = layout.len() as usize;
     let run = |states, f32_states_below| {
         let options = Options { states, f32_states_below, ..Options::default() };
-        let mut run = Stored::new(&gpu, layout.clone(), options, &vec![0.5; len], false);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &vec![0.5; len]);
         let mut random = Random::new(22);
-        (0..5).for_each(|_| run.step(&random.values(len), 1e-3));
+        for _ in 0..5 {
+            run.step(&random.values(len), 1e-3);
+        }
         (run.snapshot(), run.optimizer.state_bytes())
     };
     let [(exact, bytes), (all, fewest), (large, fewer)] =
@@ -143,9 +145,12 @@ fn blocks_do_not_know_of_buffers() {
     for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 5 }] {
         let options = Options { states: Format::Q8, rounding, norms: true, ..Options::default() };
         let run = |gpu: &Gpu, each: bool| {
-            let mut run = Stored::new(gpu, layout(), options, &vec![1.0; len], each);
+            let new = if each { GpuRun::each } else { GpuRun::new };
+            let mut run = new(gpu, layout(), options, &vec![1.0; len]);
             let mut random = Random::new(82);
-            (0..4).for_each(|_| run.step(&random.values(len), 1e-3));
+            for _ in 0..4 {
+                run.step(&random.values(len), 1e-3);
+            }
             (run.codes(), run.slot("exp_avg"), run.slot("exp_avg_sq"))
         };
         let first = run(&roomy, false);
@@ -164,7 +169,7 @@ fn small_tensors_fill_chunks() {
     let len = layout.len() as usize;
     let ema = Some(wgpu_optim::Ema { decay: 0.9, debias: false });
     let options = Options { states: Format::Q8, ema, ..Options::default() };
-    let mut run = Stored::new(&gpu, layout, options, &vec![1.0; len], false);
+    let mut run = GpuRun::new(&gpu, layout, options, &vec![1.0; len]);
     run.step(&vec![1.0; len], 1e-3);
     assert!(run.snapshot().params.iter().all(|&p| p < 1.0));
 }
@@ -205,7 +210,7 @@ write_p(at, p - s.lr * g);
 fn what_is_not_written_stays() {
     let Some(gpu) = harness::test_gpu() else { return };
     let options = Options { states: Format::Q8, ..Options::default() };
-    let mut run = Stored::new(&gpu, single(GpuOnly(Lazy), 100), options, &[0.0; 100], false);
+    let mut run = GpuRun::new(&gpu, single(GpuOnly(Lazy), 100), options, &[0.0; 100]);
     let mut random = Random::new(33);
     run.step(&random.values(100), 1.0);
     let before = run.slot("momentum_buffer");

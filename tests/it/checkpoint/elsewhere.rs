@@ -40,20 +40,20 @@ fn chunks_go_on_in_another_order() {
             }
             flat
         };
-        let steps = |run: &mut Session<'_>, layout: &Layout, steps: Range<usize>| {
+        let steps = |run: &mut GpuRun<'_>, layout: &Layout, steps: Range<usize>| {
             for t in steps {
                 let mut grads = fill(layout, 1 + t as u64, options.grads);
                 if OVERFLOWS[1].contains(&t) {
                     grads[layout.tensor("t2").unwrap().range()].fill(f32::NAN);
                 }
-                run.step(&grads, lr(t).into());
+                run.take(&grads, lr(t).into());
             }
         };
         let [here, there] = &layouts;
-        let mut whole = Session::new(gpu, here, options, &fill(here, 0, options.params));
+        let mut whole = GpuRun::new(gpu, here.clone(), options, &fill(here, 0, options.params));
         steps(&mut whole, here, 0..HALF);
         whole.save(path);
-        let mut moved = Session::new(gpu, there, options, &vec![1.0; there.len() as usize]);
+        let mut moved = GpuRun::new(gpu, there.clone(), options, &vec![1.0; there.len() as usize]);
         moved.load(path);
         steps(&mut whole, here, HALF..2 * HALF);
         steps(&mut moved, there, HALF..2 * HALF);
@@ -61,8 +61,8 @@ fn chunks_go_on_in_another_order() {
         assert!(chunks.len() > 2, "{} chunks", chunks.len());
         let [want, got] = [&mut whole, &mut moved].map(|run| record(&mut run.engine()));
         assert_eq!(got, want, "{}", rule.name());
-        let numbers = |run: &Session<'_>, name: &str| match name {
-            "param" => harness::param_codes(gpu, &run.optimizer, &run.params, 0),
+        let numbers = |run: &GpuRun<'_>, name: &str| match name {
+            "param" => run.codes(),
             slot => harness::slot(gpu, &run.optimizer, slot).unwrap_or_default(),
         };
         for name in names(here).into_iter().chain(["param"]) {

@@ -7,7 +7,8 @@ mod ways;
 
 use crate::common::{Random, cases, cases_of, lr};
 use crate::formats::{SEED, odd};
-use harness::Gpu;
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
@@ -19,8 +20,8 @@ use wgpu_optim::checkpoint::{self, Engine, Load, Loaded, Parameters, Save};
 use wgpu_optim::offload::Offload;
 use wgpu_optim::rules::Kind;
 use wgpu_optim::{
-    AdamW, AnyRule, Bound, Clip, DynRule, Ema, Format, Group, Lamb, Layout, LossScale, Master, NAdam,
-    Optimizer, Options, Report, Rounding, Sgd, Step, Tensors, cpu, wgpu,
+    AdamW, AnyRule, Clip, DynRule, Ema, Format, Group, Lamb, Layout, LossScale, Master, NAdam, Options,
+    Report, Rounding, Sgd, Step, cpu, wgpu,
 };
 
 /// Steps before the save, and after it.
@@ -59,10 +60,24 @@ type Bits = BTreeMap<String, Vec<u32>>;
 
 /// A run on either engine.
 trait Run {
-    fn step(&mut self, grads: &[f32], step: Step);
-    fn save(&mut self, path: &Path);
-    fn load(&mut self, path: &Path) -> Loaded;
+    type Engine<'e>: Engine
+    where
+        Self: 'e;
+
+    /// It with its parameters.
+    fn engine(&mut self) -> Self::Engine<'_>;
+    /// Does not wait for a device.
+    fn take(&mut self, grads: &[f32], step: Step);
+    /// Everything that is kept, bit for bit; and reports.
     fn bits(&mut self) -> Bits;
+
+    fn save(&mut self, path: &Path) {
+        checkpoint::save(&mut self.engine(), path, &Save::default()).unwrap();
+    }
+
+    fn load(&mut self, path: &Path) -> Loaded {
+        checkpoint::load(&mut self.engine(), path, &Load::default()).unwrap()
+    }
 }
 
 /// Every slot that a rule or an option keeps.
@@ -90,50 +105,23 @@ fn others(record: &Value, reports: &[Report]) -> [(String, Vec<u32>); 2] {
     [("record".into(), bits(record.to_string())), ("reports".into(), bits(format!("{reports:?}")))]
 }
 
-/// A run on the GPU in flat buffers.
-struct Session<'a> {
-    gpu: &'a Gpu,
-    optimizer: Optimizer,
-    params: wgpu::Buffer,
-    grads: wgpu::Buffer,
-    bound: Bound,
-}
-
-impl<'a> Session<'a> {
-    fn new(gpu: &'a Gpu, layout: &Layout, options: Options, params: &[f32]) -> Self {
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-        let p = gpu.upload_as(options.params, params);
-        let g = gpu.upload_as(options.grads, &vec![0.0; params.len()]);
-        let bound = optimizer.bind(&Tensors::flat(&p, &g)).unwrap();
-        Self { gpu, optimizer, params: p, grads: g, bound }
-    }
+impl Run for GpuRun<'_> {
+    type Engine<'e>
+        = checkpoint::Gpu<'e>
+    where
+        Self: 'e;
 
     fn engine(&mut self) -> checkpoint::Gpu<'_> {
         checkpoint::Gpu::new(&mut self.optimizer, &self.gpu.queue).parameters(Parameters::flat(&self.params))
     }
-}
 
-impl Run for Session<'_> {
-    /// Submits and does not wait.
-    fn step(&mut self, grads: &[f32], step: Step) {
-        self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
-        self.gpu.queue.submit([encoder.finish()]);
-    }
-
-    fn save(&mut self, path: &Path) {
-        checkpoint::save(&mut self.engine(), path, &Save::default()).unwrap();
-    }
-
-    fn load(&mut self, path: &Path) -> Loaded {
-        checkpoint::load(&mut self.engine(), path, &Load::default()).unwrap()
+    fn take(&mut self, grads: &[f32], step: Step) {
+        self.submit(grads, step);
     }
 
     fn bits(&mut self) -> Bits {
         let record = record(&mut self.engine());
-        let params = harness::param_codes(self.gpu, &self.optimizer, &self.params, 0);
-        let mut bits = Bits::from([("param".to_owned(), params)]);
+        let mut bits = Bits::from([("param".to_owned(), self.codes())]);
         for name in names(self.optimizer.layout()) {
             // All words of all buffers: codes and scales of blocks are among them.
             let mut seen: Vec<wgpu::Buffer> = Vec::new();
@@ -153,64 +141,41 @@ impl Run for Session<'_> {
     }
 }
 
-/// A run on the CPU, with parameters of 4 bytes or of 2.
+/// A run on the CPU, and its reports.
 struct Host {
-    optimizer: cpu::Optimizer,
-    wide: Vec<f32>,
-    narrow: Vec<u16>,
+    run: CpuRun,
     reports: Vec<Report>,
 }
 
-fn codes(format: Format, values: &[f32]) -> Vec<u16> {
-    values.iter().map(|x| format.encode(*x) as u16).collect()
-}
-
 impl Host {
-    fn new(layout: &Layout, options: Options, params: &[f32]) -> Self {
-        let optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
-        Self { optimizer, wide: params.to_vec(), narrow: codes(options.params, params), reports: Vec::new() }
-    }
-
-    fn engine(&mut self) -> checkpoint::Cpu<'_> {
-        let wide = self.optimizer.options().params == Format::F32;
-        let engine = checkpoint::Cpu::new(&mut self.optimizer);
-        if wide { engine.parameters(&mut self.wide) } else { engine.parameters(&mut self.narrow) }
+    fn new(layout: Layout, options: Options, params: &[f32]) -> Self {
+        Self { run: CpuRun::new(layout, options, params), reports: Vec::new() }
     }
 }
 
 impl Run for Host {
-    fn step(&mut self, grads: &[f32], step: Step) {
-        let Options { params, grads: format, .. } = *self.optimizer.options();
-        // Gradients may be set to zero.
-        let (mut g4, mut g2) = (grads.to_vec(), codes(format, grads));
-        let (p4, p2) = (&mut self.wide, &mut self.narrow);
-        let tensors = match (params == Format::F32, format == Format::F32) {
-            (true, true) => cpu::Tensors::flat(p4, &mut g4),
-            (true, false) => cpu::Tensors::flat(p4, &mut g2),
-            (false, true) => cpu::Tensors::flat(p2, &mut g4),
-            (false, false) => cpu::Tensors::flat(p2, &mut g2),
-        };
-        self.reports.extend(self.optimizer.step(tensors, step).unwrap());
+    type Engine<'e>
+        = checkpoint::Cpu<'e>
+    where
+        Self: 'e;
+
+    fn engine(&mut self) -> checkpoint::Cpu<'_> {
+        checkpoint::Cpu::new(&mut self.run.optimizer).parameters(self.run.params.params())
     }
 
-    fn save(&mut self, path: &Path) {
-        checkpoint::save(&mut self.engine(), path, &Save::default()).unwrap();
-    }
-
-    fn load(&mut self, path: &Path) -> Loaded {
-        checkpoint::load(&mut self.engine(), path, &Load::default()).unwrap()
+    fn take(&mut self, grads: &[f32], step: Step) {
+        self.reports.extend(self.run.step(grads, step));
     }
 
     fn bits(&mut self) -> Bits {
         let record = record(&mut self.engine());
         let floats = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let halves = |x: &[u16]| x.iter().map(|&x| x.into()).collect::<Vec<_>>();
-        let wide = self.optimizer.options().params == Format::F32;
-        let params = if wide { floats(&self.wide) } else { halves(&self.narrow) };
-        let mut bits = Bits::from([("param".to_owned(), params)]);
-        for name in names(self.optimizer.layout()) {
-            for tensor in self.optimizer.layout().tensors() {
-                let Ok(Some(state)) = self.optimizer.state(name, &tensor.name) else { continue };
+        let mut bits = Bits::from([("param".to_owned(), self.run.codes())]);
+        let optimizer = &self.run.optimizer;
+        for name in names(optimizer.layout()) {
+            for tensor in optimizer.layout().tensors() {
+                let Ok(Some(state)) = optimizer.state(name, &tensor.name) else { continue };
                 bits.entry(name.to_owned()).or_default().extend(match state {
                     cpu::State::F32(x) => floats(x),
                     cpu::State::U16(x) => halves(x),

@@ -57,23 +57,20 @@ fn a_resumed_run_is_the_run_offloaded() {
         );
 
         // The GPU's run goes on here as it does on the CPU alone.
-        let mut session = Session::new(&gpu, &layout, options, &start);
-        grads[..HALF].iter().enumerate().for_each(|(t, g)| session.step(g, lr(t).into()));
+        let mut session = GpuRun::new(&gpu, layout.clone(), options, &start);
+        grads[..HALF].iter().enumerate().for_each(|(t, g)| session.take(g, lr(t).into()));
         let path = directory.file(&format!("gpu-{nth}.safetensors"));
         session.save(&path);
         let mut offloaded = new(&vec![7.0; len]);
         load(&mut offloaded, &path);
-        let mut alone = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
-        let mut params = vec![7.0; len];
-        let mut engine = checkpoint::Cpu::new(&mut alone).parameters(&mut params);
-        checkpoint::load(&mut engine, &path, &Load::default()).unwrap();
+        let mut alone = Host::new(layout.clone(), options, &vec![7.0; len]);
+        alone.load(&path);
         for (t, grads) in grads.iter().enumerate().skip(HALF) {
-            let want = alone.step(cpu::Tensors::flat(&mut params, grads), lr(t)).unwrap();
+            let want = alone.run.step(grads, lr(t));
             assert_eq!(run(&mut offloaded, t), want, "{options:?}, step {t}");
         }
         let want = directory.file(&format!("alone-{nth}.safetensors"));
-        let mut engine = checkpoint::Cpu::new(&mut alone).parameters(&mut params);
-        checkpoint::save(&mut engine, &want, &Save::default()).unwrap();
+        alone.save(&want);
         same(&save(&mut offloaded.0, "offloaded"), &want);
     }
 }

@@ -49,7 +49,7 @@ impl Process {
         let grads = gradients(len, options.grads, overflows);
         let scale = [1.0, DIVISOR][case % 2];
         let steps = |run: &mut S, steps: Range<usize>| {
-            steps.for_each(|t| run.step(&grads[t], Step::from(lr(t)).with_grad_scale(scale)));
+            steps.for_each(|t| run.take(&grads[t], Step::from(lr(t)).with_grad_scale(scale)));
         };
         let mut random = Random::new(5);
         let mut start: Vec<f32> = (0..len).map(|_| random.value() * 0.1).collect();
@@ -116,7 +116,7 @@ fn read(path: &Path) -> Bits {
 fn a_run_goes_on_in_another_process_on_the_cpu() {
     let mut process = Process::new(a_run_goes_on_in_another_process_on_the_cpu);
     let mut check = |layout: &Layout, context: &str, options: Options| {
-        process.check(layout, options, context, |start| Host::new(layout, options, start), false);
+        process.check(layout, options, context, |start| Host::new(layout.clone(), options, start), false);
     };
     for case in cases() {
         check(&odd(case.rule), case.name, Options::default());
@@ -143,7 +143,13 @@ fn a_run_goes_on_in_another_process_on_the_gpu() {
     let mut process = Process::new(a_run_goes_on_in_another_process_on_the_gpu);
     let mut check = |layout: &Layout, context: &str, options: Options| {
         let saves = !process.cases.is_multiple_of(WITHOUT_SAVE);
-        process.check(layout, options, context, |start| Session::new(&gpu, layout, options, start), saves);
+        process.check(
+            layout,
+            options,
+            context,
+            |start| GpuRun::new(&gpu, layout.clone(), options, start),
+            saves,
+        );
     };
     for case in cases() {
         check(&odd(case.rule), case.name, Options::default());

@@ -5,11 +5,7 @@ mod rounding;
 mod runs;
 
 use harness::Gpu;
-use wgpu_optim::check::Snapshot;
-use wgpu_optim::{
-    Bound, DynRule, Format, Group, Layout, Master, Optimizer, Options, Rounding, Step, StepError, Tensors,
-    View,
-};
+use wgpu_optim::{DynRule, Format, Group, Layout, Master, Options, Rounding};
 
 /// The text of a storage format, and of the functions that it needs beside it.
 fn format_source(format: Format) -> String {
@@ -70,64 +66,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
     }
     gpu.run(encoder);
     gpu.read_bits(&buffers[2], 0, input.len())
-}
-
-/// A run in one buffer of parameters and one of gradients, stored as the options say.
-pub struct Stored<'a> {
-    pub gpu: &'a Gpu,
-    pub optimizer: Optimizer,
-    pub params: wgpu::Buffer,
-    pub grads: wgpu::Buffer,
-    pub bound: Bound,
-}
-
-impl<'a> Stored<'a> {
-    /// `each`: as tensors of their own, and not as flat buffers.
-    pub fn new(gpu: &'a Gpu, layout: Layout, options: Options, params: &[f32], each: bool) -> Self {
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        let p = gpu.upload_as(options.params, params);
-        let g = gpu.upload_as(options.grads, &vec![0.0; params.len()]);
-        let layout = optimizer.layout().clone();
-        let bound = if each {
-            let tensors = layout.tensors().iter().map(|t| {
-                let view = |buffer, format: Format| View::new(buffer, t.offset * format.bytes());
-                (t.name.as_str(), view(&p, options.params), view(&g, options.grads))
-            });
-            optimizer.bind(&Tensors::each(tensors)).unwrap()
-        } else {
-            optimizer.bind(&Tensors::flat(&p, &g)).unwrap()
-        };
-        Self { gpu, optimizer, params: p, grads: g, bound }
-    }
-
-    pub fn step(&mut self, grads: &[f32], step: impl Into<Step>) {
-        self.try_step(grads, step).unwrap();
-    }
-
-    /// A step that may be refused.
-    pub fn try_step(&mut self, grads: &[f32], step: impl Into<Step>) -> Result<(), StepError> {
-        self.gpu.write_as(self.optimizer.options().grads, &self.grads, grads);
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step)?;
-        self.gpu.run(encoder);
-        Ok(())
-    }
-
-    pub fn codes(&self) -> Vec<u32> {
-        harness::param_codes(self.gpu, &self.optimizer, &self.params, 0)
-    }
-
-    pub fn slot(&self, slot: &str) -> Vec<u32> {
-        harness::slot(self.gpu, &self.optimizer, slot).unwrap()
-    }
-
-    pub fn snapshot(&self) -> Snapshot {
-        harness::snapshot(self.gpu, &self.optimizer, &self.params, 0)
-    }
-
-    fn has(&self, slot: &str) -> bool {
-        harness::slot(self.gpu, &self.optimizer, slot).is_some()
-    }
 }
 
 /// Tensors of odd lengths in two groups, and gaps.

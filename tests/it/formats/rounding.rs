@@ -1,8 +1,8 @@
 //! Random rounding.
 
-use super::{SEED, Stored, chi_square};
+use super::{SEED, chi_square};
 use crate::common::{Random, lr, single};
-use harness::Gpu;
+use harness::{Gpu, GpuRun};
 use wgpu_optim::{AdamW, Format, Group, Layout, Master, Options, Rounding, Sgd};
 
 /// Random numbers are functions of the element and the step: neither chunks nor buffers nor skipped steps
@@ -27,7 +27,8 @@ fn stochastic_rounding_does_not_know_of_buffers() {
         ..Options::default()
     };
     let run = |gpu: &Gpu, each: bool, options: Options, skipped: &[usize]| {
-        let mut run = Stored::new(gpu, layout(), options, &start, each);
+        let new = if each { GpuRun::each } else { GpuRun::new };
+        let mut run = new(gpu, layout(), options, &start);
         let mut random = Random::new(81);
         for t in 0..4 {
             let mut grads = random.values(len);
@@ -83,7 +84,7 @@ fn stochastic_rounding_does_not_know_of_layouts() {
     let ends = layouts.map(|layout| {
         let layout = layout.unwrap();
         let len = layout.len() as usize;
-        let mut run = Stored::new(&gpu, layout.clone(), options, &vec![1.0; len], false);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &vec![1.0; len]);
         for t in 0..3 {
             let mut grads = vec![0.0; len];
             for (name, len) in lens {
@@ -115,12 +116,11 @@ fn stochastic_rounding_is_unbiased_and_independent() {
             let low = params.decode(params.encode(value * (1.0 - 1e-9)));
             // From a stored number by a gradient to the value: p − 1 · (p − value), exact but for one
             // rounding of f32.
-            let mut run =
-                Stored::new(&gpu, single(Sgd::default(), DRAWS as u64), options, &vec![low; DRAWS], false);
+            let mut run = GpuRun::new(&gpu, single(Sgd::default(), DRAWS as u64), options, &vec![low; DRAWS]);
             let mut ups = Vec::new();
             let target = f64::from(low - (low - value));
             for _ in 0..2 {
-                gpu.write_as(params, &run.params, &vec![low; DRAWS]);
+                run.write_params(&vec![low; DRAWS]);
                 run.step(&vec![low - value; DRAWS], 1.0);
                 let got: Vec<f64> = run.snapshot().params.into_iter().map(f64::from).collect();
                 let spacing = params.spacing(target);

@@ -1,13 +1,11 @@
 //! Whole runs over stored parameters, gradients and state.
 
-use super::{Stored, odd, ways};
+use super::{odd, ways};
 use crate::common::{Random, assert_within_budget, lr, single};
-use harness::Gpu;
+use harness::{Gpu, GpuRun, Places};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::check::Checker;
-use wgpu_optim::{
-    AdamW, AnyRule, Format, Group, Lamb, Layout, Master, Optimizer, Options, Sgd, Step, Tensors, View,
-};
+use wgpu_optim::{AdamW, AnyRule, Format, Group, Lamb, Layout, Master, Options, Sgd, Step, Tensors};
 
 /// Each step lies within the rule's budget and the rounding of its format, and the caller gets the number
 /// that is nearest to the kept one.
@@ -23,8 +21,9 @@ fn check(gpu: &Gpu, rule: AnyRule, options: Options, each: bool) {
         (0..len).map(|_| format.decode(format.encode(random.value() * 0.1))).collect()
     };
     let start = values(params);
-    let mut run = Stored::new(gpu, layout.clone(), options, &start, each);
-    let kept = run.has("master") || run.has("remainder");
+    let new = if each { GpuRun::each } else { GpuRun::new };
+    let mut run = new(gpu, layout.clone(), options, &start);
+    let kept = ["master", "remainder"].iter().any(|slot| run.optimizer.state(slot, "a").is_ok());
     let mut checker = Checker::new(layout.clone()).stored(options);
     let mut before = run.snapshot();
     // There is none before the first step.
@@ -83,7 +82,6 @@ fn words_one_by_one_and_everything_around() {
         // Bytes before the parameters and the gradients, whether tensors are bound one by one, and whether
         // steps are skipped.
         let run = |before: [u64; 2], each: bool, skips: bool| {
-            let mut optimizer = Optimizer::with_options(&gpu.device, layout(), options).unwrap();
             let side = |format: Format, before: u64| {
                 // It ends where the tensors do, inside of a vector.
                 let bytes = (len as u64 * format.bytes()).next_multiple_of(4);
@@ -91,59 +89,31 @@ fn words_one_by_one_and_everything_around() {
                 gpu.write(&buffer, 0, &vec![f32::from_bits(0x4dcd_abcd); ((before + bytes) / 4) as usize]);
                 buffer
             };
-            let (p, g) = (side(options.params, before[0]), side(options.grads, before[1]));
-            let write = |buffer: &wgpu::Buffer, format: Format, before: u64, values: &[f32]| {
-                gpu.write(buffer, before, bytemuck::cast_slice(&harness::packed(format, values)));
-            };
-            write(&p, options.params, before[0], &start);
-            let tensors = layout();
-            let bound = if each {
-                let views = tensors.tensors().iter().map(|t| {
-                    let at = |format: Format, before| before + t.offset * format.bytes();
-                    let (p, g) = (
-                        View::new(&p, at(options.params, before[0])),
-                        View::new(&g, at(options.grads, before[1])),
-                    );
-                    (t.name.as_str(), p, g)
-                });
-                optimizer.bind(&Tensors::each(views)).unwrap()
-            } else {
-                optimizer.bind(&Tensors::flat(View::new(&p, before[0]), View::new(&g, before[1]))).unwrap()
-            };
+            let buffers = [side(options.params, before[0]), side(options.grads, before[1])];
+            let places = if each { Places::Each(before) } else { Places::Flat(before) };
+            let mut run = GpuRun::over(gpu, layout(), options, buffers, places);
+            run.write_params(&start);
             for (t, grads) in grads.iter().enumerate() {
                 let mut bad = grads.clone();
                 bad[303] = f32::INFINITY;
                 // The first step too is tried with what is not finite, and commands are dropped.
                 for grads in [&bad, grads].into_iter().skip(usize::from(!skips)) {
-                    let mut encoder = gpu.encoder();
-                    optimizer
-                        .step(&gpu.queue, &mut encoder, &bound, Step::from(lr(t)).with_grad_scale(2.0))
-                        .unwrap();
-                    drop(encoder);
-                    write(&g, options.grads, before[1], grads);
-                    let mut encoder = gpu.encoder();
-                    optimizer
-                        .step(&gpu.queue, &mut encoder, &bound, Step::from(lr(t)).with_grad_scale(2.0))
-                        .unwrap();
-                    gpu.run(encoder);
-                    let zeroed =
-                        gpu.read_bits(&g, before[1], (len as u64 * options.grads.bytes() / 4) as usize);
+                    let step = Step::from(lr(t)).with_grad_scale(2.0);
+                    run.record(&mut gpu.encoder(), step).unwrap();
+                    run.step(grads, step);
+                    let words = (len as u64 * options.grads.bytes() / 4) as usize;
+                    let zeroed = gpu.read_bits(&run.grads, before[1], words);
                     assert!(zeroed.iter().all(|&word| word == 0));
                 }
             }
-            for (buffer, before) in [(&p, before[0]), (&g, before[1])] {
+            for (buffer, before) in [(&run.params, before[0]), (&run.grads, before[1])] {
                 let outside = gpu.read_bits(buffer, 0, (before / 4) as usize);
                 assert!(
                     outside.iter().all(|&word| word == 0x4dcd_abcd),
                     "words before the view are not ours"
                 );
             }
-            let ema = harness::slot(gpu, &optimizer, "ema").unwrap();
-            (
-                harness::snapshot(gpu, &optimizer, &p, before[0]),
-                harness::param_codes(gpu, &optimizer, &p, before[0]),
-                ema,
-            )
+            (run.snapshot(), run.codes(), run.slot("ema"))
         };
         let first = run([256, 256], false, false);
         assert!(first.0.params.iter().all(|p| p.is_finite()));
@@ -174,15 +144,12 @@ fn layer_wise_rules_measure_the_master() {
     let ends = [(Format::F32, Master::F32), (format, Master::F32), (format, Master::Remainder)].map(
         |(params, master)| {
             let ema = Some(wgpu_optim::Ema { decay: 0.9, debias: false });
-            let mut run = Stored::new(
-                &gpu,
-                layout(),
-                Options { params, master, ema, ..Options::default() },
-                &start,
-                false,
-            );
+            let mut run =
+                GpuRun::new(&gpu, layout(), Options { params, master, ema, ..Options::default() }, &start);
             let mut random = Random::new(74);
-            (0..20).for_each(|t| run.step(&random.values(len), lr(t)));
+            for t in 0..20 {
+                run.step(&random.values(len), lr(t));
+            }
             (
                 layout()
                     .tensors()
@@ -226,9 +193,9 @@ fn micro_batches_of_two_bytes_add_up() {
 fn a_remainder_of_zero_is_none() {
     let Some(gpu) = harness::test_gpu() else { return };
     let options = Options { params: Format::Bf16, master: Master::Remainder, ..Options::default() };
-    let mut run = Stored::new(&gpu, single(Sgd::default(), 4_096), options, &vec![1.0; 4_096], false);
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4_096), options, &vec![1.0; 4_096]);
     run.step(&Random::new(75).values(4_096), 1e-3);
-    gpu.write_as(Format::Bf16, &run.params, &vec![0.0; 4_096]);
+    run.write_params(&vec![0.0; 4_096]);
     run.step(&vec![-1.0; 4_096], 1.0);
     assert!(run.snapshot().params.iter().all(|p| (p - 1.0).abs() < 1e-30));
 }
@@ -255,7 +222,7 @@ fn a_master_is_exact() {
     let ends = [(Format::F32, Master::F32), (Format::Bf16, Master::Remainder), (Format::Bf16, Master::F32)]
         .map(|(params, master)| {
             let options = Options { params, master, ..Options::default() };
-            let mut run = Stored::new(&gpu, layout.clone(), options, &start, false);
+            let mut run = GpuRun::new(&gpu, layout.clone(), options, &start);
             let mut random = Random::new(72);
             for t in 0..1_000 {
                 run.step(&random.values(len), 1e-3 / (1.0 + t as f64 / 100.0));

@@ -2,8 +2,8 @@
 
 use super::{Bits, assert_has, only, ordinary, ways, with_gaps, zoo};
 use crate::common::{Random, lr};
-use crate::formats::Stored;
 use cpu_harness::all;
+use harness::GpuRun;
 use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Format, Group, LossScale, NAdam, Options, Sgd, StepError};
 
 const STEPS: usize = 6;
@@ -182,7 +182,7 @@ fn frozen_rules_are_not_dispatched() {
     let rules: [AnyRule; 3] = [AdamW::default().into(), NAdam::default().into(), Sgd::default().into()];
     let layout = zoo(&rules, true);
     let start = vec![0.5; layout.len() as usize];
-    let mut run = Stored::new(&gpu, layout, Options::default(), &start, false);
+    let mut run = GpuRun::new(&gpu, layout, Options::default(), &start);
     assert_eq!(run.bound.dispatches(), 3);
     run.optimizer.freeze("nadam").unwrap();
     run.step(&start, 0.1);
@@ -203,15 +203,15 @@ fn freezing_waits_for_reports() {
     let mut random = Random::new(8);
     let (start, grads) = (random.values(len), random.values(len));
     let end = |early: bool| {
-        let mut run = Stored::new(&gpu, layout.clone(), options, &start, false);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &start);
         for freeze in [true, false] {
             // Two steps whose reports have not arrived.
-            gpu.write(&run.grads, 0, &grads);
+            run.write_grads(&grads);
             let mut encoder = gpu.encoder();
             for t in 0..2 {
-                run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, lr(t)).unwrap();
+                run.record(&mut encoder, lr(t)).unwrap();
             }
-            let change = |run: &mut Stored<'_>| {
+            let change = |run: &mut GpuRun<'_>| {
                 if freeze { run.optimizer.freeze("adamw") } else { run.optimizer.unfreeze("adamw") }.unwrap();
             };
             if early {
@@ -219,8 +219,7 @@ fn freezing_waits_for_reports() {
                 let steps = run.optimizer.steps();
                 for _ in 0..2 {
                     let mut encoder = gpu.encoder();
-                    let step = run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 0.1);
-                    let error = step.unwrap_err();
+                    let error = run.record(&mut encoder, 0.1).unwrap_err();
                     assert_eq!(error, StepError::UncertainAge { group: "adamw".into(), steps: 2 });
                     assert_eq!(run.optimizer.steps(), steps);
                 }

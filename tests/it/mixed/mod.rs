@@ -7,12 +7,11 @@ mod rules;
 mod together;
 
 use crate::common::Random;
-use crate::formats::Stored;
-use cpu_harness::{Form, cpu_slot};
-use harness::Gpu;
+use cpu_harness::{CpuRun, Form, cpu_slot};
+use harness::{Gpu, GpuRun};
 use std::collections::BTreeMap;
 use wgpu_optim::{
-    AnyRule, ChangeError, Clip, DynRule, Format, Group, Layout, Options, Report, Schedule, Step, cpu,
+    AnyRule, ChangeError, Clip, DynRule, Format, Group, Layout, Options, Report, Schedule, Step,
 };
 
 /// A device and a form of the tensors.
@@ -33,19 +32,16 @@ fn ways(gpu: Option<&Gpu>) -> Vec<Way<'_>> {
 
 /// A run on any device.
 enum Run<'a> {
-    Gpu(Box<Stored<'a>>),
-    Cpu { optimizer: Box<cpu::Optimizer>, params: Vec<u32>, grads: Vec<u32>, form: Form },
+    Gpu(Box<GpuRun<'a>>),
+    Cpu(Box<CpuRun>),
 }
 
-/// An expression of the optimizer of a run, whichever it is.
+/// An expression of a run, on whichever device it is.
 macro_rules! of {
-    ($run:expr, $optimizer:ident => $value:expr) => {
+    ($run:expr, $own:ident => $value:expr) => {
         match $run {
-            Run::Gpu(stored) => {
-                let $optimizer = &mut stored.optimizer;
-                $value
-            }
-            Run::Cpu { optimizer: $optimizer, .. } => $value,
+            Run::Gpu($own) => $value,
+            Run::Cpu($own) => $value,
         }
     };
 }
@@ -59,66 +55,50 @@ impl<'a> Way<'a> {
     fn run(self, layout: &Layout, options: Options, start: &[f32]) -> Run<'a> {
         let start = &start[..layout.len() as usize];
         match self.gpu {
-            Some(gpu) => Run::Gpu(Box::new(Stored::new(gpu, layout.clone(), options, start, self.each))),
-            None => Run::Cpu {
-                optimizer: Box::new(cpu::Optimizer::with_options(layout.clone(), options).unwrap()),
-                params: start.iter().map(|&p| options.params.encode(p)).collect(),
-                grads: Vec::new(),
-                form: if self.each { Form::Each { backwards: true } } else { Form::Flat },
-            },
+            Some(gpu) => {
+                let new = if self.each { GpuRun::each } else { GpuRun::new };
+                Run::Gpu(Box::new(new(gpu, layout.clone(), options, start)))
+            }
+            None => {
+                let form = if self.each { Form::Each { backwards: true } } else { Form::Flat };
+                Run::Cpu(Box::new(CpuRun { form, ..CpuRun::new(layout.clone(), options, start) }))
+            }
         }
     }
 }
 
 impl Run<'_> {
     fn layout(&self) -> &Layout {
-        match self {
-            Run::Gpu(stored) => stored.optimizer.layout(),
-            Run::Cpu { optimizer, .. } => optimizer.layout(),
-        }
+        of!(self, run => run.optimizer.layout())
     }
 
     /// One step, with gradients that reach at least as far as the layout.
     fn step(&mut self, gradients: &[f32], step: impl Into<Step>) -> Option<Report> {
         let gradients = &gradients[..self.layout().len() as usize];
-        match self {
-            Self::Gpu(run) => {
-                run.step(gradients, step);
-                run.optimizer.take_report()
-            }
-            Self::Cpu { optimizer, params, grads, form } => {
-                let format = optimizer.options().grads;
-                *grads = gradients.iter().map(|&g| format.encode(g)).collect();
-                cpu_harness::step(optimizer, [params, grads], *form, step.into())
-            }
-        }
+        of!(self, run => run.step(gradients, step))
     }
 
     /// The codes of the gradients, as the last step has left them.
     fn gradients(&self) -> Vec<u32> {
-        let len = self.layout().len() as usize;
         match self {
             Self::Gpu(run) => {
                 assert_eq!(run.optimizer.options().grads, Format::F32);
-                run.gpu.read_bits(&run.grads, 0, len)
+                run.grads().into_iter().map(f32::to_bits).collect()
             }
-            Self::Cpu { grads, .. } => grads.clone(),
+            Self::Cpu(run) => run.grads.codes(),
         }
     }
 
     /// The codes of the parameters.
     fn params(&self) -> Vec<u32> {
-        match self {
-            Self::Gpu(run) => run.codes(),
-            Self::Cpu { params, .. } => params.clone(),
-        }
+        of!(self, run => run.codes())
     }
 
     /// A slot in the flat space; `None` if no tensor has it.
     fn slot(&self, name: &str) -> Option<Vec<u32>> {
         match self {
             Self::Gpu(run) => harness::slot(run.gpu, &run.optimizer, name),
-            Self::Cpu { optimizer, .. } => cpu_slot(optimizer, name),
+            Self::Cpu(run) => cpu_slot(&run.optimizer, name),
         }
     }
 
@@ -146,35 +126,22 @@ impl Run<'_> {
 
     /// Overwrites parameters and state with those of another run: both in f32, and of the rules' slots alone.
     fn take_over(&mut self, from: &Run<'_>) {
-        let mut params = from.params();
-        params.truncate(self.layout().len() as usize);
-        match self {
-            Self::Gpu(run) => {
-                let params: Vec<f32> = params.into_iter().map(f32::from_bits).collect();
-                run.gpu.write(&run.params, 0, &params);
-            }
-            Self::Cpu { params: own, .. } => *own = params,
-        }
+        let numbers = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
         let layout = self.layout().clone();
+        let params = numbers(from.params());
+        of!(self, run => run.write_params(&params[..layout.len() as usize]));
         for name in layout.slot_names() {
-            let Some(flat) = from.slot(name).filter(|flat| !flat.is_empty()) else { continue };
-            let flat: Vec<f32> = flat.into_iter().map(f32::from_bits).collect();
+            let Some(flat) = from.slot(name).filter(|flat| !flat.is_empty()).map(numbers) else { continue };
             for tensor in layout.tensors() {
                 if layout.kept_slots(tensor).all(|kept| kept != name) {
                     continue;
                 }
+                let own = &flat[tensor.range()];
                 match self {
                     Self::Gpu(run) => {
-                        for range in run.optimizer.state(name, &tensor.name).unwrap() {
-                            let first = (tensor.offset + range.start) as usize;
-                            run.gpu.write(range.buffer, range.offset, &flat[first..][..range.len as usize]);
-                        }
+                        run.optimizer.write_state(&run.gpu.queue, name, &tensor.name, own).unwrap();
                     }
-                    Self::Cpu { optimizer, .. } => {
-                        let state = optimizer.state_mut(name, &tensor.name).unwrap();
-                        let Some(cpu::StateMut::F32(to)) = state else { panic!("{name}") };
-                        to.copy_from_slice(&flat[tensor.range()]);
-                    }
+                    Self::Cpu(run) => run.optimizer.write_state(name, &tensor.name, own).unwrap(),
                 }
             }
         }
@@ -182,20 +149,20 @@ impl Run<'_> {
 
     fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), ChangeError> {
         let rule = rule.into();
-        of!(self, optimizer => optimizer.set_rule(group, rule))
+        of!(self, run => run.optimizer.set_rule(group, rule))
     }
 
     fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), ChangeError> {
         let factor = factor.into();
-        of!(self, optimizer => optimizer.set_lr_factor(group, factor))
+        of!(self, run => run.optimizer.set_lr_factor(group, factor))
     }
 
     fn set_clip(&mut self, clip: Clip) -> Result<(), ChangeError> {
-        of!(self, optimizer => optimizer.set_clip(clip))
+        of!(self, run => run.optimizer.set_clip(clip))
     }
 
     fn set_frozen(&mut self, group: &str, frozen: bool) -> Result<(), ChangeError> {
-        of!(self, optimizer => if frozen { optimizer.freeze(group) } else { optimizer.unfreeze(group) })
+        of!(self, run => if frozen { run.optimizer.freeze(group) } else { run.optimizer.unfreeze(group) })
     }
 }
 

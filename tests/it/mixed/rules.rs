@@ -2,9 +2,9 @@
 
 use super::{Run, assert_has, only, ways, with_gaps, zoo};
 use crate::common::{Random, cases_of, lr};
-use crate::formats::{SEED, Stored};
+use crate::formats::SEED;
 use cpu_harness::all;
-use harness::Gpu;
+use harness::{Gpu, GpuRun};
 use proptest::prelude::*;
 use wgpu_optim::{AnyRule, Clip, Format, Group, Layout, Master, Options, Rounding};
 
@@ -140,7 +140,7 @@ fn a_rule_is_a_dispatch() {
     let Some(gpu) = harness::test_gpu() else { return };
     let dispatches = |rules: &[AnyRule], options| {
         let layout = zoo(rules, true);
-        let run = Stored::new(&gpu, layout.clone(), options, &vec![0.0; layout.len() as usize], false);
+        let run = GpuRun::new(&gpu, layout.clone(), options, &vec![0.0; layout.len() as usize]);
         run.bound.dispatches()
     };
     let rules = AnyRule::all();

@@ -12,24 +12,24 @@ fn micro_batches_add_up() {
     let mut random = Random::new(12);
     let batches: Vec<_> = (0..3).map(|_| random.values(len)).collect();
     let options = Options { zero_gradients: true, ..Options::default() };
-    let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-    let (params, sum) = (gpu.upload(&vec![1.0; len]), gpu.upload(&vec![0.0; len]));
-    let tensors = optimizer.bind(&Tensors::flat(&params, &sum)).unwrap();
+    // Its gradients are the sum.
+    let mut run = GpuRun::new(&gpu, layout.clone(), options, &vec![1.0; len]);
     let mut accumulator = Accumulator::new(&gpu.device, &layout).unwrap();
     let micro: Vec<_> = batches.iter().map(|batch| gpu.upload(batch)).collect();
-    let bound: Vec<_> = micro.iter().map(|m| accumulator.bind(&Tensors::flat(&sum, m)).unwrap()).collect();
+    let bind = |m| accumulator.bind(&Tensors::flat(&run.grads, m)).unwrap();
+    let bound: Vec<_> = micro.iter().map(bind).collect();
     let mut encoder = gpu.encoder();
     for bound in &bound {
         accumulator.add(&gpu.queue, &mut encoder, bound).unwrap();
     }
-    optimizer.step(&gpu.queue, &mut encoder, &tensors, Step::from(0.1).with_grad_scale(4.0)).unwrap();
+    run.record(&mut encoder, Step::from(0.1).with_grad_scale(4.0)).unwrap();
     gpu.run(encoder);
-    assert_eq!(gpu.read(&sum, 0, len), vec![0.0; len]);
+    assert_eq!(run.grads(), vec![0.0; len]);
 
     let mean: Vec<f32> = (0..len).map(|i| 0.25 * (batches[0][i] + batches[1][i] + batches[2][i])).collect();
-    let mut whole = Run::new(&gpu, layout, Options::default(), &vec![1.0; len]);
+    let mut whole = GpuRun::new(&gpu, layout, Options::default(), &vec![1.0; len]);
     whole.step(&mean, 0.1);
-    assert_same_bits(&snapshot(&gpu, &optimizer, &params, 0), &whole.snapshot(), "micro-batches");
+    assert_same_bits(&run.snapshot(), &whole.snapshot(), "micro-batches");
 }
 
 #[test]
@@ -39,11 +39,11 @@ fn gradients_are_set_to_zero_and_their_neighbours_are_not() {
     let len = layout.len() as usize;
     for skip in [false, true] {
         let options = Options { zero_gradients: true, skip_nonfinite: skip, ..Options::default() };
-        let mut run = Run::new(&gpu, layout.clone(), options, &vec![1.0; len]);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &vec![1.0; len]);
         let mut grads = vec![7.0; len];
         grads[400] = if skip { f32::NAN } else { 7.0 };
         run.step(&grads, 0.1);
-        let after = gpu.read(&run.grads, 0, len);
+        let after = run.grads();
         let inside = |i: usize| layout.tensors().iter().any(|t| t.range().contains(&i));
         for (i, g) in after.iter().enumerate() {
             assert_eq!(*g, if inside(i) { 0.0 } else { 7.0 }, "gradient {i}, skip {skip}");
@@ -58,13 +58,11 @@ fn gradients_are_set_to_zero_and_their_neighbours_are_not() {
     let group = places.iter().fold(Group::new("all", Sgd::default()), |group, &(offset, len)| {
         group.tensor_at(format!("t{offset}"), [len], offset)
     });
-    let mut optimizer = Optimizer::with_options(&gpu.device, Layout::new([group]).unwrap(), options).unwrap();
-    let (p, g) = (gpu.upload(&[0.0; 20]), gpu.upload(&[3.0; 20]));
-    let bound = optimizer.bind(&Tensors::flat(View::new(&p, 4), View::new(&g, 8))).unwrap();
-    let mut encoder = gpu.encoder();
-    optimizer.step(&gpu.queue, &mut encoder, &bound, 1.0).unwrap();
-    gpu.run(encoder);
-    let (p, g) = (gpu.download(&p), gpu.download(&g));
+    let buffers = [gpu.upload(&[0.0; 20]), gpu.upload(&[3.0; 20])];
+    let layout = Layout::new([group]).unwrap();
+    let mut run = GpuRun::over(&gpu, layout, options, buffers, Places::Flat([4, 8]));
+    run.again(1.0);
+    let (p, g) = (gpu.download(&run.params), gpu.download(&run.grads));
     for i in 0..18 {
         let inside = places.iter().any(|&(offset, len)| (offset..offset + len).contains(&(i as u64)));
         let (want_p, want_g) = if inside { (-3.0, 0.0) } else { (0.0, 3.0) };

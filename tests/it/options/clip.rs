@@ -28,8 +28,9 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
             grads
         })
         .collect();
-    let mut flat = Run::new(&gpu, layout.clone(), options, &params);
+    let mut flat = GpuRun::new(&gpu, layout.clone(), options, &params);
     let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
+    // A buffer for each tensor and side.
     let buffers: Vec<_> = layout
         .tensors()
         .iter()
@@ -73,7 +74,7 @@ fn every_form_of_buffers_is_clipped_and_skipped_alike() {
         let ranges = optimizer.state("ema", &tensor.name).unwrap();
         let ema =
             ranges.iter().flat_map(|r| gpu.read(r.buffer, r.offset, r.len as usize)).collect::<Vec<_>>();
-        close(&ema, &flat.ema(&tensor.name));
+        close(&ema, &flat.state("ema", &tensor.name));
         assert!(ema.iter().zip(&ends[tensor.range()]).any(|(e, p)| e != p));
     }
 }
@@ -115,14 +116,13 @@ fn groups_are_clipped_each_by_its_own_norm() {
             assert!(report.finite, "{form}");
         };
         let zeros = vec![0.0; len];
-        let mut flat = Run::new(&gpu, layout.clone(), options, &zeros);
+        let mut flat = GpuRun::new(&gpu, layout.clone(), options, &zeros);
         let report = flat.step(&grads, Step::from(2.0).with_grad_scale(2.0)).unwrap();
         judge(&flat.snapshot().params, &report, "flat");
         let halves: Vec<_> = grads.iter().map(|g| g / 2.0).collect();
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-        let pooled = Pooled::new(&gpu, &mut optimizer, &zeros);
-        let report = pooled.step(&gpu, &mut optimizer, &halves, 2.0);
-        judge(&pooled.params(&gpu, &layout), &report, "pooled");
+        let mut pooled = pooled(&gpu, &layout, options, &zeros);
+        let report = pooled.step(&halves, 2.0).unwrap();
+        judge(&pooled.params(), &report, "pooled");
 
         // A NaN concerns its own group alone, as where PyTorch clips the groups one by one.
         let at = layout.tensor("t3").unwrap().offset as usize;
@@ -149,7 +149,7 @@ fn gradients_are_divided_and_clipped_before_a_layer_wise_rule() {
     for clip in [Clip::GroupNorm(2.0), Clip::GlobalNorm(2.0), Clip::Value(2.0)] {
         let ema = Some(Ema { decay: 0.9, debias: false });
         let options = Options { clip: Some(clip), ema, ..Options::default() };
-        let mut run = Run::new(&gpu, layout.clone(), options, &params);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &params);
         let mut clipped: Vec<f64> = grads.iter().map(|&g| f64::from(g) / 4.0).collect();
         for tensor in layout.tensors() {
             let norm = |of: &dyn Fn(usize) -> bool| norm(&gather(&layout, &grads, of)) / 4.0 + 1e-6;
@@ -179,7 +179,7 @@ fn gradients_are_divided_and_clipped_before_a_layer_wise_rule() {
                 let epsilon = 2e-6 * size;
                 approx::assert_relative_eq!(f64::from(got), want, max_relative = 2e-6, epsilon = epsilon);
             };
-            for (i, ema) in tensor.range().zip(run.ema(&tensor.name)) {
+            for (i, ema) in tensor.range().zip(run.state("ema", &tensor.name)) {
                 close(got[i], want[i]);
                 close(ema, average[i]);
             }
@@ -192,7 +192,7 @@ fn gradients_are_divided_and_clipped_before_a_layer_wise_rule() {
 fn gradients_are_divided_and_then_clipped() {
     let Some(gpu) = harness::test_gpu() else { return };
     let step = |options, grads: &[f32], divisor: f64| {
-        let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+        let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
         let report = run.step(grads, Step::from(1.0).with_grad_scale(divisor));
         (run.snapshot().params, report)
     };

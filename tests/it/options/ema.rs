@@ -13,7 +13,7 @@ fn the_average_of_the_weights() {
         let mut random = Random::new(2);
         let start: Vec<f32> = (0..len).map(|_| random.unit() as f32).collect();
         let options = Options { ema: Some(Ema { decay, debias }), ..Options::default() };
-        let mut run = Run::new(&gpu, layout.clone(), options, &start);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &start);
         let mut history = Vec::new();
         for t in 0..9 {
             let grads: Vec<f32> = (0..len).map(|_| random.unit() as f32 - 0.5).collect();
@@ -21,7 +21,7 @@ fn the_average_of_the_weights() {
             history.push(run.snapshot().params);
         }
         for tensor in layout.tensors() {
-            for (got, i) in run.ema(&tensor.name).iter().zip(tensor.range()) {
+            for (got, i) in run.state("ema", &tensor.name).iter().zip(tensor.range()) {
                 let weight = |t: usize| match (debias, t) {
                     (false, 0) => decay.powi(8),
                     (false, _) => (1.0 - decay) * decay.powi(8 - t as i32),

@@ -13,24 +13,21 @@ fn skipping_needs_no_readback() {
     let bad = [0, 1, 5, 40, 41, 42, 98];
     let ends: Vec<_> = [true, false]
         .map(|dirty| {
-            let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), SKIP).unwrap();
-            let params = gpu.upload(&params);
-            let good = gpu.upload(&Random::new(3).values(layout.len() as usize));
+            let mut run = GpuRun::new(&gpu, layout.clone(), SKIP, &params);
+            run.write_grads(&Random::new(3).values(layout.len() as usize));
             let mut values = Random::new(4).values(layout.len() as usize);
             values[700] = f32::NAN;
-            let nan = gpu.upload(&values);
-            let good = optimizer.bind(&Tensors::flat(&params, &good)).unwrap();
-            let nan = optimizer.bind(&Tensors::flat(&params, &nan)).unwrap();
+            let nan = run.bind(&gpu.upload(&values));
             let mut encoder = gpu.encoder();
             for t in 0..100 {
                 if !bad.contains(&t) {
-                    optimizer.step(&gpu.queue, &mut encoder, &good, lr(t)).unwrap();
+                    run.record(&mut encoder, lr(t)).unwrap();
                 } else if dirty {
-                    optimizer.step(&gpu.queue, &mut encoder, &nan, lr(t)).unwrap();
+                    run.optimizer.step(&gpu.queue, &mut encoder, &nan, lr(t)).unwrap();
                 }
             }
             gpu.run(encoder);
-            snapshot(&gpu, &optimizer, &params, 0)
+            run.snapshot()
         })
         .into();
     assert_same_bits(&ends[0], &ends[1], "a hundred steps in one encoder");
@@ -43,9 +40,9 @@ fn sets_in_flight_are_bounded() {
     let groups =
         (0..1_000).map(|i| Group::new(format!("g{i}"), AdamW::default()).tensor(format!("t{i}"), [1]));
     let layout = Layout::packed(groups).unwrap();
-    let mut run = Run::new(&gpu, layout, SKIP, &[0.0; 1_000]);
+    let mut run = GpuRun::new(&gpu, layout, SKIP, &[0.0; 1_000]);
     let mut encoder = gpu.encoder();
-    let mut record = || run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 1e-3);
+    let mut record = || run.record(&mut encoder, 1e-3);
     let refused = (0..100).find_map(|_| record().err());
     assert!(matches!(refused, Some(StepError::Unreported { bound: 40..60, .. })), "{refused:?}");
     assert!(run.optimizer.overhead_bytes() < 256 << 20);
@@ -58,17 +55,17 @@ fn dropped_commands_leave_no_trace() {
     let rule = Adagrad { initial_accumulator_value: 1.0, ..Adagrad::default() };
     let options = Options { ema: Some(Ema { decay: 0.9, debias: false }), ..SKIP };
     let ends = [true, false].map(|dropping| {
-        let mut run = Run::new(&gpu, odd(rule), options, &vec![1.0; odd(rule).len() as usize]);
+        let mut run = GpuRun::new(&gpu, odd(rule), options, &vec![1.0; odd(rule).len() as usize]);
         let grads = Random::new(1).values(odd(rule).len() as usize);
         for t in 0..6 {
             if dropping && t % 2 == 0 {
                 let mut encoder = gpu.encoder();
-                run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, lr(t)).unwrap();
+                run.record(&mut encoder, lr(t)).unwrap();
             }
             run.submit(&grads, lr(t));
         }
         gpu.wait();
-        (run.snapshot(), run.ema("a"))
+        (run.snapshot(), run.state("ema", "a"))
     });
     assert_same_bits(&ends[0].0, &ends[1].0, "dropped commands");
     assert_eq!(ends[0].1, ends[1].1);
@@ -84,10 +81,9 @@ fn a_report_is_of_the_step_that_had_run() {
     let good = Random::new(6).values(len);
     let mut nan = good.clone();
     nan[0] = f32::NAN;
-    let mut run = Run::new(&gpu, layout.clone(), SKIP, &vec![1.0; len]);
-    let nan = gpu.upload(&nan);
-    let bad = run.optimizer.bind(&Tensors::flat(&run.params, &nan)).unwrap();
-    gpu.write(&run.grads, 0, &good);
+    let mut run = GpuRun::new(&gpu, layout.clone(), SKIP, &vec![1.0; len]);
+    let bad = run.bind(&gpu.upload(&nan));
+    run.write_grads(&good);
     let mut encoders = [gpu.encoder(), gpu.encoder()];
     for (encoder, bound) in encoders.iter_mut().zip([&run.bound, &bad]) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -101,7 +97,7 @@ fn a_report_is_of_the_step_that_had_run() {
     assert_eq!((report.step, report.skipped, report.finite), (0, 0, true));
     run.submit(&good, 0.1);
     gpu.wait();
-    let mut clean = Run::new(&gpu, layout, SKIP, &vec![1.0; len]);
+    let mut clean = GpuRun::new(&gpu, layout, SKIP, &vec![1.0; len]);
     for _ in 0..2 {
         clean.submit(&good, 0.1);
     }
@@ -122,8 +118,8 @@ fn momentum_that_changes_wants_reports() {
     let grads: Vec<_> = (0..6).map(|_| random.values(len)).collect();
     let mut nan = grads[2].clone();
     nan[4] = f32::NAN;
-    let mut dirty = Run::new(&gpu, layout.clone(), SKIP, &params);
-    let mut clean = Run::new(&gpu, layout.clone(), SKIP, &params);
+    let mut dirty = GpuRun::new(&gpu, layout.clone(), SKIP, &params);
+    let mut clean = GpuRun::new(&gpu, layout.clone(), SKIP, &params);
     for (t, grads) in grads.iter().enumerate() {
         dirty.step(if t == 2 { &nan } else { grads }, at(t));
         if t != 2 {
@@ -135,7 +131,7 @@ fn momentum_that_changes_wants_reports() {
     let mut encoder = gpu.encoder();
     let mut recorded = 0;
     let error = loop {
-        let done = dirty.optimizer.step(&gpu.queue, &mut encoder, &dirty.bound, at(6 + recorded));
+        let done = dirty.record(&mut encoder, at(6 + recorded));
         match done {
             Ok(()) => recorded += 1,
             Err(error) => break error,
@@ -153,9 +149,9 @@ fn requests_fit_their_binding() {
     let Some(gpu) = harness::test_gpu_with(|l| l.max_storage_buffer_binding_size = 1 << 16) else { return };
     let layout = odd(AdamW::default());
     let len = layout.len() as usize;
-    let mut run = Run::new(&gpu, layout, SKIP, &vec![1.0; len]);
+    let mut run = GpuRun::new(&gpu, layout, SKIP, &vec![1.0; len]);
     let mut encoder = gpu.encoder();
-    let error = (0..2_000).find_map(|_| run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, 0.1).err());
+    let error = (0..2_000).find_map(|_| run.record(&mut encoder, 0.1).err());
     assert!(matches!(error, Some(StepError::Unreported { bound: 500..600, .. })), "{error:?}");
 }
 
@@ -163,8 +159,8 @@ fn requests_fit_their_binding() {
 #[test]
 fn unheard_of_steps() {
     let Some(gpu) = harness::test_gpu() else { return };
-    let mut run = Run::new(&gpu, single(Sgd::default(), 4), SKIP, &[0.0; 4]);
-    let record = |run: &mut Run<'_>| {
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), SKIP, &[0.0; 4]);
+    let record = |run: &mut GpuRun<'_>| {
         let mut encoder = gpu.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let done = run.optimizer.step_in_pass(&gpu.queue, &mut pass, &run.bound, 0.1);

@@ -10,7 +10,7 @@ fn the_factor_of_gradients_is_exact_and_normal() {
     let initial = 64f64.exp2();
     let scale = Some(LossScale { initial, ..LossScale::default() });
     let options = Options { loss_scale: scale, ..Options::default() };
-    let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
     run.step(&[3.0 * initial as f32; 4], Step::from(1.0).with_grad_scale(2f64.powi(60)));
     assert_eq!(run.snapshot().params, [-3.0 * 2f32.powi(-60); 4]);
 }
@@ -41,7 +41,7 @@ fn the_loss_scale_is_pytorchs() {
             let mut saved: Option<Report> = None;
             let mut used = scale.initial as f32;
             for (part, overflows) in overflows.chunks(steps).enumerate() {
-                let mut run = Run::new(&gpu, single(Sgd::default(), 3), options, &[1.0; 3]);
+                let mut run = GpuRun::new(&gpu, single(Sgd::default(), 3), options, &[1.0; 3]);
                 if let Some(Report { next_loss_scale, good_steps, .. }) = saved {
                     let restored =
                         run.optimizer.set_loss_scale(&gpu.queue, next_loss_scale.into(), good_steps);
@@ -79,7 +79,7 @@ fn loss_scales_are_restored_within_their_bounds() {
     let Some(gpu) = harness::test_gpu() else { return };
     let scale = LossScale { initial: 8.0, growth_interval: 3, max: 16.0, min: 4.0, ..LossScale::default() };
     let options = Options { loss_scale: Some(scale), ..Options::default() };
-    let mut run = Run::new(&gpu, single(Sgd::default(), 1), options, &[0.0]);
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 1), options, &[0.0]);
     run.step(&[8.0], 1.0);
     run.optimizer.set_loss_scale(&gpu.queue, 4.0, 2).unwrap();
     let mut refused = |scale, good_steps, field, bound| {
@@ -108,7 +108,7 @@ fn gradients_are_divided_by_the_loss_scale() {
     let Some(gpu) = harness::test_gpu() else { return };
     let scale = LossScale { initial: 8.0, growth_interval: 2, max: 16.0, min: 4.0, ..LossScale::default() };
     let options = Options { loss_scale: Some(scale), ..Options::default() };
-    let mut run = Run::new(&gpu, single(Sgd::default(), 1), options, &[0.0]);
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 1), options, &[0.0]);
     let mut scales = Vec::new();
     for grad in [32.0, 32.0, 64.0, f32::NAN, f32::INFINITY, f32::INFINITY, 16.0] {
         // Every good gradient is 2 · 2 times its scale.

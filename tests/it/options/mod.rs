@@ -9,71 +9,15 @@ mod norms;
 mod skip;
 
 use crate::common::{Random, assert_same_bits, cases_of, lr, single};
-use harness::{Gpu, snapshot};
+use harness::{Gpu, GpuRun, Places};
 use wgpu_optim::accumulate::Accumulator;
-use wgpu_optim::check::Snapshot;
 use wgpu_optim::{
-    Adagrad, AdamW, Adan, AnyRule, BindError, Bound, ChangeError, Clip, DeviceError, DynRule, Ema, Format,
-    Group, Lamb, Lars, Layout, LossScale, Master, NAdam, Optimizer, Options, OptionsError, Report, Rounding,
-    Sgd, Step, StepError, Tensor, Tensors, View, cpu,
+    Adagrad, AdamW, Adan, AnyRule, BindError, ChangeError, Clip, DeviceError, DynRule, Ema, Group, Lamb,
+    Lars, Layout, LossScale, NAdam, Optimizer, Options, OptionsError, Report, Sgd, Step, StepError, Tensors,
+    View, cpu,
 };
 
-/// A run whose gradients are written anew for every step.
-struct Run<'a> {
-    gpu: &'a Gpu,
-    optimizer: Optimizer,
-    params: wgpu::Buffer,
-    grads: wgpu::Buffer,
-    bound: Bound,
-}
-
-impl<'a> Run<'a> {
-    fn new(gpu: &'a Gpu, layout: Layout, options: Options, params: &[f32]) -> Self {
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
-        let (params, grads) = (gpu.upload(params), gpu.buffer((params.len() as u64).next_multiple_of(4) * 4));
-        let bound = optimizer.bind(&Tensors::flat(&params, &grads)).unwrap();
-        Self { gpu, optimizer, params, grads, bound }
-    }
-
-    /// Submits a step without waiting for it.
-    fn submit(&mut self, grads: &[f32], step: impl Into<Step>) {
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step).unwrap();
-        self.gpu.write(&self.grads, 0, grads);
-        self.gpu.queue.submit([encoder.finish()]);
-    }
-
-    fn step(&mut self, grads: &[f32], step: impl Into<Step>) -> Option<Report> {
-        self.submit(grads, step);
-        self.gpu.wait();
-        self.optimizer.take_report()
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        snapshot(self.gpu, &self.optimizer, &self.params, 0)
-    }
-
-    fn ema(&self, tensor: &str) -> Vec<f32> {
-        let ranges = self.optimizer.state("ema", tensor).unwrap();
-        ranges.iter().flat_map(|r| self.gpu.read(r.buffer, r.offset, r.len as usize)).collect()
-    }
-}
-
-const SKIP: Options = Options {
-    norms: false,
-    clip: None,
-    skip_nonfinite: true,
-    loss_scale: None,
-    zero_gradients: false,
-    ema: None,
-    report: false,
-    params: Format::F32,
-    grads: Format::F32,
-    states: Format::F32,
-    f32_states_below: 0,
-    master: Master::F32,
-    rounding: Rounding::Nearest,
-};
+const SKIP: Options = Options { skip_nonfinite: true, ..Options::DEFAULT };
 
 /// Two groups by turns, tensors of odd sizes, and a gap.
 fn odd(rule: impl Into<DynRule>) -> Layout {
@@ -108,41 +52,14 @@ fn gather(layout: &Layout, flat: &[f32], of: impl Fn(usize) -> bool) -> Vec<f32>
     tensors.flat_map(|t| flat[t.range()].iter().copied()).collect()
 }
 
-/// Each tensor in a place of its own, in pools of poison.
-struct Pooled {
-    params: wgpu::Buffer,
-    grads: wgpu::Buffer,
-    bound: Bound,
-}
-
-impl Pooled {
-    /// Parameter and gradient of a tensor lie at elements of different alignment.
-    fn new(gpu: &Gpu, optimizer: &mut Optimizer, params: &[f32]) -> Self {
-        let layout = optimizer.layout().clone();
-        let len = layout.len() + 8;
-        let pool = || gpu.upload(&vec![f32::NAN; len as usize]);
-        let (p, g) = (pool(), pool());
-        let views = layout.tensors().iter().map(|t| {
-            gpu.write(&p, (t.offset + 1) * 4, &params[t.range()]);
-            (t.name.as_str(), View::new(&p, (t.offset + 1) * 4), View::new(&g, (t.offset + 2) * 4))
-        });
-        let bound = optimizer.bind(&Tensors::each(views)).unwrap();
-        Self { params: p, grads: g, bound }
-    }
-
-    fn step(&self, gpu: &Gpu, optimizer: &mut Optimizer, grads: &[f32], lr: f64) -> Report {
-        for t in optimizer.layout().tensors() {
-            gpu.write(&self.grads, (t.offset + 2) * 4, &grads[t.range()]);
-        }
-        let mut encoder = gpu.encoder();
-        optimizer.step(&gpu.queue, &mut encoder, &self.bound, lr).unwrap();
-        gpu.run(encoder);
-        optimizer.take_report().unwrap()
-    }
-
-    fn params(&self, gpu: &Gpu, layout: &Layout) -> Vec<f32> {
-        gpu.read(&self.params, 4, layout.len() as usize)
-    }
+/// Each tensor in a place of its own, in pools of poison: its parameter and gradient at elements of different
+/// alignment.
+fn pooled<'a>(gpu: &'a Gpu, layout: &Layout, options: Options, start: &[f32]) -> GpuRun<'a> {
+    let pool = || gpu.upload(&vec![f32::NAN; layout.len() as usize + 8]);
+    let places = layout.tensors().iter().map(|t| [t.offset + 1, t.offset + 2]).collect();
+    let run = GpuRun::over(gpu, layout.clone(), options, [pool(), pool()], Places::Pooled(places));
+    run.write_params(start);
+    run
 }
 
 /// A device of small bindings and one like any other.
@@ -165,7 +82,7 @@ fn everything_at_once_with_the_least_limits() {
     let options =
         Options { norms: true, clip: Some(Clip::GroupNorm(1.0)), zero_gradients: true, ema, ..SKIP };
     let len = layout.len() as usize;
-    let mut run = Run::new(&gpu, layout, options, &vec![1.0; len]);
+    let mut run = GpuRun::new(&gpu, layout, options, &vec![1.0; len]);
     assert!(run.step(&vec![1.0; len], 0.1).unwrap().update_norm > Some(0.0));
     // A table in storage takes one more.
     let tensors =
@@ -203,13 +120,13 @@ fn dispatches_are_few() {
         [(Options::default(), 1), (cheap, 1), (SKIP, 3), (all, 3), (grouped, 4), (everything, 5)]
     {
         let zeros = vec![0.0; layout.len() as usize];
-        let run = Run::new(&gpu, layout.clone(), options, &zeros);
+        let run = GpuRun::new(&gpu, layout.clone(), options, &zeros);
         assert_eq!(run.bound.dispatches(), dispatches, "{options:?}");
         // A layer-wise rule has a first phase, and one kernel between the phases.
         let group = layout.tensors().iter().fold(Group::new("all", Lamb::default()), |group, t| {
             group.tensor_at(&t.name, &t.shape, t.offset)
         });
-        let run = Run::new(&gpu, Layout::new([group]).unwrap(), options, &zeros);
+        let run = GpuRun::new(&gpu, Layout::new([group]).unwrap(), options, &zeros);
         assert_eq!(run.bound.dispatches(), dispatches + 2, "{options:?}");
     }
 }
@@ -240,13 +157,13 @@ fn bad_options_and_gradient_scales() {
         refused(Options { ema: Some(Ema { decay: bad, debias: false }), ..SKIP }, "ema.decay");
     }
     // A gradient scale needs no option.
-    let mut run = Run::new(&gpu, single(Sgd::default(), 4), Options::default(), &[0.0; 4]);
+    let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), Options::default(), &[0.0; 4]);
     run.step(&[2.0; 4], Step::from(0.5).with_grad_scale(4.0));
     assert_eq!(run.snapshot().params, [-0.25; 4]);
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40, 1e40] {
         let mut encoder = gpu.encoder();
         let step = Step::from(0.1).with_grad_scale(bad);
-        let error = run.optimizer.step(&gpu.queue, &mut encoder, &run.bound, step).unwrap_err();
+        let error = run.record(&mut encoder, step).unwrap_err();
         assert!(matches!(error, StepError::GradScale { .. }), "{error}");
         assert_eq!(run.optimizer.steps(), 1);
     }

@@ -16,7 +16,7 @@ fn workgroups_past_the_table_add_nothing() {
     }
     for norms in [false, true] {
         let options = Options { report: true, norms, ..Options::default() };
-        let mut run = Run::new(&gpu, layout.clone(), options, &vec![0.0; grads.len()]);
+        let mut run = GpuRun::new(&gpu, layout.clone(), options, &vec![0.0; grads.len()]);
         let report = run.step(&grads, 1.0).unwrap();
         let want = norm(&gather(&layout, &grads, |_| true));
         approx::assert_relative_eq!(f64::from(report.grad_norm), want, max_relative = 1e-6);
@@ -52,9 +52,8 @@ fn norms_of_parameters_and_updates() {
             // parameter, half an ulp.
             close(report.update_norm, norm(&moved), f64::from(f32::EPSILON) / 2.0 * size);
         };
-        let mut flat = Run::new(gpu, layout.clone(), options, &params);
-        let mut optimizer = Optimizer::with_options(&gpu.device, layout.clone(), options).unwrap();
-        let pooled = Pooled::new(gpu, &mut optimizer, &params);
+        let mut flat = GpuRun::new(gpu, layout.clone(), options, &params);
+        let mut pooled = pooled(gpu, &layout, options, &params);
         for t in 0..3 {
             let mut grads = random.values(len);
             let between = layout.tensors()[1].end() as usize;
@@ -67,9 +66,9 @@ fn norms_of_parameters_and_updates() {
             let report = flat.step(&grads, lr(t)).unwrap();
             judge(&report, &before, &flat.snapshot().params, "flat");
             assert_eq!(report.update_norm == Some(0.0), t == 1, "{}", rule.name());
-            let before = pooled.params(gpu, &layout);
-            let report = pooled.step(gpu, &mut optimizer, &grads, lr(t));
-            judge(&report, &before, &pooled.params(gpu, &layout), "pooled");
+            let before = pooled.params();
+            let report = pooled.step(&grads, lr(t)).unwrap();
+            judge(&report, &before, &pooled.params(), "pooled");
         }
     }
     let [Some(roomy), Some(cramped)] = roomy_and_cramped() else { return };
@@ -81,7 +80,7 @@ fn norms_of_parameters_and_updates() {
     for bad in [f32::INFINITY, f32::NAN] {
         let options = Options { norms: true, ..Options::default() };
         let seen = |p: f32, g: f32| {
-            let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[1.0, 1.0, p, 1.0]);
+            let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), options, &[1.0, 1.0, p, 1.0]);
             run.step(&[1.0, g, 1.0, 1.0], 1.0).unwrap()
         };
         let same = |got: Option<f32>| got.is_some_and(|got| got == bad || got.is_nan() && bad.is_nan());
@@ -91,8 +90,12 @@ fn norms_of_parameters_and_updates() {
         assert!(same(report.update_norm) && report.param_norm == Some(2.0), "{report:?}");
     }
     // Without the option there are none.
-    let mut run =
-        Run::new(&gpu, single(Sgd::default(), 4), Options { report: true, ..Options::default() }, &[1.0; 4]);
+    let mut run = GpuRun::new(
+        &gpu,
+        single(Sgd::default(), 4),
+        Options { report: true, ..Options::default() },
+        &[1.0; 4],
+    );
     let report = run.step(&[1.0; 4], 1.0).unwrap();
     assert_eq!((report.param_norm, report.update_norm), (None, None));
 }
@@ -110,7 +113,7 @@ fn norms_of_hundreds_of_workgroups_in_rows() {
             values[len - 4..].fill(value);
             values
         };
-        let mut run = Run::new(gpu, single(rule, len as u64), options, &with_an_end(3.0));
+        let mut run = GpuRun::new(gpu, single(rule, len as u64), options, &with_an_end(3.0));
         let report = run.step(&with_an_end(1e3), 1.0).unwrap();
         let norms = (report.grad_norm, report.param_norm, report.update_norm);
         assert_eq!(norms, (2e3, Some(6.0), Some(2.0 * (3.0 - want))), "{name} {options:?}");
@@ -141,7 +144,7 @@ fn the_norm_is_accurate_and_the_same_every_time() {
             })
             .collect();
         let options = Options { report: true, ..Options::default() };
-        let mut run = Run::new(&gpu, single(Sgd::default(), len), options, &vec![0.0; len as usize]);
+        let mut run = GpuRun::new(&gpu, single(Sgd::default(), len), options, &vec![0.0; len as usize]);
         let reports = [(); 3].map(|()| run.step(&grads, 0.0).unwrap());
         let (got, exact) = (f64::from(reports[0].grad_norm), norm(&grads));
         let off = (got - exact).abs() / exact;
@@ -159,7 +162,7 @@ fn norms_beyond_the_range_of_squares() {
         let initial = f64::from(exponent).exp2();
         let scale = Some(LossScale { initial, max: 126f64.exp2(), ..LossScale::default() });
         let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: scale, ..Options::default() };
-        let mut run = Run::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
+        let mut run = GpuRun::new(&gpu, single(Sgd::default(), 4), options, &[0.0; 4]);
         let report = run.step(&[initial as f32; 4], 1.0).unwrap();
         assert_eq!((report.grad_norm, report.finite), (2.0, true), "scale 2^{exponent}");
         approx::assert_relative_eq!(run.snapshot().params[3], -0.5, max_relative = 1e-5);
@@ -171,7 +174,7 @@ fn norms_beyond_the_range_of_squares() {
         // On both sides of the bounds between the three sums.
         ([2f32.powi(40), 2f32.powi(40) * 0.999, 0.0, 0.0], 1.554_168_4e12),
     ] {
-        let mut run = Run::new(
+        let mut run = GpuRun::new(
             &gpu,
             single(Sgd::default(), 4),
             Options { report: true, ..Options::default() },

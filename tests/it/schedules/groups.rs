@@ -6,17 +6,19 @@ use super::*;
 fn run(gpu: Option<&Gpu>, layout: Layout, step: impl Fn(u64) -> Step) -> Snapshot {
     let (start, grads) =
         ([1.0f32, -2.0, 3.0, 0.25, 1e3].repeat(2), [0.5f32, 0.25, -1.0, 2.0, -8.0].repeat(2));
-    let mut params = start[..layout.len() as usize].to_vec();
+    let start = &start[..layout.len() as usize];
     if let Some(gpu) = gpu {
-        let mut run = Run::new(gpu, layout, &params);
-        (0..6).for_each(|t| run.step(&grads, step(t)));
+        let mut run = GpuRun::new(gpu, layout, Options::DEFAULT, start);
+        for t in 0..6 {
+            run.step(&grads, step(t));
+        }
         return run.snapshot();
     }
-    let mut optimizer = cpu::Optimizer::new(layout).unwrap();
-    (0..6).for_each(|t| {
-        optimizer.step(cpu::Tensors::flat(&mut params, &grads), step(t)).unwrap();
-    });
-    harness::cpu_snapshot(&optimizer, cpu::State::F32(&params))
+    let mut run = CpuRun::new(layout, Options::DEFAULT, start);
+    for t in 0..6 {
+        run.step(&grads, step(t));
+    }
+    run.snapshot()
 }
 
 /// Compares two groups with factors of their own, in steps of `outer`, with groups without factors in steps

@@ -6,14 +6,16 @@ mod properties;
 mod recipes;
 mod refused;
 
-use crate::common::{Run, assert_same_bits, single};
-use harness::Gpu;
+use crate::common::{assert_same_bits, single};
+use cpu_harness::CpuRun;
+use harness::{Gpu, GpuRun};
 use proptest::prelude::*;
 use serde_json::Value;
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::schedule::{Anneal, Mode, OneCycle, ReduceOnPlateau, ThresholdMode};
 use wgpu_optim::{
-    Adam, AdamW, AnyRule, Group, Layout, Schedule, ScheduleError, Sgd, Step, StepError, cpu, schedule,
+    Adam, AdamW, AnyRule, Group, Layout, Options, Schedule, ScheduleError, Sgd, Step, StepError, cpu,
+    schedule,
 };
 
 fn lr(schedule: &Schedule, t: u64) -> f64 {
