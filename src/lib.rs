@@ -79,6 +79,16 @@ pub mod float;
 mod formats;
 #[cfg(feature = "gpu")]
 mod gpu;
+#[cfg(feature = "gpu")]
+pub mod kernel {
+    //! The kernels of a step as data: their text, file by file, and everything that an engine in another
+    //! language needs to run them.
+
+    pub use crate::gpu::{
+        Binding, Buffer, Composed, Description, Dispatch, GroupScalars, Part, ScalarsLayout, Stage,
+        TableWords, Target,
+    };
+}
 mod layout;
 #[cfg(feature = "gpu")]
 pub mod offload;

@@ -83,7 +83,7 @@ pub fn bench(
     let Request { elements, tensors, storage } = request;
     let preset = presets::bench(rule);
     let rule = DynRule::from(preset.rule);
-    let layout = layout(&rule, request)?;
+    let layout = layout(&rule, elements, tensors)?;
     let bytes_per_step = layout.bytes_moved(&storage);
     let mut bench = Bench { rule: &rule, request, tick };
     let samples = match device {
@@ -143,11 +143,11 @@ impl Bench<'_> {
             let copy = harness::Copy::new(gpu, &source, &target, padded);
             (params, grads, copy)
         })?;
-        let request = Request { tensors: 1, ..self.request };
         let views = Tensors::flat(&params, &grads);
         let (mut record, mut unread) = (Vec::new(), Vec::new());
         let mut step = stepper(gpu, layout, storage, &views, &mut record)?;
-        let mut one_tensor = stepper(gpu, self::layout(self.rule, request)?, storage, &views, &mut unread)?;
+        let mut one_tensor =
+            stepper(gpu, self::layout(self.rule, self.request.elements, 1)?, storage, &views, &mut unread)?;
         let mut copy = |repeats: u32| {
             let mut encoder = gpu.encoder();
             (0..repeats).for_each(|_| copy.record(&mut encoder));
@@ -247,8 +247,11 @@ fn stepper<'a>(
 }
 
 /// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
-fn layout(rule: &DynRule, request: Request) -> Result<Layout, LayoutError> {
-    let Request { elements, tensors, .. } = request;
+/// A layout of so many parameters in so many tensors, which take turns in two groups if there are several.
+///
+/// # Errors
+/// A [`LayoutError`] if the rule's hyperparameters are out of range.
+pub fn layout(rule: &DynRule, elements: u64, tensors: u64) -> Result<Layout, LayoutError> {
     let empty = |name| Group::new(name, rule.clone());
     let (mut even, mut odd) = (empty("even"), empty("odd").lr_factor(0.5));
     let mut offset = 0;

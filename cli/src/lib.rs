@@ -9,6 +9,7 @@ pub mod device;
 pub mod devices;
 mod engine;
 pub mod inspect;
+pub mod kernel;
 pub mod presets;
 pub mod race;
 pub mod replay;

@@ -6,6 +6,7 @@ pub mod accumulate;
 mod bind;
 mod buffers;
 mod control;
+mod describe;
 pub(crate) mod device;
 mod kernel;
 mod limits;
@@ -26,6 +27,8 @@ pub(crate) use buffers::ByteRange;
 pub use buffers::{Tensors, View};
 #[cfg(feature = "checkpoint")]
 pub(crate) use control::State as ControlState;
+pub use describe::{Binding, Buffer, Description, Dispatch, GroupScalars, ScalarsLayout, TableWords};
+pub use kernel::{Composed, Part, Stage, Target};
 pub use optimizer::Optimizer;
 pub use record::Bound;
 #[cfg(feature = "checkpoint")]

@@ -10,48 +10,47 @@ use crate::error::DeviceError;
 use crate::formats::Format;
 use crate::options::Options;
 use crate::rules::RuleSpec;
+use std::sync::Arc;
 
 /// A compiled kernel, with the layout of its bind group 0.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) composed: Arc<Composed>,
 }
 
 /// What a kernel is made of.
 struct Text {
     what: String,
     label: String,
-    wgsl: String,
-    entry_point: &'static str,
+    composed: Composed,
     /// Whether every line of it is this crate's.
     ours: bool,
 }
 
 impl Text {
-    fn of_rule(spec: &RuleSpec, composed: &Composed) -> Self {
-        let entry_point = composed.entry_point;
+    fn of_rule(spec: &RuleSpec, composed: Composed) -> Self {
         Self {
             what: format!(
                 "the kernel of rule {} (whose own text is lines 1 to {})",
                 spec.name,
                 spec.wgsl.lines().count()
             ),
-            label: format!("wgpu-optim {} {entry_point}", spec.name),
-            wgsl: composed.wgsl(),
-            entry_point,
+            label: format!("wgpu-optim {} {}", spec.name, composed.entry_point),
+            composed,
             ours: spec.trusted,
         }
     }
 
-    fn of_ours(composed: &Composed) -> Self {
-        let (wgsl, entry_point) = (composed.wgsl(), composed.entry_point);
+    fn of_ours(composed: Composed) -> Self {
+        let entry_point = composed.entry_point;
         let (what, label) = (format!("the kernel {entry_point}"), format!("wgpu-optim {entry_point}"));
-        Self { what, label, wgsl, entry_point, ours: true }
+        Self { what, label, composed, ours: true }
     }
 
     fn module(&self, device: &wgpu::Device) -> wgpu::ShaderModule {
-        let source = wgpu::ShaderSource::Wgsl(self.wgsl.as_str().into());
+        let source = wgpu::ShaderSource::Wgsl(self.composed.wgsl().into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&self.label), source };
         if !self.ours {
             // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
@@ -88,13 +87,14 @@ impl Kernel {
                 label,
                 layout: Some(&pipeline_layout),
                 module: &text.module(device),
-                entry_point: Some(text.entry_point),
+                entry_point: Some(text.composed.entry_point),
                 compilation_options: wgpu::PipelineCompilationOptions::default(),
                 cache: None,
             });
-            Self { pipeline, layout }
+            (pipeline, layout)
         };
-        checked(device, || text.what.clone(), make)
+        let (pipeline, layout) = checked(device, || text.what.clone(), make)?;
+        Ok(Self { pipeline, layout, composed: Arc::new(text.composed) })
     }
 
     /// The update under `key`, with its scalars in a bind group of layout `rows`.
@@ -104,7 +104,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        Self::new(device, Text::of_rule(spec, &kernel::update(spec, key)), &entries(key), Some(rows))
+        Self::new(device, Text::of_rule(spec, kernel::update(spec, key)), &entries(key), Some(rows))
     }
 
     /// The first phase of a layer-wise rule.
@@ -114,7 +114,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        let text = Text::of_rule(spec, &kernel::layer_norms(spec, key));
+        let text = Text::of_rule(spec, kernel::layer_norms(spec, key));
         Self::new(device, text, &entries(key), Some(rows))
     }
 
@@ -125,7 +125,7 @@ impl Kernel {
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        let text = Text::of_rule(spec, &kernel::trust_ratios(spec, key));
+        let text = Text::of_rule(spec, kernel::trust_ratios(spec, key));
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
         Self::new(device, text, &entries, Some(rows))
     }
@@ -141,13 +141,13 @@ impl Kernel {
             entry(REDUCE_BINDING_G, READ),
             entry(REDUCE_BINDING_PARTIALS, WRITE),
         ];
-        Self::new(device, Text::of_ours(&kernel::reduce(table_layout, grads)), &entries, None)
+        Self::new(device, Text::of_ours(kernel::reduce(table_layout, grads)), &entries, None)
     }
 
     /// Partial sums added up.
     pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, DeviceError> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
-        Self::new(device, Text::of_ours(&kernel::fold(fold)), &entries, None)
+        Self::new(device, Text::of_ours(kernel::fold(fold)), &entries, None)
     }
 
     /// The decision between reduction and update, which reads requests in a bind group of layout `requests`.
@@ -158,7 +158,7 @@ impl Kernel {
         set: &CandidateLayout,
         groups: usize,
     ) -> Result<Self, DeviceError> {
-        let text = Text::of_ours(&kernel::control(options, set, groups));
+        let text = Text::of_ours(kernel::control(options, set, groups));
         let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
         Self::new(device, text, &entries, Some(requests))
     }
@@ -168,7 +168,7 @@ impl Kernel {
 /// which only some layouts need, and in both phases.
 pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), DeviceError> {
     let check = |composed: Composed| {
-        let text = Text::of_rule(spec, &composed);
+        let text = Text::of_rule(spec, composed);
         checked(device, || text.what.clone(), || text.module(device)).map(drop)
     };
     for aligned in [true, false] {

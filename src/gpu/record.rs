@@ -1,7 +1,9 @@
 //! Dispatches that are ready to be recorded.
 
 use super::buffers::Part;
+use super::kernel::Stage;
 use super::optimizer::Optimizer;
+use super::pipeline::Kernel;
 use super::ring::Lease;
 use std::slice;
 use std::sync::{Arc, Mutex};
@@ -34,6 +36,8 @@ pub(super) struct Recorded {
     pub(super) norms: Option<BoundDispatch>,
     pub(super) slow: usize,
     pub(super) device_bytes: u64,
+    /// The contents of the binding's own buffers, for a description.
+    pub(super) contents: Vec<(wgpu::Buffer, Vec<u8>)>,
 }
 
 /// The gradient scan, and the control kernel behind it.
@@ -59,9 +63,33 @@ pub(super) struct OfRule {
 
 #[derive(Debug)]
 pub(super) struct BoundDispatch {
-    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) kernel: Kernel,
+    /// Bind group 0.
     pub(super) group: wgpu::BindGroup,
+    pub(super) entries: Vec<Entry>,
     pub(super) workgroups: [u32; 2],
+}
+
+/// A binding of bind group 0.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) binding: u32,
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) offset: u64,
+    pub(super) size: u64,
+}
+
+/// Bind group 1 of a dispatch: the step's scalars, or a request with them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Scalars {
+    /// There is none.
+    None,
+    /// As the host sends them.
+    Sent,
+    /// As the control kernel writes them.
+    Live,
+    /// Those of the tensors of a layer-wise rule.
+    Tensors,
 }
 
 impl Bound {
@@ -110,25 +138,41 @@ impl Recorded {
         self.scan.as_ref().map(|scan| scan.partials)
     }
 
+    /// The dispatches in the order in which they are recorded, with the place of their rule in the layout.
+    pub(super) fn in_order<'a>(
+        &'a self,
+        optimizer: &'a Optimizer,
+        mut visit: impl FnMut(Stage, usize, &'a [BoundDispatch], Scalars),
+    ) {
+        let mut rows = Scalars::Sent;
+        if let Some(scan) = &self.scan {
+            visit(Stage::Reduce, 0, &scan.reductions, Scalars::None);
+            visit(Stage::FoldGroups, 0, scan.by_group.as_slice(), Scalars::None);
+            visit(Stage::Control, 0, slice::from_ref(&scan.control), Scalars::Sent);
+            rows = Scalars::Live;
+        }
+        for (nth, rule) in self.rules.iter().enumerate() {
+            visit(Stage::LayerNorms, nth, &rule.layer_norms, rows);
+            visit(Stage::TrustRatio, nth, rule.ratio.as_slice(), rows);
+        }
+        for (nth, (rule, layers)) in self.rules.iter().zip(&optimizer.layers).enumerate() {
+            let rows = if layers.is_some() { Scalars::Tensors } else { rows };
+            visit(Stage::Update, nth, &rule.updates, rows);
+        }
+        visit(Stage::FoldNorms, 0, self.norms.as_slice(), Scalars::None);
+    }
+
     /// Records all dispatches, with the scalars that `lease` holds.
     pub(super) fn record(&self, optimizer: &Optimizer, pass: &mut wgpu::ComputePass<'_>, lease: &Lease) {
-        let sent = optimizer.ring.group(lease);
-        let mut rows = sent;
-        if let (Some(control), Some(scan)) = (&optimizer.control, &self.scan) {
-            dispatch(pass, &scan.reductions, None);
-            dispatch(pass, scan.by_group.as_slice(), None);
-            dispatch(pass, slice::from_ref(&scan.control), Some(sent));
-            rows = (&control.live_group, 0);
-        }
-        for rule in &self.rules {
-            dispatch(pass, &rule.layer_norms, Some(rows));
-            dispatch(pass, rule.ratio.as_slice(), Some(rows));
-        }
-        for (rule, layers) in self.rules.iter().zip(&optimizer.layers) {
-            let rows = layers.as_ref().map_or(rows, |layers| (&layers.group, 0));
-            dispatch(pass, &rule.updates, Some(rows));
-        }
-        dispatch(pass, self.norms.as_slice(), None);
+        self.in_order(optimizer, |_, rule, dispatches, scalars| {
+            let scalars = match scalars {
+                Scalars::None => None,
+                Scalars::Sent => Some(optimizer.ring.group(lease)),
+                Scalars::Live => optimizer.control.as_ref().map(|control| (&control.live_group, 0)),
+                Scalars::Tensors => optimizer.layers[rule].as_ref().map(|layers| (&layers.group, 0)),
+            };
+            dispatch(pass, dispatches, scalars);
+        });
     }
 }
 
@@ -140,12 +184,13 @@ fn dispatch(
 ) {
     let mut current: Option<&wgpu::ComputePipeline> = None;
     for dispatch in dispatches {
-        if current != Some(&dispatch.pipeline) {
-            pass.set_pipeline(&dispatch.pipeline);
+        let pipeline = &dispatch.kernel.pipeline;
+        if current != Some(pipeline) {
+            pass.set_pipeline(pipeline);
             if let Some((rows, offset)) = scalars {
                 pass.set_bind_group(1, rows, &[offset]);
             }
-            current = Some(&dispatch.pipeline);
+            current = Some(pipeline);
         }
         pass.set_bind_group(0, &dispatch.group, &[]);
         let [x, y] = dispatch.workgroups;

@@ -10,7 +10,7 @@ use crate::random::step_key;
 use crate::step::Step;
 use std::sync::Arc;
 
-const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
+pub(super) const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
 
 impl Optimizer {
     /// Records one step: a single compute pass with as many [dispatches](Bound::dispatches) as the binding
@@ -18,7 +18,7 @@ impl Optimizer {
     ///
     /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own
     /// once as many steps as are ever in flight at a time have been recorded (wgpu allocates while it
-    /// segments). `steps()` counts it.
+    /// records). `steps()` counts it.
     ///
     /// # Errors
     /// A [`StepError`] if an argument is out of range, if reports are due, or if the device has no memory for
@@ -91,6 +91,25 @@ impl Optimizer {
         tensors: &Bound,
         step: Step,
     ) -> Result<(Arc<Recorded>, Lease), StepError> {
+        let recorded = self.write_scalars(tensors, step)?;
+        if size_of_val(self.scratch.as_slice()) as u64 > self.ring.row_bytes() {
+            let set = self.set.vectors(self.layout.groups().len());
+            let bytes = request_bytes(set, (2 * self.pending.count()).min(self.max_sets));
+            self.ring = self.ring.with_row_bytes(bytes)?;
+        }
+        let lease = self.ring.write(queue, bytemuck::cast_slice(&self.scratch))?;
+        self.count_step();
+        Ok((recorded, lease))
+    }
+
+    /// Counts a step whose scalars are on their way.
+    pub(super) fn count_step(&mut self) {
+        self.pending.commit(self.options.skips());
+        self.steps += 1;
+    }
+
+    /// Writes what the next step uploads to `scratch`.
+    pub(super) fn write_scalars(&mut self, tensors: &Bound, step: Step) -> Result<Arc<Recorded>, StepError> {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
             return Err(StepError::ForeignBinding);
         }
@@ -122,14 +141,7 @@ impl Optimizer {
             };
             self.scratch[..REQUEST_WORDS].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&request)));
         }
-        if size_of_val(self.scratch.as_slice()) as u64 > self.ring.row_bytes() {
-            let bytes = request_bytes(set / 4, (2 * sets).min(self.max_sets));
-            self.ring = self.ring.with_row_bytes(bytes)?;
-        }
-        let lease = self.ring.write(queue, bytemuck::cast_slice(&self.scratch))?;
-        self.pending.commit(self.options.skips());
-        self.steps += 1;
-        Ok((recorded, lease))
+        Ok(recorded)
     }
 
     /// Writes the sets of scalars of the next step to `scratch`, one for every count of skipped steps that is

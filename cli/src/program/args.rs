@@ -4,7 +4,8 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{Args, Parser, Subcommand, value_parser};
 use optim::device::Choice;
 use std::path::PathBuf;
-use wgpu_optim::{AnyRule, Format, Master, Options, Rounding};
+use wgpu_optim::kernel::{Stage, Target};
+use wgpu_optim::{AnyRule, Clip, Ema, Format, LossScale, Master, Options, Rounding};
 
 /// As many as one sensible machine holds; more would only end in an allocation that is killed.
 const MAX_ELEMENTS: u64 = 1 << 30;
@@ -59,6 +60,9 @@ pub(crate) enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Show the kernels of a step: their text, each part under the name of its file. With --json everything that
+    /// an engine in another language needs to run the step
+    Kernel(Kernel),
     /// Run Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
     Race(Race),
     /// Show learning-rate schedules: an example of every kind, or the values of one
@@ -80,7 +84,7 @@ pub(crate) struct Storage {
     /// Master copy that is kept of parameters of 2 bytes
     #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = masters())]
     pub(crate) master: String,
-    /// Round numbers of fewer than 4 bytes at random
+    /// Round numbers of fewer than 4 bytes stochastically
     #[arg(long)]
     pub(crate) stochastic: bool,
 }
@@ -136,6 +140,101 @@ pub(crate) struct Verify {
     pub(crate) seed: Option<u64>,
     #[command(flatten)]
     pub(crate) storage: Storage,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kernel {
+    /// A built-in rule, or a rule with hyperparameters, such as '{"adamw": {"weight_decay": 0.1}}'
+    #[arg(long, value_name = "R", default_value = "adamw", value_parser = rule)]
+    pub(crate) rule: AnyRule,
+    /// Show one stage of the step [default: the update; with --json all]
+    #[arg(long, value_name = "STAGE", value_parser = stages())]
+    pub(crate) stage: Option<Stage>,
+    /// The kind of device that the kernels are for
+    #[arg(long, value_name = "TARGET", default_value = "gpu", value_parser = targets())]
+    pub(crate) target: Target,
+    /// Parameters
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = up_to(1 << 24))]
+    pub(crate) elements: u64,
+    /// Tensors that they are split into, in two groups if there are several
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = up_to(10_000))]
+    pub(crate) tensors: u64,
+    /// Steps whose scalars are shown
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to(10_000))]
+    pub(crate) steps: u64,
+    /// Learning rate of these steps [default: the rule's]
+    #[arg(long, value_name = "LR")]
+    pub(crate) lr: Option<f64>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
+    #[command(flatten)]
+    pub(crate) around: Around,
+}
+
+/// The options around the update.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Around {
+    /// Clip the norm of all gradients at this bound
+    #[arg(long, value_name = "C", group = "clip")]
+    pub(crate) clip_norm: Option<f64>,
+    /// Clip the norm of each group's gradients at this bound
+    #[arg(long, value_name = "C", group = "clip")]
+    pub(crate) clip_group_norm: Option<f64>,
+    /// Clip each gradient at this bound
+    #[arg(long, value_name = "C", group = "clip")]
+    pub(crate) clip_value: Option<f64>,
+    /// Skip steps whose gradients are not finite
+    #[arg(long)]
+    pub(crate) skip: bool,
+    /// Scale the loss dynamically
+    #[arg(long)]
+    pub(crate) loss_scale: bool,
+    /// Set gradients to zero
+    #[arg(long)]
+    pub(crate) zero: bool,
+    /// Keep an average of the parameters with this decay
+    #[arg(long, value_name = "DECAY")]
+    pub(crate) ema: Option<f64>,
+    /// Take the norms of parameters and update
+    #[arg(long)]
+    pub(crate) norms: bool,
+}
+
+impl Kernel {
+    pub(crate) fn options(&self) -> anyhow::Result<Options> {
+        let Around { clip_norm, clip_group_norm, clip_value, skip, loss_scale, zero, ema, norms } =
+            self.around.clone();
+        let clip = clip_norm.map(Clip::GlobalNorm);
+        let clip = clip.or(clip_group_norm.map(Clip::GroupNorm)).or(clip_value.map(Clip::Value));
+        let options = Options {
+            clip,
+            skip_nonfinite: skip,
+            loss_scale: loss_scale.then(LossScale::default),
+            zero_gradients: zero,
+            ema: ema.map(|decay| Ema { decay, debias: true }),
+            norms,
+            ..self.storage.options()?
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+/// A rule by its name, or in its serde form.
+fn rule(text: &str) -> anyhow::Result<AnyRule> {
+    if text.starts_with('{') { Ok(serde_json::from_str(text)?) } else { Ok(AnyRule::by_name(text)?) }
+}
+
+fn stages() -> impl TypedValueParser<Value = Stage> {
+    let find =
+        |name: String| Stage::ALL.into_iter().find(|stage| stage.name() == name).unwrap_or(Stage::Update);
+    PossibleValuesParser::new(Stage::ALL.map(Stage::name)).map(find)
+}
+
+fn targets() -> impl TypedValueParser<Value = Target> {
+    let find =
+        |name: String| Target::ALL.into_iter().find(|target| target.name() == name).unwrap_or(Target::Gpu);
+    PossibleValuesParser::new(Target::ALL.map(Target::name)).map(find)
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use crate::gpu::kernel::{
 };
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::Kernel;
-use crate::gpu::record::{BoundDispatch, OfRule, Recorded, Scan};
+use crate::gpu::record::{BoundDispatch, Entry, OfRule, Recorded, Scan};
 
 impl Optimizer {
     pub(super) fn build(
@@ -20,6 +20,7 @@ impl Optimizer {
         mut steps: Vec<PlannedStep>,
         mut scans: Vec<Planned>,
         slow: usize,
+        describes: bool,
     ) -> Result<Recorded, DeviceError> {
         // Numbers of partial sums go into the tables' headers, so they come first.
         let mut of_scan = Targets::default();
@@ -47,7 +48,7 @@ impl Optimizer {
             .iter()
             .map(|step| (write(&step.update), step.layer_norms.as_ref().map(&mut write)))
             .collect();
-        let mut memory = Memory { device: &self.device, bytes: 0 };
+        let mut memory = Memory { device: &self.device, bytes: 0, contents: describes.then(Vec::new) };
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE;
         let tables = tables.finish();
         // Without a dispatch there is no table.
@@ -61,12 +62,12 @@ impl Optimizer {
         if let Some(control) = &self.control {
             let (mut bound, sums) = self.scan(&mut memory, control, &of_scan)?;
             for (planned, window) in scans.iter().zip(scan_windows) {
-                let entries = [
+                let entries = vec![
                     table(window),
                     range_entry(REDUCE_BINDING_G, &planned.g),
                     whole_entry(REDUCE_BINDING_PARTIALS, &sums),
                 ];
-                bound.reductions.push(self.bound(&planned.kernel, &entries, planned.workgroups())?);
+                bound.reductions.push(self.bound(&planned.kernel, entries, planned.workgroups())?);
             }
             scan = Some(bound);
         }
@@ -104,7 +105,7 @@ impl Optimizer {
                 let bound = (BINDING_STATE..).zip(states);
                 entries.extend(bound.map(|(binding, buffer)| whole_entry(binding, buffer)));
                 entries.extend(sums.map(|sums| whole_entry(BINDING_STATE + planned.states, sums)));
-                self.bound(&planned.kernel, &entries, planned.workgroups())
+                self.bound(&planned.kernel, entries, planned.workgroups())
             };
             let rule = &mut rules[step.rule];
             rule.updates.push(entries(&step.update, update_window, update_sums.as_ref())?);
@@ -112,7 +113,8 @@ impl Optimizer {
                 rule.layer_norms.push(entries(layer_norms, window, tensor_sums[step.rule].as_ref())?);
             }
         }
-        Ok(Recorded { revision: self.revision, scan, rules, norms, slow, device_bytes: memory.bytes })
+        let (device_bytes, contents) = (memory.bytes, memory.contents.unwrap_or_default());
+        Ok(Recorded { revision: self.revision, scan, rules, norms, slow, device_bytes, contents })
     }
 
     /// Room for the gradients' partial sums, and the kernels that take them together.
@@ -130,9 +132,8 @@ impl Optimizer {
             by_group = Some(self.fold(memory, kernel, targets, partials, &sums, &[&reaching])?);
         }
         let buffers = [&reaching, &control.live, &control.state];
-        let entries: Vec<_> =
-            (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
-        let control = self.bound(&control.kernel, &entries, [1, 1])?;
+        let entries = (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
+        let control = self.bound(&control.kernel, entries, [1, 1])?;
         Ok((Scan { reductions: Vec::new(), by_group, control, partials }, sums))
     }
 
@@ -150,22 +151,23 @@ impl Optimizer {
         let (label, usage) = ("targets of partial sums", wgpu::BufferUsages::STORAGE);
         let list = memory.filled(label, bytemuck::cast_slice(&list), usage)?;
         let buffers = [&list, sums].into_iter().chain(more.iter().copied());
-        let entries: Vec<_> =
-            (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
-        self.bound(kernel, &entries, [count, 1])
+        let entries = (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
+        self.bound(kernel, entries, [count, 1])
     }
 
     fn bound(
         &self,
         kernel: &Kernel,
-        entries: &[wgpu::BindGroupEntry<'_>],
+        entries: Vec<Entry>,
         workgroups: [u32; 2],
     ) -> Result<BoundDispatch, DeviceError> {
         let layout = &kernel.layout;
-        let descriptor = wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries };
+        let group: Vec<_> = entries.iter().map(Entry::of_wgpu).collect();
+        let descriptor =
+            wgpu::BindGroupDescriptor { label: Some("wgpu-optim tensors"), layout, entries: &group };
         let make = || self.device.create_bind_group(&descriptor);
         let group = checked(&self.device, || "a bind group".into(), make)?;
-        Ok(BoundDispatch { pipeline: kernel.pipeline.clone(), group, workgroups })
+        Ok(BoundDispatch { kernel: kernel.clone(), group, entries, workgroups })
     }
 }
 
@@ -175,21 +177,22 @@ impl Planned {
     }
 }
 
-fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
-    wgpu::BindGroupEntry {
-        binding,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer,
-            offset,
-            size: wgpu::BufferSize::new(size),
-        }),
+impl Entry {
+    fn of_wgpu(&self) -> wgpu::BindGroupEntry<'_> {
+        let size = wgpu::BufferSize::new(self.size);
+        let resource = wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size };
+        wgpu::BindGroupEntry { binding: self.binding, resource: wgpu::BindingResource::Buffer(resource) }
     }
 }
 
-fn whole_entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
+fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Entry {
+    Entry { binding, buffer: buffer.clone(), offset, size }
+}
+
+fn whole_entry(binding: u32, buffer: &wgpu::Buffer) -> Entry {
     entry(binding, buffer, 0, buffer.size())
 }
 
-fn range_entry(binding: u32, range: &ByteRange) -> wgpu::BindGroupEntry<'_> {
+fn range_entry(binding: u32, range: &ByteRange) -> Entry {
     entry(binding, &range.buffer, range.start, range.end - range.start)
 }

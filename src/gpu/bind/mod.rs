@@ -34,7 +34,7 @@ impl Optimizer {
             Form::Flat(p, g) => self.flat_parts(*p, *g, [&state, &scanned])?,
             Form::Each(each) => self.each_parts(each, [&state, &scanned])?,
         };
-        let recorded = Mutex::new(Arc::new(self.plan(&parts, &scanned)?));
+        let recorded = Mutex::new(Arc::new(self.plan(&parts, &scanned, false)?));
         Ok(Bound { owner: self.identity.clone(), parts, scanned, recorded })
     }
 
@@ -44,7 +44,7 @@ impl Optimizer {
         if recorded.revision == self.revision {
             return Ok(recorded);
         }
-        let recorded = Arc::new(self.plan(&bound.parts, &bound.scanned)?);
+        let recorded = Arc::new(self.plan(&bound.parts, &bound.scanned, false)?);
         *bound.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded.clone();
         Ok(recorded)
     }

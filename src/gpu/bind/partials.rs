@@ -52,6 +52,8 @@ impl Targets {
 pub(super) struct Memory<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) bytes: u64,
+    /// What is written to the buffers, if it is asked for.
+    pub(super) contents: Option<Vec<(wgpu::Buffer, Vec<u8>)>>,
 }
 
 impl Memory<'_> {
@@ -62,7 +64,11 @@ impl Memory<'_> {
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, DeviceError> {
         self.bytes += bytes.len() as u64;
-        create_filled(self.device, label, bytes, usage)
+        let buffer = create_filled(self.device, label, bytes, usage)?;
+        if let Some(contents) = &mut self.contents {
+            contents.push((buffer.clone(), bytes.to_vec()));
+        }
+        Ok(buffer)
     }
 
     /// Room for so many partial sums, and for one where there are none, as a binding has to have bytes.

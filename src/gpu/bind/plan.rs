@@ -40,8 +40,14 @@ struct Window<'a> {
 }
 
 impl Optimizer {
-    /// Plans and builds all dispatches for tensors of groups that are not frozen.
-    pub(super) fn plan(&mut self, parts: &[Part], scanned: &[Part]) -> Result<Recorded, BindError> {
+    /// Plans and builds all dispatches for tensors of groups that are not frozen. `describes`: with the
+    /// contents of the buffers that it makes.
+    pub(in crate::gpu) fn plan(
+        &mut self,
+        parts: &[Part],
+        scanned: &[Part],
+        describes: bool,
+    ) -> Result<Recorded, BindError> {
         let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group).collect();
         let frozen: Vec<_> = self.layout.groups().iter().map(|group| group.is_frozen()).collect();
         let thawed = |part: &Part| {
@@ -63,7 +69,7 @@ impl Optimizer {
                 scans.push(self.plan_scan(&part, access)?);
             }
         }
-        Ok(self.build(steps, scans, slow)?)
+        Ok(self.build(steps, scans, slow, describes)?)
     }
 
     fn plan_step(&mut self, part: &Part, access: Access) -> Result<PlannedStep, BindError> {

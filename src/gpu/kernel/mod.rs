@@ -4,6 +4,7 @@
 
 mod compose;
 mod declare;
+mod stage;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use crate::rules::RuleSpec;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
 pub use compose::{Composed, Part};
 pub(crate) use compose::{control, fold, layer_norms, reduce, trust_ratios, update};
+pub use stage::Stage;
 pub use target::Target;
 
 /// Bind group 0: binding of the table of segments. Then parameters, gradients, and from [`BINDING_STATE`] the

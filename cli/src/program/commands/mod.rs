@@ -3,6 +3,7 @@
 mod bench;
 mod devices;
 mod inspect;
+mod kernel;
 mod race;
 mod replay;
 mod schedules;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
         Command::Replay { files } => replay::run(&files, common),
         Command::Bench(arguments) => bench::run(arguments, common),
         Command::Inspect { file } => inspect::run(&file, common),
+        Command::Kernel(arguments) => kernel::run(&arguments, common),
         Command::Schedules(arguments) => schedules::run(&arguments, common),
         Command::Race(arguments) => race::run(arguments, common),
     }
