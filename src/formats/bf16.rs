@@ -1,5 +1,5 @@
 //! The format bf16, the upper half of an f32, and the split of an f32 into a bf16 and a remainder.
-//! `shaders/formats/bf16.wgsl` has the same functions.
+//! `shaders/parts/formats/bf16.wgsl` has the same functions.
 
 use super::MAGNITUDE;
 use super::half::{nearest, sign_16, stochastic};

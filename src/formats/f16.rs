@@ -1,4 +1,4 @@
-//! The format f16, IEEE 754 binary16. `shaders/formats/f16.wgsl` has the same functions.
+//! The format f16, IEEE 754 binary16. `shaders/parts/formats/f16.wgsl` has the same functions.
 
 use super::MAGNITUDE;
 use super::half::{nearest, sign_16, stochastic};

@@ -1,5 +1,5 @@
 //! The parts that the formats of 2 bytes share: the sign and the two ways of rounding.
-//! `shaders/formats/half.wgsl` has the same functions.
+//! `shaders/parts/formats/half.wgsl` has the same functions.
 
 /// Moves the sign of an f32 to the sign bit of a code of 16 bits.
 #[inline]

@@ -1,6 +1,6 @@
 //! Storage formats: how a number is encoded into stored bits and decoded from them.
 //!
-//! `shaders/formats` has the same functions in WGSL, which return the same bits.
+//! `shaders/parts/formats` has the same functions in WGSL, which return the same bits.
 
 pub(crate) mod bf16;
 mod f16;

@@ -35,9 +35,9 @@ pub struct TableWords {
     pub header: &'static [&'static str],
     /// The word at which the first segment begins.
     pub first_segment: u32,
-    /// The words of a segment in a kernel whose text has `segments/aligned.wgsl`.
+    /// The words of a segment in a kernel whose text has `parts/segments/aligned.wgsl`.
     pub aligned: &'static [&'static str],
-    /// The words of a segment in a kernel whose text has `segments/shared.wgsl`.
+    /// The words of a segment in a kernel whose text has `parts/segments/shared.wgsl`.
     pub shared: &'static [&'static str],
     /// Words that follow each segment where numbers are rounded stochastically: the tensor's key, and four
     /// times the segment's first vector in the tensor, plus the lane of the tensor's first element.

@@ -67,32 +67,32 @@ macro_rules! file {
 /// The update of a rule.
 pub(crate) fn update(spec: &RuleSpec, key: &KernelKey) -> Composed {
     let mut parts = if key.fused.norms {
-        vec![rule(spec), file!("kernels/step_norms.wgsl"), file!("lib/loop.wgsl")]
+        vec![rule(spec), file!("kernels/step_norms.wgsl"), file!("parts/lib/loop.wgsl")]
     } else {
         vec![rule(spec), file!("kernels/step.wgsl")]
     };
     parts.extend(with_rule(spec, key, Phase::Update));
     if key.fused.norms {
-        parts.extend([file!("lib/norms.wgsl"), file!("lib/partials.wgsl")]);
+        parts.extend([file!("parts/lib/norms.wgsl"), file!("parts/lib/partials.wgsl")]);
     }
     Composed { entry_point: "step", parts }
 }
 
 /// The first phase of a layer-wise rule, under a key [for it](KernelKey::for_layer_norms).
 pub(crate) fn layer_norms(spec: &RuleSpec, key: &KernelKey) -> Composed {
-    let mut parts = vec![rule(spec), file!("kernels/layer_norms.wgsl"), file!("lib/loop.wgsl")];
+    let mut parts = vec![rule(spec), file!("kernels/layer_norms.wgsl"), file!("parts/lib/loop.wgsl")];
     parts.extend(with_rule(spec, key, Phase::LayerNorms));
-    parts.extend([file!("lib/norms.wgsl"), file!("lib/partials.wgsl")]);
+    parts.extend([file!("parts/lib/norms.wgsl"), file!("parts/lib/partials.wgsl")]);
     Composed { entry_point: "layer_norms", parts }
 }
 
 /// The kernel between the phases of a layer-wise rule: from the norms of each tensor to its scalars.
 pub(crate) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> Composed {
-    let mut parts = vec![rule(spec), file!("kernels/fold.wgsl"), file!("fold/tensors.wgsl")];
+    let mut parts = vec![rule(spec), file!("kernels/fold.wgsl"), file!("parts/fold/tensors.wgsl")];
     // The rule's other functions call them.
     let values = ["p", "g"].iter().chain(spec.slots);
-    parts.extend(values.map(|value| file!("slots/dropped.wgsl").with(&[("SLOT", value)])));
-    parts.extend([file!("lib/arithmetic.wgsl"), file!("lib/norms.wgsl")]);
+    parts.extend(values.map(|value| file!("parts/slots/dropped.wgsl").with(&[("SLOT", value)])));
+    parts.extend([file!("parts/lib/arithmetic.wgsl"), file!("parts/lib/norms.wgsl")]);
     parts.push(Part::declarations(declare::trust_ratios(spec, key)));
     Composed { entry_point: "fold", parts }
 }
@@ -100,8 +100,8 @@ pub(crate) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> Composed {
 /// The gradient scan.
 pub(crate) fn reduce(table: &TableLayout, grads: Format) -> Composed {
     let storage = Storage { grads, ..Storage::default() };
-    let mut parts = vec![file!("kernels/reduce.wgsl").of_format(grads), file!("lib/loop.wgsl")];
-    parts.extend([file!("lib/norms.wgsl"), load("g", grads, table.access)]);
+    let mut parts = vec![file!("kernels/reduce.wgsl").of_format(grads), file!("parts/lib/loop.wgsl")];
+    parts.extend([file!("parts/lib/norms.wgsl"), load("g", grads, table.access)]);
     parts.extend(segments(table));
     parts.extend(formats(&storage));
     parts.push(Part::declarations(declare::reduce(table, grads)));
@@ -112,18 +112,21 @@ pub(crate) fn reduce(table: &TableLayout, grads: Format) -> Composed {
 pub(crate) fn fold(fold: Fold) -> Composed {
     let mut parts = vec![file!("kernels/fold.wgsl")];
     match fold {
-        Fold::Groups => parts.push(file!("fold/groups.wgsl")),
-        Fold::All => parts.extend([file!("fold/all.wgsl"), file!("lib/control_state.wgsl")]),
+        Fold::Groups => parts.push(file!("parts/fold/groups.wgsl")),
+        Fold::All => parts.extend([file!("parts/fold/all.wgsl"), file!("parts/lib/control_state.wgsl")]),
     }
-    parts.push(file!("lib/norms.wgsl"));
+    parts.push(file!("parts/lib/norms.wgsl"));
     parts.push(Part::declarations(declare::fold(fold)));
     Composed { entry_point: "fold", parts }
 }
 
 /// The control kernel of a layout with `groups` groups.
 pub(crate) fn control(options: &Options, set: &CandidateLayout, groups: usize) -> Composed {
-    let mut parts =
-        vec![file!("kernels/control.wgsl"), file!("lib/control_state.wgsl"), file!("lib/norms.wgsl")];
+    let mut parts = vec![
+        file!("kernels/control.wgsl"),
+        file!("parts/lib/control_state.wgsl"),
+        file!("parts/lib/norms.wgsl"),
+    ];
     parts.push(Part::declarations(declare::control(options, set, groups)));
     Composed { entry_point: "control", parts }
 }
@@ -145,63 +148,75 @@ fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> Vec<Part> {
     let Fused { grouped, zero, ema, norms, .. } = *fused;
     let norms = norms && phase == Phase::Update;
     let (access, in_blocks) = (table_layout.access, storage.states.block().is_some());
-    let mut parts = vec![file!("lib/update.wgsl")];
+    let mut parts = vec![file!("parts/lib/update.wgsl")];
     let params = match storage.master() {
-        None => file!("params/plain.wgsl"),
-        Some((_, Format::F32)) => file!("params/master.wgsl"),
-        Some(_) => file!("params/remainder.wgsl"),
+        None => file!("parts/params/plain.wgsl"),
+        Some((_, Format::F32)) => file!("parts/params/master.wgsl"),
+        Some(_) => file!("parts/params/remainder.wgsl"),
     };
     parts.push(params.of_format(storage.params));
-    parts.push(file!("grads/read.wgsl").of_format(storage.grads));
-    let grads = if zero { file!("grads/zeroed.wgsl") } else { file!("grads/kept.wgsl") };
+    parts.push(file!("parts/grads/read.wgsl").of_format(storage.grads));
+    let grads = if zero { file!("parts/grads/zeroed.wgsl") } else { file!("parts/grads/kept.wgsl") };
     parts.push(grads.of_format(storage.grads));
     let mut ordinal = 0;
     for ((nth, slot), kept) in (1..).zip(spec.slots).zip(kept) {
         let part = match (kept, in_blocks) {
-            (false, _) => file!("slots/dropped.wgsl"),
-            (true, false) => file!("slots/stored.wgsl"),
-            (true, true) => file!("slots/block.wgsl"),
+            (false, _) => file!("parts/slots/dropped.wgsl"),
+            (true, false) => file!("parts/slots/stored.wgsl"),
+            (true, true) => file!("parts/slots/block.wgsl"),
         };
         let own = [("SLOT", *slot), ("NTH", &format!("{nth}u")), ("ORDINAL", &format!("{ordinal}u"))];
         parts.push(part.of_format(storage.states).with(&own));
         ordinal += u32::from(*kept);
     }
     let blocks = in_blocks && ordinal > 0;
-    parts.push(if blocks { file!("blocks/shared.wgsl") } else { file!("blocks/none.wgsl") });
-    parts.push(if grouped { file!("clip/groups.wgsl") } else { file!("clip/all.wgsl") });
-    parts.push(if ema { file!("ema/kept.wgsl") } else { file!("ema/none.wgsl") });
-    parts.push(if norms { file!("update_norms/taken.wgsl") } else { file!("update_norms/none.wgsl") });
+    parts.push(if blocks { file!("parts/blocks/shared.wgsl") } else { file!("parts/blocks/none.wgsl") });
+    parts.push(if grouped { file!("parts/clip/groups.wgsl") } else { file!("parts/clip/all.wgsl") });
+    parts.push(if ema { file!("parts/ema/kept.wgsl") } else { file!("parts/ema/none.wgsl") });
+    parts.push(if norms {
+        file!("parts/update_norms/taken.wgsl")
+    } else {
+        file!("parts/update_norms/none.wgsl")
+    });
     parts.extend([load("p", storage.params, access), store("p", storage.params, access)]);
     parts.push(load("g", storage.grads, access));
     if zero {
         parts.push(store("g", storage.grads, access));
     }
     parts.extend(segments(table_layout));
-    parts.push(if storage.stochastic { file!("random/counter.wgsl") } else { file!("random/none.wgsl") });
+    parts.push(if storage.stochastic {
+        file!("parts/random/counter.wgsl")
+    } else {
+        file!("parts/random/none.wgsl")
+    });
     parts.extend(formats(storage));
-    parts.push(file!("lib/arithmetic.wgsl"));
+    parts.push(file!("parts/lib/arithmetic.wgsl"));
     parts.push(Part::declarations(declare::with_rule(spec, key, phase, ordinal)));
     parts
 }
 
 fn segments(table: &TableLayout) -> [Part; 2] {
-    let segments = if table.aligned { file!("segments/aligned.wgsl") } else { file!("segments/shared.wgsl") };
-    [segments, file!("lib/table.wgsl")]
+    let segments = if table.aligned {
+        file!("parts/segments/aligned.wgsl")
+    } else {
+        file!("parts/segments/shared.wgsl")
+    };
+    [segments, file!("parts/lib/table.wgsl")]
 }
 
 /// The formats that are stored, each once, and f32.
 fn formats(storage: &Storage) -> Vec<Part> {
     let stored = [storage.params, storage.grads, storage.states];
-    let mut parts = vec![file!("formats/f32.wgsl")];
+    let mut parts = vec![file!("parts/formats/f32.wgsl")];
     if stored.iter().any(|format| format.bytes() == 2) {
-        parts.push(file!("formats/half.wgsl"));
+        parts.push(file!("parts/formats/half.wgsl"));
     }
     for format in Format::ALL.into_iter().filter(|format| stored.contains(format)) {
         match format {
             Format::F32 => {}
-            Format::F16 => parts.push(file!("formats/f16.wgsl")),
-            Format::Bf16 => parts.push(file!("formats/bf16.wgsl")),
-            Format::Q8 => parts.push(file!("formats/q8.wgsl")),
+            Format::F16 => parts.push(file!("parts/formats/f16.wgsl")),
+            Format::Bf16 => parts.push(file!("parts/formats/bf16.wgsl")),
+            Format::Q8 => parts.push(file!("parts/formats/q8.wgsl")),
         }
     }
     parts
@@ -209,18 +224,18 @@ fn formats(storage: &Storage) -> Vec<Part> {
 
 fn load(side: &str, format: Format, access: Access) -> Part {
     let part = match (access, format.bytes()) {
-        (Access::Vectors, _) => file!("load/vectors.wgsl"),
-        (Access::Elements, 4) => file!("load/words4.wgsl"),
-        (Access::Elements, _) => file!("load/words2.wgsl"),
+        (Access::Vectors, _) => file!("parts/load/vectors.wgsl"),
+        (Access::Elements, 4) => file!("parts/load/words4.wgsl"),
+        (Access::Elements, _) => file!("parts/load/words2.wgsl"),
     };
     part.of_format(format).with(&[("SIDE", side)])
 }
 
 fn store(side: &str, format: Format, access: Access) -> Part {
     let part = match (access, format.bytes()) {
-        (Access::Vectors, _) => file!("store/vectors.wgsl"),
-        (Access::Elements, 4) => file!("store/words4.wgsl"),
-        (Access::Elements, _) => file!("store/words2.wgsl"),
+        (Access::Vectors, _) => file!("parts/store/vectors.wgsl"),
+        (Access::Elements, 4) => file!("parts/store/words4.wgsl"),
+        (Access::Elements, _) => file!("parts/store/words2.wgsl"),
     };
     part.of_format(format).with(&[("SIDE", side)])
 }

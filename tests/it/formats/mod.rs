@@ -10,12 +10,13 @@ use wgpu_optim::{DynRule, Format, Group, Layout, Master, Options, Rounding};
 /// The text of a storage format, and of the functions that it needs beside it.
 fn format_source(format: Format) -> String {
     let own = match format {
-        Format::F16 => include_str!("../../../shaders/formats/f16.wgsl"),
-        Format::Bf16 => include_str!("../../../shaders/formats/bf16.wgsl"),
-        Format::Q8 => include_str!("../../../shaders/formats/q8.wgsl"),
-        _ => include_str!("../../../shaders/formats/f32.wgsl"),
+        Format::F16 => include_str!("../../../shaders/parts/formats/f16.wgsl"),
+        Format::Bf16 => include_str!("../../../shaders/parts/formats/bf16.wgsl"),
+        Format::Q8 => include_str!("../../../shaders/parts/formats/q8.wgsl"),
+        _ => include_str!("../../../shaders/parts/formats/f32.wgsl"),
     };
-    let beside = if format.bytes() == 2 { include_str!("../../../shaders/formats/half.wgsl") } else { "" };
+    let beside =
+        if format.bytes() == 2 { include_str!("../../../shaders/parts/formats/half.wgsl") } else { "" };
     [beside, own].concat()
 }
 
