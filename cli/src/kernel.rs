@@ -54,13 +54,25 @@ pub fn describe(request: &Request) -> Result<Described, Error> {
     let grads = buffer(bytes(request.options.grads.bytes()));
     let mut optimizer = Optimizer::with_target(&device, layout, request.options, request.target)?;
     let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
-    let description = optimizer.describe(&bound)?;
+    let mut description = optimizer.describe(&bound)?;
     let mut scalars = Vec::new();
     for _ in 0..request.steps {
         let bytes = optimizer.next_scalars(&bound, request.lr)?;
         scalars.push(words(&bytes));
+        make_room(&mut description, bytes.len() as u64);
     }
     Ok(Described { description, scalars })
+}
+
+/// Enlarges the buffer of the scalars to what a step uploads.
+fn make_room(description: &mut Description, bytes: u64) {
+    let Some(sent) = description.scalars.buffer else { return };
+    let buffer = &mut description.buffers[sent].bytes;
+    if bytes > *buffer {
+        *buffer = bytes;
+        let bindings = description.dispatches.iter_mut().flat_map(|dispatch| &mut dispatch.bindings);
+        bindings.filter(|binding| binding.buffer == sent).for_each(|binding| binding.size = bytes);
+    }
 }
 
 /// A device that checks what it is given and computes nothing.
@@ -106,6 +118,7 @@ impl Described {
                 "by_tensor": table.by_tensor,
             },
             "scalars": {
+                "buffer": scalars.buffer,
                 "request_words": scalars.request_words,
                 "header_words": scalars.header_words,
                 "row_words": scalars.row_words,
