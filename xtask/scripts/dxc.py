@@ -40,7 +40,7 @@ def text(blob):
 
 
 def load(library):
-    """Makes the compiler of a process."""
+    """Makes the compiler of this process."""
     global compiler
     compiler = ctypes.c_void_p()
     create = ctypes.CDLL(library).DxcCreateInstance
@@ -53,7 +53,7 @@ def compile(path):
     source = path.read_bytes()
     entry_point = source.split(b"\n", 1)[0].decode().removeprefix("// ")
     # As wgpu-hal's: 2018 is the version of the language, without HLSL 2021's templates.
-    words = ["-E", entry_point, "-T", "cs_6_0", "-HV", "2018", "-no-warnings", "-O3"]
+    words = ["-E", entry_point, "-T", "cs_6_0", "-HV", "2018", "-no-warnings", "-Ges"]
     arguments = (ctypes.c_wchar_p * len(words))(*words)
     buffer, result = Buffer(source, len(source), UTF8), ctypes.c_void_p()
     status = call(
@@ -76,6 +76,7 @@ def compile(path):
 
 def main(library, folder):
     files = sorted(pathlib.Path(folder).glob("*.hlsl"))
+    load(library)  # A pool whose processes cannot start never ends.
     with multiprocessing.Pool(initializer=load, initargs=(library,)) as pool:
         results = pool.map(compile, files, chunksize=8)
     failed = [(path, said) for path, said in zip(files, results) if said]
