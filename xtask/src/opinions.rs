@@ -9,6 +9,9 @@ use std::process::Command;
 /// A part of the adapter's name, for the tests.
 const ADAPTER_VARIABLE: &str = "WGPU_ADAPTER_NAME";
 
+/// Where the test of docs/javascript.md finds Dawn. It passes without.
+const NPM_VARIABLE: &str = "WGPU_OPTIM_NPM";
+
 /// A file of `xtask/scripts`.
 fn script(name: &str) -> PathBuf {
     root().join("xtask/scripts").join(name)
@@ -20,7 +23,7 @@ pub(crate) fn webgpu(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) -
     let Some(npm) = need.take(tools::dawn(steps), what, skipped)? else { return Ok(()) };
     let Some(manifest) = need.take(tools::swiftshader(steps), what, skipped)? else { return Ok(()) };
     let mut test = cargo(["test", "--workspace", "--test", "javascript", "--", "--nocapture"]);
-    steps.run("JavaScript on Dawn", on_driver(&mut test, &manifest).env("WGPU_OPTIM_NPM", npm))
+    steps.run("JavaScript on Dawn", on_driver(&mut test, &manifest).env(NPM_VARIABLE, npm))
 }
 
 /// Has other compilers compile the kernels: Tint, and DXC what naga makes of them.
@@ -69,7 +72,9 @@ const ON_SWIFTSHADER: &Subset = &[
     ("options::everything", "all options, with the least limits of WebGPU"),
     ("options::in_flight", "scalars that the device chooses"),
     ("options::norms", "sums of the update's squares"),
-    ("values::", "NaN, infinities, zeros and extreme magnitudes"),
+    ("values::extreme", "extreme magnitudes"),
+    ("values::overflowing", "infinities"),
+    ("values::zeros", "zeros"),
 ];
 
 /// Tests that fail on SwiftShader, with the reason.
@@ -126,4 +131,37 @@ fn subset(subset: &Subset) -> Command {
 /// Chooses a Vulkan driver, by the loader's variables of today and of old.
 fn on_driver<'a>(command: &'a mut Command, manifest: &Path) -> &'a mut Command {
     command.env("VK_DRIVER_FILES", manifest).env("VK_ICD_FILENAMES", manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A variable of another name would let the test pass.
+    #[test]
+    fn the_test_knows_the_variable() {
+        let test = include_str!("../../cli/tests/javascript.rs");
+        assert!(test.contains(&format!("const NPM_VARIABLE: &str = {NPM_VARIABLE:?};")));
+    }
+
+    /// A name that no test begins with would go unnoticed.
+    #[test]
+    fn subsets_have_tests() {
+        let failing = FAIL_ON_SWIFTSHADER.iter();
+        for (name, reason) in ON_SWIFTSHADER.iter().chain(IN_OTHER_WIDTHS).chain(failing) {
+            assert!(!reason.is_empty());
+            let (module, rest) = name.split_once("::").expect("a module");
+            let folder = root().join("tests/it");
+            let read = |file: PathBuf| fs::read_to_string(file).ok();
+            let inner = rest.split("::").next().unwrap_or_default();
+            let own = read(folder.join(format!("{module}.rs")));
+            let own = own.or_else(|| read(folder.join(module).join("mod.rs"))).expect(module);
+            let below = read(folder.join(module).join(format!("{inner}.rs")));
+            let function = rest.rsplit("::").next().unwrap_or_default();
+            let begins = |text: &str| text.contains(&format!("fn {function}"));
+            let is_module = below.is_some() && function == inner;
+            let found = rest.is_empty() || is_module || begins(below.as_deref().unwrap_or(&own));
+            assert!(found, "no test of tests/it begins with {name}");
+        }
+    }
 }

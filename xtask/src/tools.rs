@@ -156,3 +156,19 @@ pub(crate) fn dxc(steps: &mut Steps) -> Result<(&'static str, PathBuf), Failure>
     }
     Ok((python, library))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_is_told_of_or_fails() {
+        let missing = || Err::<(), _>(Failure::new("no such tool"));
+        let mut skipped = Vec::new();
+        assert!(Need::Demanded.take(missing(), "not done", &mut skipped).is_err());
+        assert!(skipped.is_empty());
+        assert_eq!(Need::Wished.take(missing(), "not done", &mut skipped).unwrap(), None);
+        assert_eq!(skipped, ["not done: no such tool"]);
+        assert_eq!(Need::Wished.take(Ok(7), "not done", &mut skipped).unwrap(), Some(7));
+    }
+}
