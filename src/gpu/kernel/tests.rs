@@ -247,9 +247,11 @@ fn check_formats(spec: &RuleSpec) {
             };
             let module = validated(&update(spec, &key).wgsl());
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
-            let (entry, span) = layout_of(&module, "Entry");
-            assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
-            assert_eq!(span as usize, segment_bytes(false, true));
+            if stochastic {
+                let (entry, span) = layout_of(&module, "Entry");
+                assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
+                assert_eq!(span as usize, segment_bytes(false, true));
+            }
             assert!(layout_of(&module, "Table").1 <= table_layout.uniform_bytes);
         }
     }
