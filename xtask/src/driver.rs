@@ -27,19 +27,40 @@ pub(crate) fn ensure(steps: &mut Steps) -> Result<(), Failure> {
         eprintln!("there is a Vulkan driver");
         return Ok(());
     }
+    add(steps, &missing)?;
+    let missing = self::missing();
+    if missing.is_empty() { Ok(()) } else { Err(still_missing(&missing)) }
+}
+
+/// Finds Mesa's driver for AMD GPUs or installs it: `cargo xtask isa` compiles with it. It comes with the
+/// software one.
+pub(crate) fn ensure_radv(steps: &mut Steps) -> Result<(), Failure> {
+    let missing = || {
+        let manifest = icd_directories(env_text).iter().any(|directory| has_radv(directory));
+        if manifest { Vec::new() } else { vec!["Mesa's driver for AMD GPUs (icd.d/radeon_icd*.json)"] }
+    };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    add(steps, &missing())?;
+    let missing = missing();
+    if missing.is_empty() { Ok(()) } else { Err(still_missing(&missing)) }
+}
+
+fn still_missing(missing: &[&str]) -> Failure {
+    Failure::new(format!("still missing after the installation: {}", missing.join(", ")))
+}
+
+/// Installs Mesa's drivers and the loader.
+fn add(steps: &mut Steps, missing: &[&str]) -> Result<(), Failure> {
     let os_release =
         ["/etc/os-release", "/usr/lib/os-release"].into_iter().find_map(|p| fs::read_to_string(p).ok());
     let family = Family::of(&os_release.unwrap_or_default());
-    for command in install(&missing, family, Rights::find())? {
+    for command in install(missing, family, Rights::find())? {
         let (program, args) = command.split_first().expect("a command has a program");
         steps.run("installing a Vulkan driver", Command::new(program).args(args))?;
     }
-    let missing = self::missing();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("still missing after the installation: {}", missing.join(", "))))
-    }
+    Ok(())
 }
 
 /// What there is not: a driver's manifest, the loader.
@@ -81,6 +102,11 @@ fn icd_directories(env: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
 fn has_manifest(directory: &Path) -> bool {
     let Ok(mut entries) = fs::read_dir(directory) else { return false };
     entries.any(|entry| entry.is_ok_and(|e| e.path().extension().is_some_and(|x| x == "json")))
+}
+
+fn has_radv(directory: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(directory) else { return false };
+    entries.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("radeon_icd")))
 }
 
 fn has_loader() -> bool {

@@ -20,6 +20,8 @@ usage: cargo xtask COMMAND
   crash [N]     kills processes that save checkpoints, N times each way: 100 by default
   fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
   emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
+  isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
+                --write, --assembly FAMILY RULE VARIANT
   house         the structure of the repository: module map, lengths of files, widths of lines;
                 with --bless lowers the lists of exceptions, with --map prints the map as the sources are
   ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test";
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         ("crash", [] | [_]) => crash(&mut steps, rest.first().map_or("100", String::as_str)),
         ("fuzz", [] | [_]) => fuzz(&mut steps, rest.first().map_or("600", String::as_str)),
         ("emulate", []) => emulate(&mut steps),
+        ("isa", _) => isa(&mut steps, &rest),
         ("house", []) => house::check(root()),
         ("house", [flag]) if flag == "--bless" => house::bless(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
@@ -88,6 +91,11 @@ fn test(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
 fn bench(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
     driver::ensure(steps)?;
     steps.run("benchmarks", cargo(["bench"]).args(args))
+}
+
+fn isa(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
+    driver::ensure_radv(steps)?;
+    steps.run("AMD's instructions", cargo(["run", "--quiet", "--package", "isa", "--"]).args(args))
 }
 
 fn crash(steps: &mut Steps, kills: &str) -> Result<(), Failure> {
