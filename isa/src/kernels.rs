@@ -1,6 +1,7 @@
 //! The kernels that are looked at.
 
 use optim::kernel::bind;
+use optim::presets;
 use wgpu_optim::kernel::{Description, Dispatch, Stage, Target};
 use wgpu_optim::{AnyRule, Clip, DynRule, Ema, Format, Group, Layout, Master, Options, Rounding};
 
@@ -32,7 +33,8 @@ const ODD: u64 = 1_001;
 pub(crate) fn kernels() -> Result<Vec<Kernel>, String> {
     let mut kernels = Vec::new();
     for rule in AnyRule::all() {
-        kernels.extend(of_rule(rule)?);
+        // SGD with momentum, and all else as it is mostly used.
+        kernels.extend(of_rule(presets::bench(rule).rule)?);
     }
     let clipped = Options { norms: true, report: true, ..clipped(Clip::GroupNorm(1.0)) };
     let description = describe(&tensors(AnyRule::all()[0], 2, ALIGNED), clipped)?;

@@ -16,8 +16,8 @@ struct Squares {
     large: vec4<f32>,
     middle: vec4<f32>,
     tiny: vec4<f32>,
-    // Magnitude's bits of the largest.
-    most: vec4<u32>,
+    // The bits of the largest magnitude.
+    most: u32,
 }
 
 // In the exponent's bits: a product with 2⁻⁸⁰ might be squared first, and then be zero.
@@ -35,8 +35,9 @@ fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
     let is_tiny = x < vec4<u32>(TINY);
     let a = bitcast<vec4<f32>>(select(zero, x - vec4<u32>(SHIFT), is_large));
     let b = bitcast<vec4<f32>>(select(x, zero, is_large | is_tiny));
+    let most = max(max(x.x, x.y), max(x.z, x.w));
     let c = bitcast<vec4<f32>>(select(zero, x + vec4<u32>(SHIFT), is_tiny & (x >= vec4<u32>(NORMAL))));
-    return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, x));
+    return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, most));
 }
 
 var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
@@ -46,9 +47,7 @@ var<workgroup> few_flags: array<u32, 16>;
 
 fn of_thread(s: Squares) -> Partial {
     let ones = vec4<f32>(1.0);
-    let infinite = any(s.most == vec4<u32>(INFINITE));
-    let nan = any(s.most > vec4<u32>(INFINITE));
-    let found = select(0u, 1u, infinite) | select(0u, 2u, nan);
+    let found = select(0u, 1u, s.most == INFINITE) | select(0u, 2u, s.most > INFINITE);
     return Partial(dot(s.large, ones), dot(s.middle, ones), dot(s.tiny, ones), found);
 }
 

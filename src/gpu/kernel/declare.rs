@@ -55,6 +55,7 @@ pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: 
         let (vectors, slots) = (format!("{BLOCK_VECTORS}u"), format!("{stored}u"));
         text += &constants(&[("BLOCK_VECTORS", &vectors), ("BLOCK_SLOTS", &slots)]);
     }
+    text += &keeps(spec, key.kept.iter().copied());
     text += &table(&key.table_layout);
     text += &buffers(spec, key);
     text += &rows(spec, key);
@@ -70,7 +71,8 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
         ("STEP_HEADER", &format!("{}u", key.set.header)),
         ("STEP_SCALARS", &format!("{}u", key.set.row)),
         ("RATIO", &format!("{}u", spec.trust_ratio_field())),
-    ]) + "\nalias At = u32;\nalias Scalars = Row;\n"
+    ]) + &keeps(spec, [false].into_iter().cycle())
+        + "\nalias At = u32;\nalias Scalars = Row;\n"
         + NUMBER
         + &rows(spec, key)
 }
@@ -102,6 +104,12 @@ pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -
         ("SKIPS", &fused.skips),
         ("DYNAMIC", &options.loss_scale.is_some()),
     ])
+}
+
+/// Whether each slot is kept: a rule leaves out the arithmetic of one that is not.
+fn keeps(spec: &RuleSpec, kept: impl Iterator<Item = bool>) -> String {
+    let name = |slot: &str| format!("KEEPS_{}", slot.to_uppercase());
+    spec.slots.iter().zip(kept).map(|(slot, kept)| constants(&[(&name(slot), &kept)])).collect()
 }
 
 /// A scalar of one group.
