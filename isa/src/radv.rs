@@ -87,8 +87,8 @@ impl Compiler {
     pub(crate) fn compile(&self, module: &Module, entry_point: &str) -> Result<Compiled, String> {
         let name = CString::new(entry_point).map_err(|error| error.to_string())?;
         let failed = |error: vk::Result| format!("{entry_point} does not compile: {error}");
-        // SAFETY: every structure is valid for its call, the SPIR-V has been validated by naga, the layout has
-        // all its bindings, and nothing is destroyed while it is used. What an error leaves behind goes with
+        // SAFETY: every structure is valid for its call, naga has validated the SPIR-V, the layout has all
+        // its bindings, and nothing is destroyed while it is used. What an error leaves behind goes with
         // the process.
         unsafe {
             let info = vk::ShaderModuleCreateInfo::default().code(&module.words);
@@ -160,7 +160,7 @@ impl Compiler {
             (text(&statistic.name), unsafe { statistic.value.u64 })
         });
         let statistics = statistics.collect();
-        // SAFETY: the pipeline captures its representations; the first call writes their sizes, the second one
+        // SAFETY: the pipeline captures its representations. The first call writes their sizes, the second
         // their texts to memory of these sizes.
         let assembly = unsafe {
             let mut parts = self.properties.get_pipeline_executable_internal_representations(&info)?;
