@@ -47,7 +47,7 @@ fn memory(family: &Family) -> String {
     let Family { architecture, card, simds, .. } = family;
     let bytes = family.bytes_per_cycle();
     format!(
-        "{architecture}, with the memory of an {card}: {bytes:.1} bytes a cycle for each unit of {simds} SIMDs."
+        "{architecture}, with the memory of an {card}: {bytes:.1} bytes a cycle and unit of {simds} SIMDs."
     )
 }
 
