@@ -37,14 +37,17 @@ pub(crate) fn kernels() -> Result<Vec<Kernel>, String> {
         kernels.extend(of_rule(presets::bench(rule).rule)?);
     }
     let clipped = Options { norms: true, report: true, ..clipped(Clip::GroupNorm(1.0)) };
-    let description = describe(&tensors(AnyRule::all()[0], 2, ALIGNED), clipped)?;
-    for (stage, variant) in [
-        (Stage::Reduce, "reduce"),
-        (Stage::FoldGroups, "fold groups"),
-        (Stage::Control, "control"),
-        (Stage::FoldNorms, "fold all"),
+    // Many partial sums of each group, and few.
+    let many = describe(&tensors(AnyRule::all()[0], 2, 256 * ALIGNED), clipped)?;
+    let few = describe(&tensors(AnyRule::all()[0], 2, ALIGNED), clipped)?;
+    for (description, stage, variant, elements) in [
+        (&many, Stage::Reduce, "reduce", 512 * ALIGNED),
+        (&many, Stage::FoldGroups, "fold groups", 512 * ALIGNED),
+        (&few, Stage::FoldGroups, "fold few groups", 2 * ALIGNED),
+        (&many, Stage::Control, "control", 512 * ALIGNED),
+        (&many, Stage::FoldNorms, "fold all", 512 * ALIGNED),
     ] {
-        kernels.extend(kernel(&description, stage, "-", variant, 2 * ALIGNED)?);
+        kernels.extend(kernel(description, stage, "-", variant, elements)?);
     }
     Ok(kernels)
 }

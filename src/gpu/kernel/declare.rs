@@ -51,6 +51,9 @@ pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: 
         ("BOUNDED", &key.fused.bounded),
         ("SKIPS", &(key.fused.skips && updates)),
     ]);
+    if key.fused.norms {
+        text += &constants(&[("QUANTITIES", &"2u")]);
+    }
     if key.storage.states.block().is_some() {
         let (vectors, slots) = (format!("{BLOCK_VECTORS}u"), format!("{stored}u"));
         text += &constants(&[("BLOCK_VECTORS", &vectors), ("BLOCK_SLOTS", &slots)]);
@@ -78,7 +81,8 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
 }
 
 pub(super) fn reduce(layout: &TableLayout, grads: Format) -> String {
-    table(layout)
+    constants(&[("QUANTITIES", &"1u")])
+        + &table(layout)
         + &storage(REDUCE_BINDING_G, "read", "g_buffer", stored(grads, layout.access))
         + &storage(REDUCE_BINDING_PARTIALS, "read_write", "partials", "Partial")
 }
@@ -95,6 +99,7 @@ pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -
     let fused = Fused::of(options);
     constants(&[
         ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
+        ("QUANTITIES", &"1u"),
         ("CANDIDATE", &format!("{}u", set.vectors(groups))),
         ("STEP_HEADER", &format!("{}u", set.header)),
         ("STEP_SCALARS", &format!("{}u", set.row)),

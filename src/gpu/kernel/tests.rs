@@ -267,8 +267,10 @@ fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     assert_eq!(storage_bindings(&module), for_layer_norms.storage_bindings());
     // It writes partial sums and nothing else.
     assert!(text.contains("const UPDATES = false;") && text.contains("const SKIPS = false;"));
-    let module = validated(&trust_ratios(spec, &groups).wgsl());
-    assert_eq!(module.entry_points[0].name, "fold");
+    for by in FoldBy::ALL {
+        let module = validated(&trust_ratios(spec, &groups, by).wgsl());
+        assert_eq!(module.entry_points[0].name, "fold");
+    }
 }
 
 fn storage_bindings(module: &naga::Module) -> u32 {
@@ -344,8 +346,9 @@ fn every_reduction_validates_and_finds_its_place() {
 
 #[test]
 fn every_fold_validates() {
-    for fold in [Fold::Groups, Fold::All] {
-        let module = validated(&super::fold(fold).wgsl());
+    let folds = [Fold::Groups, Fold::All].into_iter().flat_map(|fold| FoldBy::ALL.map(|by| (fold, by)));
+    for (fold, by) in folds {
+        let module = validated(&super::fold(fold, by).wgsl());
         assert_eq!(module.entry_points[0].name, "fold");
         assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
         if fold == Fold::All {
