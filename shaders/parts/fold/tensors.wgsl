@@ -1,4 +1,5 @@
-// The scalars of a tensor: those of its group, but for the trust ratio, which follows from the tensor's norms.
+// The scalars of a tensor: those of its group, but for the trust ratio, which follows from the tensor's
+// norms.
 
 @group(0) @binding(2) var<storage, read_write> tensor_rows: array<vec4<f32>>;
 // The group of each tensor.
