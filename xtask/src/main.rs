@@ -24,7 +24,8 @@ usage: cargo xtask COMMAND
                 --write, --assembly FAMILY RULE VARIANT
   house         the structure of the repository: module map, lengths of files, widths of lines;
                 with --bless lowers the lists of exceptions, with --map prints the map as the sources are
-  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test";
+  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test
+                and cargo xtask isa --check";
 
 /// Features of the library that can be had one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
@@ -159,6 +160,9 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command that the README gives, as it is given there.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
+    if cfg!(target_os = "linux") && env::var_os(driver::SKIP_VARIABLE).is_none() {
+        steps.run("AMD's instructions", &mut cargo(["xtask", "isa", "--check"]))?;
+    }
     if can_fuzz() {
         fuzz(steps, "20")?;
     } else {

@@ -46,7 +46,7 @@ fn fits(number: u32, scale: u32) -> bool {
 fn numbers(scale: u32, random: &mut Random) -> Vec<u32> {
     let most = scale & MAGNITUDE;
     let mut numbers = vec![0, 1, NORMAL - 1, NORMAL, NORMAL + 1, 0x7f80_0000, 0x7fc0_0000];
-    for below in (0..36).chain([40, 50, 100]) {
+    for below in (0..50).chain([60, 100]) {
         let Some(power) = (most >> 23).checked_sub(below) else { break };
         let digits = [0, 1, most & 0x7f_ffff, 0x40_0000, 0x7f_ffff, random.bits() as u32 & 0x7f_ffff];
         numbers.extend(digits.map(|digits| power << 23 | digits));
