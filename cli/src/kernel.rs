@@ -45,11 +45,12 @@ pub struct Described {
 pub fn describe(request: &Request) -> Result<Described, Error> {
     let layout = layout(&DynRule::from(request.rule), request.elements, request.tensors)?;
     let (mut optimizer, bound) = bind(layout, request.options, request.target)?;
-    let description = optimizer.describe(&bound)?;
+    let mut description = optimizer.describe(&bound)?;
     let mut scalars = Vec::new();
     for _ in 0..request.steps {
         let bytes = optimizer.next_scalars(&bound, request.lr)?;
         scalars.push(words(&bytes));
+        make_room(&mut description, bytes.len() as u64);
     }
     Ok(Described { description, scalars })
 }
@@ -69,6 +70,17 @@ pub fn bind(layout: Layout, options: Options, target: Target) -> Result<(Optimiz
     let mut optimizer = Optimizer::with_target(&device, layout, options, target)?;
     let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
     Ok((optimizer, bound))
+}
+
+/// Enlarges the buffer of the scalars to what a step uploads.
+fn make_room(description: &mut Description, bytes: u64) {
+    let Some(sent) = description.scalars.buffer else { return };
+    let buffer = &mut description.buffers[sent].bytes;
+    if bytes > *buffer {
+        *buffer = bytes;
+        let bindings = description.dispatches.iter_mut().flat_map(|dispatch| &mut dispatch.bindings);
+        bindings.filter(|binding| binding.buffer == sent).for_each(|binding| binding.size = bytes);
+    }
 }
 
 /// A device that checks what it is given and computes nothing.
@@ -114,6 +126,7 @@ impl Described {
                 "by_tensor": table.by_tensor,
             },
             "scalars": {
+                "buffer": scalars.buffer,
                 "request_words": scalars.request_words,
                 "header_words": scalars.header_words,
                 "row_words": scalars.row_words,

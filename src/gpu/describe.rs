@@ -109,6 +109,10 @@ pub struct Binding {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ScalarsLayout {
+    /// The index among [`Description::buffers`] of the buffer that the host writes before each step; `None`
+    /// where all groups are frozen. A step that may be skipped writes more words the more steps have no report
+    /// yet, so the buffer of a long run is larger than the described one.
+    pub buffer: Option<usize>,
     /// The words of the request before the first candidate: 0 without a control kernel.
     pub request_words: u32,
     /// The words of the header of each candidate. They are the factor of the gradients, 1 if the step is
@@ -157,7 +161,8 @@ impl Optimizer {
             let state = Control::first_state(&self.options);
             buffers.fill(&control.state, bytemuck::bytes_of(&state).to_vec());
         }
-        let (buffers, scalars) = (buffers.described, self.scalars_of_groups());
+        let sent = buffers.met.iter().position(Option::is_none);
+        let (buffers, scalars) = (buffers.described, self.scalars_of_groups(sent));
         Ok(Description { buffers, dispatches, scalars, table: TABLE_WORDS })
     }
 
@@ -211,7 +216,7 @@ impl Optimizer {
         Dispatch { stage, rule: of_rule, kernel, workgroup_size: WORKGROUP_SIZE, workgroups, bindings }
     }
 
-    fn scalars_of_groups(&self) -> ScalarsLayout {
+    fn scalars_of_groups(&self, buffer: Option<usize>) -> ScalarsLayout {
         let weight = self.options.ema.map(|_| (AVERAGE_WEIGHT, self.set.weight));
         let factor =
             matches!(self.options.clip, Some(Clip::GroupNorm(_))).then_some((GROUP_FACTOR, self.set.factor));
@@ -222,6 +227,7 @@ impl Optimizer {
             GroupScalars { group: group.name().into(), rule: spec.name, scalars }
         });
         ScalarsLayout {
+            buffer,
             request_words: if self.control.is_some() { REQUEST_WORDS as u32 } else { 0 },
             header_words: 4 * self.set.header,
             row_words: 4 * self.set.row,

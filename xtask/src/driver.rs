@@ -53,20 +53,37 @@ fn still_missing(missing: &[&str]) -> Failure {
 
 /// Installs Mesa's drivers and the loader.
 fn add(steps: &mut Steps, missing: &[&str]) -> Result<(), Failure> {
-    let os_release =
-        ["/etc/os-release", "/usr/lib/os-release"].into_iter().find_map(|p| fs::read_to_string(p).ok());
-    let family = Family::of(&os_release.unwrap_or_default());
-    for command in install(missing, family, Rights::find())? {
+    for command in install(missing, Family::find(), Rights::find())? {
         let (program, args) = command.split_first().expect("a command has a program");
         steps.run("installing a Vulkan driver", Command::new(program).args(args))?;
     }
     Ok(())
 }
 
+/// Installs packages where that is Debian's affair and this user may do it; does nothing elsewhere.
+pub(crate) fn install_packages(steps: &mut Steps, packages: &[&str]) -> Result<(), Failure> {
+    as_root(steps, &UPDATE)?;
+    as_root(steps, &[&INSTALL[..], packages].concat())
+}
+
+/// Brings the lists of packages up to date, likewise.
+pub(crate) fn update_packages(steps: &mut Steps) -> Result<(), Failure> {
+    as_root(steps, &UPDATE)
+}
+
+fn as_root(steps: &mut Steps, command: &[&str]) -> Result<(), Failure> {
+    let rights = Rights::find();
+    if Family::find() != Family::Debian || rights == Rights::None {
+        return Ok(());
+    }
+    let command = rights.prefix().iter().chain(command).copied().collect::<Vec<_>>();
+    steps.run("installing packages", Command::new(command[0]).args(&command[1..]))
+}
+
 /// What there is not: a driver's manifest, the loader.
 fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if !names_a_driver(env_text) && !icd_directories(env_text).iter().any(|d| has_manifest(d)) {
+    if !names_a_driver(env_text) && manifests().is_empty() {
         missing.push("a Vulkan driver (icd.d/*.json)");
     }
     if !has_loader() {
@@ -99,9 +116,15 @@ fn icd_directories(env: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     roots.map(|root| Path::new(root).join("vulkan/icd.d")).collect()
 }
 
-fn has_manifest(directory: &Path) -> bool {
-    let Ok(mut entries) = fs::read_dir(directory) else { return false };
-    entries.any(|entry| entry.is_ok_and(|e| e.path().extension().is_some_and(|x| x == "json")))
+/// The manifests in a directory.
+fn manifests_in(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|x| x == "json"))
+}
+
+/// The manifests of all drivers that the loader finds by itself.
+pub(crate) fn manifests() -> Vec<PathBuf> {
+    icd_directories(env_text).iter().flat_map(|directory| manifests_in(directory)).collect()
 }
 
 fn has_radv(directory: &Path) -> bool {
@@ -131,6 +154,13 @@ enum Family {
 }
 
 impl Family {
+    /// That of this system.
+    fn find() -> Self {
+        let files = ["/etc/os-release", "/usr/lib/os-release"];
+        let os_release = files.into_iter().find_map(|path| fs::read_to_string(path).ok());
+        Self::of(&os_release.unwrap_or_default())
+    }
+
     /// The family that the text of an `os-release` file tells of, by `ID` or else by `ID_LIKE`.
     fn of(os_release: &str) -> Self {
         let value = |key: &str| {
@@ -168,19 +198,25 @@ impl Rights {
             Self::None
         }
     }
+
+    /// What a command of root's begins with.
+    fn prefix(self) -> &'static [&'static str] {
+        if self == Self::Sudo { &["sudo", "-n"] } else { &[] }
+    }
 }
+
+/// Brings apt's lists of packages up to date.
+const UPDATE: [&str; 2] = ["apt-get", "update"];
+/// Installs the packages that follow.
+const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends"];
 
 /// The commands that install what is missing, or a message for whoever has to.
 fn install(missing: &[&str], family: Family, rights: Rights) -> Result<Vec<Vec<&'static str>>, Failure> {
-    let update = vec!["apt-get", "update"];
-    let mut add = vec!["apt-get", "install", "-y", "--no-install-recommends"];
-    add.extend(DEBIAN_PACKAGES);
-    let commands = vec![update, add];
+    let commands = vec![UPDATE.to_vec(), [&INSTALL[..], &DEBIAN_PACKAGES].concat()];
     let how = match (family, rights) {
-        (Family::Debian, Rights::Root) => return Ok(commands),
-        (Family::Debian, Rights::Sudo) => {
-            let with_sudo = |command: Vec<_>| ["sudo", "-n"].into_iter().chain(command).collect();
-            return Ok(commands.into_iter().map(with_sudo).collect());
+        (Family::Debian, Rights::Root | Rights::Sudo) => {
+            let allowed = |command: Vec<_>| rights.prefix().iter().copied().chain(command).collect();
+            return Ok(commands.into_iter().map(allowed).collect());
         }
         (Family::Debian, Rights::None) => {
             let typed: Vec<_> = commands.iter().map(|command| command.join(" ")).collect();

@@ -4,12 +4,15 @@
 
 mod driver;
 mod house;
+mod opinions;
+mod tools;
 
 use std::env;
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+use tools::Need;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -19,6 +22,9 @@ usage: cargo xtask COMMAND
   bench [ARGS]  setup, then cargo bench with ARGS
   crash [N]     kills processes that save checkpoints, N times each way: 100 by default
   fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
+  webgpu        the code of docs/javascript.md on Dawn, over SwiftShader: takes node, npm and Debian or Chromium
+  compilers     the kernels through Tint and, as naga writes them for DirectX, through DXC: takes node, npm and pip
+  drivers       a part of the GPU's tests on SwiftShader, and on lavapipe with other vectors
   emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
   isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
@@ -48,6 +54,9 @@ fn main() -> ExitCode {
         ("bench", _) => bench(&mut steps, &rest),
         ("crash", [] | [_]) => crash(&mut steps, rest.first().map_or("100", String::as_str)),
         ("fuzz", [] | [_]) => fuzz(&mut steps, rest.first().map_or("600", String::as_str)),
+        ("webgpu", []) => opinions::webgpu(&mut steps, Need::Demanded, &mut Vec::new()),
+        ("compilers", []) => opinions::compilers(&mut steps, Need::Demanded, &mut Vec::new()),
+        ("drivers", []) => opinions::drivers(&mut steps, Need::Demanded, &mut Vec::new()),
         ("emulate", []) => emulate(&mut steps),
         ("isa", _) => isa(&mut steps, &rest),
         ("house", []) => house::check(root()),
@@ -155,13 +164,19 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     }
     // The engine alone, on one thread: beside the other tests it has all features.
     steps.run("engine without features", &mut cargo(["test", "-p", "cpu-harness"]))?;
-    let skipped = check_targets(steps)?;
+    let mut skipped = check_targets(steps)?;
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command that the README gives, as it is given there.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
-    if cfg!(target_os = "linux") && env::var_os(driver::SKIP_VARIABLE).is_none() {
-        steps.run("AMD's instructions", &mut cargo(["xtask", "isa", "--check"]))?;
+    let need = Need::of_ci();
+    opinions::webgpu(steps, need, &mut skipped)?;
+    opinions::compilers(steps, need, &mut skipped)?;
+    if env::var_os(driver::SKIP_VARIABLE).is_none() {
+        if cfg!(target_os = "linux") {
+            steps.run("AMD's instructions", &mut cargo(["xtask", "isa", "--check"]))?;
+        }
+        opinions::drivers(steps, need, &mut skipped)?;
     }
     if can_fuzz() {
         fuzz(steps, "20")?;
@@ -175,19 +190,19 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
         );
     }
     // At the end, where it is seen.
-    skipped.iter().for_each(|target| {
-        eprintln!("not checked for {target}: its standard library is not here and rustup cannot add it");
-    });
+    skipped.iter().for_each(|skipped| println!("{skipped}"));
     Ok(())
 }
 
-/// Compiles the library for other platforms; returns those that this machine cannot compile for.
-fn check_targets(steps: &mut Steps) -> Result<Vec<&'static str>, Failure> {
+/// Compiles the library for other platforms; returns what there is to say of those that this machine cannot
+/// compile for.
+fn check_targets(steps: &mut Steps) -> Result<Vec<String>, Failure> {
     let mut skipped = Vec::new();
     for (target, sets) in TARGETS {
         // Without a network, or without rustup, a contributor can do nothing about it.
         if !succeeds(Command::new("rustup").args(["target", "add", target])) {
-            skipped.push(target);
+            let why = "its standard library is not here and rustup cannot add it";
+            skipped.push(format!("not checked for {target}: {why}"));
             continue;
         }
         for features in sets {
@@ -276,8 +291,13 @@ struct Steps(Vec<(String, Duration)>);
 impl Steps {
     /// Shows a command, runs it at the root of the workspace and waits.
     fn run(&mut self, name: &str, command: &mut Command) -> Result<(), Failure> {
+        self.run_in(root(), name, command)
+    }
+
+    /// The same in another folder.
+    fn run_in(&mut self, folder: &Path, name: &str, command: &mut Command) -> Result<(), Failure> {
         eprintln!("\n$ {}", Shown(command));
-        command.current_dir(root());
+        command.current_dir(folder);
         if cfg!(target_os = "linux") && env::var_os("XDG_RUNTIME_DIR").is_none() {
             // Without it the window system's part of Vulkan drivers complains, though no test opens a window.
             command.env("XDG_RUNTIME_DIR", env::temp_dir());

@@ -1,6 +1,7 @@
 //! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
 
 mod files;
+mod writers;
 
 use super::*;
 use crate::formats::Format;

@@ -1,0 +1,100 @@
+//! What others than wgpu and lavapipe say of the kernels: Dawn, other compilers, other drivers.
+
+use crate::tools::{self, Need};
+use crate::{Failure, Steps, cargo, driver, root};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A part of the adapter's name, for the tests.
+const ADAPTER_VARIABLE: &str = "WGPU_ADAPTER_NAME";
+
+/// A file of `xtask/scripts`.
+fn script(name: &str) -> PathBuf {
+    root().join("xtask/scripts").join(name)
+}
+
+/// Runs the code of docs/javascript.md on Dawn over SwiftShader.
+pub(crate) fn webgpu(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) -> Result<(), Failure> {
+    let what = "docs/javascript.md was not run on Dawn";
+    let Some(npm) = need.take(tools::dawn(steps), what, skipped)? else { return Ok(()) };
+    let Some(manifest) = need.take(tools::swiftshader(steps), what, skipped)? else { return Ok(()) };
+    let mut test = cargo(["test", "--workspace", "--test", "javascript", "--", "--nocapture"]);
+    steps.run("JavaScript on Dawn", on_driver(&mut test, &manifest).env("WGPU_OPTIM_NPM", npm))
+}
+
+/// Has other compilers compile the kernels: Tint, and DXC what naga makes of them.
+pub(crate) fn compilers(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) -> Result<(), Failure> {
+    let npm = need.take(tools::dawn(steps), "kernels were not compiled by Tint", skipped)?;
+    let dxc = need.take(tools::dxc(steps), "kernels were not compiled by DXC", skipped)?;
+    if npm.is_none() && dxc.is_none() {
+        return Ok(());
+    }
+    let kernels = tools::folder("kernels")?;
+    let failed = |error| Failure::new(format!("{}: {error}", kernels.display()));
+    fs::remove_dir_all(&kernels).and_then(|()| fs::create_dir(&kernels)).map_err(failed)?;
+    let mut write = cargo(["test", "--workspace", "--lib", "--", "kernels_are_written_in_other_languages"]);
+    steps.run("writing kernels", write.env("WGPU_OPTIM_KERNELS", &kernels))?;
+    if let Some(npm) = npm {
+        // Node looks for packages beside the script.
+        let copy = npm.join("tint.mjs");
+        fs::copy(script("tint.mjs"), &copy).map_err(failed)?;
+        steps.run("Tint", Command::new("node").arg(copy).arg(&kernels))?;
+    }
+    if let Some((python, library)) = dxc {
+        let mut compile = Command::new(python);
+        steps.run("DXC", compile.arg(script("dxc.py")).arg(library).arg(&kernels))?;
+    }
+    Ok(())
+}
+
+/// Parts of `tests/it`: what the names of tests begin with, and why they are run again.
+type Subset = [(&'static str, &'static str)];
+
+const ON_SWIFTSHADER: &Subset = &[];
+
+/// Tests that fail on SwiftShader, with the reason.
+const FAIL_ON_SWIFTSHADER: [(&str, &str); 1] = [(
+    "norms_beyond_the_range_of_squares",
+    "SwiftShader flushes subnormal numbers, and at a loss scale of 2^126 the product of unscaling and clipping is one",
+)];
+
+/// The widths of lavapipe's vectors in bits, beside the machine's own: with SSE and with AVX-512.
+const WIDTHS: [&str; 2] = ["128", "512"];
+
+const IN_OTHER_WIDTHS: &Subset = &[];
+
+/// Runs a part of the GPU's tests on SwiftShader, and a part on lavapipe with other vectors.
+pub(crate) fn drivers(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) -> Result<(), Failure> {
+    driver::ensure(steps)?;
+    let what = "tests were not run on SwiftShader";
+    if let Some(manifest) = need.take(tools::swiftshader(steps), what, skipped)? {
+        let mut test = subset(ON_SWIFTSHADER);
+        test.args(FAIL_ON_SWIFTSHADER.iter().flat_map(|(name, _)| ["--skip", name]));
+        steps.run(
+            "tests on SwiftShader",
+            on_driver(&mut test, &manifest).env(ADAPTER_VARIABLE, "swiftshader"),
+        )?;
+    }
+    let what = "tests were not run with other vectors of lavapipe";
+    if let Some(manifest) = need.take(tools::lavapipe(), what, skipped)? {
+        for width in WIDTHS {
+            let mut test = subset(IN_OTHER_WIDTHS);
+            on_driver(&mut test, &manifest).env("LP_NATIVE_VECTOR_WIDTH", width);
+            let name = format!("tests with vectors of {width} bits");
+            steps.run(&name, test.env(ADAPTER_VARIABLE, "llvmpipe"))?;
+        }
+    }
+    Ok(())
+}
+
+fn subset(subset: &Subset) -> Command {
+    let mut test = cargo(["test", "--workspace", "--test", "it", "--"]);
+    test.args(subset.iter().map(|(names, _)| names));
+    test
+}
+
+/// Chooses a Vulkan driver, by the loader's variables of today and of old.
+fn on_driver<'a>(command: &'a mut Command, manifest: &Path) -> &'a mut Command {
+    command.env("VK_DRIVER_FILES", manifest).env("VK_ICD_FILENAMES", manifest)
+}
