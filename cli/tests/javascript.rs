@@ -130,18 +130,18 @@ impl Case {
         run.params().into_iter().map(f64::from).collect()
     }
 
-    /// A step of the rule errs by at most `max_ulps` of the largest term. What it leaves behind in parameters
-    /// and state is not enlarged by later steps, so errors add up at most. The terms are the parameter and its
-    /// moves, of which each is as large as the learning rate.
+    /// A step of the rule errs by at most `max_ulps` of the largest term. What it leaves behind in
+    /// parameters and state is not enlarged by later steps, so errors add up at most. The terms are the
+    /// parameter and its moves, of which each is as large as the learning rate.
     fn room(&self, start: f32, want: f64) -> f64 {
         let rule = DynRule::from(self.rule);
         let size = f64::from(start.abs()).max(want.abs()) + STEPS as f64 * LR;
         STEPS as f64 * rule.spec().max_ulps.unwrap() * ulp(size)
     }
 
-    /// An error of an f32 that is about to be stored in fewer bytes may round it the other way: a parameter by
-    /// one of its units, and a mean in 8 bits by a hundredth of the largest one in its block, which moves the
-    /// parameter by less than this part of the learning rate.
+    /// An error of an f32 that is about to be stored in fewer bytes may round it the other way: a parameter
+    /// by one of its units, and a mean in 8 bits by a hundredth of the largest one in its block, which moves
+    /// the parameter by less than this part of the learning rate.
     fn rounded_room(&self, start: f32, want: f64) -> f64 {
         let code = if self.options.params == Format::F32 { 0.0 } else { self.options.params.spacing(want) };
         let state = if self.options.states == Format::F32 { 0.0 } else { STEPS as f64 * LR / 32.0 };

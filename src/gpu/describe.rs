@@ -110,8 +110,8 @@ pub struct Binding {
 #[non_exhaustive]
 pub struct ScalarsLayout {
     /// The index among [`Description::buffers`] of the buffer that the host writes before each step; `None`
-    /// where all groups are frozen. A step that may be skipped writes more words the more steps have no report
-    /// yet, so the buffer of a long run is larger than the described one.
+    /// where all groups are frozen. A step that may be skipped writes more words the more steps have no
+    /// report yet, so the buffer of a long run is larger than the described one.
     pub buffer: Option<usize>,
     /// The words of the request before the first candidate: 0 without a control kernel.
     pub request_words: u32,

@@ -22,8 +22,8 @@ usage: cargo xtask COMMAND
   bench [ARGS]  setup, then cargo bench with ARGS
   crash [N]     kills processes that save checkpoints, N times each way: 100 by default
   fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
-  webgpu        the code of docs/javascript.md on Dawn, over SwiftShader: takes node, npm and Debian or Chromium
-  compilers     the kernels through Tint and, as naga writes them for DirectX, through DXC: takes node, npm and pip
+  webgpu        the code of docs/javascript.md on Dawn, over SwiftShader: takes node and npm
+  compilers     the kernels through Tint and, as naga writes them for DirectX, DXC: takes node, npm and pip
   drivers       a part of the GPU's tests on SwiftShader, and on lavapipe with other vectors
   emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
   isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,

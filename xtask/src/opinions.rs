@@ -48,21 +48,50 @@ pub(crate) fn compilers(steps: &mut Steps, need: Need, skipped: &mut Vec<String>
     Ok(())
 }
 
-/// Parts of `tests/it`: what the names of tests begin with, and why they are run again.
+/// Parts of `tests/it`: what the names of tests begin with, and why they are run again. All of `tests/it`
+/// would take SwiftShader more than half an hour, most of it to compile kernels.
 type Subset = [(&'static str, &'static str)];
 
-const ON_SWIFTSHADER: &Subset = &[];
+const ON_SWIFTSHADER: &Subset = &[
+    ("blocks::", "state in 8 bits: exact codes on every device, workgroup memory, barriers"),
+    ("formats::codes", "every code of every format, which drivers may flush or round in their own way"),
+    ("formats::rounding", "random numbers are the same on every device"),
+    ("formats::runs::a_master", "the sum of a parameter and its remainder is exact"),
+    ("identities::", "rules that are equal to others, on the device"),
+    ("layers::a_non_finite", "norms of tensors with NaN, which drivers treat in their own way"),
+    ("layers::lamb", "the phases of a layer-wise rule"),
+    ("layers::norms", "squares that over- or underflow an f32"),
+    ("layouts::chunks", "the limits of a small device"),
+    ("layouts::parameters_and", "buffers that several bindings share"),
+    ("layouts::thousands", "tables of segments"),
+    ("options::accumulate", "zeroed gradients"),
+    ("options::clip::gradients", "the control kernel and reductions"),
+    ("options::everything", "all options, with the least limits of WebGPU"),
+    ("options::in_flight", "scalars that the device chooses"),
+    ("options::norms", "sums of the update's squares"),
+    ("values::", "NaN, infinities, zeros and extreme magnitudes"),
+];
 
 /// Tests that fail on SwiftShader, with the reason.
 const FAIL_ON_SWIFTSHADER: [(&str, &str); 1] = [(
-    "norms_beyond_the_range_of_squares",
-    "SwiftShader flushes subnormal numbers, and at a loss scale of 2^126 the product of unscaling and clipping is one",
+    "options::norms::norms_beyond_the_range_of_squares",
+    "SwiftShader flushes subnormals: at a loss scale of 2^126 the product of unscaling and clipping is 0",
 )];
 
 /// The widths of lavapipe's vectors in bits, beside the machine's own: with SSE and with AVX-512.
 const WIDTHS: [&str; 2] = ["128", "512"];
 
-const IN_OTHER_WIDTHS: &Subset = &[];
+const IN_OTHER_WIDTHS: &Subset = &[
+    ("blocks::", "eight threads share a block's scale, and barriers part their vectors"),
+    ("formats::rounding", "random numbers do not depend on how threads are run"),
+    ("layers::a_non_finite", "a tensor's sums, with NaN in some of a vector's lanes"),
+    ("layers::norms", "sums of squares by the threads of a workgroup"),
+    ("layouts::random", "threads behind the end of a segment, inside of a vector"),
+    ("options::clip", "sums of all gradients and of groups"),
+    ("options::norms", "sums of the update's squares"),
+    ("recording::two_runs", "the same bits from run to run"),
+    ("values::", "NaN, infinities, zeros and extreme magnitudes"),
+];
 
 /// Runs a part of the GPU's tests on SwiftShader, and a part on lavapipe with other vectors.
 pub(crate) fn drivers(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) -> Result<(), Failure> {

@@ -1,5 +1,5 @@
-//! Tools of others that some checks take, from registries: Node with Dawn, SwiftShader, DXC. What is installed
-//! lies in `target/tools`; packages of the system are installed by CI alone.
+//! Tools of others that some checks take, from registries: Node with Dawn, SwiftShader, DXC. What is
+//! installed lies in `target/tools`; packages of the system are installed by CI alone.
 
 use crate::{Failure, Steps, driver, root, succeeds};
 use std::env;

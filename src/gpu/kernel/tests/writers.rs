@@ -11,8 +11,8 @@ use std::path::PathBuf;
 /// The folder that the chosen kernels are written to, as WGSL and HLSL: `cargo xtask compilers` sets it.
 const FOLDER_VARIABLE: &str = "WGPU_OPTIM_KERNELS";
 
-/// The kernels that other compilers are asked about, each text once: what the tests of this module validate in
-/// all combinations, in enough of them that each text of each file is among them, on both targets.
+/// The kernels that other compilers are asked about, each text once: enough of the combinations that the
+/// tests of this module validate for each text of each file to be among them.
 fn chosen() -> Vec<(String, Composed)> {
     let mut chosen = Vec::new();
     for spec in specs() {
@@ -79,8 +79,8 @@ fn storages(spec: &RuleSpec) -> impl Iterator<Item = KernelKey> {
     })
 }
 
-/// Everything that can stand around a rule, in turns with accesses, with few and many groups, and with tables in
-/// both spaces.
+/// Everything that can stand around a rule, in turns with accesses, with few and many groups, and with tables
+/// in both spaces.
 fn options() -> impl Iterator<Item = Composed> {
     let adamw = spec(AdamW::default());
     let keys: Vec<_> = whole_keys(&adamw).into_iter().filter(|key| key.writable_gradients).collect();
