@@ -1,4 +1,5 @@
-//! The generator of random numbers for stochastic rounding. `shaders/parts/lib/random.wgsl` has the same hash.
+//! The generator of random numbers for stochastic rounding. `shaders/parts/lib/random.wgsl` has the same
+//! hash.
 //!
 //! Each number is a hash of a counter: the step, the tensor, the element and the value within the element. So
 //! the numbers do not depend on the order of computation, the place in memory or the device.

@@ -5,7 +5,7 @@ use crate::device::Error;
 use harness::wgpu;
 use serde_json::{Value, json};
 use wgpu_optim::kernel::{Binding, Buffer, Description, Dispatch, Target};
-use wgpu_optim::{AnyRule, DynRule, Optimizer, Options, Tensors};
+use wgpu_optim::{AnyRule, Bound, DynRule, Layout, Optimizer, Options, Tensors};
 
 /// Storage buffers that a kernel may have: those of every rule in every format.
 const STORAGE_BUFFERS: u32 = 16;
@@ -43,17 +43,8 @@ pub struct Described {
 /// # Errors
 /// [`Error`] if the library refuses.
 pub fn describe(request: &Request) -> Result<Described, Error> {
-    let (device, _queue) = noop()?;
     let layout = layout(&DynRule::from(request.rule), request.elements, request.tensors)?;
-    let bytes = |element: u64| (layout.len() * element).next_multiple_of(16);
-    let buffer = |size| {
-        let usage = wgpu::BufferUsages::STORAGE;
-        device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
-    };
-    let params = buffer(bytes(request.options.params.bytes()));
-    let grads = buffer(bytes(request.options.grads.bytes()));
-    let mut optimizer = Optimizer::with_target(&device, layout, request.options, request.target)?;
-    let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
+    let (mut optimizer, bound) = bind(layout, request.options, request.target)?;
     let mut description = optimizer.describe(&bound)?;
     let mut scalars = Vec::new();
     for _ in 0..request.steps {
@@ -62,6 +53,23 @@ pub fn describe(request: &Request) -> Result<Described, Error> {
         make_room(&mut description, bytes.len() as u64);
     }
     Ok(Described { description, scalars })
+}
+
+/// An optimizer on a device that computes nothing, bound to flat buffers.
+///
+/// # Errors
+/// [`Error`] if the library refuses.
+pub fn bind(layout: Layout, options: Options, target: Target) -> Result<(Optimizer, Bound), Error> {
+    let (device, _queue) = noop()?;
+    let bytes = |element: u64| (layout.len() * element).next_multiple_of(16);
+    let buffer = |size| {
+        let usage = wgpu::BufferUsages::STORAGE;
+        device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    };
+    let (params, grads) = (buffer(bytes(options.params.bytes())), buffer(bytes(options.grads.bytes())));
+    let mut optimizer = Optimizer::with_target(&device, layout, options, target)?;
+    let bound = optimizer.bind(&Tensors::flat(&params, &grads))?;
+    Ok((optimizer, bound))
 }
 
 /// Enlarges the buffer of the scalars to what a step uploads.

@@ -3,6 +3,7 @@
 use crate::state::numbers;
 use crate::{Gpu, packed, param_codes, slot, snapshot, wgpu};
 use wgpu_optim::check::Snapshot;
+use wgpu_optim::kernel::Target;
 use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Report, Step, StepError, Tensors, View};
 
 /// Where a run's tensors lie in its two buffers.
@@ -65,6 +66,15 @@ impl<'a> GpuRun<'a> {
         let mut optimizer = Optimizer::with_options(&gpu.device, layout, options).unwrap();
         let bound = bind(&mut optimizer, &params, &grads, &places);
         Self { gpu, optimizer, params, grads, bound, places }
+    }
+
+    /// The run before its first step, with kernels that are shaped for `target`.
+    #[must_use]
+    pub fn for_target(self, target: Target) -> Self {
+        let (layout, options) = (self.optimizer.layout().clone(), *self.optimizer.options());
+        let mut optimizer = Optimizer::with_target(&self.gpu.device, layout, options, target).unwrap();
+        let bound = bind(&mut optimizer, &self.params, &self.grads, &self.places);
+        Self { optimizer, bound, ..self }
     }
 
     /// A binding of the run's parameters with other gradients, which lie in their buffer as the run's do.

@@ -40,9 +40,9 @@ fn control(@builtin(local_invocation_index) thread: u32) {
     for (var i = thread; i < request.partials; i += WORKGROUP_SIZE) {
         sum = joined(sum, partials[i]);
     }
-    let all = of_workgroup(thread, sum);
+    let all = of_workgroup(thread, Partials(sum));
     if thread == 0u {
-        decide(all);
+        decide(all[0]);
     }
     workgroupBarrier();
     // The scalars of as many steps as have been taken.

@@ -13,8 +13,8 @@ fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation
         let bits = own_bits(at, decode_FORMAT(load_g(at)));
         sum = squares(sum, select(vec4<u32>(0u), bits, i < segment.vectors));
     }
-    let all = of_workgroup(thread, of_thread(sum));
+    let all = of_workgroup(thread, Partials(of_thread(sum)));
     if thread == 0u {
-        partials[table.header.partials + number] = all;
+        partials[table.header.partials + number] = all[0];
     }
 }

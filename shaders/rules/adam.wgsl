@@ -8,9 +8,12 @@ fn update(s: Scalars, at: At) {
     write_exp_avg(at, m);
     let v = s.beta2 * read_exp_avg_sq(at) + s.one_minus_beta2 * d * d;
     write_exp_avg_sq(at, v);
-    let amsgrad = on(s.max_scale);
-    let top = read_max_exp_avg_sq(at);
-    let w = select(v, max(top, s.max_scale * v), amsgrad);
-    write_max_exp_avg_sq(at, select(top, w, amsgrad));
+    var w = v;
+    if KEEPS_MAX_EXP_AVG_SQ {
+        let amsgrad = on(s.max_scale);
+        let top = read_max_exp_avg_sq(at);
+        w = select(v, max(top, s.max_scale * v), amsgrad);
+        write_max_exp_avg_sq(at, select(top, w, amsgrad));
+    }
     write_p(at, p - (weighted(s.decay, p) + s.step_size * m / (sqrt(w) + s.eps)));
 }

@@ -13,10 +13,14 @@ fn update(s: Scalars, at: At) {
     let p = read_p(at);
     let u = direction(s, at, p);
     let d = s.ratio * (u + weighted(s.decay_beside, p));
-    let old = read_momentum_buffer(at);
-    let moving = on(s.velocity);
-    let b = select(old, weighted(s.momentum, old) + s.gain * d, moving);
-    write_momentum_buffer(at, b);
-    let ahead = select(b, s.own * d + s.lookahead * b, on(s.lookahead));
-    write_p(at, p - s.rate * select(d, ahead, moving));
+    var step = d;
+    if KEEPS_MOMENTUM_BUFFER {
+        let old = read_momentum_buffer(at);
+        let moving = on(s.velocity);
+        let b = select(old, weighted(s.momentum, old) + s.gain * d, moving);
+        write_momentum_buffer(at, b);
+        let ahead = select(b, s.own * d + s.lookahead * b, on(s.lookahead));
+        step = select(d, ahead, moving);
+    }
+    write_p(at, p - s.rate * step);
 }

@@ -2,7 +2,7 @@
 
 use super::device::{create_buffer, create_filled};
 use super::kernel::{CandidateLayout, Fold, Fused};
-use super::pipeline::Kernel;
+use super::pipeline::{Folds, Kernel};
 use super::ring;
 use crate::error::DeviceError;
 use crate::options::{Clip, Options};
@@ -61,9 +61,9 @@ pub(crate) struct Control {
     /// Bind group 0: partial sums, live scalars, state.
     pub(crate) kernel: Kernel,
     /// What adds up the gradients' partial sums by group, where groups are clipped.
-    pub(crate) by_group: Option<Kernel>,
+    pub(crate) by_group: Option<Folds>,
     /// What adds up the squares of parameters and update, where they are reported.
-    pub(crate) of_all: Option<Kernel>,
+    pub(crate) of_all: Option<Folds>,
     /// The scalars that the step's kernels read.
     pub(crate) live: wgpu::Buffer,
     pub(crate) live_group: wgpu::BindGroup,

@@ -1,4 +1,5 @@
-//! A step as data: kernels, bindings, dispatches and the contents of buffers, for an engine in another language.
+//! A step as data: kernels, bindings, dispatches and the contents of buffers, for an engine in another
+//! language.
 
 use super::control::Control;
 use super::kernel::{Composed, Stage};
@@ -26,8 +27,8 @@ pub struct Description {
     pub table: TableWords,
 }
 
-/// The words of a table of segments, by name. A dispatch binds a table as `table`: its header, and behind it a
-/// segment after the other.
+/// The words of a table of segments, by name. A dispatch binds a table as `table`: its header, and behind it
+/// a segment after the other.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TableWords {
@@ -136,12 +137,12 @@ pub struct GroupScalars {
 }
 
 impl Optimizer {
-    /// Describes the dispatches of a step: enough to run the step without this crate. Parameters, gradients and
-    /// state are bound as in `tensors`, and groups are frozen as they are now.
+    /// Describes the dispatches of a step: enough to run the step without this crate. Parameters, gradients
+    /// and state are bound as in `tensors`, and groups are frozen as they are now.
     ///
     /// # Errors
-    /// A [`BindError`] if a group was thawed since the binding was made, and the binding does not fit it, or if
-    /// the device refuses.
+    /// A [`BindError`] if a group was thawed since the binding was made, and the binding does not fit it, or
+    /// if the device refuses.
     pub fn describe(&mut self, tensors: &Bound) -> Result<Description, BindError> {
         let recorded = self.plan(&tensors.parts, &tensors.scanned, true)?;
         let mut buffers = Buffers::default();

@@ -2,10 +2,10 @@
 
 use super::device::checked;
 use super::kernel::{
-    self, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Composed, Fold, KernelKey,
-    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout,
+    self, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Composed, Fold, FoldBy,
+    KernelKey, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout,
 };
-use super::plan::Space;
+use super::plan::{Space, WORKGROUP_SIZE};
 use crate::error::DeviceError;
 use crate::formats::Format;
 use crate::options::Options;
@@ -66,6 +66,26 @@ impl Text {
     }
 }
 
+/// Kernels that add up the same partial sums.
+#[derive(Clone, Debug)]
+pub(crate) struct Folds([Kernel; FoldBy::ALL.len()]);
+
+impl Folds {
+    fn new(kernel: impl Fn(FoldBy) -> Result<Kernel, DeviceError>) -> Result<Self, DeviceError> {
+        let [workgroup, thread] = FoldBy::ALL.map(kernel);
+        Ok(Self([workgroup?, thread?]))
+    }
+
+    /// The kernel for targets of which the largest has `most` partial sums, and its workgroups for `count`
+    /// targets.
+    pub(crate) fn of(&self, most: usize, count: u32) -> (&Kernel, [u32; 2]) {
+        match FoldBy::of(most) {
+            FoldBy::Workgroup => (&self.0[0], [count, 1]),
+            FoldBy::Thread => (&self.0[1], [count.div_ceil(WORKGROUP_SIZE), 1]),
+        }
+    }
+}
+
 impl Kernel {
     /// `layouts` are of the bind groups from 1 on.
     fn new(
@@ -118,16 +138,18 @@ impl Kernel {
         Self::new(device, text, &entries(key), Some(rows))
     }
 
-    /// What is between the phases of a layer-wise rule.
+    /// The kernels between the phases of a layer-wise rule.
     pub(crate) fn ratio(
         spec: &RuleSpec,
         device: &wgpu::Device,
         rows: &wgpu::BindGroupLayout,
         key: &KernelKey,
-    ) -> Result<Self, DeviceError> {
-        let text = Text::of_rule(spec, kernel::trust_ratios(spec, key));
+    ) -> Result<Folds, DeviceError> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
-        Self::new(device, text, &entries, Some(rows))
+        Folds::new(|by| {
+            let text = Text::of_rule(spec, kernel::trust_ratios(spec, key, by));
+            Self::new(device, text, &entries, Some(rows))
+        })
     }
 
     /// The reduction of gradients.
@@ -144,10 +166,10 @@ impl Kernel {
         Self::new(device, Text::of_ours(kernel::reduce(table_layout, grads)), &entries, None)
     }
 
-    /// Partial sums added up.
-    pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Self, DeviceError> {
+    /// The kernels that add up partial sums.
+    pub(crate) fn fold(device: &wgpu::Device, fold: Fold) -> Result<Folds, DeviceError> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE)];
-        Self::new(device, Text::of_ours(kernel::fold(fold)), &entries, None)
+        Folds::new(|by| Self::new(device, Text::of_ours(kernel::fold(fold, by)), &entries, None))
     }
 
     /// The decision between reduction and update, which reads requests in a bind group of layout `requests`.
@@ -176,7 +198,7 @@ pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey
         check(kernel::update(spec, &key))?;
         if spec.is_layer_wise() {
             check(kernel::layer_norms(spec, &key.for_layer_norms()))?;
-            check(kernel::trust_ratios(spec, &key))?;
+            FoldBy::ALL.into_iter().try_for_each(|by| check(kernel::trust_ratios(spec, &key, by)))?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::device::{create_buffer, create_filled};
 use super::kernel::KernelKey;
-use super::pipeline::Kernel;
+use super::pipeline::{Folds, Kernel};
 use super::plan::Space;
 use super::ring;
 use crate::error::DeviceError;
@@ -11,8 +11,8 @@ use crate::rules::RuleSpec;
 /// The kernel between the phases of a layer-wise rule, and the memory that it writes.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    /// It adds up the partial sums of each tensor.
-    pub(crate) kernel: Kernel,
+    /// They add up the partial sums of each tensor.
+    pub(crate) folds: Folds,
     /// The group of each of the rule's tensors, in the order of the flat space.
     pub(crate) groups: wgpu::Buffer,
     /// The same list on the host.
@@ -34,7 +34,7 @@ impl Layers {
         scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        let kernel = Kernel::ratio(spec, device, scalars, key)?;
+        let folds = Kernel::ratio(spec, device, scalars, key)?;
         let bytes = 16 * key.set.vectors(group_of.len()) as u64;
         let (space, ty) = if bytes <= key.table_layout.uniform_bytes.into() {
             (Space::Uniform, wgpu::BufferBindingType::Uniform)
@@ -46,7 +46,7 @@ impl Layers {
         let rows = create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
         let layout = ring::layout(device, ty, bytes);
         let group = ring::group(device, &layout, &rows, bytes)?;
-        Ok(Self { kernel, groups, group_of, rows, space, layout, group })
+        Ok(Self { folds, groups, group_of, rows, space, layout, group })
     }
 
     /// Bytes of device memory.

@@ -28,9 +28,10 @@ use core::fmt::Debug;
 ///
 /// Helpers: `toward(old, new, s.w, s.rest)` is the running mean `w · new + rest · old`, without cancellation.
 /// `weighted(s.w, x)` is `w · x`, and 0 where `w` is 0 even if `x` is infinite. `on(s.w)` is `w > 0`, for
-/// `select`. `is_nan(x)` tests each component. `sign_of(x)` is a sign that passes NaN on. In
-/// Rust they are [`toward`](crate::rules::toward), [`weighted`](crate::rules::weighted), a comparison and
-/// [`Float::sign`]. WGSL promises nothing of the `max` and `min` of a NaN, and Rust drops it.
+/// `select`. `KEEPS_SLOT`, with the slot's name in capitals, says whether a slot is kept. `is_nan(x)` tests
+/// each component. `sign_of(x)` is a sign that passes NaN on. In Rust they are
+/// [`toward`](crate::rules::toward), [`weighted`](crate::rules::weighted), a comparison and [`Float::sign`].
+/// WGSL promises nothing of the `max` and `min` of a NaN, and Rust drops it.
 ///
 /// The rule's text shares a module with the kernel around it, so names of your own functions and constants
 /// should begin with the rule's name. `optim kernel` prints the whole text of a built-in rule's kernel. A

@@ -19,4 +19,5 @@ mod recording;
 mod schedules;
 mod state;
 mod steps;
+mod targets;
 mod values;

@@ -27,16 +27,37 @@ pub(crate) fn ensure(steps: &mut Steps) -> Result<(), Failure> {
         eprintln!("there is a Vulkan driver");
         return Ok(());
     }
-    for command in install(&missing, Family::find(), Rights::find())? {
+    add(steps, &missing)?;
+    let missing = self::missing();
+    if missing.is_empty() { Ok(()) } else { Err(still_missing(&missing)) }
+}
+
+/// Finds Mesa's driver for AMD GPUs or installs it: `cargo xtask isa` compiles with it. It comes with the
+/// software one.
+pub(crate) fn ensure_radv(steps: &mut Steps) -> Result<(), Failure> {
+    let missing = || {
+        let manifest = icd_directories(env_text).iter().any(|directory| has_radv(directory));
+        if manifest { Vec::new() } else { vec!["Mesa's driver for AMD GPUs (icd.d/radeon_icd*.json)"] }
+    };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    add(steps, &missing())?;
+    let missing = missing();
+    if missing.is_empty() { Ok(()) } else { Err(still_missing(&missing)) }
+}
+
+fn still_missing(missing: &[&str]) -> Failure {
+    Failure::new(format!("still missing after the installation: {}", missing.join(", ")))
+}
+
+/// Installs Mesa's drivers and the loader.
+fn add(steps: &mut Steps, missing: &[&str]) -> Result<(), Failure> {
+    for command in install(missing, Family::find(), Rights::find())? {
         let (program, args) = command.split_first().expect("a command has a program");
         steps.run("installing a Vulkan driver", Command::new(program).args(args))?;
     }
-    let missing = self::missing();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("still missing after the installation: {}", missing.join(", "))))
-    }
+    Ok(())
 }
 
 /// Installs packages where that is Debian's affair and this user may do it; does nothing elsewhere.
@@ -104,6 +125,11 @@ fn manifests_in(directory: &Path) -> impl Iterator<Item = PathBuf> {
 /// The manifests of all drivers that the loader finds by itself.
 pub(crate) fn manifests() -> Vec<PathBuf> {
     icd_directories(env_text).iter().flat_map(|directory| manifests_in(directory)).collect()
+}
+
+fn has_radv(directory: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(directory) else { return false };
+    entries.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("radeon_icd")))
 }
 
 fn has_loader() -> bool {

@@ -26,9 +26,12 @@ usage: cargo xtask COMMAND
   compilers     the kernels through Tint and, as naga writes them for DirectX, DXC: takes node, npm and pip
   drivers       a part of the GPU's tests on SwiftShader, and on lavapipe with other vectors
   emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
+  isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
+                --write, --assembly FAMILY RULE VARIANT
   house         the structure of the repository: module map, lengths of files, widths of lines;
                 with --bless lowers the lists of exceptions, with --map prints the map as the sources are
-  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test";
+  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test
+                and cargo xtask isa --check";
 
 /// Features of the library that can be had one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         ("compilers", []) => opinions::compilers(&mut steps, Need::Demanded, &mut Vec::new()),
         ("drivers", []) => opinions::drivers(&mut steps, Need::Demanded, &mut Vec::new()),
         ("emulate", []) => emulate(&mut steps),
+        ("isa", _) => isa(&mut steps, &rest),
         ("house", []) => house::check(root()),
         ("house", [flag]) if flag == "--bless" => house::bless(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
@@ -97,6 +101,11 @@ fn test(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
 fn bench(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
     driver::ensure(steps)?;
     steps.run("benchmarks", cargo(["bench"]).args(args))
+}
+
+fn isa(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
+    driver::ensure_radv(steps)?;
+    steps.run("AMD's instructions", cargo(["run", "--quiet", "--package", "isa", "--"]).args(args))
 }
 
 fn crash(steps: &mut Steps, kills: &str) -> Result<(), Failure> {
@@ -164,6 +173,9 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     opinions::webgpu(steps, need, &mut skipped)?;
     opinions::compilers(steps, need, &mut skipped)?;
     if env::var_os(driver::SKIP_VARIABLE).is_none() {
+        if cfg!(target_os = "linux") {
+            steps.run("AMD's instructions", &mut cargo(["xtask", "isa", "--check"]))?;
+        }
         opinions::drivers(steps, need, &mut skipped)?;
     }
     if can_fuzz() {

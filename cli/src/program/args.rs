@@ -60,8 +60,8 @@ pub(crate) enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Show the kernels of a step: their text, each part under the name of its file. With --json everything that
-    /// an engine in another language needs to run the step
+    /// Show the kernels of a step: their text, each part under the name of its file. With --json everything
+    /// that an engine in another language needs to run the step
     Kernel(Kernel),
     /// Run Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
     Race(Race),

@@ -2,8 +2,8 @@
 
 @group(0) @binding(2) var<storage, read_write> state: State;
 
-fn finish(target_index: u32, thread: u32) {
-    if thread == 0u {
+fn finish(index: u32, first: u32, step: u32, totals: Partials) {
+    if first == 0u {
         state.param_norm = norm_of(totals[0], 1.0);
         state.update_norm = norm_of(totals[1], 1.0);
     }

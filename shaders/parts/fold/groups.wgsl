@@ -2,8 +2,8 @@
 
 @group(0) @binding(2) var<storage, read_write> folded: array<Partial>;
 
-fn finish(target_index: u32, thread: u32) {
-    if thread == 0u {
-        folded[target_index] = totals[0];
+fn finish(index: u32, first: u32, step: u32, totals: Partials) {
+    if first == 0u {
+        folded[index] = totals[0];
     }
 }

@@ -1,98 +1,134 @@
 // Blocks of numbers of 8 bits: a sign and 4 + 3 bits, or 4 + 4 bits where nothing is negative, as the scale's
 // sign bit says.
+//
+// Codes and numbers meet on a ladder, on which the rungs of all codes lie at equal distances of their bits.
+// Numbers count in 2⁻¹⁵ of the scale, so the least one with an exponent of its own is 2. Below it codes are
+// linear. A number r lies at r + max(r, 2): at twice the number, or 2 above it. What lies at l is the
+// number min(l / 2, l − 2). Code 0 is the rung 2.0. The bits of a rung, without those behind its code's
+// fraction, end with the code.
+//
+// Results must have the same bits everywhere. So a float operation either is exact or makes a guess that the
+// next lines put right.
 
 const ONE_Q8 = 0x800000u;
+const BYTES_Q8 = vec4<u32>(0u, 8u, 16u, 24u);
 
-struct Quotient {
-    // The position among codes, with the digits that a code does not have.
-    position: vec4<u32>,
-    // How many they are.
-    lost: vec4<u32>,
+// All bits set for a block without negative numbers, and none otherwise.
+fn unsigned_q8(scale: u32) -> u32 {
+    return bitcast<u32>(bitcast<i32>(scale) >> 31u);
 }
 
-// Bits of a code behind its exponent.
-fn fraction_q8(scale: u32) -> u32 {
-    return 3u + (scale >> 31u);
+// Bits of a rung behind its code's fraction.
+fn rest_q8(scale: u32) -> u32 {
+    return 20u + unsigned_q8(scale);
 }
 
 fn decode_q8(raw: u32, scale: u32) -> vec4<f32> {
-    let exponent = (scale >> 23u) & 0xffu;
-    let fraction = fraction_q8(scale);
-    let code = (vec4<u32>(raw) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
-    let magnitude = code & vec4<u32>(0x7fu | ((scale >> 24u) & 0x80u));
-    let normal = (magnitude << vec4<u32>(23u - fraction)) + vec4<u32>(112u << 23u);
-    let small = bitcast<vec4<u32>>(vec4<f32>(magnitude) * bitcast<f32>((113u - fraction) << 23u));
-    let value = bitcast<vec4<f32>>(select(normal, small, (magnitude >> vec4<u32>(fraction)) == vec4<u32>(0u)));
-    // With an exponent of 0, so that it is a normal number.
-    let product = bitcast<vec4<u32>>(value * bitcast<f32>((scale & 0x7fffffu) | 0x3f800000u));
-    let stands = (magnitude > vec4<u32>(0u)) & ((product >> vec4<u32>(23u)) + exponent > vec4<u32>(127u));
-    let number = ((code ^ magnitude) << vec4<u32>(24u)) | (product + vec4<u32>((exponent << 23u) - (127u << 23u)));
-    return bitcast<vec4<f32>>(select(select(vec4<u32>(0u), number, stands), vec4<u32>(0x7fc00000u), exponent == 0xffu));
+    let exponent = scale & 0x7f800000u;
+    let lost = exponent == 0x7f800000u;
+    let magnitudes = raw & (unsigned_q8(scale) | 0x7f7f7f7fu);
+    let code = (vec4<u32>(magnitudes) >> BYTES_Q8) & vec4<u32>(0xffu);
+    let rung = bitcast<vec4<f32>>((code << vec4<u32>(rest_q8(scale))) | vec4<u32>(0x40000000u));
+    // The product is of the scale's digits and thus a normal number. Where it is none with the scale's
+    // exponent, the result is zero.
+    let unit = bitcast<f32>((scale & 0x7fffffu) | 0x38000000u);
+    let product = bitcast<vec4<i32>>(min(rung * (0.5 * unit), rung * unit - 2.0 * unit));
+    let sign = ((vec4<u32>(raw ^ magnitudes) >> BYTES_Q8) & vec4<u32>(0xffu)) << vec4<u32>(24u);
+    let number = bitcast<vec4<u32>>(product) + vec4<u32>(exponent - 0x3f800000u) + sign;
+    let least = select(max(0x40000000i - bitcast<i32>(exponent), 1i), 0x7fffffffi, lost);
+    let none = select(0u, 0x7fc00000u, lost);
+    return bitcast<vec4<f32>>(select(number, vec4<u32>(none), product < vec4<i32>(least)));
 }
 
-// The largest magnitude of a vector, and in the sign bit whether anything is negative.
+// The largest magnitude of a vector, shifted by one bit, and in that bit whether anything is negative.
 fn peak(bits: vec4<u32>) -> u32 {
-    let x = bits & vec4<u32>(0x7fffffffu);
-    let most = max(max(x.x, x.y), max(x.z, x.w));
-    return most | select(0u, 0x80000000u, any(bits > vec4<u32>(0x80000000u)));
+    // The most of all bits are those of the most negative number, if there is one. The most as integers with
+    // a sign are those of the most positive one.
+    let most = max(max(bits.x, bits.y), max(bits.z, bits.w));
+    let i = bitcast<vec4<i32>>(bits);
+    let other = bitcast<u32>(max(max(i.x, i.y), max(i.z, i.w)));
+    return max(most << 1u, other << 1u) + select(0u, 1u, most > 0x80000000u);
 }
 
 fn joined_peaks(a: u32, b: u32) -> u32 {
-    return max(a & 0x7fffffffu, b & 0x7fffffffu) | ((a | b) & 0x80000000u);
+    return max(a, b) | ((a | b) & 1u);
 }
 
 // A block's scale: of 16 bits, so that products are exact.
 fn scale_q8(peak: u32) -> u32 {
-    let most = peak & 0x7fffffffu;
-    let rounded = min((most + 0x80u) & 0xffffff00u, 0x7f7fff00u) | (~peak & 0x80000000u);
+    let most = peak >> 1u;
+    let rounded = min((most + 0x80u) & 0xffffff00u, 0x7f7fff00u) | ((peak ^ 1u) << 31u);
     return select(select(rounded, 0u, most < ONE_Q8), 0x7fc00000u, most >= 0x7f800000u);
 }
 
-// `part` is added to the quotient, in units of 2⁻¹⁶.
-fn quotient_q8(magnitude: vec4<u32>, scale: u32, part: vec4<u32>) -> Quotient {
-    let mantissa = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(ONE_Q8);
-    let divisor = ((scale & 0x7fffffu) | ONE_Q8) >> 8u;
-    // Off by one at most, and the part may make one more, which the rest shows: an integer division takes
-    // longer.
-    let near = vec4<u32>(vec4<f32>(mantissa) * (64.0 / f32(divisor)));
-    let rest = vec4<i32>((mantissa << vec4<u32>(6u)) + ((part * divisor) >> vec4<u32>(16u)) - near * divisor);
-    let one = vec4<u32>(1u);
-    let zero = vec4<u32>(0u);
-    let more = select(zero, one, rest >= vec4<i32>(i32(divisor))) + select(zero, one, rest >= vec4<i32>(2 * i32(divisor)));
-    let quotient = near + more - select(zero, one, rest < vec4<i32>(0));
-    let below = quotient < vec4<u32>(1u << 14u);
-    let digits = select(quotient, quotient << vec4<u32>(1u), below);
-    let power = vec4<i32>((magnitude >> vec4<u32>(23u)) + 15u - ((scale >> 23u) & 0xffu)) - select(vec4<i32>(0), vec4<i32>(1), below);
-    // What is left of the exponent's last bit is linear, and loses a digit more for every power; beyond 16 of
-    // them digits are cut off.
-    let normal = digits + (vec4<u32>(power - vec4<i32>(1)) << vec4<u32>(14u));
-    let powers = vec4<u32>(max(vec4<i32>(1) - power, vec4<i32>(0)));
-    let kept = min(powers, vec4<u32>(16u));
-    let small = digits >> min(powers - kept, vec4<u32>(31u));
-    return Quotient(select(small, normal, powers == zero), vec4<u32>(14u - fraction_q8(scale)) + kept);
-}
-
-fn codes_q8(bits: vec4<u32>, scale: u32, q: Quotient, addend: vec4<u32>) -> u32 {
-    let zero = vec4<u32>(0u);
-    let code = min((q.position + addend) >> q.lost, vec4<u32>(15u << fraction_q8(scale)));
-    let signed = code | select((bits >> vec4<u32>(24u)) & vec4<u32>(0x80u), zero, code == zero);
-    // What is not zero stays so.
-    let all = select(signed, max(code, vec4<u32>(1u)), (scale >> 31u) == 1u);
-    let exponent = (scale >> 23u) & 0xffu;
-    let none = ((bits & vec4<u32>(0x7fffffffu)) < vec4<u32>(ONE_Q8)) | vec4<bool>(exponent == 0u || exponent == 0xffu);
-    let shifted = select(all, zero, none) << vec4<u32>(0u, 8u, 16u, 24u);
-    return shifted.x | shifted.y | shifted.z | shifted.w;
+// Whether a block has an infinity or NaN: then all its codes are 0.
+fn is_lost_q8(scale: u32) -> bool {
+    return (scale & 0x7f800000u) == 0x7f800000u;
 }
 
 fn encode_q8(x: vec4<f32>, scale: u32) -> u32 {
-    let bits = bitcast<vec4<u32>>(x);
-    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale, vec4<u32>(0u));
-    return codes_q8(bits, scale, q, vec4<u32>(1u) << (q.lost - vec4<u32>(1u)));
+    let rest = vec4<u32>(rest_q8(scale));
+    // Numbers and a unit without the scale's exponent.
+    let power = ~scale & 0x7f800000u;
+    let number = abs(x) * bitcast<f32>(power);
+    let unit = bitcast<f32>((scale & 0x7fffffu) | 0x38800000u);
+    let above = max(number, vec4<f32>(2.0 * unit));
+    // About where the numbers lie. Without negative numbers what is not zero has at least code 1.
+    let lowest = bitcast<f32>(0x40000000u | (unsigned_q8(scale) & 0x80000u));
+    let place = max((number + above) * (1.0 / unit), vec4<f32>(lowest));
+    // The code below, if the guess is not off by one, as it may be close to a code. The middle between it and
+    // the next code decides, in both cases. The comparison is of integers: a compiler might make the
+    // difference of floats a sum on the other side, which is rounded.
+    let rung = bitcast<vec4<u32>>(place) >> rest;
+    let middle = bitcast<vec4<f32>>((rung << rest) | vec4<u32>(1u << (rest.x - 1u)));
+    let tie = bitcast<vec4<i32>>(middle * unit - above);
+    let code = rung + select(vec4<u32>(0u), vec4<u32>(1u), bitcast<vec4<i32>>(number) >= tie);
+    let signed = code + ((bitcast<vec4<u32>>(x) >> vec4<u32>(31u)) << vec4<u32>(7u));
+    // Zero, without a sign, is what is below the least normal number or, beside negative numbers, below half
+    // of the least code.
+    let least = max(bitcast<f32>(scale) * 0x1p-18f, 0x1p-126f);
+    let byte = select(signed, vec4<u32>(0u), abs(x) < vec4<f32>(least));
+    let word = (byte.x & 0xffu) | ((byte.y & 0xffu) << 8u) | ((byte.z & 0xffu) << 16u) | (byte.w << 24u);
+    return select(word, 0u, power == 0u);
 }
 
 fn encode_q8_stochastic(x: vec4<f32>, scale: u32, random: vec4<u32>) -> u32 {
+    let one = vec4<u32>(1u);
+    let zero = vec4<u32>(0u);
+    let unsigned = unsigned_q8(scale);
+    let fraction = 3u - unsigned;
     let bits = bitcast<vec4<u32>>(x);
-    // If the quotient always were rounded down, a slow running mean would sink by that in every step.
-    let q = quotient_q8(bits & vec4<u32>(0x7fffffffu), scale, random >> vec4<u32>(16u));
-    return codes_q8(bits, scale, q, random & ((vec4<u32>(1u) << q.lost) - vec4<u32>(1u)));
+    // The quotient of the mantissas, of 14 or 15 bits. If it always were rounded down, a slow running mean
+    // would sink by that in every step. So the upper half of the random bits is added behind its last digit.
+    let divisor = ((scale & 0x7fffffu) | ONE_Q8) >> 8u;
+    let mantissa = ((bits << vec4<u32>(6u)) & vec4<u32>(0x1fffffc0u)) | vec4<u32>(0x20000000u);
+    let dividend = mantissa + (((random >> vec4<u32>(16u)) * divisor) >> vec4<u32>(16u));
+    // A guess, the quotient or one less: the last digits of a float above 2²³. An integer division takes
+    // longer.
+    let inverse = (1.0 - 0x1p-19f) / f32(divisor);
+    let near = bitcast<vec4<u32>>(vec4<f32>(dividend) * inverse + 8388607.5) & vec4<u32>(0xffffu);
+    let quotient = near + select(zero, one, dividend - near * divisor >= vec4<u32>(divisor));
+    // Its digits from one place on, and the power of two of the number above the least code with an exponent.
+    let short = quotient < vec4<u32>(1u << 14u);
+    let digits = quotient << select(vec4<u32>(16u), vec4<u32>(17u), short);
+    let exponent = (scale >> 23u) & 0xffu;
+    let own = (bits >> vec4<u32>(23u)) & vec4<u32>(0xffu);
+    let power = bitcast<vec4<i32>>(own + (14u - exponent) - select(zero, one, short));
+    // The digits as a number with a fixed point behind the code's last bit. Where codes are linear, each
+    // power moves the digits by one place, and rounding takes one more random bit, up to 16 more.
+    let point = 30u - fraction;
+    let place = digits >> bitcast<vec4<u32>>(clamp(-power, vec4<i32>(0), vec4<i32>(31)));
+    let draw = random << bitcast<vec4<u32>>(clamp(power + 16, vec4<i32>(0), vec4<i32>(16)));
+    let part = (place + (draw & vec4<u32>((1u << point) - 1u))) >> vec4<u32>(point);
+    let code = part + (bitcast<vec4<u32>>(max(power, vec4<i32>(0))) << vec4<u32>(fraction));
+    // What is not zero stays so without negative numbers.
+    let inside = clamp(code, vec4<u32>(unsigned & 1u), vec4<u32>(15u << fraction));
+    // Below the least normal number, or where there are no digits left beside negative numbers.
+    let least = max(bitcast<f32>(scale) * 0x1p-45f, 0x1p-126f);
+    let byte = select(inside, zero, abs(x) < vec4<f32>(least)) << BYTES_Q8;
+    let codes = byte.x | byte.y | byte.z | byte.w;
+    // Zero has no sign. Codes with signs have seven bits, so nothing is carried from byte to byte.
+    let top = (bits >> vec4<u32>(24u, 16u, 8u, 0u)) & vec4<u32>(0x80u, 0x8000u, 0x800000u, 0x80000000u);
+    let signs = (top.x | top.y | top.z | top.w) & ~unsigned & (codes + 0x7f7f7f7fu);
+    return select(codes | signs, 0u, is_lost_q8(scale));
 }

@@ -16,8 +16,8 @@ struct Squares {
     large: vec4<f32>,
     middle: vec4<f32>,
     tiny: vec4<f32>,
-    // Magnitude's bits of the largest.
-    most: vec4<u32>,
+    // The bits of the largest magnitude.
+    most: u32,
 }
 
 // In the exponent's bits: a product with 2⁻⁸⁰ might be squared first, and then be zero.
@@ -35,20 +35,22 @@ fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
     let is_tiny = x < vec4<u32>(TINY);
     let a = bitcast<vec4<f32>>(select(zero, x - vec4<u32>(SHIFT), is_large));
     let b = bitcast<vec4<f32>>(select(x, zero, is_large | is_tiny));
+    let most = max(max(x.x, x.y), max(x.z, x.w));
     let c = bitcast<vec4<f32>>(select(zero, x + vec4<u32>(SHIFT), is_tiny & (x >= vec4<u32>(NORMAL))));
-    return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, x));
+    return Squares(sum.large + a * a, sum.middle + b * b, sum.tiny + c * c, max(sum.most, most));
 }
 
-var<workgroup> sums: array<vec3<f32>, WORKGROUP_SIZE>;
-var<workgroup> flags: array<u32, WORKGROUP_SIZE>;
-var<workgroup> few_sums: array<vec3<f32>, 16>;
-var<workgroup> few_flags: array<u32, 16>;
+// The sums of each of the kernel's quantities.
+alias Partials = array<Partial, QUANTITIES>;
+
+var<workgroup> sums: array<vec3<f32>, QUANTITIES * WORKGROUP_SIZE>;
+var<workgroup> flags: array<u32, QUANTITIES * WORKGROUP_SIZE>;
+var<workgroup> few_sums: array<vec3<f32>, QUANTITIES * 16>;
+var<workgroup> few_flags: array<u32, QUANTITIES * 16>;
 
 fn of_thread(s: Squares) -> Partial {
     let ones = vec4<f32>(1.0);
-    let infinite = any(s.most == vec4<u32>(INFINITE));
-    let nan = any(s.most > vec4<u32>(INFINITE));
-    let found = select(0u, 1u, infinite) | select(0u, 2u, nan);
+    let found = select(0u, 1u, s.most == INFINITE) | select(0u, 2u, s.most > INFINITE);
     return Partial(dot(s.large, ones), dot(s.middle, ones), dot(s.tiny, ones), found);
 }
 
@@ -56,31 +58,40 @@ fn joined(a: Partial, b: Partial) -> Partial {
     return Partial(a.large + b.large, a.middle + b.middle, a.tiny + b.tiny, a.flags | b.flags);
 }
 
-// What all threads of the workgroup have, together: thread 0 gets it.
-fn of_workgroup(thread: u32, own: Partial) -> Partial {
-    var sum = vec3<f32>(own.large, own.middle, own.tiny);
-    var flag = own.flags;
-    sums[thread] = sum;
-    flags[thread] = flag;
+// The sums of all threads of the workgroup: thread 0 gets them.
+fn of_workgroup(thread: u32, own: Partials) -> Partials {
+    for (var q = 0u; q < QUANTITIES; q++) {
+        sums[q * WORKGROUP_SIZE + thread] = vec3<f32>(own[q].large, own[q].middle, own[q].tiny);
+        flags[q * WORKGROUP_SIZE + thread] = own[q].flags;
+    }
     workgroupBarrier();
-    // Two rounds of 16, the second in memory of its own, so that nobody has to wait for whoever still reads:
-    // software Vulkan pays for barriers.
-    if thread < 16u {
+    // Two rounds of 16 for all quantities together. The second has memory of its own, so that no thread waits
+    // for one that still reads: software Vulkan pays for barriers.
+    if thread < QUANTITIES * 16u {
+        let first = (thread / 16u) * WORKGROUP_SIZE + thread % 16u;
+        var sum = sums[first];
+        var flag = flags[first];
         for (var k = 1u; k < 16u; k++) {
-            sum += sums[thread + 16u * k];
-            flag |= flags[thread + 16u * k];
+            sum += sums[first + 16u * k];
+            flag |= flags[first + 16u * k];
         }
         few_sums[thread] = sum;
         few_flags[thread] = flag;
     }
     workgroupBarrier();
+    var all: Partials;
     if thread == 0u {
-        for (var k = 1u; k < 16u; k++) {
-            sum += few_sums[k];
-            flag |= few_flags[k];
+        for (var q = 0u; q < QUANTITIES; q++) {
+            var sum = few_sums[16u * q];
+            var flag = few_flags[16u * q];
+            for (var k = 1u; k < 16u; k++) {
+                sum += few_sums[16u * q + k];
+                flag |= few_flags[16u * q + k];
+            }
+            all[q] = Partial(sum.x, sum.y, sum.z, flag);
         }
     }
-    return Partial(sum.x, sum.y, sum.z, flag);
+    return all;
 }
 
 // The norm times `factor`.

@@ -11,7 +11,7 @@ use crate::gpu::kernel::{
     BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS,
 };
 use crate::gpu::optimizer::Optimizer;
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Folds, Kernel};
 use crate::gpu::record::{BoundDispatch, Entry, OfRule, Recorded, Scan};
 
 impl Optimizer {
@@ -88,7 +88,7 @@ impl Optimizer {
                 Some(layers) => {
                     let sums = memory.sums(2 * targets.len())?;
                     let (count, more) = (layers.group_of.len() as u32, [&layers.rows, &layers.groups]);
-                    let fold = self.fold(&mut memory, &layers.kernel, targets, count, &sums, &more)?;
+                    let fold = self.fold(&mut memory, &layers.folds, targets, count, &sums, &more)?;
                     rule.ratio = Some(fold);
                     Some(sums)
                 }
@@ -137,11 +137,11 @@ impl Optimizer {
         Ok((Scan { reductions: Vec::new(), by_group, control, partials }, sums))
     }
 
-    /// The kernel that adds up `sums` of `count` targets, with the buffers that it binds behind them.
+    /// The dispatch that adds up `sums` of `count` targets, with the buffers that it binds behind them.
     fn fold(
         &self,
         memory: &mut Memory<'_>,
-        kernel: &Kernel,
+        folds: &Folds,
         targets: &Targets,
         count: u32,
         sums: &wgpu::Buffer,
@@ -152,7 +152,8 @@ impl Optimizer {
         let list = memory.filled(label, bytemuck::cast_slice(&list), usage)?;
         let buffers = [&list, sums].into_iter().chain(more.iter().copied());
         let entries = (0..).zip(buffers).map(|(binding, buffer)| whole_entry(binding, buffer)).collect();
-        self.bound(kernel, entries, [count, 1])
+        let (kernel, workgroups) = folds.of(targets.most(count), count);
+        self.bound(kernel, entries, workgroups)
     }
 
     fn bound(

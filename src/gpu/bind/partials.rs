@@ -33,6 +33,13 @@ impl Targets {
         self.0.resize(end, NOBODY);
     }
 
+    /// The most partial sums that one of `count` targets has.
+    pub(super) fn most(&self, count: u32) -> usize {
+        let mut of = vec![0; count as usize];
+        self.0.iter().filter(|target| **target < count).for_each(|target| of[*target as usize] += 1);
+        of.into_iter().max().unwrap_or(0)
+    }
+
     /// The places where the numbers of each of `count` targets begin and the last one's end, and then the
     /// numbers of their partial sums.
     pub(super) fn list(&self, count: u32) -> Vec<u32> {

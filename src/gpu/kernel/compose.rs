@@ -2,7 +2,7 @@
 //! arithmetic depends on a constant, and text that repeats for each buffer is a template.
 
 use super::declare::{self, Phase};
-use super::{Access, CandidateLayout, Fold, Fused, KernelKey, TableLayout};
+use super::{Access, CandidateLayout, Fold, FoldBy, Fused, KernelKey, TableLayout};
 use crate::formats::Format;
 use crate::options::{Options, Storage};
 use crate::rules::{AnyRule, DynRule, RuleSpec};
@@ -87,8 +87,10 @@ pub(crate) fn layer_norms(spec: &RuleSpec, key: &KernelKey) -> Composed {
 }
 
 /// The kernel between the phases of a layer-wise rule: from the norms of each tensor to its scalars.
-pub(crate) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> Composed {
-    let mut parts = vec![rule(spec), file!("kernels/fold.wgsl"), file!("parts/fold/tensors.wgsl")];
+pub(crate) fn trust_ratios(spec: &RuleSpec, key: &KernelKey, by: FoldBy) -> Composed {
+    let mut parts = vec![rule(spec)];
+    parts.extend(fold_by(by));
+    parts.push(file!("parts/fold/tensors.wgsl"));
     // The rule's other functions call them.
     let values = ["p", "g"].iter().chain(spec.slots);
     parts.extend(values.map(|value| file!("parts/slots/dropped.wgsl").with(&[("SLOT", value)])));
@@ -109,8 +111,8 @@ pub(crate) fn reduce(table: &TableLayout, grads: Format) -> Composed {
 }
 
 /// A kernel that adds up partial sums.
-pub(crate) fn fold(fold: Fold) -> Composed {
-    let mut parts = vec![file!("kernels/fold.wgsl")];
+pub(crate) fn fold(fold: Fold, by: FoldBy) -> Composed {
+    let mut parts = fold_by(by).to_vec();
     match fold {
         Fold::Groups => parts.push(file!("parts/fold/groups.wgsl")),
         Fold::All => parts.extend([file!("parts/fold/all.wgsl"), file!("parts/lib/control_state.wgsl")]),
@@ -118,6 +120,15 @@ pub(crate) fn fold(fold: Fold) -> Composed {
     parts.push(file!("parts/lib/norms.wgsl"));
     parts.push(Part::declarations(declare::fold(fold)));
     Composed { entry_point: "fold", parts }
+}
+
+/// The entry point of a kernel that adds up partial sums.
+fn fold_by(by: FoldBy) -> [Part; 2] {
+    let driver = match by {
+        FoldBy::Workgroup => file!("kernels/fold.wgsl"),
+        FoldBy::Thread => file!("kernels/fold_few.wgsl"),
+    };
+    [driver, file!("parts/fold/sums.wgsl")]
 }
 
 /// The control kernel of a layout with `groups` groups.

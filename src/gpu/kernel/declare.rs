@@ -50,9 +50,15 @@ pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: 
         ("STOCHASTIC", &key.storage.stochastic),
         ("BOUNDED", &key.fused.bounded),
         ("SKIPS", &(key.fused.skips && updates)),
-        ("BLOCK_VECTORS", &format!("{BLOCK_VECTORS}u")),
-        ("BLOCK_SLOTS", &format!("{stored}u")),
     ]);
+    if key.fused.norms {
+        text += &constants(&[("QUANTITIES", &"2u")]);
+    }
+    if key.storage.states.block().is_some() {
+        let (vectors, slots) = (format!("{BLOCK_VECTORS}u"), format!("{stored}u"));
+        text += &constants(&[("BLOCK_VECTORS", &vectors), ("BLOCK_SLOTS", &slots)]);
+    }
+    text += &keeps(spec, key.kept.iter().copied());
     text += &table(&key.table_layout);
     text += &buffers(spec, key);
     text += &rows(spec, key);
@@ -68,13 +74,15 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
         ("STEP_HEADER", &format!("{}u", key.set.header)),
         ("STEP_SCALARS", &format!("{}u", key.set.row)),
         ("RATIO", &format!("{}u", spec.trust_ratio_field())),
-    ]) + "alias At = u32;\nalias Scalars = Row;\n"
+    ]) + &keeps(spec, [false].into_iter().cycle())
+        + "\nalias At = u32;\nalias Scalars = Row;\n"
         + NUMBER
         + &rows(spec, key)
 }
 
 pub(super) fn reduce(layout: &TableLayout, grads: Format) -> String {
-    table(layout)
+    constants(&[("QUANTITIES", &"1u")])
+        + &table(layout)
         + &storage(REDUCE_BINDING_G, "read", "g_buffer", stored(grads, layout.access))
         + &storage(REDUCE_BINDING_PARTIALS, "read_write", "partials", "Partial")
 }
@@ -91,6 +99,7 @@ pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -
     let fused = Fused::of(options);
     constants(&[
         ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
+        ("QUANTITIES", &"1u"),
         ("CANDIDATE", &format!("{}u", set.vectors(groups))),
         ("STEP_HEADER", &format!("{}u", set.header)),
         ("STEP_SCALARS", &format!("{}u", set.row)),
@@ -100,6 +109,12 @@ pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -
         ("SKIPS", &fused.skips),
         ("DYNAMIC", &options.loss_scale.is_some()),
     ])
+}
+
+/// Whether each slot is kept: a rule leaves out the arithmetic of one that is not.
+fn keeps(spec: &RuleSpec, kept: impl Iterator<Item = bool>) -> String {
+    let name = |slot: &str| format!("KEEPS_{}", slot.to_uppercase());
+    spec.slots.iter().zip(kept).map(|(slot, kept)| constants(&[(&name(slot), &kept)])).collect()
 }
 
 /// A scalar of one group.
@@ -133,17 +148,29 @@ fn table(layout: &TableLayout) -> String {
         Space::Storage => ("storage, read", String::new()),
     };
     // Where random numbers are drawn, an entry says which tensor a segment is of and where in it.
-    let (entry, access) = if layout.by_tensor { ("Entry", ".segment") } else { ("Segment", "") };
+    let by_tensor = format!(
+        "struct Entry {{\n    segment: Segment,\n    @size({TENSOR_BYTES}) element: vec2<u32>,\n}}\n\n"
+    );
+    let (declared, entry, access) =
+        if layout.by_tensor { (by_tensor.as_str(), "Entry", ".segment") } else { ("", "Segment", "") };
     let constants = constants(&[
         ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
         ("STREAM", &format!("{}u", layout.target.stream(WORKGROUP_SIZE))),
         ("ALIGNED", &layout.aligned),
     ]);
     format!(
-        "{constants}struct Entry {{ segment: Segment, @size({TENSOR_BYTES}) element: vec2<u32> }}
-struct Table {{ @size({HEADER_BYTES}) header: Header, segments: array<{entry}{count}> }}
+        "{constants}
+{declared}struct Table {{
+    @size({HEADER_BYTES}) header: Header,
+    segments: array<{entry}{count}>,
+}}
+
 @group(0) @binding({BINDING_TABLE}) var<{space}> table: Table;
-fn segment_at(i: u32) -> Segment {{ return table.segments[i]{access}; }}
+
+fn segment_at(i: u32) -> Segment {{
+    return table.segments[i]{access};
+}}
+
 "
     )
 }
@@ -172,13 +199,13 @@ fn kept<'a>(spec: &'a RuleSpec, key: &'a KernelKey) -> impl Iterator<Item = &'st
 fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
     let names = row_names(spec, key);
     let (header, vectors) = (key.set.header as usize, key.set.row as usize);
-    let mut text = format!("struct Row {{ {} }}\n", fields(names.iter().map(|(name, _)| *name), "f32"));
+    let mut text = format!("\nstruct Row {{\n{}}}\n\n", fields(names.iter().map(|(name, _)| *name), "f32"));
     text += &match key.rows_space {
         Space::Uniform => format!(
-            "@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, {}>;\n",
+            "@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, {}>;\n\n",
             key.set.vectors(key.rows as usize)
         ),
-        Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;\n".into(),
+        Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;\n\n".into(),
     };
     text += "fn row(group: u32) -> Row {\n";
     // A vec4 at a time: fewer uniform loads than a field at a time.
@@ -193,7 +220,7 @@ fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
         }
     }
     let parts = list(names.iter(), |(_, i)| format!("v{}.{}", i / 4, ['x', 'y', 'z', 'w'][i % 4]));
-    let _ = writeln!(text, "    return Row({parts});\n}}");
+    let _ = writeln!(text, "    return Row({parts});\n}}\n");
     text
 }
 
@@ -201,21 +228,27 @@ fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
 fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     // In the first phase of a layer-wise rule every segment is of one tensor.
     if key.table_layout.aligned || phase == Phase::LayerNorms {
-        let of = "fn scalars(segment: Segment, at: At) -> Scalars { return row(segment.group); }\n";
+        let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {\n    return row(segment.group);\n}\n\n";
         return ["alias Scalars = Row;\n", NUMBER, of].concat();
     }
     let names: Vec<_> = row_names(spec, key).into_iter().map(|(name, _)| name).collect();
-    let parts = list(names.iter(), |n| format!("vec4<f32>(a.{n}, b.{n}, c.{n}, d.{n})"));
+    let part = |n: &&str| format!("        vec4<f32>(a.{n}, b.{n}, c.{n}, d.{n}),\n");
+    let parts: String = names.iter().map(part).collect();
     format!(
-        "struct Scalars {{ {} }}
-{NUMBERS}fn scalars(segment: Segment, at: At) -> Scalars {{
+        "struct Scalars {{
+{}}}
+
+{NUMBERS}
+fn scalars(segment: Segment, at: At) -> Scalars {{
     let group = min(at.lanes, vec4<u32>({}u));
     let a = row(group.x);
     let b = row(group.y);
     let c = row(group.z);
     let d = row(group.w);
-    return Scalars({parts});
+    return Scalars(
+{parts}    );
 }}
+
 ",
         fields(names.iter().copied(), "vec4<f32>"),
         key.rows - 1
@@ -236,8 +269,8 @@ fn calls(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     if key.storage.states.block().is_some() {
         let share: String = kept(spec, key).map(|slot| call("share_peak", "at, own, thread", slot)).collect();
         let store: String = kept(spec, key).map(|slot| call("store", "at, thread", slot)).collect();
-        text += &format!("fn share_peaks(at: At, own: bool, thread: u32) {{\n{share}}}\n");
-        text += &format!("fn store_slots(at: At, thread: u32) {{\n{store}}}\n");
+        text += &format!("\nfn share_peaks(at: At, own: bool, thread: u32) {{\n{share}}}\n");
+        text += &format!("\nfn store_slots(at: At, thread: u32) {{\n{store}}}\n");
     }
     text
 }
@@ -247,5 +280,5 @@ fn list<T>(items: impl Iterator<Item = T>, item: impl FnMut(T) -> String) -> Str
 }
 
 fn fields<'a>(names: impl Iterator<Item = &'a str>, ty: &str) -> String {
-    list(names, |name| format!("{name}: {ty}"))
+    names.map(|name| format!("    {name}: {ty},\n")).collect()
 }

@@ -206,6 +206,29 @@ fn row_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> {
     own.chain(weight).chain(key.fused.grouped.then_some((GROUP_FACTOR, key.set.factor as usize))).collect()
 }
 
+/// What adds up the partial sums of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoldBy {
+    /// A workgroup.
+    Workgroup,
+    /// A thread, where each target has few: 512 tensors of a layer-wise rule then need two workgroups and no
+    /// barrier, and not 512 of each.
+    Thread,
+}
+
+impl FoldBy {
+    /// In the order of their kernels.
+    pub const ALL: [Self; 2] = [Self::Workgroup, Self::Thread];
+    /// The most partial sums of a target that a thread adds up by itself. Its loads follow each other.
+    const FEW: usize = 16;
+
+    /// For targets of which the largest has so many partial sums.
+    #[must_use]
+    pub fn of(most: usize) -> Self {
+        if most <= Self::FEW { Self::Thread } else { Self::Workgroup }
+    }
+}
+
 /// The sums that a kernel adds up from partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fold {

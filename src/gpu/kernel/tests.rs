@@ -248,9 +248,11 @@ fn check_formats(spec: &RuleSpec) {
             };
             let module = validated(&update(spec, &key).wgsl());
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
-            let (entry, span) = layout_of(&module, "Entry");
-            assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
-            assert_eq!(span as usize, segment_bytes(false, true));
+            if stochastic {
+                let (entry, span) = layout_of(&module, "Entry");
+                assert_eq!(entry, owned(&[("segment", 0), ("element", size_of::<SharedSegment>())]));
+                assert_eq!(span as usize, segment_bytes(false, true));
+            }
             assert!(layout_of(&module, "Table").1 <= table_layout.uniform_bytes);
         }
     }
@@ -266,8 +268,10 @@ fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     assert_eq!(storage_bindings(&module), for_layer_norms.storage_bindings());
     // It writes partial sums and nothing else.
     assert!(text.contains("const UPDATES = false;") && text.contains("const SKIPS = false;"));
-    let module = validated(&trust_ratios(spec, &groups).wgsl());
-    assert_eq!(module.entry_points[0].name, "fold");
+    for by in FoldBy::ALL {
+        let module = validated(&trust_ratios(spec, &groups, by).wgsl());
+        assert_eq!(module.entry_points[0].name, "fold");
+    }
 }
 
 fn storage_bindings(module: &naga::Module) -> u32 {
@@ -343,8 +347,9 @@ fn every_reduction_validates_and_finds_its_place() {
 
 #[test]
 fn every_fold_validates() {
-    for fold in [Fold::Groups, Fold::All] {
-        let module = validated(&super::fold(fold).wgsl());
+    let folds = [Fold::Groups, Fold::All].into_iter().flat_map(|fold| FoldBy::ALL.map(|by| (fold, by)));
+    for (fold, by) in folds {
+        let module = validated(&super::fold(fold, by).wgsl());
         assert_eq!(module.entry_points[0].name, "fold");
         assert_eq!(layout_of(&module, "Partial"), (owned(&PARTIAL), 16));
         if fold == Fold::All {

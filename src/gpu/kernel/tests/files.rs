@@ -25,7 +25,7 @@ fn every_file_is_used_and_every_placeholder_replaced() {
             look(update(&spec, key));
             look(layer_norms_of(&spec, key));
             if spec.is_layer_wise() {
-                look(trust_ratios(&spec, key));
+                FoldBy::ALL.into_iter().for_each(|by| look(trust_ratios(&spec, key, by)));
             }
         }
     }
@@ -45,7 +45,9 @@ fn every_file_is_used_and_every_placeholder_replaced() {
     }
     let options = Options { report: true, ..Options::default() };
     look(control(&options, &set_of(&adamw, &Fused::of(&options)), 1));
-    [Fold::Groups, Fold::All].into_iter().for_each(|fold| look(super::fold(fold)));
+    for fold in [Fold::Groups, Fold::All] {
+        FoldBy::ALL.into_iter().for_each(|by| look(crate::gpu::kernel::fold(fold, by)));
+    }
     let files = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), "");
     let unused: Vec<_> = files.iter().filter(|file| !used.contains(*file)).collect();
     assert!(unused.is_empty(), "{unused:?}");

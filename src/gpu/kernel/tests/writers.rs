@@ -21,7 +21,7 @@ fn chosen() -> Vec<(String, Composed)> {
             if spec.is_layer_wise() {
                 let groups = KernelKey { rows_space: Space::Uniform, ..key };
                 chosen.push((spec.name, layer_norms(&spec, &groups.for_layer_norms())));
-                chosen.push((spec.name, trust_ratios(&spec, &groups)));
+                chosen.extend(FoldBy::ALL.map(|by| (spec.name, trust_ratios(&spec, &groups, by))));
             }
         }
     }
@@ -96,7 +96,7 @@ fn other_stages() -> impl Iterator<Item = Composed> {
     let adamw = spec(AdamW::default());
     let keys = whole_keys(&adamw).into_iter().zip(Format::TENSORS.into_iter().cycle());
     let scans = keys.map(|(key, format)| reduce(&key.table_layout, format));
-    let folds = [Fold::Groups, Fold::All].map(fold);
+    let folds = [Fold::Groups, Fold::All].into_iter().flat_map(|of| FoldBy::ALL.map(|by| fold(of, by)));
     let clips = [None, Some(Clip::GlobalNorm(1.0)), Some(Clip::GroupNorm(1.0)), Some(Clip::Value(1.0))];
     let decisions = clips.into_iter().flat_map(move |clip| {
         [None, Some(LossScale::default())].map(|loss_scale| {
