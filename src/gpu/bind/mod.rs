@@ -17,6 +17,15 @@ use crate::layout::{Tensor, VECTOR};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The dispatches of a binding, for steps that are recorded while it is planned anew.
+#[allow(
+    clippy::arc_with_non_send_sync,
+    reason = "the browser's buffers stay on their thread, and so does this"
+)]
+fn shared(recorded: Recorded) -> Arc<Recorded> {
+    Arc::new(recorded)
+}
+
 impl Optimizer {
     /// Checks the caller's buffers against the layout and prepares them for recording.
     ///
@@ -34,7 +43,7 @@ impl Optimizer {
             Form::Flat(p, g) => self.flat_parts(*p, *g, [&state, &scanned])?,
             Form::Each(each) => self.each_parts(each, [&state, &scanned])?,
         };
-        let recorded = Mutex::new(Arc::new(self.plan(&parts, &scanned, false)?));
+        let recorded = Mutex::new(shared(self.plan(&parts, &scanned, false)?));
         Ok(Bound { owner: self.identity.clone(), parts, scanned, recorded })
     }
 
@@ -44,7 +53,7 @@ impl Optimizer {
         if recorded.revision == self.revision {
             return Ok(recorded);
         }
-        let recorded = Arc::new(self.plan(&bound.parts, &bound.scanned, false)?);
+        let recorded = shared(self.plan(&bound.parts, &bound.scanned, false)?);
         *bound.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded.clone();
         Ok(recorded)
     }
