@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use wgpu_optim::checkpoint::{self, Cpu, Differing, Extra, Formats, Load, Missing, Reader, Record};
+use wgpu_optim::checkpoint::{self, Cpu, Differing, Extra, Formats, Load, Metadata, Missing, Reader};
 use wgpu_optim::{
     AdamW, Clip, DynRule, Ema, Format, Group, Layout, LossScale, Master, NAdam, Options, Rounding, cpu,
 };
@@ -95,7 +95,7 @@ fn load(name: &str, bytes: &[u8]) {
     let mixed = || layout(AdamW::default(), NAdam::default());
     onto(mixed(), Options { clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() }, &path);
     if let Ok(mut reader) = Reader::open(&path) {
-        let _ = Record::read(&reader);
+        let _ = Metadata::read(&reader);
         for tensor in reader.tensors().to_vec() {
             if let Some((slot, name)) = tensor.name().split_once('/') {
                 let _ = reader.numbers(slot, name, 1, 0, tensor.len().min(100));
