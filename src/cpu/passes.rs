@@ -9,8 +9,8 @@
 use super::cells::{Cells, TILE};
 use super::norms::{Squares, Sums, add_squares};
 use super::tasks::{Plan, Task, TensorRange};
-use super::tensors::Memory;
-use super::tile::{Values, next, of_tensor_range};
+use super::tensors::{Memory, Pair};
+use super::tile::{Place, Values, next, of_tensor_range};
 use crate::formats::Format;
 use crate::options::Storage;
 use crate::rules::loops::{CHUNK, Loops, MAX_SLOTS, Row};
@@ -20,6 +20,9 @@ use multiversion::multiversion;
 /// Elements that are updated in place before the work that follows the update, which finds them in the
 /// nearest cache.
 const STRIP: usize = 4 * TILE;
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 
 /// Everything that does not change in a pass.
 pub(super) struct Pass<'a> {
@@ -184,9 +187,15 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
             squares = [Squares::new(), Squares::new()];
         }
         let mut left = tensor_range.end - tensor_range.start;
+        // Sums have an order that does not depend on addresses.
+        let mut head =
+            if pass.in_place[place.kind] && !pass.norms { head(&pair, &place).min(left) } else { 0 };
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..pass.slots]);
-            let whole = pass.in_place[place.kind] && left >= CHUNK;
+            let whole = pass.in_place[place.kind] && head == 0 && left >= CHUNK;
+            if head > 0 {
+                place.resize(core::mem::take(&mut head));
+            }
             if whole {
                 place.resize(left.min(strip) / CHUNK * CHUNK);
             } else {
@@ -232,6 +241,13 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
             *sums = [squares[0].sum(), squares[1].sum()];
         }
     }
+}
+
+/// Parameters before the first that begins a cache line. Where they are updated first, as a copy, no vector
+/// behind them lies in two lines.
+fn head(pair: &Pair<'_>, place: &Place) -> usize {
+    let bytes = pair.p.numbers(&place.own).as_ptr().addr() % CACHE_LINE;
+    (CACHE_LINE - bytes) % CACHE_LINE / size_of::<f32>()
 }
 
 /// The rest of a skipped step: norms of the parameters, and gradients set to zero.

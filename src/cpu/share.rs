@@ -61,19 +61,21 @@ impl Share {
             return Err(RuleError::TooManySlots { rule: spec.name, slots: count, bound: MAX_SLOTS }.into());
         }
         let mut plan = Plan::new(layout, options, rule)?;
-        let numbers = |format: Option<Format>| {
-            format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format))
+        // Slots take the places from 1 on, for the parameters and gradients of the caller lie at 0.
+        let numbers = |format: Option<Format>, nth: usize| {
+            format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format, nth))
         };
         let [large, small] = plan.kept;
         let state = |slot: usize| {
             if !used.kept[slot] {
                 return Ok([Numbers::None, Numbers::None]);
             }
-            Ok([Numbers::zeros(large, options.states)?, Numbers::zeros(small, Format::F32)?])
+            let nth = slot + 1;
+            Ok([Numbers::zeros(large, options.states, nth)?, Numbers::zeros(small, Format::F32, nth)?])
         };
         let state = (0..count).map(state).collect::<Result<_, OutOfMemory>>()?;
-        let master = numbers(options.storage().master().map(|(_, format)| format))?;
-        let ema = numbers(options.ema.map(|_| Format::F32))?;
+        let master = numbers(options.storage().master().map(|(_, format)| format), count + 1)?;
+        let ema = numbers(options.ema.map(|_| Format::F32), count + 2)?;
         plan.divide(layout)?;
         let rows = plan.groups.len();
         Ok(Self {

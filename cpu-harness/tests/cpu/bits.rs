@@ -138,6 +138,37 @@ fn instructions_make_no_difference() {
     }
 }
 
+/// Where slices begin makes no difference: elements before a cache line are updated as a copy.
+#[test]
+fn wherever_slices_begin() {
+    let layout = many(AdamW::default());
+    let len = layout.len() as usize;
+    for options in
+        [Options::default(), all(Clip::GlobalNorm(1.0)), Options { norms: true, ..Options::default() }]
+    {
+        let run = |shift: usize| {
+            let mut random = Random::new(3);
+            let mut optimizer = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
+            let mut params = vec![0.0; shift];
+            params.extend(random.values(len));
+            let mut reports = Vec::new();
+            for t in 0..2 {
+                let mut grads = vec![0.0; 2 * shift];
+                grads.extend(random.values(len));
+                let tensors = cpu::Tensors::flat(&mut params[shift..], &mut grads[2 * shift..]);
+                reports.push(optimizer.step(tensors, lr(t)).unwrap().map(|report| format!("{report:?}")));
+            }
+            let bits: Vec<u32> = params[shift..].iter().map(|x| x.to_bits()).collect();
+            let slots = ["exp_avg", "exp_avg_sq"].map(|slot| cpu_slot(&optimizer, slot));
+            (bits, slots, reports)
+        };
+        let want = run(0);
+        for shift in 1..16 {
+            assert!(run(shift) == want, "{shift} elements behind, {options:?}");
+        }
+    }
+}
+
 /// A pool of 0 threads is one of as many as there are cores.
 #[cfg(feature = "rayon")]
 #[test]
