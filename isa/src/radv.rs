@@ -68,9 +68,7 @@ impl Compiler {
         let mut statistics = vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default()
             .pipeline_executable_info(true);
         let mut v12 = vk::PhysicalDeviceVulkan12Features::default().shader_int8(true);
-        let mut v13 = vk::PhysicalDeviceVulkan13Features::default()
-            .shader_integer_dot_product(true)
-            .shader_zero_initialize_workgroup_memory(true);
+        let mut v13 = vk::PhysicalDeviceVulkan13Features::default().shader_integer_dot_product(true);
         let info = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queue)
             .enabled_extension_names(&extensions)

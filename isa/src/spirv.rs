@@ -36,7 +36,7 @@ pub(crate) fn compile(wgsl: &str, entry_point: &str) -> Result<Module, String> {
             image_load: unchecked,
             binding_array: unchecked,
         },
-        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::Native,
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
         force_loop_bounding: false,
         emit_int_div_checks: false,
         ..spv::Options::default()

@@ -108,7 +108,11 @@ impl Kernel {
                 layout: Some(&pipeline_layout),
                 module: &text.module(device),
                 entry_point: Some(text.composed.entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Each kernel of ours writes its workgroup memory before it reads it.
+                    zero_initialize_workgroup_memory: !text.ours,
+                    ..Default::default()
+                },
                 cache: None,
             });
             (pipeline, layout)

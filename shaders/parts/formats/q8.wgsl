@@ -50,10 +50,6 @@ fn peak(bits: vec4<u32>) -> u32 {
     return max(most << 1u, other << 1u) + select(0u, 1u, most > 0x80000000u);
 }
 
-fn joined_peaks(a: u32, b: u32) -> u32 {
-    return max(a, b) | ((a | b) & 1u);
-}
-
 // A block's scale: of 16 bits, so that products are exact.
 fn scale_q8(peak: u32) -> u32 {
     let most = peak >> 1u;
