@@ -8,7 +8,7 @@
 
 use super::cells::{Cells, TILE};
 use super::norms::{Squares, Sums, add_squares};
-use super::tasks::{Plan, Task, TensorRange};
+use super::tasks::{Plan, TASK, Task, TensorRange};
 use super::tensors::{Memory, Pair};
 use super::tile::{Place, Values, next, of_tensor_range};
 use crate::formats::Format;
@@ -187,9 +187,9 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
             squares = [Squares::new(), Squares::new()];
         }
         let mut left = tensor_range.end - tensor_range.start;
-        // Sums have an order that does not depend on addresses.
-        let mut head =
-            if pass.in_place[place.kind] && !pass.norms { head(&pair, &place).min(left) } else { 0 };
+        // Sums have an order that does not depend on addresses. A short run gains less than a copy costs.
+        let aligns = pass.in_place[place.kind] && !pass.norms && left >= TASK;
+        let mut head = if aligns { head(&pair, &place) } else { 0 };
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..pass.slots]);
             let whole = pass.in_place[place.kind] && head == 0 && left >= CHUNK;
