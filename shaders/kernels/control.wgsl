@@ -85,10 +85,11 @@ fn decide(sum: Partial) {
     }
     decision = vec2<f32>(unscale * clip, select(0.0, 1.0, SKIPS && sum.flags != 0u));
     if GROUPED {
-        // Each has its own; the least is reported.
+        // Each has its own; the least is reported, and NaN if one is NaN. `min` may drop it.
         for (var group = 0u; group < request.partials; group++) {
             clip = min(clip, clip_of(partials[group], unscale));
         }
+        clip = select(clip, norm_of(sum, unscale), (sum.flags & 2u) != 0u);
     }
     state.number = request.number;
     state.flags = sum.flags;

@@ -220,3 +220,42 @@ fn gradients_are_divided_and_then_clipped() {
     let (params, _) = step(options, &[f32::INFINITY, 4.0, 4.0, 4.0], 4.0);
     assert!(params[0].is_nan() && params[1..] == [0.0; 3], "{params:?}");
 }
+
+/// A group's factor is `c / (‖g‖ + 10⁻⁶)`, at most 1; 0 under an infinite norm, and NaN under one of NaN. The
+/// least of them is reported, and NaN if there is one, by both engines.
+#[test]
+fn the_reported_factor_is_the_least_or_no_number() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    // Gradients of a group, and their norm.
+    let kinds = [
+        ([0.3f32, 0.4], 0.5),
+        ([3.0, 4.0], 5.0),
+        ([f32::INFINITY, 1.0], f64::INFINITY),
+        ([f32::NAN, 1.0], f64::NAN),
+        ([f32::NEG_INFINITY, f32::NAN], f64::NAN),
+    ];
+    let layout = || {
+        let [a, b] = ["a", "b"].map(|name| Group::new(name, Sgd::default()).tensor(name, [2]));
+        Layout::packed([a, b]).unwrap()
+    };
+    let factor = |norm: f64| {
+        let factor = 1.0 / (norm + 1e-6);
+        if factor > 1.0 { 1.0 } else { factor }
+    };
+    for ((a, a_norm), (b, b_norm)) in kinds.into_iter().flat_map(|a| kinds.map(|b| (a, b))) {
+        let (of_a, of_b) = (factor(a_norm), factor(b_norm));
+        let least = if of_a.is_nan() || of_b.is_nan() { f64::NAN } else { of_a.min(of_b) };
+        let global = factor((a_norm * a_norm + b_norm * b_norm).sqrt());
+        for (clip, want) in [(Clip::GroupNorm(1.0), least), (Clip::GlobalNorm(1.0), global)] {
+            let options = Options { clip: Some(clip), report: true, ..Options::default() };
+            let grads = [a, b].concat();
+            let of_gpu = GpuRun::new(&gpu, layout(), options, &[0.0; 4]).step(&grads, 1.0);
+            let of_cpu = CpuRun::new(layout(), options, &[0.0; 4]).step(&grads, 1.0);
+            for (engine, report) in [("GPU", of_gpu), ("CPU", of_cpu)] {
+                let got = f64::from(report.unwrap().clip_factor);
+                let same = got.is_nan() && want.is_nan() || (got - want).abs() <= 1e-6 * want;
+                assert!(same, "{engine}, {clip:?}, {grads:?}: {got}, must be {want}");
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod norms;
 mod skip;
 
 use crate::common::{Random, assert_same_bits, cases_of, lr, single};
+use cpu_harness::CpuRun;
 use harness::{Gpu, GpuRun, Places};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::{
