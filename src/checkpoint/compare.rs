@@ -112,7 +112,10 @@ fn factor(
         return;
     }
     let function = || "a function".to_owned();
-    let text = found.as_ref().map_or_else(function, |(text, _)| clipped(text));
+    // Numbers in the file may have any number of digits.
+    let plain =
+        |text: &str| serde_json::from_str(text).map_or_else(|_| text.into(), |json: Value| json.to_string());
+    let text = found.as_ref().map_or_else(function, |(text, _)| clipped(&plain(text)));
     let differs = |found: String, expected: String| Mismatch::Hyperparameter {
         group: group.name().into(),
         field: "lr_factor".into(),

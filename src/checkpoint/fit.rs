@@ -125,7 +125,8 @@ fn compare_tensors(
         let taken = saved.taken.unwrap_or(record.taken) > 0;
         for (name, offset) in saved.tensors.iter() {
             let Some(&i) = places.get(name) else {
-                if load.extra == Extra::Error {
+                // A tensor without elements is in no place.
+                if load.extra == Extra::Error && layout.tensor(name).is_err() {
                     wrong.add_extra(name);
                 }
                 continue;
@@ -337,6 +338,14 @@ impl Finder<'_> {
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (tensor, _) in self.reader.tensors().iter().zip(&self.used).filter(|(_, used)| !**used) {
             let (slot, name) = tensor.name().split_once('/').unwrap_or(("", tensor.name()));
+            // Nothing is missing of a tensor without elements, and nothing is left over.
+            if let Some(ours) = layout.tensor(name).ok().filter(|ours| ours.len == 0) {
+                if tensor.len() > 0 {
+                    let (tensor, found) = (clipped(tensor.name()), tensor.shape().into());
+                    wrong.add(|| Mismatch::Shape { tensor, found, expected: ours.shape.clone() });
+                }
+                continue;
+            }
             // A slot may be kept for tensors of other rules alone.
             let kept = self.keeps(slot) && layout.tensor(name).is_err();
             if !kept && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {

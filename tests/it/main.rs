@@ -6,6 +6,7 @@ mod blocks;
 mod checkpoint;
 mod common;
 mod cpu;
+mod empty;
 mod formats;
 mod identities;
 mod large;

@@ -1,5 +1,6 @@
 //! Differences between a checkpoint and an optimizer.
 
+use crate::error::Number;
 use std::fmt;
 
 /// A difference between a checkpoint and an optimizer.
@@ -133,7 +134,9 @@ impl fmt::Display for Mismatch {
             }
             Self::More { count } => write!(f, "and at least {count} more"),
             Self::Seed => f.write_str("no seed, and rounding is at random here"),
-            Self::LossScale { found: Some(found), bound } => write!(f, "loss scale {found}, must be {bound}"),
+            Self::LossScale { found: Some(found), bound } => {
+                write!(f, "loss scale {}, must be {bound}", Number(*found))
+            }
             Self::GoodSteps { found, bound } => {
                 write!(f, "{found} good steps of the loss scale, must be below growth_interval = {bound}")
             }
