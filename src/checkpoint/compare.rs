@@ -112,10 +112,12 @@ fn factor(
         return;
     }
     let function = || "a function".to_owned();
-    // Numbers in the file may have any number of digits.
-    let plain =
-        |text: &str| serde_json::from_str(text).map_or_else(|_| text.into(), |json: Value| json.to_string());
-    let text = found.as_ref().map_or_else(function, |(text, _)| clipped(&plain(text)));
+    // Its text may have numbers of any number of digits.
+    let text = match &found {
+        None => function(),
+        Some((_, Ok(found))) => serde_json::to_string(found).unwrap_or_else(|_| function()),
+        Some((text, Err(_))) => clipped(text),
+    };
     let differs = |found: String, expected: String| Mismatch::Hyperparameter {
         group: group.name().into(),
         field: "lr_factor".into(),

@@ -11,6 +11,10 @@ enum Form {
     Text(String),
 }
 
+#[cfg_attr(
+    target_pointer_width = "64",
+    expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")
+)]
 pub(super) fn serialize<S: Serializer>(bound: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if *bound == f64::INFINITY { INFINITE.serialize(serializer) } else { bound.serialize(serializer) }
 }

@@ -245,7 +245,7 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
     let expected = vec![
         StateMismatch::Shape { tensor: "a0".into(), found: vec![4], expected: vec![2, 2] },
         slots("a0"),
-        StateMismatch::Age { tensor: "late".into(), group: "a".into() },
+        StateMismatch::Age { tensor: "late".into(), group: "a".into(), steps: 1 },
         slots("a1"),
         StateMismatch::Rule { tensor: "n0".into(), found: "nadam", expected: "adam" },
     ];
