@@ -9,7 +9,7 @@ pub fn fixed(x: f64, decimals: usize) -> String {
 /// A number in the fewest digits that read back as the same one.
 #[must_use]
 pub fn shortest(x: f64) -> String {
-    let plain = x == 0.0 || !x.is_finite() || (1e-5..1e16).contains(&x.abs());
+    let plain = x == 0.0 || !x.is_finite() || (1e-9..1e16).contains(&x.abs());
     if plain { format!("{x}") } else { format!("{x:e}") }
 }
 

@@ -9,7 +9,7 @@ pub(crate) struct Number(pub(crate) f64);
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(x) = *self;
-        let plain = x == 0.0 || !x.is_finite() || (1e-5..1e16).contains(&x.abs());
+        let plain = x == 0.0 || !x.is_finite() || (1e-9..1e16).contains(&x.abs());
         if plain { write!(f, "{x}") } else { write!(f, "{x:e}") }
     }
 }
@@ -24,8 +24,8 @@ mod tests {
             (0.0, "0"),
             (-1.0, "-1"),
             (0.1 + 0.2, "0.30000000000000004"),
-            (1e-5, "0.00001"),
-            (-9.5e-6, "-9.5e-6"),
+            (-1e-8, "-0.00000001"),
+            (9.5e-10, "9.5e-10"),
             (9_007_199_254_740_993.0, "9007199254740992"),
             (u64::MAX as f64, "1.8446744073709552e19"),
             (f64::MAX, "1.7976931348623157e308"),

@@ -355,7 +355,7 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), RuleError> {
     Ok((rules, rule_of))
 }
 
-/// Places a tensor at its own offset, or behind `next` at a multiple of `alignment`: right at `next` if it has
+/// Places a tensor at its own offset, or behind `next` at a multiple of `alignment`, or right there if it has
 /// no elements.
 fn place(declared: &group::Declared, group: usize, next: u64, alignment: u64) -> Result<Tensor, LayoutError> {
     let empty = declared.shape.contains(&0);

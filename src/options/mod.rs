@@ -135,7 +135,8 @@ pub enum Rounding {
 #[non_exhaustive]
 pub enum Clip {
     /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's
-    /// `clip_grad_norm_`.
+    /// `clip_grad_norm_`. It holds too where the norm or the factor is beyond the range of an f32; a report
+    /// then has an infinite norm.
     GlobalNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),
     /// The same for each group of its own: `‖g‖` is the 2-norm over the group's tensors.
     GroupNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),

@@ -50,7 +50,7 @@ fn the_first_step_of_a_late_tensor() {
     ];
     for (rule, lr, steps, want) in rules {
         let mut old = on_cpu(layout(&rule, &["a"], &[]));
-        (0..steps).for_each(|_| drop(old.step(&[1.0, 1.0], lr)));
+        (0..steps).for_each(|_| _ = old.step(&[1.0, 1.0], lr));
         let file = old.bytes();
         // In the group that has taken the steps it is refused, by the file and by the optimizer.
         let joined = || on_cpu(layout(&rule, &["a", "new"], &[]));

@@ -62,6 +62,10 @@ fn hyperparameters() {
     bad_field(Adam { eps: 1e-37, ..Adam::default() }.into(), "eps");
     bad_field(AdamW { eps: 1e-44, ..AdamW::default() }.into(), "eps");
     bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }.into(), "eps");
+    bad_field(
+        Adagrad { initial_accumulator_value: 1e-40, ..Adagrad::default() }.into(),
+        "initial_accumulator_value",
+    );
     bad_field(RmsProp { eps_root: 1e-39, ..RmsProp::default() }.into(), "eps_root");
     bad_field(Adan { eps_root: 1e-37, ..Adan::default() }.into(), "eps_root");
     assert!(Adam { eps: 0.0, ..Adam::default() }.validate().is_ok());

@@ -41,8 +41,8 @@ fn narrow(w: Wide) -> f32 {
     return bitcast<f32>((u32(w.e + 127) << 23u) | digits);
 }
 
-// A factor of gradients as the step's kernels take it. Beyond the normal numbers it is sent in a place between
-// them, with a sign that says so: `split_factor` has the rest.
+// A factor of gradients as the step's kernels take it. One beyond the normal numbers is sent as one of them,
+// with a sign that says so: `split_factor` undoes it.
 fn sent(factor: Wide) -> f32 {
     if factor.e < -126 {
         return -narrow(Wide(factor.x, factor.e + 100));
