@@ -12,6 +12,7 @@ mod identities;
 mod large;
 mod layers;
 mod layouts;
+mod messages;
 mod mixed;
 mod offload;
 mod options;
