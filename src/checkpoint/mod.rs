@@ -132,7 +132,7 @@ pub enum Missing {
     /// State starts as that of a new optimizer; parameters keep their values. In a group that goes on from
     /// the file's count of steps, and whose scalars depend on the count (bias corrections, a first velocity
     /// undamped, an initial sum, an average of the weights), it would not be updated so, and is a
-    /// [mismatch](error::checkpoint::Mismatch::Age): put such tensors in a group of their own, which starts
+    /// [mismatch](Mismatch::Age): put such tensors in a group of their own, which starts
     /// its count anew.
     Zero,
 }
