@@ -38,7 +38,8 @@ pub struct Deviation {
 impl core::fmt::Display for Deviation {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let Self { what, index, got, want, ulps } = self;
-        write!(f, "{what}[{index}] = {got:e}, reference {want:e}: {ulps:.2} ulp")
+        let ulps = if ulps.abs() < 1e9 { format!("{ulps:.2}") } else { format!("{ulps:.2e}") };
+        write!(f, "{what}[{index}] = {got:e}, reference {want:e}: {ulps} ulp")
     }
 }
 
@@ -107,7 +108,7 @@ impl Checker {
         let params =
             if self.options.storage().master().is_some() { Format::F32 } else { self.options.params };
         let thawed = |group: usize| !self.layout.groups()[group].is_frozen();
-        for tensor in self.layout.tensors().iter().filter(|tensor| thawed(tensor.group)) {
+        for tensor in self.layout.by_offset().filter(|tensor| thawed(tensor.group)) {
             let states = self.options.states_of(tensor.len);
             let (exact, sizes) = self.updated(before, grads, tensor, &rows[tensor.group])?;
             let mut judge =

@@ -14,7 +14,7 @@ pub struct Report {
     /// 2-norm of the gradients of all tensors, divided by divisor and loss scale and not yet clipped.
     pub grad_norm: f32,
     /// What the gradients were multiplied by to bound their norm; of groups that are bounded each by itself,
-    /// the least.
+    /// the least, or NaN if one of them is NaN.
     pub clip_factor: f32,
     /// The dynamic loss scale that the gradients had; 1 without one.
     pub loss_scale: f32,

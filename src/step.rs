@@ -8,7 +8,8 @@ use crate::error::StepError;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Step {
-    /// Learning rate of this step, before a group's factor.
+    /// Learning rate of this step, before a group's factor. Where it is so small that a scalar of the step is
+    /// below 1.2·10⁻³⁸, a device may take that scalar for zero.
     pub lr: f64,
     /// Replaces the rule's momentum (SGD, LARS, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as
     /// a one-cycle schedule does.

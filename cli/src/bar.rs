@@ -1,5 +1,6 @@
 //! The bar that a replay is judged by: as close to the truth as the other implementation's own f32.
 
+use crate::number::fixed;
 use crate::trajectory::Target;
 use serde::Serialize;
 use wgpu_optim::float::ulp;
@@ -53,7 +54,8 @@ impl Verdict {
             && !pooled_pass(self.rms_ulps, peer)
         {
             let allowed = POOLED.0 * peer + POOLED.1;
-            failures.push(format!("pooled error {:.4} ulp, allowed {allowed:.4}", self.rms_ulps));
+            let [found, allowed] = [self.rms_ulps, allowed].map(|ulps| fixed(ulps, 4));
+            failures.push(format!("pooled error {found} ulp, allowed {allowed}"));
         }
         failures
     }

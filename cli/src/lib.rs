@@ -10,6 +10,7 @@ pub mod devices;
 mod engine;
 pub mod inspect;
 pub mod kernel;
+pub mod number;
 pub mod presets;
 pub mod race;
 pub mod replay;

@@ -66,7 +66,8 @@ impl Stored {
         }
     }
 
-    /// The slices of parameters and gradients of each tensor, in the order of the flat space.
+    /// The slices of parameters and gradients of each tensor, in the order of the flat space; behind them
+    /// those of tensors without elements.
     fn each<'a>(
         layout: &'a Layout,
         params: &'a mut Self,
@@ -80,7 +81,8 @@ impl Stored {
             Self::F32(x) => pieces(layout, x).map(Into::into).collect(),
             Self::U16(x) => pieces(layout, x).map(Into::into).collect(),
         };
-        let names = layout.by_offset().map(|tensor| tensor.name.as_str());
+        let empty = layout.tensors().iter().filter(|tensor| tensor.len == 0);
+        let names = layout.by_offset().chain(empty).map(|tensor| tensor.name.as_str());
         names.zip(params).zip(grads).map(|((name, p), g)| (name, p, g)).collect()
     }
 }
@@ -88,12 +90,13 @@ impl Stored {
 /// The part of each tensor of a slice in the flat space.
 fn pieces<'a, T>(layout: &'a Layout, mut rest: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
     let mut at = 0;
-    layout.by_offset().map(move |tensor| {
+    let pieces = layout.by_offset().map(move |tensor| {
         let (_, own) = std::mem::take(&mut rest).split_at_mut((tensor.offset - at) as usize);
         let (piece, others) = own.split_at_mut(tensor.len as usize);
         (rest, at) = (others, tensor.end());
         piece
-    })
+    });
+    pieces.chain(layout.tensors().iter().filter(|tensor| tensor.len == 0).map(|_| Default::default()))
 }
 
 /// How a run hands its tensors over.

@@ -53,14 +53,25 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 // The first vector of the step's scalars: factor of the gradients, whether the step is skipped, and the bound
 // of the gradients in the last component.
 var<private> step_header: vec4<f32>;
-// The factor of the vector's gradients.
+// The factor of the vector's gradients, and the rest of a factor that is no normal number.
 var<private> factor: Number;
+var<private> rest: Number;
 
 fn prepare(s: Scalars) {
     step_header = rows[0];
     prepare_factor(s);
     prepare_average(s);
     prepare_random();
+}
+
+// A factor beyond the normal numbers is sent negative, and times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it is large.
+fn split_factor(x: Number) {
+    factor = x;
+    if SPLITS {
+        factor = abs(x);
+        let beyond = select(Number(0x1p100f), Number(0x1p-100f), factor < Number(1.0));
+        rest = select(Number(1.0), beyond, x < Number(0.0));
+    }
 }
 
 fn skipped() -> bool {
@@ -130,7 +141,10 @@ fn read_g(at: At) -> vec4<f32> {
     }
     zero_g(at);
     let g = decode_bf16(old_g);
-    let x = g * factor;
+    var x = g * factor;
+    if SPLITS {
+        x *= rest;
+    }
     if BOUNDED {
         // `clamp` may return a number for a NaN.
         let bound = vec4<f32>(step_header.w);
@@ -295,7 +309,7 @@ fn store_blocks(at: At, own: bool, thread: u32) {
 // All gradients have one factor: unscaling, times the clip of the global norm.
 
 fn prepare_factor(s: Scalars) {
-    factor = Number(step_header.x);
+    split_factor(Number(step_header.x));
 }
 
 // ==== parts/ema/none.wgsl ====
@@ -705,6 +719,7 @@ const UPDATES = true;
 const LOADS_FIRST = true;
 const STOCHASTIC = false;
 const BOUNDED = false;
+const SPLITS = true;
 const SKIPS = true;
 const BLOCK_VECTORS = 8u;
 const BLOCK_SLOTS = 2u;

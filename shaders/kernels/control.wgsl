@@ -32,6 +32,8 @@ struct Request {
 
 // Factor of the gradients, and whether the step is skipped.
 var<workgroup> decision: vec2<f32>;
+// 1 over what the gradients are multiples of.
+var<workgroup> unscale: Wide;
 var<workgroup> pending: u32;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -52,47 +54,82 @@ fn control(@builtin(local_invocation_index) thread: u32) {
             x = vec4<f32>(decision, x.zw);
         } else if GROUPED && i >= STEP_HEADER && (i - STEP_HEADER) % STEP_SCALARS == STEP_SCALARS - 1u {
             // The last of a group's vec4s.
-            x[FACTOR] = decision.x * clip_of(partials[(i - STEP_HEADER) / STEP_SCALARS], decision.x);
+            x[FACTOR] = factor_of(partials[(i - STEP_HEADER) / STEP_SCALARS]);
         }
         live[i] = x;
     }
 }
 
-// What gradients are multiplied by after `unscale` to bound their norm.
-fn clip_of(sum: Partial, unscale: f32) -> f32 {
-    let norm = norm_of(sum, unscale);
-    if sum.flags != 0u {
-        // c over infinity, or over NaN.
-        return select(0.0, norm, sum.flags > 1u);
-    }
-    return min(1.0, request.max_norm / (norm + 1e-6));
+// Whether the norm bounds the gradients: an infinite bound has it measured alone.
+fn bounds() -> bool {
+    return bitcast<u32>(request.max_norm) != INFINITE;
 }
 
-// Exact of a power of two whose reciprocal is a normal number, which a division need not be.
-fn reciprocal(x: f32) -> f32 {
-    let bits = bitcast<u32>(x);
-    let exact = (bits & 0x7fffffu) == 0u && bits < (254u << 23u);
-    return select(1.0 / x, bitcast<f32>((254u << 23u) - bits), exact);
+// The norm of unscaled gradients.
+fn unscaled(sum: Partial) -> Wide {
+    let root = root_of(sum);
+    return product(wide(root.x, root.shift), unscale);
+}
+
+// What unscaled gradients are multiplied by to bound their norm, if it is not NaN.
+fn clip_of(sum: Partial) -> Wide {
+    if !bounds() {
+        return ONE;
+    }
+    if sum.flags != 0u {
+        // c over infinity.
+        return NOTHING;
+    }
+    var divisor = unscaled(sum);
+    // Beside a large norm 10⁻⁶ is nothing.
+    if divisor.e < 64 {
+        divisor = wide(narrow(divisor) + 1e-6, 0);
+    }
+    let factor = ratio(wide(request.max_norm, 0), divisor);
+    if factor.e >= 0 {
+        return ONE;
+    }
+    return factor;
+}
+
+// `x`, or NaN where the norm that bounds the gradients is.
+fn or_nan(sum: Partial, x: f32) -> f32 {
+    if bounds() && (sum.flags & 2u) != 0u {
+        return not_finite(sum.flags);
+    }
+    return x;
+}
+
+// The factor of gradients that are bounded by this norm.
+fn factor_of(sum: Partial) -> f32 {
+    return or_nan(sum, sent(product(unscale, clip_of(sum))));
 }
 
 fn decide(sum: Partial) {
     let scale = select(1.0, state.scale, DYNAMIC);
-    let unscale = request.unscale * reciprocal(scale);
+    unscale = ratio(wide(request.unscale, 0), wide(scale, 0));
     pending = min(request.number - state.taken - request.first, request.count - 1u);
     var clip = 1.0;
+    var factor = sent(unscale);
     if CLIPS {
-        clip = clip_of(sum, unscale);
+        clip = or_nan(sum, narrow(clip_of(sum)));
+        factor = factor_of(sum);
     }
-    decision = vec2<f32>(unscale * clip, select(0.0, 1.0, SKIPS && sum.flags != 0u));
+    decision = vec2<f32>(factor, select(0.0, 1.0, SKIPS && sum.flags != 0u));
     if GROUPED {
-        // Each has its own; the least is reported.
+        // Each has its own; the least is reported, and NaN if one is NaN.
         for (var group = 0u; group < request.partials; group++) {
-            clip = min(clip, clip_of(partials[group], unscale));
+            clip = min(clip, narrow(clip_of(partials[group])));
         }
+        clip = or_nan(sum, clip);
+    }
+    var norm = narrow(unscaled(sum));
+    if sum.flags != 0u {
+        norm = not_finite(sum.flags);
     }
     state.number = request.number;
     state.flags = sum.flags;
-    state.norm = norm_of(sum, unscale);
+    state.norm = norm;
     state.factor = clip;
     state.used_scale = scale;
     if decision.y == 0.0 {

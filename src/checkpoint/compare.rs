@@ -112,7 +112,12 @@ fn factor(
         return;
     }
     let function = || "a function".to_owned();
-    let text = found.as_ref().map_or_else(function, |(text, _)| clipped(text));
+    // Its text may have numbers of any number of digits.
+    let text = match &found {
+        None => function(),
+        Some((_, Ok(found))) => serde_json::to_string(found).unwrap_or_else(|_| function()),
+        Some((text, Err(_))) => clipped(text),
+    };
     let differs = |found: String, expected: String| Mismatch::Hyperparameter {
         group: group.name().into(),
         field: "lr_factor".into(),

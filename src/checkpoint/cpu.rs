@@ -117,7 +117,7 @@ impl Backend for Cpu<'_> {
             streams.push(Stream {
                 slot: PARAM.into(),
                 content: Content::Numbers(self.options().params),
-                tensors: (0..self.layout().tensors().len()).collect(),
+                tensors: (0..self.layout().by_offset().len()).collect(),
             });
         }
         streams

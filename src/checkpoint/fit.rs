@@ -2,18 +2,19 @@
 
 use super::compare;
 use super::convert::{From, Numbers, Source, Target};
+use super::late::Late;
 use super::metadata::{GroupRecord, Metadata};
 use super::reader::Reader;
 use super::{Differing, Dtype, Extra, Formats, Load, Missing, PARAM, SCALE_END};
 use crate::error::checkpoint::{Error, Malformed, Mismatch};
-use crate::layout::{Carry, Layout, Tensor};
+use crate::layout::{Carry, Group, Layout, Tensor};
 use crate::options::Options;
 use crate::rules::names::{MASTER, REMAINDER};
 use crate::state::{Content, Counters, LossScaleState, Stream, blocks, lead};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Slots that say together what the parameters are.
-const OF_PARAMS: [&str; 3] = [PARAM, MASTER, REMAINDER];
+pub(super) const OF_PARAMS: [&str; 3] = [PARAM, MASTER, REMAINDER];
 /// Mismatches that are listed; of a large file that has nothing to do with the layout there would be no end.
 const MAX_LISTED: usize = 1_000;
 
@@ -90,6 +91,15 @@ pub(super) fn fit(
     compare::options(options, record, load, &mut taken_options, &mut wrong);
     let present = compare_tensors(layout, record, load, &mut wrong);
     let sources = sources(layout, streams, reader, load, &present, &mut wrong);
+    let saved = |group: &Group| {
+        let carry =
+            |saved: &&GroupRecord| Carry { rule: saved.carry, taken: saved.taken.unwrap_or(record.taken) };
+        // A group that the file lacks begins as in a new optimizer.
+        groups.get(group.name()).map(carry).unwrap_or_default()
+    };
+    let mut carries: Vec<Carry> = layout.groups().iter().map(saved).collect();
+    let late = Late { layout: &taken_layout, options, streams, sources: &sources, present: &present };
+    late.begin(&mut carries, load, &mut wrong);
     for tensor in std::mem::take(&mut wrong.extra) {
         wrong.add(|| Mismatch::ExtraTensor { tensor });
     }
@@ -100,12 +110,7 @@ pub(super) fn fit(
     if !wrong.listed.is_empty() {
         return Err(Error::Mismatches(wrong.listed));
     }
-    let carry =
-        |saved: &&GroupRecord| Carry { rule: saved.carry, taken: saved.taken.unwrap_or(record.taken) };
-    // A group that the file lacks begins as in a new optimizer.
-    let carries = layout.groups().iter().map(|group| groups.get(group.name()).map(carry).unwrap_or_default());
-    let counters =
-        Counters { steps: record.steps, taken: record.taken, carries: carries.collect(), loss_scale };
+    let counters = Counters { steps: record.steps, taken: record.taken, carries, loss_scale };
     Ok(Fitted { sources, counters, layout: taken_layout, options: taken_options })
 }
 
@@ -125,7 +130,8 @@ fn compare_tensors(
         let taken = saved.taken.unwrap_or(record.taken) > 0;
         for (name, offset) in saved.tensors.iter() {
             let Some(&i) = places.get(name) else {
-                if load.extra == Extra::Error {
+                // A tensor without elements is in no place.
+                if load.extra == Extra::Error && layout.tensor(name).is_err() {
                     wrong.add_extra(name);
                 }
                 continue;
@@ -161,7 +167,7 @@ struct Finder<'a> {
 
 /// A tensor in the layout of the file.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     /// Its first element.
     offset: u64,
     /// Whether its group has taken steps: before, no master is there yet.
@@ -224,6 +230,7 @@ impl Finder<'_> {
             if let Some(i) = self.stored(&stream.slot, tensor) {
                 // There, and neither ours nor numbers.
                 self.refuse_format(stream, i);
+                return From::Kept;
             } else if saved.is_some() && self.load.missing == Missing::Error {
                 wrong
                     .add(|| Mismatch::MissingSlot { slot: stream.slot.clone(), tensor: tensor.name.clone() });
@@ -237,7 +244,7 @@ impl Finder<'_> {
         }
         if self.load.formats == Formats::Same {
             self.refuse_format(stream, numbers.tensors()[0]);
-            return From::Zero;
+            return From::Kept;
         }
         if of_params {
             // All of them say one thing.
@@ -337,6 +344,14 @@ impl Finder<'_> {
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (tensor, _) in self.reader.tensors().iter().zip(&self.used).filter(|(_, used)| !**used) {
             let (slot, name) = tensor.name().split_once('/').unwrap_or(("", tensor.name()));
+            // Nothing is missing of a tensor without elements, and nothing is left over.
+            if let Some(ours) = layout.tensor(name).ok().filter(|ours| ours.len == 0) {
+                if tensor.len() > 0 {
+                    let (tensor, found) = (clipped(tensor.name()), tensor.shape().into());
+                    wrong.add(|| Mismatch::Shape { tensor, found, expected: ours.shape.clone() });
+                }
+                continue;
+            }
             // A slot may be kept for tensors of other rules alone.
             let kept = self.keeps(slot) && layout.tensor(name).is_err();
             if !kept && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {

@@ -255,7 +255,7 @@ impl Backend for Gpu<'_> {
         let param = self.parameters.as_ref().map(|_| Stream {
             slot: PARAM.into(),
             content: Content::Numbers(self.optimizer.options().params),
-            tensors: (0..self.optimizer.layout().tensors().len()).collect(),
+            tensors: (0..self.optimizer.layout().by_offset().len()).collect(),
         });
         self.optimizer.streams().into_iter().chain(param).collect()
     }

@@ -70,6 +70,7 @@ mod engine;
 mod fit;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod late;
 mod limits;
 mod load;
 mod metadata;
@@ -128,7 +129,11 @@ pub enum Missing {
     /// It is a mismatch.
     #[default]
     Error,
-    /// State starts at zero, as that of a new optimizer; parameters keep their values.
+    /// State starts as that of a new optimizer; parameters keep their values. In a group that goes on from
+    /// the file's count of steps, and whose scalars depend on the count (bias corrections, a first velocity
+    /// undamped, an initial sum, an average of the weights), it would not be updated so, and is a
+    /// [mismatch](Mismatch::Age): put such tensors in a group of their own, which starts
+    /// its count anew.
     Zero,
 }
 

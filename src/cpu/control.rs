@@ -3,6 +3,7 @@
 use super::Optimizer;
 use crate::options::Clip;
 use crate::report::Report;
+use crate::rules::loops::Factor;
 
 /// Added to a norm before it divides a bound, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPS: f64 = 1e-6;
@@ -31,6 +32,10 @@ impl Optimizer {
         let finite = f64::is_finite(total);
         let norm = |sum: f64| sum.sqrt() * unscale;
         let bounded = |sum: f64, bound: f64| {
+            // It has the norm measured alone.
+            if bound == f64::INFINITY {
+                return 1.0;
+            }
             let factor = bound / (norm(sum) + NORM_EPS);
             // A NaN makes all gradients NaN, as in PyTorch.
             if factor < 1.0 || factor.is_nan() { factor } else { 1.0 }
@@ -46,7 +51,7 @@ impl Optimizer {
         for share in &mut self.shares {
             share.set_rows(
                 |group, i| scalars[group * stride + i],
-                |group| (unscale * factor(sums[group])) as f32,
+                |group| Factor::new(unscale * factor(sums[group])),
                 |group| ema.map_or(0.0, |ema| ema.weight(next[group].taken) as f32),
             );
         }

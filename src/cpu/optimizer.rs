@@ -190,9 +190,10 @@ impl Optimizer {
     /// # Errors
     /// A [`StateError`] if the layout lacks the tensor, or the tensor's rule the slot.
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Option<State<'_>>, StateError> {
-        let (share, span) = self.place(tensor)?;
-        let found = self.shares[share].numbers(slot, span, &self.options);
-        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, tensor))?;
+        let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
+        let share = &self.shares[self.layout.rule_index(tensor.group)];
+        let found = share.numbers(slot, tensor, &self.options);
+        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, &tensor.name))?;
         Ok(numbers.get(range))
     }
 
@@ -201,17 +202,11 @@ impl Optimizer {
     /// # Errors
     /// As [`state`](Self::state).
     pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, StateError> {
-        let (share, span) = self.place(tensor)?;
-        let found = self.shares[share].numbers_mut(slot, span, &self.options);
-        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, tensor))?;
-        Ok(numbers.get_mut(range))
-    }
-
-    /// The share of a tensor, and its span there.
-    fn place(&self, tensor: &str) -> Result<(usize, usize), StateError> {
         let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
-        let share = self.layout.rule_index(tensor.group);
-        Ok((share, self.shares[share].plan.span_of(tensor)))
+        let share = &mut self.shares[self.layout.rule_index(tensor.group)];
+        let found = share.numbers_mut(slot, tensor, &self.options);
+        let (numbers, range) = found.ok_or_else(|| unknown_slot(slot, &tensor.name))?;
+        Ok(numbers.get_mut(range))
     }
 
     /// Turns the choice of [instructions](crate::cpu#instructions) off: steps run with those that the program

@@ -13,7 +13,7 @@ use super::tensors::{Memory, Pair};
 use super::tile::{Place, Values, next, of_tensor_range};
 use crate::formats::Format;
 use crate::options::Storage;
-use crate::rules::loops::{CHUNK, Loops, MAX_SLOTS, Row};
+use crate::rules::loops::{CHUNK, Factor, Loops, MAX_SLOTS, Row};
 use core::ops::Range;
 use multiversion::multiversion;
 
@@ -37,7 +37,7 @@ pub(super) struct Pass<'a> {
     /// The rule's scalars of each row, one row behind the other.
     pub(super) scalars: &'a [f32],
     /// Factor of the gradients of each row.
-    pub(super) factors: &'a [f32],
+    pub(super) factors: &'a [Factor],
     /// Bound of the gradients' elements.
     pub(super) bound: f32,
     pub(super) zero: bool,

@@ -111,7 +111,7 @@ impl Reference {
         self.carries = carries;
         self.steps += 1;
         let thawed = |group: usize| !self.layout.groups()[group].is_frozen();
-        for tensor in self.layout.tensors().iter().filter(|tensor| thawed(tensor.group)) {
+        for tensor in self.layout.by_offset().filter(|tensor| thawed(tensor.group)) {
             let rule = self.layout.rule_of(tensor);
             let exact = &rule.spec.cpu()?.exact;
             let mut s = rows[tensor.group].clone();

@@ -12,7 +12,7 @@ use crate::state::{Counters, LossScaleState};
 impl Optimizer {
     /// The streams of all state, in the order of the slots.
     pub(crate) fn streams(&self) -> Vec<Stream> {
-        let all: Vec<usize> = (0..self.layout.tensors().len()).collect();
+        let all: Vec<usize> = (0..self.layout.by_offset().len()).collect();
         let contents = match self.options.states {
             Format::Q8 => &[Content::Codes, Content::Scales][..],
             format => &[Content::Numbers(format)],

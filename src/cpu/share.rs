@@ -7,11 +7,11 @@ use super::tasks::{Plan, Task};
 use super::tensors::Checked;
 use crate::error::{OptionsError, OutOfMemory, RuleError};
 use crate::formats::Format;
-use crate::layout::Layout;
+use crate::layout::{Layout, Tensor};
 use crate::options::{Clip, Options, Rounding, Storage};
 use crate::random::step_key;
 use crate::rules::RuleSpec;
-use crate::rules::loops::{Loops, MAX_SLOTS};
+use crate::rules::loops::{Factor, Loops, MAX_SLOTS};
 use crate::rules::names::EMA;
 use core::ops::Range;
 
@@ -30,7 +30,7 @@ pub(super) struct Share {
     /// Scalars of the rows, one row behind the other, factors of their gradients, and weights of their
     /// averages.
     scalars: Vec<f32>,
-    factors: Vec<f32>,
+    factors: Vec<Factor>,
     weights: Vec<f32>,
     /// Sums of the tensor ranges.
     pub(super) sums: Vec<Sums>,
@@ -44,6 +44,9 @@ pub(super) struct Around<'a> {
     pub(super) t: u64,
     pub(super) dispatched: bool,
 }
+
+/// Scalars of all rows, factors of their gradients and weights of their averages.
+type Rows<'m> = (&'m [f32], &'m [Factor], &'m [f32]);
 
 /// Where state is.
 enum Kept {
@@ -86,7 +89,7 @@ impl Share {
             master,
             ema,
             scalars: vec![0.0; rows * spec.scalars.len()],
-            factors: vec![0.0; rows],
+            factors: vec![Factor::new(0.0); rows],
             weights: vec![0.0; rows],
             sums: vec![[0.0; 2]; plan.tensor_ranges.len()],
             plan,
@@ -105,33 +108,32 @@ impl Share {
         self.state.iter().flatten().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
     }
 
-    /// The numbers of a slot for a tensor, by its place among the spans, and where they lie; `None` for an
-    /// unknown slot.
+    /// The numbers of a slot for one of the tensors, and where they lie; `None` for an unknown slot.
     pub(super) fn numbers(
         &self,
         slot: &str,
-        span: usize,
+        tensor: &Tensor,
         options: &Options,
     ) -> Option<(&Numbers, Range<usize>)> {
-        let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
+        let (kept, (kind, state, all)) = (self.place(slot, options)?, self.plan.places(tensor, options));
         Some(match kept {
-            Kept::Slot(nth) => (&self.state[nth][span.kind], span.state()),
-            Kept::Master => (&self.master, span.start..span.end()),
-            Kept::Ema => (&self.ema, span.start..span.end()),
+            Kept::Slot(nth) => (&self.state[nth][kind], state),
+            Kept::Master => (&self.master, all),
+            Kept::Ema => (&self.ema, all),
         })
     }
 
     pub(super) fn numbers_mut(
         &mut self,
         slot: &str,
-        span: usize,
+        tensor: &Tensor,
         options: &Options,
     ) -> Option<(&mut Numbers, Range<usize>)> {
-        let (kept, span) = (self.place(slot, options)?, &self.plan.spans[span]);
+        let (kept, (kind, state, all)) = (self.place(slot, options)?, self.plan.places(tensor, options));
         Some(match kept {
-            Kept::Slot(nth) => (&mut self.state[nth][span.kind], span.state()),
-            Kept::Master => (&mut self.master, span.start..span.end()),
-            Kept::Ema => (&mut self.ema, span.start..span.end()),
+            Kept::Slot(nth) => (&mut self.state[nth][kind], state),
+            Kept::Master => (&mut self.master, all),
+            Kept::Ema => (&mut self.ema, all),
         })
     }
 
@@ -180,7 +182,7 @@ impl Share {
     pub(super) fn set_rows(
         &mut self,
         scalars: impl Fn(usize, usize) -> f32,
-        factor: impl Fn(usize) -> f32,
+        factor: impl Fn(usize) -> Factor,
         weight: impl Fn(usize) -> f32,
     ) {
         let count = self.spec.scalars.len();
@@ -258,7 +260,7 @@ impl Share {
         &'m mut self,
         tensors: &'m mut Checked<'a>,
         first: usize,
-    ) -> ([&'m [f32]; 3], &'m Plan, Part<'m, 'a>) {
+    ) -> (Rows<'m>, &'m Plan, Part<'m, 'a>) {
         let Task { start, kept, tensor_ranges } = &self.plan.tasks[first];
         let from = |numbers: &'m mut Numbers, start: usize| {
             let cells = numbers.cells();
@@ -280,7 +282,7 @@ impl Share {
             ema: from(&mut self.ema, *start),
             sums: &mut self.sums[tensor_ranges.start..],
         };
-        ([&self.scalars, &self.factors, &self.weights], &self.plan, part)
+        ((&self.scalars, &self.factors, &self.weights), &self.plan, part)
     }
 
     /// A pass over tasks; `last` is the one that ends the step.
@@ -302,7 +304,7 @@ impl Share {
         let storages = [storage, Storage { states: Format::F32, ..storage }];
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let (loops, slots) = (self.loops, self.spec.slots.len());
-        let ([scalars, factors, weights], plan, part) = self.parts(tensors, tasks.start);
+        let ((scalars, factors, weights), plan, part) = self.parts(tensors, tasks.start);
         let pass = Pass {
             plan,
             loops,

@@ -59,6 +59,11 @@ pub(super) struct TensorRange {
     pub(super) end: usize,
 }
 
+/// The [kind](Span::kind) of a tensor of `len` elements.
+fn kind(options: &Options, len: u64) -> usize {
+    usize::from(options.states_of(len) != options.states)
+}
+
 /// What a thread is handed, one or several that follow each other.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
@@ -106,7 +111,7 @@ impl Plan {
         let tensors = layout.by_offset().enumerate();
         for (nth, tensor) in tensors.filter(|(_, tensor)| layout.rule_index(tensor.group) == rule) {
             let (len, flat) = (tensor.len as usize, tensor.offset as usize);
-            let kind = usize::from(options.states_of(tensor.len) != options.states);
+            let kind = kind(options, tensor.len);
             if scaled > 1 && kind == 0 {
                 let lane = flat % VECTOR as usize;
                 start = start.next_multiple_of(scaled) + lane;
@@ -160,8 +165,17 @@ impl Plan {
         Ok(())
     }
 
-    /// The place of one of the rule's tensors in [`spans`](Self::spans).
+    /// The place of one of the rule's tensors in [`spans`](Self::spans); it has elements.
     pub(super) fn span_of(&self, tensor: &Tensor) -> usize {
         self.spans.partition_point(|span| (span.flat as u64) < tensor.offset)
+    }
+
+    /// The kind of one of the rule's tensors, its elements in the array of its state, and its elements.
+    pub(super) fn places(&self, tensor: &Tensor, options: &Options) -> (usize, Range<usize>, Range<usize>) {
+        if tensor.len == 0 {
+            return (kind(options, 0), 0..0, 0..0);
+        }
+        let span = &self.spans[self.span_of(tensor)];
+        (span.kind, span.state(), span.start..span.end())
     }
 }

@@ -7,6 +7,7 @@ use crate::layout::Layout;
 use crate::options::Options;
 #[cfg(feature = "gpu")]
 use core::ops::Range;
+use std::collections::HashSet;
 
 /// Parameters: a slice of f32, or of the codes of a format of 2 bytes.
 #[derive(Debug)]
@@ -121,18 +122,16 @@ impl<'a> Tensors<'a> {
                 for (rule, pairs) in pairs.iter_mut().enumerate() {
                     pairs.resize_with(plan(rule).spans.len(), Pair::default);
                 }
-                // The next place of each rule, without a search for slices that come in order.
-                let mut nth = vec![0; rules];
-                for ((name, pair), next) in given.into_iter().zip(layout.by_offset()) {
+                // The next tensor, and the next place of each rule, without a search for slices that come in
+                // order.
+                let (mut in_order, mut nth) = (layout.by_offset().peekable(), vec![0; rules]);
+                let mut without_elements = HashSet::new();
+                for (name, pair) in given.into_iter().take(layout.tensors().len()) {
                     let unknown = |tensor| BindError::UnknownTensor { tensor };
-                    let tensor = if next.name == name { next } else { layout.find(name, unknown)? };
-                    let rule = layout.rule_index(tensor.group);
-                    let in_order = plan(rule).spans.get(nth[rule]);
-                    let at = match in_order.filter(|span| span.flat as u64 == tensor.offset) {
-                        Some(_) => nth[rule],
-                        None => plan(rule).span_of(tensor),
+                    let tensor = match in_order.peek() {
+                        Some(next) if next.name == name => next,
+                        _ => layout.find(name, unknown)?,
                     };
-                    nth[rule] = at + 1;
                     check(&pair)?;
                     for (what, cells) in [("parameters", &pair.p), ("gradients", &pair.g)] {
                         let (found, expected) = (cells.len() as u64, tensor.len);
@@ -141,8 +140,23 @@ impl<'a> Tensors<'a> {
                             return Err(BindError::Length { what, found, expected });
                         }
                     }
+                    let twice = || BindError::DuplicateTensor { tensor: name.into() };
+                    if tensor.len == 0 {
+                        if !without_elements.insert(name) {
+                            return Err(twice());
+                        }
+                        continue;
+                    }
+                    in_order.next();
+                    let rule = layout.rule_index(tensor.group);
+                    let next = plan(rule).spans.get(nth[rule]);
+                    let at = match next.filter(|span| span.flat as u64 == tensor.offset) {
+                        Some(_) => nth[rule],
+                        None => plan(rule).span_of(tensor),
+                    };
+                    nth[rule] = at + 1;
                     if pairs[rule][at].p.len() > 0 {
-                        return Err(BindError::DuplicateTensor { tensor: name.into() });
+                        return Err(twice());
                     }
                     pairs[rule][at] = pair;
                 }

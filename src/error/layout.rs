@@ -17,23 +17,9 @@ pub enum LayoutError {
         /// The error of the schedule.
         reason: ScheduleError,
     },
-    /// The layout has no tensors.
-    #[error("the layout has no tensors")]
+    /// The layout has no groups.
+    #[error("the layout has no groups: add one, which may have no tensors")]
     Empty,
-    /// A group has no tensors.
-    #[error("group {group:?} has no tensors")]
-    EmptyGroup {
-        /// The group's name.
-        group: String,
-    },
-    /// A tensor has a dimension of zero.
-    #[error("tensor {tensor:?} of shape {shape:?} has no elements")]
-    EmptyTensor {
-        /// The tensor's name.
-        tensor: String,
-        /// The tensor's shape.
-        shape: Vec<u64>,
-    },
     /// Two groups have one name.
     #[error("group {group:?} is declared twice")]
     DuplicateGroup {

@@ -1,13 +1,13 @@
 //! Errors of options, and of the creation of an optimizer.
 
-use super::{DeviceError, OutOfMemory, RuleError};
+use super::{DeviceError, Number, OutOfMemory, RuleError};
 
 /// The error of options, or of the creation of an optimizer with them.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OptionsError {
     /// An option is outside its range or not finite.
-    #[error("{field} = {value}, must be {bound}")]
+    #[error("{field} = {}, must be {bound}", Number(*.value))]
     Field {
         /// The option's name.
         field: &'static str,
@@ -40,8 +40,8 @@ pub enum OptionsError {
     /// A rule cannot run on the CPU.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// The groups are more than one uniform binding holds.
-    #[error("{groups} groups, must be at most {bound} for these rules on this device")]
+    /// The groups are more than the kernels can tell apart, or their scalars more than a binding holds.
+    #[error("{groups} groups, must be at most {bound} for these rules on this device: join some of them")]
     TooManyGroups {
         /// The number of groups.
         groups: usize,
@@ -49,7 +49,10 @@ pub enum OptionsError {
         bound: usize,
     },
     /// The tensors of a layer-wise rule are more than the kernels can tell apart.
-    #[error("{tensors} tensors, must be at most {bound} for rule {rule} on this device")]
+    #[error(
+        "{tensors} tensors, must be at most {bound} for rule {rule} on this device: join some of them, or \
+         give some another rule"
+    )]
     TooManyTensors {
         /// The rule's name.
         rule: &'static str,

@@ -1,11 +1,13 @@
 //! Errors of rules and their hyperparameters.
 
+use super::Number;
+
 /// The error of a rule and its hyperparameters.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuleError {
     /// A hyperparameter is outside its range or not finite.
-    #[error("{rule}: {field} = {value}, must be {bound}")]
+    #[error("{rule}: {field} = {}, must be {bound}", Number(*.value))]
     Hyperparameter {
         /// The rule's name.
         rule: &'static str,

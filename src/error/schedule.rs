@@ -1,11 +1,13 @@
 //! Errors of schedules and recipes.
 
+use super::Number;
+
 /// The error of a schedule or a recipe.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
     /// A field or a value of a schedule is outside its range or not finite.
-    #[error("{schedule}: {field} = {value}, must be {bound}")]
+    #[error("{schedule}: {field} = {}, must be {bound}", Number(*.value))]
     Field {
         /// The name of the schedule's kind.
         schedule: &'static str,
@@ -27,7 +29,7 @@ pub enum ScheduleError {
         bound: u64,
     },
     /// An argument of a recipe is outside its range or not finite.
-    #[error("{recipe}: {argument} = {value}, must be {bound}")]
+    #[error("{recipe}: {argument} = {}, must be {bound}", Number(*.value))]
     Recipe {
         /// The name of the recipe's function.
         recipe: &'static str,

@@ -126,16 +126,18 @@ pub enum StateMismatch {
         /// The new one's format.
         expected: &'static str,
     },
-    /// A tensor that has taken another number of steps than other tensors of its group.
+    /// A tensor that has not taken the steps of its group, whose scalars depend on their number.
     #[error(
-        "tensor {tensor:?} has taken another number of steps than others of group {group:?}: \
-         give it a group of its own"
+        "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend on their \
+         number: put it in a group of its own"
     )]
     Age {
         /// The tensor's name.
         tensor: String,
         /// The group's name.
         group: String,
+        /// The number of steps that the group has taken.
+        steps: u64,
     },
     /// An option that the state cannot go without.
     #[error("{option}: {found}, must be {expected}")]

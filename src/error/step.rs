@@ -1,13 +1,13 @@
 //! Errors of a step.
 
-use super::{BindError, DeviceError, RuleError, ScheduleError};
+use super::{BindError, DeviceError, Number, RuleError, ScheduleError};
 
 /// The error of a step. Nothing is recorded, and no state has changed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
     /// The learning rate or the momentum of a group is outside its range or not finite.
-    #[error("{field} = {value} for group {group:?}, must be {bound}")]
+    #[error("{field} = {} for group {group:?}, must be {bound}", Number(*.value))]
     Argument {
         /// The argument, or the hyperparameter that takes the momentum.
         field: &'static str,
@@ -19,7 +19,7 @@ pub enum StepError {
         bound: &'static str,
     },
     /// The gradient scale is outside its range or not finite.
-    #[error("grad_scale = {value}, must be {bound}")]
+    #[error("grad_scale = {}, must be {bound}", Number(*.value))]
     GradScale {
         /// The value that was refused.
         value: f64,
@@ -35,7 +35,7 @@ pub enum StepError {
         reason: ScheduleError,
     },
     /// An f32 cannot hold a scalar of the step.
-    #[error("{rule}: scalar {scalar} = {value} of group {group:?} overflows f32")]
+    #[error("{rule}: scalar {scalar} = {} of group {group:?} overflows f32", Number(*.value))]
     ScalarOverflow {
         /// The rule's name.
         rule: &'static str,

@@ -138,13 +138,17 @@ impl Optimizer {
     fn ranges_of(&self, slot: &str, tensor: &str) -> Result<(Format, Vec<StateRange<'_>>), StateError> {
         let ranges = self.state(slot, tensor)?;
         let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
-        let Some(first) = ranges.first() else { return Err(self.layout.not_kept(slot, target)) };
+        let rule = self.layout.rule_of(target);
+        if rule.spec.slot(slot).is_some_and(|nth| !rule.kept[nth]) {
+            return Err(self.layout.not_kept(slot, target));
+        }
         if slot == REMAINDER {
             return Err(StateError::NoNumbers { slot: REMAINDER, tensor: tensor.into() });
         }
-        let format = match first.element_bytes {
-            1 => Format::Q8,
-            2 => Format::Bf16,
+        // Of a tensor without elements there are none.
+        let format = match ranges.first().map(|range| range.element_bytes) {
+            Some(1) => Format::Q8,
+            Some(2) => Format::Bf16,
             _ => Format::F32,
         };
         Ok((format, ranges))
@@ -275,7 +279,7 @@ impl Optimizer {
         tensors: &[(usize, usize)],
     ) -> Result<Vec<(wgpu::Buffer, u64, wgpu::Buffer, u64, u64)>, StateError> {
         let (mut copies, mut odd) = (Vec::new(), Vec::new());
-        let mut new_of = vec![None; old.layout.tensors().len()];
+        let mut new_of = vec![None; old.layout.by_offset().len()];
         tensors.iter().for_each(|&(i, j)| new_of[i] = Some(j));
         let names: Vec<_> = self.layout.by_offset().map(|tensor| tensor.name.as_str()).collect();
         let shared: Vec<_> = self.layout.by_offset().map(|t| self.layout.shares_vector(t)).collect();

@@ -1,14 +1,17 @@
 //! The planner's admission check: whether a device's limits suffice for a layout.
 
+use super::control::Request;
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::{CandidateLayout, Fused};
-use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, WORKGROUP_SIZE};
+use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, Space, WORKGROUP_SIZE};
 use crate::error::{DeviceError, OptionsError};
 use crate::layout::{Layout, RuleUse};
 use crate::options::Options;
 
 /// The largest uniform binding that is used: what every WebGPU device offers.
 const UNIFORM_BYTES: u64 = 64 << 10;
+/// Vectors of four words that stand before the sets of scalars in a request.
+const REQUEST_VECTORS: u64 = size_of::<Request>() as u64 / 16;
 /// The largest binding that Vulkan and DX12 take, less what alignment may add.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
 
@@ -33,10 +36,20 @@ pub(crate) fn limits(
         2 + rule.kept_slots().count() as u64 + master + (ema + norms).max(layers)
     };
     let storage = layout.rules().iter().map(of_rule).max().unwrap_or(0);
+    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
+    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
+    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
+    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
+    // Rows that a uniform binding cannot hold are read from storage, which is slower.
+    let set = CandidateLayout::new(layout, &fused);
+    let groups = layout.groups().len();
+    let bytes = 16 * set.vectors(groups) as u64;
+    let rows_space = if bytes <= uniform { Space::Uniform } else { Space::Storage };
+    let in_storage = rows_space == Space::Storage;
     at_least(
         "max_storage_buffers_per_shader_stage",
         device.max_storage_buffers_per_shader_stage.into(),
-        storage,
+        storage + u64::from(in_storage),
     )?;
     let threads = WORKGROUP_SIZE.into();
     at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
@@ -53,37 +66,31 @@ pub(crate) fn limits(
         device.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
         1,
     )?;
-    if options.looks_first() || layerwise {
+    if options.looks_first() || layerwise || in_storage {
         let dynamic = device.max_dynamic_storage_buffers_per_pipeline_layout;
         at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
     }
-    let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
-    at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
-    let set = CandidateLayout::new(layout, &fused);
-    let bound = (uniform as usize / 16 - set.header as usize) / set.row as usize;
-    let groups = layout.groups().len();
-    if groups > bound {
-        return Err(OptionsError::TooManyGroups { groups, bound });
-    }
     // A group has a number in the segments, and where it is clipped a workgroup; a tensor of a layer-wise
-    // rule likewise.
+    // rule likewise. A set of all groups' scalars has to fit a binding.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
-    if fused.grouped && groups > bound {
-        return Err(OptionsError::TooManyGroups { groups, bound });
+    let numbers = if fused.grouped { bound } else { NONE.into() };
+    let sets = (binding / 16 - REQUEST_VECTORS) as usize;
+    let most = numbers.min((sets - set.header as usize) / set.row as usize);
+    if groups > most {
+        return Err(OptionsError::TooManyGroups { groups, bound: most });
     }
     for (i, rule) in layout.rules().iter().enumerate().filter(|(_, rule)| rule.spec.is_layer_wise()) {
-        let tensors = layout.tensors().iter().filter(|tensor| layout.rule_index(tensor.group) == i).count();
+        let tensors = layout.by_offset().filter(|tensor| layout.rule_index(tensor.group) == i).count();
         if tensors > bound {
             return Err(OptionsError::TooManyTensors { rule: rule.spec.name, tensors, bound });
         }
     }
-    let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
-    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
     Ok(Limits {
         // A window starts at a multiple of the alignment, which may lie up to one alignment before the chunk.
         chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
         workgroups: device.max_compute_workgroups_per_dimension,
         uniform_bytes: uniform as u32,
+        rows_space,
         storage_bindings: device.max_storage_buffers_per_shader_stage,
     })
 }

@@ -4,7 +4,7 @@ use super::control::{Control, Request};
 use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
 use super::limits::limits;
 use super::pending::Pending;
-use super::pipeline::{Kernel, check_text};
+use super::pipeline::{Kernel, binding_type, check_text};
 use super::plan::{Limits, Space};
 use super::ring::{self, Ring};
 use super::state::ChunkState;
@@ -128,7 +128,7 @@ impl Optimizer {
             single: false,
             writable_gradients: options.zero_gradients,
             rows: groups as u32,
-            rows_space: Space::Uniform,
+            rows_space: limits.rows_space,
             set,
             kept: rule.kept.clone(),
             storage: options.storage(),
@@ -145,7 +145,7 @@ impl Optimizer {
         }
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
         let (vectors, bytes) = (set.vectors(groups), (set.vectors(groups) * 16) as u64);
-        let scalars_layout = ring::layout(device, wgpu::BufferBindingType::Uniform, bytes);
+        let scalars_layout = ring::layout(device, binding_type(limits.rows_space), bytes);
         // Bytes of sets that a binding has room for.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
         let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
@@ -155,18 +155,18 @@ impl Optimizer {
         let (ring, control) = if options.looks_first() {
             let sets = if options.skips() { FIRST_SETS.min(max_sets) } else { 1 };
             let least = request_bytes(vectors, 1);
-            let requests = ring::layout(device, wgpu::BufferBindingType::Storage { read_only: true }, least);
+            let requests = ring::layout(device, binding_type(Space::Storage), least);
             let control = Control::new(device, &options, &set, groups, &scalars_layout, &requests)?;
             (Ring::new(device, requests, request_bytes(vectors, sets))?, Some(control))
         } else {
             (Ring::new(device, scalars_layout.clone(), bytes)?, None)
         };
         let layers = layout.rules().iter().enumerate().map(|(i, rule)| {
-            if !rule.spec.is_layer_wise() {
-                return Ok(None);
-            }
             let own = layout.by_offset().filter(|tensor| layout.rule_index(tensor.group) == i);
             let groups: Vec<_> = own.map(|tensor| tensor.group as u32).collect();
+            if !rule.spec.is_layer_wise() || groups.is_empty() {
+                return Ok(None);
+            }
             Layers::new(device, &rule.spec, groups, &scalars_layout, &key(rule)).map(Some)
         });
         let layers = layers.collect::<Result<_, DeviceError>>()?;

@@ -163,7 +163,7 @@ impl Kernel {
         grads: Format,
     ) -> Result<Self, DeviceError> {
         let entries = [
-            entry(BINDING_TABLE, table(table_layout.space)),
+            entry(BINDING_TABLE, binding_type(table_layout.space)),
             entry(REDUCE_BINDING_G, READ),
             entry(REDUCE_BINDING_PARTIALS, WRITE),
         ];
@@ -215,7 +215,7 @@ const WRITE: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_o
 fn entries(key: &KernelKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     let gradients = if key.writable_gradients { WRITE } else { READ };
     let mut entries = vec![
-        entry(BINDING_TABLE, table(key.table_layout.space)),
+        entry(BINDING_TABLE, binding_type(key.table_layout.space)),
         entry(BINDING_P, WRITE),
         entry(BINDING_G, gradients),
     ];
@@ -224,7 +224,8 @@ fn entries(key: &KernelKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     entries
 }
 
-fn table(space: Space) -> wgpu::BufferBindingType {
+/// How a table or rows of scalars are bound.
+pub(crate) fn binding_type(space: Space) -> wgpu::BufferBindingType {
     match space {
         Space::Uniform => wgpu::BufferBindingType::Uniform,
         Space::Storage => READ,

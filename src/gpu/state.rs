@@ -155,16 +155,13 @@ impl Optimizer {
     pub fn state(&self, slot: &str, tensor: &str) -> Result<Vec<StateRange<'_>>, StateError> {
         let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let rule = self.layout.rule_index(target.group);
-        let mut ranges = Vec::new();
-        for state in self.state.iter().filter(|state| state.rule == rule) {
-            let Some(index) = state.slot(slot) else {
-                let known = self.layout.rules()[rule].spec.slot(slot).is_some();
-                let unknown = || StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() };
-                return if known { Ok(Vec::new()) } else { Err(unknown()) };
-            };
-            ranges.extend(state.range(index, target));
-        }
-        Ok(ranges)
+        let of_rule = &self.layout.rules()[rule];
+        let Some(index) = slots_of(of_rule, &self.options).iter().position(|kept| kept.name == slot) else {
+            let unknown = || StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() };
+            return of_rule.spec.slot(slot).map(|_| Vec::new()).ok_or_else(unknown);
+        };
+        let chunks = self.state.iter().filter(|state| state.rule == rule && target.len > 0);
+        Ok(chunks.filter_map(|state| state.range(index, target)).collect())
     }
 
     pub(super) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {

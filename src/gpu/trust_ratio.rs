@@ -2,7 +2,7 @@
 
 use super::device::{create_buffer, create_filled};
 use super::kernel::KernelKey;
-use super::pipeline::{Folds, Kernel};
+use super::pipeline::{Folds, Kernel, binding_type};
 use super::plan::Space;
 use super::ring;
 use crate::error::DeviceError;
@@ -36,15 +36,12 @@ impl Layers {
     ) -> Result<Self, DeviceError> {
         let folds = Kernel::ratio(spec, device, scalars, key)?;
         let bytes = 16 * key.set.vectors(group_of.len()) as u64;
-        let (space, ty) = if bytes <= key.table_layout.uniform_bytes.into() {
-            (Space::Uniform, wgpu::BufferBindingType::Uniform)
-        } else {
-            (Space::Storage, wgpu::BufferBindingType::Storage { read_only: true })
-        };
+        let uniform = bytes <= key.table_layout.uniform_bytes.into();
+        let space = if uniform { Space::Uniform } else { Space::Storage };
         let usage = wgpu::BufferUsages::STORAGE;
         let groups = create_filled(device, "groups of tensors", bytemuck::cast_slice(&group_of), usage)?;
         let rows = create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
-        let layout = ring::layout(device, ty, bytes);
+        let layout = ring::layout(device, binding_type(space), bytes);
         let group = ring::group(device, &layout, &rows, bytes)?;
         Ok(Self { folds, groups, group_of, rows, space, layout, group })
     }

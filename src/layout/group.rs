@@ -33,7 +33,8 @@ pub(super) struct Declared {
 }
 
 impl Group {
-    /// An empty group of tensors that `rule` updates: a rule of any type, or an [`AnyRule`](crate::AnyRule).
+    /// A group without tensors yet, for tensors that `rule` updates: a rule of any type, or an
+    /// [`AnyRule`](crate::AnyRule).
     #[must_use]
     pub fn new(name: impl Into<String>, rule: impl Into<DynRule>) -> Self {
         Self {

@@ -49,10 +49,10 @@ impl Tensor {
         self.offset + self.len
     }
 
-    /// The tensor's place in a flat slice.
+    /// The tensor's place in a flat slice; for a tensor without elements `0..0`, wherever it was placed.
     #[must_use]
     pub fn range(&self) -> core::ops::Range<usize> {
-        self.offset as usize..self.end() as usize
+        if self.len == 0 { 0..0 } else { self.offset as usize..self.end() as usize }
     }
 }
 
@@ -88,11 +88,12 @@ impl Layout {
     /// of 4 elements: one vector.
     ///
     /// State lies as in the flat space. A tensor that starts at a vector there and in its buffer is updated
-    /// vector by vector, the fast way.
+    /// vector by vector, the fast way. A group may have no tensors, and a tensor no elements: a step does
+    /// nothing to them.
     ///
     /// # Errors
-    /// A [`LayoutError`] if a rule or a factor is refused, if a name is there twice, or if tensors are empty,
-    /// overlap or lie too far out.
+    /// A [`LayoutError`] if there are no groups, if a rule or a factor is refused, if a name is there twice,
+    /// or if tensors overlap or lie too far out.
     pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, VECTOR)
     }
@@ -121,22 +122,20 @@ impl Layout {
             if !group_names.insert(group.name.as_str()) {
                 return Err(LayoutError::DuplicateGroup { group: group.name.clone() });
             }
-            if group.tensors.is_empty() {
-                return Err(LayoutError::EmptyGroup { group: group.name.clone() });
-            }
             for declared in &group.tensors {
                 if !tensor_names.insert(declared.name.as_str()) {
                     return Err(LayoutError::DuplicateTensor { tensor: declared.name.clone() });
                 }
-                let tensor = place(declared, g, u64::next_multiple_of(next, alignment))?;
+                let tensor = place(declared, g, next, alignment)?;
                 next = tensor.end();
                 tensors.push(tensor);
             }
         }
-        if tensors.is_empty() {
+        if groups.is_empty() {
             return Err(LayoutError::Empty);
         }
-        let mut by_offset: Vec<_> = (0..tensors.len()).collect();
+        let mut by_name: Vec<_> = (0..tensors.len()).collect();
+        let mut by_offset: Vec<_> = by_name.iter().copied().filter(|&i| tensors[i].len > 0).collect();
         by_offset.sort_by_key(|&i| tensors[i].offset);
         for pair in by_offset.windows(2) {
             let (a, b) = (&tensors[pair[0]], &tensors[pair[1]]);
@@ -149,7 +148,6 @@ impl Layout {
                 });
             }
         }
-        let mut by_name = by_offset.clone();
         by_name.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
         let (rules, rule_of) = rules_of(&groups)?;
         Ok(Self { groups, rules, rule_of, tensors, by_offset, by_name })
@@ -167,8 +165,8 @@ impl Layout {
         &self.tensors
     }
 
-    /// The tensors in the order of the flat space.
-    pub fn by_offset(&self) -> impl Iterator<Item = &Tensor> {
+    /// The tensors in the order of the flat space, without those of no elements, which take no place in it.
+    pub fn by_offset(&self) -> impl ExactSizeIterator<Item = &Tensor> {
         self.by_offset.iter().map(|&i| &self.tensors[i])
     }
 
@@ -190,7 +188,7 @@ impl Layout {
 
     /// The extent of the flat space in elements: one past the last tensor's last element, gaps included.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a layout is never empty")]
+    #[expect(clippy::len_without_is_empty, reason = "an extent, and no collection")]
     pub fn len(&self) -> u64 {
         self.by_offset().last().map_or(0, Tensor::end)
     }
@@ -254,6 +252,9 @@ impl Layout {
     /// Whether a tensor shares a vector with another one.
     #[cfg(feature = "gpu")]
     pub(crate) fn shares_vector(&self, tensor: &Tensor) -> bool {
+        if tensor.len == 0 {
+            return false;
+        }
         let place = self.by_offset.partition_point(|&i| self.tensors[i].offset < tensor.offset);
         let neighbour = |i: usize| self.by_offset.get(i).map(|&i| &self.tensors[i]);
         let before = place.checked_sub(1).and_then(neighbour);
@@ -354,15 +355,14 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), RuleError> {
     Ok((rules, rule_of))
 }
 
-fn place(declared: &group::Declared, group: usize, next: u64) -> Result<Tensor, LayoutError> {
-    if declared.shape.contains(&0) {
-        return Err(LayoutError::EmptyTensor {
-            tensor: declared.name.clone(),
-            shape: declared.shape.clone(),
-        });
-    }
+/// Places a tensor at its own offset, or behind `next` at a multiple of `alignment`, or right there if it has
+/// no elements.
+fn place(declared: &group::Declared, group: usize, next: u64, alignment: u64) -> Result<Tensor, LayoutError> {
+    let empty = declared.shape.contains(&0);
     let len = declared.shape.iter().try_fold(1u128, |n, &d| n.checked_mul(d.into())).unwrap_or(u128::MAX);
-    let offset = declared.offset.unwrap_or(next);
+    let len = if empty { 0 } else { len };
+    let behind = || if empty { next } else { next.next_multiple_of(alignment) };
+    let offset = declared.offset.unwrap_or_else(behind);
     let end = len.saturating_add(offset.into());
     if end > MAX_ELEMENTS.into() {
         let (tensor, end) = (declared.name.clone(), u64::try_from(end).unwrap_or(u64::MAX));

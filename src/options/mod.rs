@@ -3,6 +3,8 @@
 use crate::error::{ChangeError, OptionsError};
 use crate::formats::Format;
 
+#[cfg(feature = "serde")]
+mod bound;
 mod storage;
 
 pub(crate) use storage::Storage;
@@ -125,17 +127,19 @@ pub enum Rounding {
     },
 }
 
-/// How gradients are bounded.
+/// How gradients are bounded. The bound of a norm may be infinite: the norm is measured and reported, and the
+/// gradients stay as they are, whatever the norm is. In JSON it is `"inf"`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Clip {
     /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's
-    /// `clip_grad_norm_`.
-    GlobalNorm(f64),
+    /// `clip_grad_norm_`. It holds too where the norm or the factor is beyond the range of an f32; a report
+    /// then has an infinite norm.
+    GlobalNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),
     /// The same for each group of its own: `‖g‖` is the 2-norm over the group's tensors.
-    GroupNorm(f64),
+    GroupNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),
     /// Each element into `[−c, c]`: PyTorch's `clip_grad_value_`.
     Value(f64),
 }
@@ -175,9 +179,7 @@ pub struct LossScale {
     pub growth_interval: u32,
     /// It does not fall below this. Default: the least normal f32.
     pub min: f64,
-    /// It does not grow beyond this. Default 2⁶⁴: its reciprocal times that of a divisor and times a clip
-    /// factor is still a normal f32; what is not, as beyond 2¹²⁶ the reciprocal alone, a device may take for
-    /// zero.
+    /// It does not grow beyond this. Default 2⁶⁴.
     pub max: f64,
 }
 
@@ -269,9 +271,15 @@ impl Options {
         };
         let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
         let bound = "a normal f32 above 0";
+        let of_norm = |field, c: f64| {
+            if c == f64::INFINITY {
+                return Ok(());
+            }
+            check(field, c, normal(c), "a normal f32 above 0, or infinite to measure the norm alone")
+        };
         match self.clip {
-            Some(Clip::GlobalNorm(c)) => check("clip.global_norm", c, normal(c), bound)?,
-            Some(Clip::GroupNorm(c)) => check("clip.group_norm", c, normal(c), bound)?,
+            Some(Clip::GlobalNorm(c)) => of_norm("clip.global_norm", c)?,
+            Some(Clip::GroupNorm(c)) => of_norm("clip.group_norm", c)?,
             Some(Clip::Value(c)) => check("clip.value", c, normal(c), bound)?,
             None => {}
         }
@@ -312,8 +320,12 @@ impl Options {
 
     /// Whether the gradients have to be looked at before the update.
     pub(crate) fn looks_first(&self) -> bool {
-        let norm = matches!(self.clip, Some(Clip::GlobalNorm(_) | Clip::GroupNorm(_)));
-        self.skips() || self.reports() || norm
+        self.skips() || self.reports() || self.bounds_norms()
+    }
+
+    /// Whether norms bound the gradients.
+    pub(crate) fn bounds_norms(&self) -> bool {
+        matches!(self.clip, Some(Clip::GlobalNorm(_) | Clip::GroupNorm(_)))
     }
 
     /// Gives the clip another bound.

@@ -35,7 +35,7 @@ pub struct Adagrad {
     pub lr_decay: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Where the sum starts, `[0, ∞)`. Default 0.
+    /// Where the sum starts: 0 or a normal f32. Default 0.
     pub initial_accumulator_value: f64,
     /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
     /// it is flushed). Default 1e-10.
@@ -96,7 +96,7 @@ impl Rule for Adagrad {
     fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "lr_decay", self.lr_decay)?;
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
-        non_negative(Self::NAME, "initial_accumulator_value", self.initial_accumulator_value)?;
+        epsilon(Self::NAME, "initial_accumulator_value", self.initial_accumulator_value, 1.0)?;
         epsilon(Self::NAME, "eps", self.eps, 1.0)?;
         epsilon(Self::NAME, "eps_root", self.eps_root, 1.0)
     }

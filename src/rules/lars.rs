@@ -86,7 +86,7 @@ crate::fields! {
         trust_coefficient,
         /// Added to the divisor.
         eps,
-        /// Weight of the old velocity; 0 when it is the first.
+        /// Weight of the old velocity, which is 0 before the first.
         momentum,
         /// Weight of the gradient in the velocity.
         gain,

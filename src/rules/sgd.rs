@@ -83,7 +83,7 @@ crate::fields! {
         sign,
         /// L2 coefficient.
         weight_decay,
-        /// Weight of the old velocity; 0 when it is the first.
+        /// Weight of the old velocity, which is 0 before the first.
         momentum,
         /// Weight of the gradient in the velocity: for the heavy ball 1 − dampening, 1 when it is the first.
         gain,
@@ -158,7 +158,7 @@ impl Rule for Sgd {
         SgdScalars {
             sign: sign(self.maximize),
             weight_decay: self.weight_decay,
-            momentum: if first { 0.0 } else { self.momentum },
+            momentum: self.momentum,
             gain,
             velocity: if moving { 1.0 } else { 0.0 },
             lookahead: if self.nesterov { self.momentum } else { 0.0 },

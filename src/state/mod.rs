@@ -1,6 +1,7 @@
 //! Everything that an optimizer keeps between steps, in a form that both engines share: streams of stored
 //! values, and counters. Checkpoints write it, and an optimizer for another layout takes it over.
 
+pub(crate) mod ages;
 pub(crate) mod take_over;
 pub(crate) mod values;
 

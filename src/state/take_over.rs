@@ -4,6 +4,7 @@ use crate::error::{StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::{Carry, Layout, Tensor};
 use crate::options::Options;
+use crate::state::ages::Ages;
 use crate::state::lead;
 
 /// How the groups of the new optimizer go on: for each, the group of the old one whose count and carried
@@ -27,27 +28,16 @@ pub(crate) fn compare(
         from.by_offset().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect();
     let old_tensors: Vec<&Tensor> = from.by_offset().collect();
     let mut tensors = Vec::new();
-    let mut groups: Vec<Option<Option<usize>>> = vec![None; to.groups().len()];
+    let found = |tensor: &Tensor| places.get(tensor.name.as_str()).copied();
+    let group_of = |tensor: &Tensor| found(tensor).map(|i| old_tensors[i].group);
+    let joining = to.by_offset().map(|tensor| (tensor.group, group_of(tensor)));
+    let mut ages = Ages::new(to, to_options, carries, joining);
     for (j, tensor) in to.by_offset().enumerate() {
-        let found = places.get(tensor.name.as_str()).copied();
-        let same_age = |a: Option<usize>, b: Option<usize>| match (a, b) {
-            (Some(a), Some(b)) => carries.iter().all(|carries| carries[a] == carries[b]),
-            // Before the first step all groups are alike.
-            (Some(one), None) | (None, Some(one)) => {
-                carries.iter().all(|carries| carries[one] == Carry::default())
-            }
-            (None, None) => true,
-        };
-        let group = found.map(|i| old_tensors[i].group);
-        match groups[tensor.group] {
-            None => groups[tensor.group] = Some(group),
-            Some(other) if same_age(other, group) => groups[tensor.group] = Some(other.or(group)),
-            Some(_) => wrong.push(StateMismatch::Age {
-                tensor: tensor.name.clone(),
-                group: to.groups()[tensor.group].name().into(),
-            }),
+        if let Err(steps) = ages.join(tensor.group, group_of(tensor)) {
+            let group = to.groups()[tensor.group].name().into();
+            wrong.push(StateMismatch::Age { tensor: tensor.name.clone(), group, steps });
         }
-        let Some(i) = found else { continue };
+        let Some(i) = found(tensor) else { continue };
         let before = wrong.len();
         compare_tensor((from, old_tensors[i]), (to, tensor), carries, &mut wrong);
         if wrong.len() == before {
@@ -58,7 +48,7 @@ pub(crate) fn compare(
     if !wrong.is_empty() {
         return Err(StateError::Mismatches(wrong));
     }
-    Ok(TakeOver { groups: groups.into_iter().map(Option::flatten).collect(), tensors })
+    Ok(TakeOver { groups: ages.groups, tensors })
 }
 
 fn compare_tensor(

@@ -102,6 +102,22 @@ fn missing_and_extra_tensors_are_a_matter_of_policy() {
         mismatches(run.load(&path, &load(Missing::Error, Extra::Error))),
         [missing.clone(), extra.clone()]
     );
+    let late = Mismatch::Age { tensor: "new".into(), group: "plain".into(), steps: 3 };
+    assert_eq!(
+        mismatches(run.load(&path, &load(Missing::Zero, Extra::Error))),
+        [late.clone(), extra.clone()]
+    );
+    assert_eq!(
+        mismatches(run.load(&path, &load(Missing::Error, Extra::Ignore))),
+        std::slice::from_ref(&missing)
+    );
+    assert_eq!(mismatches(run.load(&path, &load(Missing::Zero, Extra::Ignore))), [late]);
+    // In a group of its own.
+    let decay = Group::new("decay", AdamW::default()).tensor("w", [3, 5]);
+    let plain = AdamW { weight_decay: 0.0, ..AdamW::default() };
+    let own = Group::new("own", plain).tensor("new", [4]);
+    let plain = Group::new("plain", plain).lr_factor(0.5).tensor("b", [2]);
+    let mut run = on_cpu(Layout::packed([decay, plain, own]).unwrap());
     assert_eq!(mismatches(run.load(&path, &load(Missing::Zero, Extra::Error))), [extra]);
     assert_eq!(mismatches(run.load(&path, &load(Missing::Error, Extra::Ignore))), [missing]);
     run.steps(5);

@@ -62,6 +62,10 @@ fn hyperparameters() {
     bad_field(Adam { eps: 1e-37, ..Adam::default() }.into(), "eps");
     bad_field(AdamW { eps: 1e-44, ..AdamW::default() }.into(), "eps");
     bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }.into(), "eps");
+    bad_field(
+        Adagrad { initial_accumulator_value: 1e-40, ..Adagrad::default() }.into(),
+        "initial_accumulator_value",
+    );
     bad_field(RmsProp { eps_root: 1e-39, ..RmsProp::default() }.into(), "eps_root");
     bad_field(Adan { eps_root: 1e-37, ..Adan::default() }.into(), "eps_root");
     assert!(Adam { eps: 0.0, ..Adam::default() }.validate().is_ok());
@@ -132,13 +136,10 @@ fn layouts() {
     let group = |name| Group::new(name, Sgd::default());
     let refused = |groups: Vec<Group>| Layout::new(groups).unwrap_err();
     assert_eq!(refused(vec![]), LayoutError::Empty);
-    assert_eq!(refused(vec![group("g")]), LayoutError::EmptyGroup { group: "g".into() });
     let twice = refused(vec![group("g").tensor("t", [1]).tensor("t", [2])]);
     assert_eq!(twice, LayoutError::DuplicateTensor { tensor: "t".into() });
     let twice = refused(vec![group("g").tensor("t", [1]), group("g").tensor("u", [2])]);
     assert_eq!(twice, LayoutError::DuplicateGroup { group: "g".into() });
-    let empty = refused(vec![group("g").tensor("t", [3, 0, 2])]);
-    assert_eq!(empty, LayoutError::EmptyTensor { tensor: "t".into(), shape: vec![3, 0, 2] });
     let overlap = refused(vec![group("g").tensor_at("b", [5], 3).tensor_at("a", [4], 0)]);
     assert_eq!(overlap, LayoutError::Overlap { first: "a".into(), second: "b".into(), end: 4, start: 3 });
     for shape in [&[u64::MAX, u64::MAX][..], &[1 << 32, 1 << 32], &[(1 << 61) + 1]] {
@@ -270,9 +271,9 @@ fn device_limits() {
 
     let Some(gpu) = harness::test_gpu() else { return };
     let groups =
-        (0..5_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
+        (0..70_000).map(|i| Group::new(format!("g{i}"), Adam::default()).tensor(format!("t{i}"), [1]));
     let error = Optimizer::new(&gpu.device, Layout::new(groups).unwrap()).unwrap_err();
-    assert!(matches!(error, OptionsError::TooManyGroups { groups: 5_000, bound: 1_365 }), "{error}");
+    assert!(matches!(error, OptionsError::TooManyGroups { groups: 70_000, bound: 65_535 }), "{error}");
 
     // Refused before anything is planned or allocated.
     let huge = single(Sgd { momentum: 0.9, ..Sgd::default() }, 1 << 61);

@@ -7,7 +7,7 @@ use std::ops::Range;
 use wgpu_optim::check::Checker;
 use wgpu_optim::wgpu::{Buffer, Limits};
 use wgpu_optim::{
-    AdamW, AnyRule, BindError, Bound, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, Tensors, View,
+    AdamW, AnyRule, BindError, Bound, Clip, Group, Lamb, Lars, Layout, Optimizer, Options, Sgd, Tensors, View,
 };
 
 /// A signalling NaN that names its place: arithmetic would quiet it, a copy as float might.
@@ -339,4 +339,37 @@ fn layouts_for_buffers_of_single_tensors() {
     check_pooled(&gpu, &layout, 0, 4, 31);
     check_pooled(&gpu, &layout, 1, 1, 32);
     check_pooled(&gpu, &packed, 1, 1, 33);
+}
+
+/// Rows of 2 000 groups take more than the 64 KiB of a uniform binding, whether the host sends them or the
+/// control kernel chooses them.
+#[test]
+fn more_groups_than_a_uniform_binding_holds() {
+    const GROUPS: usize = 2_000;
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = |rule: AnyRule| {
+        let group = |i: usize| {
+            let factor = 1.0 + i as f64 / GROUPS as f64;
+            Group::new(format!("g{i}"), rule).lr_factor(factor).tensor(format!("t{i}"), [3])
+        };
+        Layout::packed((0..GROUPS).map(group)).unwrap()
+    };
+    check_flat(&gpu, &layout(AdamW::default().into()), [64, 64], 0, 1);
+    check_flat(&gpu, &layout(Lamb::default().into()), [64, 64], 0, 2);
+    let layout = layout(Sgd::default().into());
+    let grads = Random::new(5).values(3 * GROUPS);
+    let options = Options { clip: Some(Clip::GroupNorm(2.0)), skip_nonfinite: true, ..Options::default() };
+    let mut run = GpuRun::new(&gpu, layout, options, &vec![0.0; grads.len()]);
+    run.step(&grads, 1.0);
+    for (i, (got, g)) in run.params().chunks(3).zip(grads.chunks(3)).enumerate() {
+        let norm = g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let factor = (2.0 / (norm + 1e-6)).min(1.0) * (1.0 + i as f64 / GROUPS as f64);
+        for (&got, &g) in got.iter().zip(g) {
+            let want = -factor * f64::from(g);
+            assert!(
+                (f64::from(got) - want).abs() <= 2e-6 * want.abs(),
+                "group {i}: {got:e}, must be {want:e}"
+            );
+        }
+    }
 }

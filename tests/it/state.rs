@@ -245,7 +245,7 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
     let expected = vec![
         StateMismatch::Shape { tensor: "a0".into(), found: vec![4], expected: vec![2, 2] },
         slots("a0"),
-        StateMismatch::Age { tensor: "late".into(), group: "a".into() },
+        StateMismatch::Age { tensor: "late".into(), group: "a".into(), steps: 1 },
         slots("a1"),
         StateMismatch::Rule { tensor: "n0".into(), found: "nadam", expected: "adam" },
     ];
@@ -279,6 +279,39 @@ fn state_that_does_not_fit_is_listed_and_nothing_changes() {
     let [mut here, there] = [one, two].map(|device| Optimizer::new(&device, old.clone()).unwrap());
     let error = here.take_over(&queue, &mut encoder, &there).unwrap_err();
     assert!(error.to_string().contains("device"), "{error}");
+}
+
+/// On the device too a tensor joins a group late if none of the group's scalars depends on the count: steps
+/// of a velocity are −0.1 · (1, 1 + 0.9).
+#[test]
+fn tensors_join_late_where_nothing_is_counted() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
+    let dampened = Sgd { dampening: 0.5, ..sgd };
+    let layout = |rule: Sgd, tensors: &[&str]| {
+        let group = Group::new("g", rule);
+        Layout::packed([tensors.iter().fold(group, |group, name| group.tensor(*name, [4]))]).unwrap()
+    };
+    for (rule, skips) in [(sgd, false), (sgd, true), (dampened, false)] {
+        let options = Options { skip_nonfinite: skips, ..Options::default() };
+        let mut old = GpuRun::new(&gpu, layout(rule, &["a"]), options, &[0.0; 4]);
+        (0..3).for_each(|_| _ = old.step(&[1.0; 4], 0.1));
+        let mut new = GpuRun::new(&gpu, layout(rule, &["late", "a"]), options, &[0.0; 8]);
+        let mut encoder = gpu.encoder();
+        let taken = new.optimizer.take_over(&gpu.queue, &mut encoder, &old.optimizer);
+        gpu.run(encoder);
+        if rule == dampened {
+            let (tensor, group) = ("late".into(), "g".into());
+            let age = StateMismatch::Age { tensor, group, steps: 3 };
+            assert_eq!(taken, Err(StateError::Mismatches(vec![age])));
+            continue;
+        }
+        taken.unwrap();
+        new.step(&[1.0; 8], 0.1);
+        assert_eq!(params(&new, "late"), [-0.1; 4]);
+        new.step(&[1.0; 8], 0.1);
+        params(&new, "late").iter().for_each(|p| approx::assert_relative_eq!(*p, -0.29, max_relative = 1e-6));
+    }
 }
 
 /// An optimizer that has taken steps of its own takes over nothing.

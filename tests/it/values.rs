@@ -5,8 +5,8 @@ use cpu_harness::CpuRun;
 use harness::GpuRun;
 use wgpu_optim::check::{Checker, Snapshot};
 use wgpu_optim::{
-    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adan, AnyRule, DynRule, Group, Layout, Lion, NAdam, Options,
-    RmsProp, Sgd, Step, cpu,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, DynRule, Group, Layout, Lion, NAdam,
+    Options, RAdam, RmsProp, Sgd, Step, cpu,
 };
 
 /// Runs both devices on the same data and hands each end to `judge`.
@@ -117,14 +117,16 @@ fn extreme_magnitudes_are_within_budget() {
 fn an_infinite_parameter_without_decay_stays_infinite() {
     const LEN: usize = 75;
     let decoupled = Adam { decoupled_weight_decay: true, ..Adam::default() };
-    for [with, without] in [
-        [Adam { weight_decay: 0.1, ..Adam::default() }.into(), Adam::default().into()],
-        [Adam { weight_decay: 0.1, ..decoupled }.into(), decoupled.into()],
-        [
-            AnyRule::from(AdamW { weight_decay: 0.1, ..AdamW::default() }),
-            AdamW { weight_decay: 0.0, ..AdamW::default() }.into(),
-        ],
-    ] {
+    // Every rule that has a decay and is not layer-wise.
+    macro_rules! pairs {
+        ($($rule:ident),+) => {
+            [$([0.1, 0.0].map(|weight_decay| AnyRule::from($rule { weight_decay, ..$rule::default() }))),+]
+        };
+    }
+    let pairs =
+        pairs!(Sgd, Adam, AdamW, Adagrad, RmsProp, Adadelta, Adamax, NAdam, RAdam, Lion, AdaBelief, Adan);
+    let [with, without] = [0.1, 0.0].map(|weight_decay| Adam { weight_decay, ..decoupled }.into());
+    for [with, without] in pairs.into_iter().chain([[with, without]]) {
         let layout = Layout::packed([
             Group::new("decay", with).tensor("a", [3]),
             Group::new("no_decay", without).tensor("b", [LEN as u64 - 3]),

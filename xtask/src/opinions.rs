@@ -77,12 +77,6 @@ const ON_SWIFTSHADER: &Subset = &[
     ("values::zeros", "zeros"),
 ];
 
-/// Tests that fail on SwiftShader, with the reason.
-const FAIL_ON_SWIFTSHADER: [(&str, &str); 1] = [(
-    "options::norms::norms_beyond_the_range_of_squares",
-    "SwiftShader flushes subnormals: at a loss scale of 2^126 the product of unscaling and clipping is 0",
-)];
-
 /// The widths of lavapipe's vectors in bits, beside the machine's own: with SSE and with AVX-512.
 const WIDTHS: [&str; 2] = ["128", "512"];
 
@@ -104,7 +98,6 @@ pub(crate) fn drivers(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) 
     let what = "tests were not run on SwiftShader";
     if let Some(manifest) = need.take(tools::swiftshader(steps), what, skipped)? {
         let mut test = subset(ON_SWIFTSHADER);
-        test.args(FAIL_ON_SWIFTSHADER.iter().flat_map(|(name, _)| ["--skip", name]));
         steps.run(
             "tests on SwiftShader",
             on_driver(&mut test, &manifest).env(ADAPTER_VARIABLE, "swiftshader"),
@@ -147,8 +140,7 @@ mod tests {
     /// A name that no test begins with would go unnoticed.
     #[test]
     fn subsets_have_tests() {
-        let failing = FAIL_ON_SWIFTSHADER.iter();
-        for (name, reason) in ON_SWIFTSHADER.iter().chain(IN_OTHER_WIDTHS).chain(failing) {
+        for (name, reason) in ON_SWIFTSHADER.iter().chain(IN_OTHER_WIDTHS) {
             assert!(!reason.is_empty());
             let (module, rest) = name.split_once("::").expect("a module");
             let folder = root().join("tests/it");

@@ -4,6 +4,7 @@ use super::args::Common;
 use super::commands::{ReplayLine, bench_one, fresh_seed, replay_one, verdict};
 use super::output::{self, json, progress, table, text};
 use anyhow::Context;
+use optim::number::fixed;
 use optim::presets::Preset;
 use optim::trajectory::Trajectory;
 use optim::{bench, bundled, verify};
@@ -26,8 +27,8 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
             output::note(&format!("{name}: {failure}"));
         }
         passed &= found.pass;
-        let peer = found.peer_rms_ulps.map_or("none".into(), |peer| format!("{peer:.3}"));
-        let detail = format!("rms error {:.3} ulp, PyTorch's own f32 {peer}", found.rms_ulps);
+        let peer = found.peer_rms_ulps.map_or("none".into(), |peer| fixed(peer, 3));
+        let detail = format!("rms error {} ulp, PyTorch's own f32 {peer}", fixed(found.rms_ulps, 3));
         rows.push(vec![format!("replay {name}"), verdict(found.pass).into(), detail]);
     }
 
@@ -45,8 +46,9 @@ pub(crate) fn run(common: Common) -> anyhow::Result<bool> {
     }
     passed &= found.pass;
     let detail = format!(
-        "worst {:.2} ulp of {} allowed, against f64, {STEPS} steps",
-        found.worst_ulps, found.budget_ulps
+        "worst {} ulp of {} allowed, against f64, {STEPS} steps",
+        fixed(found.worst_ulps, 2),
+        found.budget_ulps
     );
     rows.push(vec![format!("verify {name}, {ELEMENTS} parameters"), verdict(found.pass).into(), detail]);
 

@@ -1,5 +1,6 @@
 //! Everything that can be wrong with a trajectory file, by name, value and bound.
 
+use crate::number::shortest;
 use safetensors::{Dtype, SafeTensorError};
 
 /// Why a trajectory cannot be read or replayed.
@@ -145,7 +146,7 @@ pub enum Error {
         expected: String,
     },
     /// A number outside its range.
-    #[error("{field} = {value}, must be {bound}")]
+    #[error("{field} = {}, must be {bound}", shortest(*.value))]
     Value {
         /// Where it stands, with its index.
         field: String,

@@ -1,5 +1,5 @@
 // All gradients have one factor: unscaling, times the clip of the global norm.
 
 fn prepare_factor(s: Scalars) {
-    factor = Number(step_header.x);
+    split_factor(Number(step_header.x));
 }

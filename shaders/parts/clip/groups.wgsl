@@ -1,5 +1,5 @@
 // The gradients of each group have a factor of their own.
 
 fn prepare_factor(s: Scalars) {
-    factor = s.gradient_factor;
+    split_factor(s.gradient_factor);
 }

@@ -4,7 +4,7 @@
 
 fn finish(index: u32, first: u32, step: u32, totals: Partials) {
     if first == 0u {
-        state.param_norm = norm_of(totals[0], 1.0);
-        state.update_norm = norm_of(totals[1], 1.0);
+        state.param_norm = norm_of(totals[0]);
+        state.update_norm = norm_of(totals[1]);
     }
 }

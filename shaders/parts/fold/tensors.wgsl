@@ -8,7 +8,7 @@
 // Writes every `step`th vector of a tensor's row, from one on.
 fn finish(index: u32, first: u32, step: u32, totals: Partials) {
     let group = groups[index];
-    let ratio = trust_ratio(row(group), norm_of(totals[0], 1.0), norm_of(totals[1], 1.0));
+    let ratio = trust_ratio(row(group), norm_of(totals[0]), norm_of(totals[1]));
     for (var i = first; i < STEP_SCALARS; i += step) {
         var x = rows[STEP_HEADER + group * STEP_SCALARS + i];
         if i == RATIO / 4u {

@@ -12,7 +12,10 @@ fn read_g(at: At) -> vec4<f32> {
     }
     zero_g(at);
     let g = decode_FORMAT(old_g);
-    let x = g * factor;
+    var x = g * factor;
+    if SPLITS {
+        x *= rest;
+    }
     if BOUNDED {
         // `clamp` may return a number for a NaN.
         let bound = vec4<f32>(step_header.w);

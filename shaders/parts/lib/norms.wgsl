@@ -94,22 +94,41 @@ fn of_workgroup(thread: u32, own: Partials) -> Partials {
     return all;
 }
 
-// The norm times `factor`.
-fn norm_of(sum: Partial, factor: f32) -> f32 {
+// The norm, infinite beyond the range of an f32.
+fn norm_of(sum: Partial) -> f32 {
     if sum.flags != 0u {
-        return bitcast<f32>(INFINITE + ((sum.flags & 2u) << 21u));
+        return not_finite(sum.flags);
     }
+    let root = root_of(sum);
+    if root.shift == 0 {
+        return root.x;
+    }
+    return root.x * select(0x1p-80f, 0x1p80f, root.shift > 0);
+}
+
+// What is not finite, from the flags of a sum.
+fn not_finite(flags: u32) -> f32 {
+    return bitcast<f32>(INFINITE + ((flags & 2u) << 21u));
+}
+
+// The root of a sum whose terms are finite: x · 2^shift.
+struct Root {
+    x: f32,
+    shift: i32,
+}
+
+fn root_of(sum: Partial) -> Root {
     // Roots first: their range is half of that of squares.
     let large = sqrt(sum.large);
     let middle = sqrt(sum.middle);
     let tiny = sqrt(sum.tiny);
     if sum.large > 0.0 {
-        return together(large, middle * 0x1p-80f) * factor * 0x1p80f;
+        return Root(together(large, middle * 0x1p-80f), 80);
     }
     if sum.middle > 0.0 {
-        return together(middle, tiny * 0x1p-80f) * factor;
+        return Root(together(middle, tiny * 0x1p-80f), 0);
     }
-    return tiny * factor * 0x1p-80f;
+    return Root(tiny, -80);
 }
 
 // √(a² + b²), a > 0.

@@ -1,5 +1,6 @@
 //! Differences between a checkpoint and an optimizer.
 
+use crate::error::Number;
 use std::fmt;
 
 /// A difference between a checkpoint and an optimizer.
@@ -84,6 +85,16 @@ pub enum Mismatch {
         /// The optimizer's type.
         expected: String,
     },
+    /// State that the file lacks would begin in a group that has taken steps, and whose scalars depend on
+    /// their number.
+    Age {
+        /// The tensor's name.
+        tensor: String,
+        /// The group's name.
+        group: String,
+        /// The number of steps that the group has taken.
+        steps: u64,
+    },
     /// The optimizer rounds at random, and the file has no seed.
     Seed,
     /// The optimizer has a dynamic loss scale, and cannot take the file's.
@@ -131,9 +142,16 @@ impl fmt::Display for Mismatch {
             Self::Format { slot, found, expected } => {
                 write!(f, "{slot} stored as {found}, here as {expected}")
             }
+            Self::Age { tensor, group, steps } => write!(
+                f,
+                "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend \
+                 on their number: put it in a group of its own"
+            ),
             Self::More { count } => write!(f, "and at least {count} more"),
             Self::Seed => f.write_str("no seed, and rounding is at random here"),
-            Self::LossScale { found: Some(found), bound } => write!(f, "loss scale {found}, must be {bound}"),
+            Self::LossScale { found: Some(found), bound } => {
+                write!(f, "loss scale {}, must be {bound}", Number(*found))
+            }
             Self::GoodSteps { found, bound } => {
                 write!(f, "{found} good steps of the loss scale, must be below growth_interval = {bound}")
             }

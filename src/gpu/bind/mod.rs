@@ -97,7 +97,7 @@ impl Optimizer {
         let mut views = HashMap::new();
         for (name, p, g) in each {
             let tensor = self.layout.find(name, |tensor| BindError::UnknownTensor { tensor })?;
-            if views.insert(tensor.offset, (*p, *g)).is_some() {
+            if views.insert(tensor.name.as_str(), (*p, *g)).is_some() {
                 return Err(BindError::DuplicateTensor { tensor: (*name).into() });
             }
         }
@@ -110,7 +110,7 @@ impl Optimizer {
         let mut named = Vec::new();
         let mut ranges = Vec::new();
         for tensor in &tensors {
-            let (p, g) = views[&tensor.offset];
+            let (p, g) = views[tensor.name.as_str()];
             let check = |side, view, format: Format| {
                 let (what, offset) = (format!("{side} of tensor {:?}", tensor.name), tensor.offset);
                 if format.bytes() < ELEMENT && !offset.is_multiple_of(2) {

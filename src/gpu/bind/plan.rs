@@ -6,7 +6,7 @@ use crate::gpu::buffers::{ByteRange, Part, Window as Bytes};
 use crate::gpu::kernel::{Access, Fused, KernelKey, TableLayout};
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::Kernel;
-use crate::gpu::plan::{self, Constraints, Dispatch, Header, Seams, Space, TensorRange};
+use crate::gpu::plan::{self, Constraints, Dispatch, Header, Seams, TensorRange};
 use crate::gpu::record::Recorded;
 use crate::gpu::state::block_vectors;
 use crate::layout::RuleUse;
@@ -103,7 +103,7 @@ impl Optimizer {
             single: table.dispatch.segments.len() == 1 && !self.options.norms,
             writable_gradients: shares_buffer || self.options.zero_gradients,
             rows: self.layout.groups().len() as u32,
-            rows_space: Space::Uniform,
+            rows_space: self.limits.rows_space,
             set: self.set,
             kept,
             storage,

@@ -137,6 +137,7 @@ pub(crate) fn control(options: &Options, set: &CandidateLayout, groups: usize) -
         file!("kernels/control.wgsl"),
         file!("parts/lib/control_state.wgsl"),
         file!("parts/lib/norms.wgsl"),
+        file!("parts/lib/wide.wgsl"),
     ];
     parts.push(Part::declarations(declare::control(options, set, groups)));
     Composed { entry_point: "control", parts }

@@ -49,6 +49,7 @@ pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: 
         ("LOADS_FIRST", &key.table_layout.target.loads_first()),
         ("STOCHASTIC", &key.storage.stochastic),
         ("BOUNDED", &key.fused.bounded),
+        ("SPLITS", &key.fused.splits),
         ("SKIPS", &(key.fused.skips && updates)),
     ]);
     if key.fused.norms {

@@ -51,6 +51,8 @@ pub struct Fused {
     pub grouped: bool,
     /// Whether gradients are bounded by value.
     pub bounded: bool,
+    /// Whether the factor of the gradients may be beyond the normal numbers, as the device computes it.
+    pub splits: bool,
     /// Whether the step may be skipped.
     pub skips: bool,
     /// Whether gradients are set to zero.
@@ -69,6 +71,7 @@ impl Fused {
             key: options.storage().stochastic,
             grouped: matches!(options.clip, Some(Clip::GroupNorm(_))),
             bounded: matches!(options.clip, Some(Clip::Value(_))),
+            splits: options.loss_scale.is_some() || options.bounds_norms(),
             skips: options.skips(),
             zero: options.zero_gradients,
             ema: options.ema.is_some(),
@@ -192,8 +195,8 @@ impl KernelKey {
     /// What the first phase of a layer-wise rule is specialised for: it writes nothing but partial sums.
     #[must_use]
     pub fn for_layer_norms(&self) -> Self {
-        let Fused { key, grouped, bounded, .. } = self.fused;
-        let fused = Fused { key, grouped, bounded, norms: true, ..Fused::default() };
+        let Fused { key, grouped, bounded, splits, .. } = self.fused;
+        let fused = Fused { key, grouped, bounded, splits, norms: true, ..Fused::default() };
         let storage = Storage { stochastic: false, ..self.storage };
         Self { fused, storage, single: false, ..self.clone() }
     }

@@ -294,7 +294,8 @@ fn every_format_validates_in_every_place() {
 fn fusions() -> Vec<Fused> {
     let fused = |n: u32| {
         let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
-        Fused { key: false, grouped, bounded, skips, zero, ema, norms }
+        // A loss scale skips, and splits as a clip of groups does.
+        Fused { key: false, grouped, bounded, splits: grouped || skips, skips, zero, ema, norms }
     };
     (0..64).map(fused).collect()
 }

@@ -36,6 +36,8 @@ pub struct Limits {
     pub workgroups: u32,
     /// Bytes of a uniform binding.
     pub uniform_bytes: u32,
+    /// Where the groups' scalars lie.
+    pub rows_space: Space,
     /// Storage bindings of a kernel.
     pub storage_bindings: u32,
 }

@@ -4,15 +4,20 @@ use super::*;
 use cpu_harness::Random;
 use std::collections::HashMap;
 
-const LIMITS: Limits =
-    Limits { chunk_elements: 1 << 25, workgroups: 65_535, uniform_bytes: 65_536, storage_bindings: 8 };
+const LIMITS: Limits = Limits {
+    chunk_elements: 1 << 25,
+    workgroups: 65_535,
+    uniform_bytes: 65_536,
+    rows_space: Space::Uniform,
+    storage_bindings: 8,
+};
 
 fn limits() -> Vec<Limits> {
     let mut all = Vec::new();
     for chunk_elements in [256, 4_096, (1 << 25) - 64, (1 << 29) - 128] {
         for workgroups in [7, 65_535] {
             for uniform_bytes in [1_024, 16_384, 65_536] {
-                all.push(Limits { chunk_elements, workgroups, uniform_bytes, storage_bindings: 8 });
+                all.push(Limits { chunk_elements, workgroups, uniform_bytes, ..LIMITS });
             }
         }
     }

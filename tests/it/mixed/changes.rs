@@ -165,7 +165,7 @@ fn refused_changes() {
         let kind = |found| Err(ChangeError::OtherClip { found, expected: "global_norm" });
         assert_eq!(run.set_clip(Clip::GroupNorm(0.5)), kind("group_norm"));
         assert_eq!(run.set_clip(Clip::Value(0.5)), kind("value"));
-        for bound in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40] {
+        for bound in [0.0, -1.0, f64::NAN, f64::NEG_INFINITY, 1e-40] {
             let error = run.set_clip(Clip::GlobalNorm(bound)).unwrap_err();
             let ChangeError::Options(error) = error else { panic!("{error}") };
             assert!(matches!(error, OptionsError::Field { field: "clip.global_norm", .. }), "{error}");

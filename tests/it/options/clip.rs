@@ -220,3 +220,104 @@ fn gradients_are_divided_and_then_clipped() {
     let (params, _) = step(options, &[f32::INFINITY, 4.0, 4.0, 4.0], 4.0);
     assert!(params[0].is_nan() && params[1..] == [0.0; 3], "{params:?}");
 }
+
+/// A group's factor is `c / (‖g‖ + 10⁻⁶)`, at most 1; 0 under an infinite norm, and NaN under one of NaN. The
+/// least of them is reported, and NaN if there is one, by both engines.
+#[test]
+fn the_reported_factor_is_the_least_or_no_number() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    // Gradients of a group, and their norm.
+    let kinds = [
+        ([0.3f32, 0.4], 0.5),
+        ([3.0, 4.0], 5.0),
+        ([f32::INFINITY, 1.0], f64::INFINITY),
+        ([f32::NAN, 1.0], f64::NAN),
+        ([f32::NEG_INFINITY, f32::NAN], f64::NAN),
+    ];
+    let layout = || {
+        let [a, b] = ["a", "b"].map(|name| Group::new(name, Sgd::default()).tensor(name, [2]));
+        Layout::packed([a, b]).unwrap()
+    };
+    let factor = |norm: f64| {
+        let factor = 1.0 / (norm + 1e-6);
+        if factor > 1.0 { 1.0 } else { factor }
+    };
+    for ((a, a_norm), (b, b_norm)) in kinds.into_iter().flat_map(|a| kinds.map(|b| (a, b))) {
+        let (of_a, of_b) = (factor(a_norm), factor(b_norm));
+        let least = if of_a.is_nan() || of_b.is_nan() { f64::NAN } else { of_a.min(of_b) };
+        let global = factor((a_norm * a_norm + b_norm * b_norm).sqrt());
+        for (clip, want) in [(Clip::GroupNorm(1.0), least), (Clip::GlobalNorm(1.0), global)] {
+            let options = Options { clip: Some(clip), report: true, ..Options::default() };
+            let grads = [a, b].concat();
+            let of_gpu = GpuRun::new(&gpu, layout(), options, &[0.0; 4]).step(&grads, 1.0);
+            let of_cpu = CpuRun::new(layout(), options, &[0.0; 4]).step(&grads, 1.0);
+            for (engine, report) in [("GPU", of_gpu), ("CPU", of_cpu)] {
+                let got = f64::from(report.unwrap().clip_factor);
+                let same = got.is_nan() && want.is_nan() || (got - want).abs() <= 1e-6 * want;
+                assert!(same, "{engine}, {clip:?}, {grads:?}: {got}, must be {want}");
+            }
+        }
+    }
+}
+
+/// Under an infinite bound the norm is measured, and gradients stay as they are, whatever it is.
+#[test]
+fn an_infinite_bound_measures_alone() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let layout = || {
+        let [a, b] = ["a", "b"].map(|name| Group::new(name, Sgd::default()).tensor(name, [2]));
+        Layout::packed([a, b]).unwrap()
+    };
+    for (clip, bounded) in [
+        (Clip::GlobalNorm(f64::INFINITY), Clip::GlobalNorm(2.5)),
+        (Clip::GroupNorm(f64::INFINITY), Clip::GroupNorm(1e9)),
+    ] {
+        let options = Options { clip: Some(clip), report: true, ..Options::default() };
+        let mut device = GpuRun::new(&gpu, layout(), options, &[0.0; 4]);
+        let mut host = CpuRun::new(layout(), options, &[0.0; 4]);
+        for (grads, norm) in [
+            ([3.0f32, 4.0, 0.0, 0.0], 5.0f32),
+            ([1e30, 0.0, -1e30, 0.0], 1.414_213_6e30),
+            ([f32::INFINITY, 1.0, 2.0, 3.0], f32::INFINITY),
+            ([f32::NAN, 1.0, 2.0, 3.0], f32::NAN),
+        ] {
+            device.write_params(&[0.0; 4]);
+            host.write_params(&[0.0; 4]);
+            let reports = [device.step(&grads, 1.0).unwrap(), host.step(&grads, 1.0).unwrap()];
+            for (report, params) in reports.into_iter().zip([device.params(), host.params()]) {
+                let close = (report.grad_norm / norm - 1.0).abs() <= 1e-6;
+                assert!(close || report.grad_norm.to_bits() == norm.to_bits() || norm.is_nan(), "{report:?}");
+                assert_eq!(report.grad_norm.is_nan(), norm.is_nan(), "{report:?}");
+                assert_eq!((report.clip_factor, report.finite), (1.0, norm.is_finite()), "{report:?}");
+                let same = params.iter().zip(&grads).all(|(p, g)| *p == -g || p.is_nan() && g.is_nan());
+                assert!(same, "{clip:?}, {grads:?}: {params:?}");
+            }
+        }
+        // The bound is that of the next step.
+        device.optimizer.set_clip(bounded).unwrap();
+        host.optimizer.set_clip(bounded).unwrap();
+        let want = if matches!(bounded, Clip::GlobalNorm(_)) { 0.5 } else { 1.0 };
+        let reports = [device.step(&[3.0, 4.0, 0.0, 0.0], 0.0), host.step(&[3.0, 4.0, 0.0, 0.0], 0.0)];
+        for report in reports {
+            approx::assert_relative_eq!(report.unwrap().clip_factor, want, max_relative = 1e-6);
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn an_infinite_bound_is_text_in_json() {
+    for (clip, json) in [
+        (Clip::GlobalNorm(f64::INFINITY), r#"{"global_norm":"inf"}"#),
+        (Clip::GroupNorm(f64::INFINITY), r#"{"group_norm":"inf"}"#),
+        (Clip::GlobalNorm(2.5), r#"{"global_norm":2.5}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&clip).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Clip>(json).unwrap(), clip);
+        assert_eq!(serde_json::from_value::<Clip>(serde_json::to_value(clip).unwrap()).unwrap(), clip);
+    }
+    assert_eq!(serde_json::from_str::<Clip>(r#"{"global_norm": 3}"#).unwrap(), Clip::GlobalNorm(3.0));
+    for bad in [r#"{"global_norm": "nan"}"#, r#"{"global_norm": null}"#, r#"{"value": "inf"}"#] {
+        assert!(serde_json::from_str::<Clip>(bad).is_err(), "{bad}");
+    }
+}

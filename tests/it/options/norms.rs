@@ -183,3 +183,68 @@ fn norms_beyond_the_range_of_squares() {
         approx::assert_relative_eq!(run.step(&grads, 0.0).unwrap().grad_norm, want, max_relative = 1e-6);
     }
 }
+
+/// Norms, scales and factors beyond the range of an f32: the step is that of exact arithmetic, on both
+/// engines and on devices that take subnormal numbers for zero.
+#[test]
+fn factors_beyond_the_range_of_an_f32() {
+    /// The norm, its reciprocal and three products are rounded.
+    const TOLERANCE: f64 = 1e-6;
+    fn test(gpu: &Gpu, grads: [f32; 4], divisor: f64, scale: Option<f64>, clip: Clip) {
+        let clip_of = |norm: f64, bound: f64| (bound / (norm + 1e-6)).min(1.0);
+        let unscale = 1.0 / divisor / scale.unwrap_or(1.0);
+        let norm = norm(&grads) * unscale;
+        let factor = match clip {
+            Clip::GlobalNorm(bound) | Clip::GroupNorm(bound) => clip_of(norm, bound),
+            _ => unreachable!(),
+        };
+        let loss_scale = scale.map(|initial| {
+            let max = 127f64.exp2();
+            LossScale { initial, max, ..LossScale::default() }
+        });
+        let options = Options { clip: Some(clip), loss_scale, report: true, ..Options::default() };
+        let layout = || single(Sgd::default(), 4);
+        let mut device = GpuRun::new(gpu, layout(), options, &[0.0; 4]);
+        let mut host = CpuRun::new(layout(), options, &[0.0; 4]);
+        let step = Step::from(1.0).with_grad_scale(divisor);
+        let reports = [device.step(&grads, step).unwrap(), host.step(&grads, step).unwrap()];
+        let context = format!("{grads:?} / {divisor:e} / {scale:?}, {clip:?}");
+        for (report, params) in reports.into_iter().zip([device.params(), host.params()]) {
+            // Subnormal results may be zero, and those of reports may be rounded towards it.
+            let close = |got: f32, want: f64| {
+                let (got, least) = (f64::from(got), f64::from(f32::MIN_POSITIVE));
+                let off = (got - want).abs();
+                off <= TOLERANCE * want.abs()
+                    || want.abs() <= least * 1.000_001 && off <= least
+                    || got.is_infinite() && want > f64::from(f32::MAX)
+            };
+            assert!(report.finite, "{context}: {report:?}");
+            assert!(close(report.grad_norm, norm), "{context}: {report:?}, norm {norm:e}");
+            assert!(close(report.clip_factor, factor), "{context}: {report:?}, factor {factor:e}");
+            for (&p, &g) in params.iter().zip(&grads) {
+                let want = -f64::from(g) * unscale * factor;
+                assert!(close(p, want), "{context}: {p:e}, must be {want:e}");
+            }
+        }
+    }
+    let Some(gpu) = harness::test_gpu() else { return };
+    for clip in [Clip::GlobalNorm, Clip::GroupNorm] {
+        // ‖g‖ = 3.6·10³⁸: −0.5 each.
+        test(&gpu, [1.8e38; 4], 1.0, None, clip(1.0));
+        // A factor of 2⁻¹⁴⁰, as norm or as norm and scale.
+        test(&gpu, [2f32.powi(120); 4], 1.0, None, clip(2f64.powi(-19)));
+        test(&gpu, [2f32.powi(120); 4], 2f64.powi(20), None, clip(2f64.powi(-39)));
+        test(&gpu, [2f32.powi(40); 4], 1.0, Some(126f64.exp2()), clip(1e30));
+        // 1 over the divisors is 2²⁰⁰.
+        test(&gpu, [2f32.powi(-110); 4], 2f64.powi(-100), Some(2f64.powi(-100)), clip(1e30));
+    }
+    let mut random = Random::new(77);
+    let mut exponent = |from: i32, to: i32| from + random.below((to - from + 1) as u64) as i32;
+    for _ in 0..24 {
+        let grads = [0; 4].map(|_| (1.0 + exponent(0, 1_000) as f32 / 1e3) * 2f32.powi(exponent(-126, 126)));
+        let bound = 2f64.powi(exponent(-126, 126)) * 1.3;
+        let (divisor, scale) = (2f64.powi(exponent(-60, 60)), 2f64.powi(exponent(-126, 127)));
+        test(&gpu, grads, divisor, Some(scale), Clip::GlobalNorm(bound));
+        test(&gpu, grads, divisor, None, Clip::GroupNorm(bound));
+    }
+}

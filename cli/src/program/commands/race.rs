@@ -4,6 +4,7 @@ use super::{named, verdict};
 use crate::program::args::{Common, Race};
 use crate::program::output::{self, json, progress, table, text};
 use anyhow::Context;
+use optim::number::fixed;
 use optim::race;
 
 pub(super) fn run(arguments: Race, common: Common) -> anyhow::Result<bool> {
@@ -28,7 +29,7 @@ pub(super) fn run(arguments: Race, common: Common) -> anyhow::Result<bool> {
     }
     if !common.json {
         let cells = paths.iter().map(|path| {
-            let number = |x: f64| format!("{x:.6}");
+            let number = |x: f64| fixed(x, 6);
             vec![
                 path.rule.into(),
                 format!("{:e}", path.lr),

@@ -6,6 +6,7 @@ use crate::program::output::{self, json, progress, table, text};
 use anyhow::{Context, anyhow};
 use optim::bar::Verdict;
 use optim::device::{Device, Label};
+use optim::number::fixed;
 use optim::replay::{On, replay};
 use optim::trajectory::Trajectory;
 use serde::Serialize;
@@ -58,8 +59,8 @@ fn replay_file(path: &Path, device: &Device, common: Common) -> anyhow::Result<(
         rules,
         self::verdict(verdict.pass).into(),
         run.steps().to_string(),
-        format!("{:.4}", verdict.rms_ulps),
-        verdict.peer_rms_ulps.map_or("none".into(), |peer| format!("{peer:.4}")),
+        fixed(verdict.rms_ulps, 4),
+        verdict.peer_rms_ulps.map_or("none".into(), |peer| fixed(peer, 4)),
     ];
     Ok((verdict.pass, row))
 }

@@ -3,6 +3,7 @@
 use crate::program::args::{Common, Schedules};
 use crate::program::output::{json, table, text};
 use anyhow::Context;
+use optim::number::fixed;
 use optim::schedules;
 use serde::Serialize;
 use wgpu_optim::Schedule;
@@ -24,7 +25,7 @@ pub(super) fn run(arguments: &Schedules, common: Common) -> anyhow::Result<bool>
         return Ok(true);
     }
     let cells = points.iter().map(|point| {
-        let momentum = point.momentum.map(|momentum| format!("{momentum:.6}"));
+        let momentum = point.momentum.map(|momentum| fixed(momentum, 6));
         [Some(point.step.to_string()), Some(format!("{:.6e}", point.lr)), momentum]
             .into_iter()
             .flatten()

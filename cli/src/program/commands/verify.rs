@@ -5,6 +5,7 @@ use crate::program::args::{Common, Verify};
 use crate::program::output::{self, json, progress, table, text};
 use anyhow::Context;
 use optim::device::{Choice, Device};
+use optim::number::fixed;
 use optim::presets::variants;
 use optim::verify;
 
@@ -46,7 +47,7 @@ pub(super) fn run(arguments: Verify, common: Common) -> anyhow::Result<bool> {
                 row.variant.into(),
                 row.label.to_string(),
                 verdict(row.pass).into(),
-                format!("{:.2}", row.worst_ulps),
+                fixed(row.worst_ulps, 2),
                 row.budget_ulps.to_string(),
                 format!("{}[{}]", row.what, row.index),
                 format!("{:e}", row.got),

@@ -1,0 +1,71 @@
+//! Numbers in messages: no more digits than an f64 has.
+
+use crate::common::single;
+use wgpu_optim::{
+    Adam, Clip, DynRule, Group, Layout, LossScale, Options, Schedule, Sgd, Step, cpu, recipes,
+    schedule::{self, OneCycle},
+};
+
+/// The message of a layout with a rule.
+fn layout_of(rule: impl Into<DynRule>) -> Option<String> {
+    let layout = Layout::new([Group::new("g", rule).tensor("t", [1])]);
+    layout.err().map(|error| error.to_string())
+}
+
+/// The digits of each number in a text, without zeros in front.
+fn digits(text: &str) -> impl Iterator<Item = usize> {
+    let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.');
+    numbers.map(|number| number.replace('.', "").trim_start_matches('0').len())
+}
+
+#[test]
+fn no_number_has_hundreds_of_digits() {
+    let hostile = [
+        f64::MAX,
+        -f64::MAX,
+        5e-324,
+        -5e-324,
+        1e300,
+        -1e-300,
+        1.0 / 3.0 * 1e200,
+        f64::NAN,
+        f64::NEG_INFINITY,
+        1e39,
+    ];
+    let mut messages = Vec::new();
+    let mut note = |error: Option<String>| messages.extend(error);
+    for x in hostile {
+        note(layout_of(Adam { eps: x, ..Adam::default() }));
+        note(layout_of(Adam { beta1: x, ..Adam::default() }));
+        note(layout_of(Sgd { momentum: x, ..Sgd::default() }));
+        for schedule in [
+            Schedule::from(x),
+            schedule::linear(1.0, x, 3),
+            schedule::exponential(1.0, x),
+            schedule::polynomial(1.0, 0.0, 3, x),
+            OneCycle { max_lr: 0.1, total_steps: 3, pct_start: x, ..OneCycle::default() }.into(),
+        ] {
+            note(schedule.at(2_000).err().map(|error| error.to_string()));
+        }
+        note(recipes::llm(x, 9).err().map(|error| error.to_string()));
+        let mut optimizer = cpu::Optimizer::new(single(Sgd::default(), 1)).unwrap();
+        for step in [Step::from(x), Step::from(0.1).with_momentum(x), Step::from(0.1).with_grad_scale(x)] {
+            let result = optimizer.step(cpu::Tensors::flat(&mut [0.0], &[1.0]), step);
+            note(result.err().map(|error| error.to_string()));
+        }
+        let scale = LossScale::default();
+        for options in [
+            Options { clip: Some(Clip::GlobalNorm(x)), ..Options::default() },
+            Options { clip: Some(Clip::Value(x)), ..Options::default() },
+            Options { loss_scale: Some(LossScale { max: x, ..scale }), ..Options::default() },
+            Options { loss_scale: Some(LossScale { growth_factor: x, ..scale }), ..Options::default() },
+        ] {
+            note(options.validate().err().map(|error| error.to_string()));
+        }
+    }
+    note(schedule::multi_step(1.0, 0.1, [u64::MAX, 0]).validate().err().map(|error| error.to_string()));
+    assert!(messages.len() > 100, "{}", messages.len());
+    for message in messages {
+        assert!(digits(&message).all(|digits| digits <= 17), "{message}");
+    }
+}
