@@ -37,8 +37,9 @@
 //!   by 4, of which the blocks are a function. So are the steps that follow, unless norms are taken, whose
 //!   squares are added in the order of the tiles.
 //! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the
-//!   file from before is there, or the new one; what is left lying is overwritten or removed by the next. One
-//!   path is saved to by one process at a time.
+//!   file from before is there, or the new one; what is left lying is removed by the next. One path is saved
+//!   to by one process at a time. A save follows no symbolic link to a file: a link at its target is replaced
+//!   by the file, and the file that the link points to stays as it is.
 //! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists
 //!   [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of
 //!   [`Load`] says what to do. A file is not believed: whatever is in it, an error is the worst, and memory

@@ -9,6 +9,7 @@ mod fits;
 mod fixtures;
 mod gpu;
 mod hostile;
+mod links;
 mod memory;
 mod mixed;
 mod shards;

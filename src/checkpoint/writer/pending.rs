@@ -25,6 +25,18 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Creates the file at `path`. What a killed save has left there is removed, and a symbolic link is too: it
+/// is never followed, and so no other file is written to.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        created => created,
+    }
+}
+
 /// A file under a name of its own until it is whole; gone if it is not to be kept.
 pub(super) struct Pending {
     file: BufWriter<File>,
@@ -40,7 +52,7 @@ impl Pending {
         name.push(target.file_name().unwrap_or_default());
         name.push(PARTIAL_END);
         let at = target.with_file_name(name);
-        let file = File::create(&at).map_err(Error::io("create", &at))?;
+        let file = create_anew(&at).map_err(Error::io("create", &at))?;
         Ok(Self { file: BufWriter::with_capacity(BUFFER, file), at, target, kept: false })
     }
 
@@ -64,7 +76,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.kept {
-            // A file that cannot be removed is overwritten or removed by the next save.
+            // A file that cannot be removed now is removed by the next save.
             let _ = fs::remove_file(&self.at);
         }
     }
