@@ -67,6 +67,7 @@
 mod compare;
 mod convert;
 mod cpu;
+mod digest;
 mod engine;
 mod fit;
 #[cfg(feature = "gpu")]
@@ -178,6 +179,9 @@ pub struct Loaded {
     pub steps: u64,
     /// Steps that were taken.
     pub taken: u64,
+    /// Whether the file has a digest, which was compared then. Files of earlier versions, of PyTorch's
+    /// converter and of others have none: what has changed in them since is not seen.
+    pub checked: bool,
     /// [`Save::metadata`].
     pub metadata: BTreeMap<String, String>,
 }

@@ -5,6 +5,7 @@ mod index;
 mod input;
 mod metadata;
 
+use super::digest::{self, Sum};
 use super::limits::INDEX_END;
 use crate::error::checkpoint::{Error, Location, Malformed};
 use index::Shards;
@@ -75,6 +76,8 @@ pub struct Reader<'a> {
     /// By name.
     tensors: Vec<Stored>,
     metadata: BTreeMap<String, String>,
+    /// Of each tensor, if there is a digest: of the bytes that have been read.
+    sums: Vec<Sum>,
     /// Bytes of their headers.
     header_bytes: u64,
     buffer: Vec<u8>,
@@ -96,7 +99,7 @@ impl<'a> Reader<'a> {
         } else {
             reader.metadata = reader.add(input)?;
         }
-        Ok(reader)
+        Ok(reader.summed())
     }
 
     /// Opens a stream that is one safetensors file from its first byte to its last, wherever it stands.
@@ -113,7 +116,7 @@ impl<'a> Reader<'a> {
     pub fn new(stream: impl Read + Seek + 'a) -> Result<Self, Error> {
         let mut reader = Self::empty(Location::Stream);
         reader.metadata = reader.add(Input::stream(stream)?)?;
-        Ok(reader)
+        Ok(reader.summed())
     }
 
     fn empty(location: Location) -> Self {
@@ -122,10 +125,19 @@ impl<'a> Reader<'a> {
             files: Vec::new(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
+            sums: Vec::new(),
             header_bytes: 0,
             buffer: Vec::new(),
             buffered: (0, 0),
         }
+    }
+
+    /// Ready to take sums of what is read, if they are asked for.
+    fn summed(mut self) -> Self {
+        if digest::digits(&self.metadata).is_some() {
+            self.sums = vec![Sum::default(); self.tensors.len()];
+        }
+        self
     }
 
     /// The tensors, in the order of their names.
@@ -161,6 +173,48 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// An [`Error`] if the bytes cannot be read, or if the tensor has not so many.
     pub fn read(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
+        self.fill(i, start, into)?;
+        if let Some(sum) = self.sums.get_mut(i) {
+            sum.add(start, into);
+        }
+        Ok(())
+    }
+
+    /// Reads all bytes that have not been read yet, and compares the content with the digest that it was
+    /// saved with. `false` if there is none.
+    ///
+    /// ```no_run
+    /// # fn f() -> Result<(), wgpu_optim::checkpoint::Error> {
+    /// let checked = wgpu_optim::checkpoint::Reader::open("run.safetensors")?.verify()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Malformed::Digest`] if the content is another, and an [`Error`] if it cannot be read.
+    pub fn verify(&mut self) -> Result<bool, Error> {
+        let Some(expected) = digest::digits(&self.metadata).map(str::to_owned) else { return Ok(false) };
+        let mut order: Vec<_> = (0..self.tensors.len()).collect();
+        order.sort_unstable_by_key(|&i| (self.tensors[i].file, self.tensors[i].offset));
+        let mut part = Vec::new();
+        for i in order {
+            while self.sums[i].bytes < self.tensors[i].bytes {
+                let (start, end) = (self.sums[i].bytes, self.tensors[i].bytes);
+                part.resize((end - start).min(BUFFER as u64) as usize, 0);
+                self.read(i, start, &mut part)?;
+            }
+        }
+        let tensors = self.tensors.iter().zip(&self.sums);
+        let tensors = tensors.map(|(t, sum)| (t.name(), t.dtype, &t.shape[..], sum.crc32c));
+        let found = digest::text(digest::digest(&self.metadata, tensors));
+        if found == expected {
+            return Ok(true);
+        }
+        let reason = Malformed::Digest { found, expected };
+        Err(Error::Malformed { location: self.location.clone(), reason })
+    }
+
+    fn fill(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
         let tensor = &self.tensors[i];
         let (file, expected) = (tensor.file, start.saturating_add(into.len() as u64));
         let input = &mut self.files[file as usize];
@@ -220,6 +274,9 @@ impl<'a> Reader<'a> {
         }
         header::sort(&mut self.tensors).map_err(malformed)?;
         shards.check(&text, &self.tensors).map_err(malformed)?;
+        if digest::digits(&shards.metadata).is_some() {
+            Shards::check_size(&text, &self.tensors).map_err(malformed)?;
+        }
         self.metadata = shards.metadata;
         Ok(())
     }

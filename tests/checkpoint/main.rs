@@ -4,6 +4,7 @@
 mod common;
 mod converted;
 mod crash;
+mod digest;
 mod files;
 mod fits;
 mod fixtures;

@@ -3,7 +3,7 @@
 use super::stream::{BUFFER, write_all};
 use crate::error::checkpoint::Error;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// The end of a file's name until it is whole.
@@ -58,6 +58,12 @@ impl Pending {
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         write_all(&mut self.file, bytes).map_err(Error::io("write", &self.at))
+    }
+
+    /// Writes in the place of the first bytes. Nothing is written behind them any more.
+    pub(super) fn restart(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let restarted = self.file.rewind().and_then(|()| write_all(&mut self.file, bytes));
+        restarted.map_err(Error::io("write", &self.at))
     }
 
     /// Has the disk keep it.
