@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// Bytes read at a time, where less is asked for.
 const BUFFER: usize = 1 << 20;
+/// Bytes read at a time, where more is asked for.
+const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,8 +175,49 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// An [`Error`] if the bytes cannot be read, or if the tensor has not so many.
     pub fn read(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
-        self.fill(i, start, into)?;
-        if let Some(sum) = self.sums.get_mut(i) {
+        let tensor = &self.tensors[i];
+        let (file, expected) = (tensor.file, start.saturating_add(into.len() as u64));
+        let input = &mut self.files[file as usize];
+        if expected > tensor.bytes {
+            let (name, found) = (tensor.name.clone(), tensor.bytes);
+            return Err(input.malformed(Malformed::Size { name, found, expected: Some(expected) }));
+        }
+        let mut sum = self.sums.get_mut(i);
+        let at = tensor.offset + start;
+        if into.len() >= BUFFER {
+            // A piece is in the processor's cache when it is summed.
+            for (i, piece) in (0..).zip(into.chunks_mut(PIECE)) {
+                let skip = i * PIECE as u64;
+                input.read_at(at + skip, piece)?;
+                if let Some(sum) = &mut sum {
+                    sum.add(start + skip, piece);
+                }
+            }
+            return Ok(());
+        }
+        let within = |buffered: (u32, u64), len: usize| {
+            let skip = usize::try_from(at.checked_sub(buffered.1)?).ok()?;
+            let range = skip..skip.checked_add(into.len())?;
+            (buffered.0 == file && range.end <= len).then_some(range)
+        };
+        let range = match within(self.buffered, self.buffer.len()) {
+            Some(range) => range,
+            None => {
+                // The file's tensors end where it does.
+                let len = (BUFFER as u64).min(input.len().saturating_sub(at)).max(into.len() as u64) as usize;
+                self.buffer.clear();
+                self.buffer.resize(len, 0);
+                let filled = input.read_at(at, &mut self.buffer);
+                if filled.is_err() {
+                    self.buffer.clear();
+                }
+                filled?;
+                self.buffered = (file, at);
+                0..into.len()
+            }
+        };
+        into.copy_from_slice(&self.buffer[range]);
+        if let Some(sum) = sum {
             sum.add(start, into);
         }
         Ok(())
@@ -212,43 +255,6 @@ impl<'a> Reader<'a> {
         }
         let reason = Malformed::Digest { found, expected };
         Err(Error::Malformed { location: self.location.clone(), reason })
-    }
-
-    fn fill(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
-        let tensor = &self.tensors[i];
-        let (file, expected) = (tensor.file, start.saturating_add(into.len() as u64));
-        let input = &mut self.files[file as usize];
-        if expected > tensor.bytes {
-            let (name, found) = (tensor.name.clone(), tensor.bytes);
-            return Err(input.malformed(Malformed::Size { name, found, expected: Some(expected) }));
-        }
-        let at = tensor.offset + start;
-        if into.len() >= BUFFER {
-            return input.read_at(at, into);
-        }
-        let within = |buffered: (u32, u64), len: usize| {
-            let skip = usize::try_from(at.checked_sub(buffered.1)?).ok()?;
-            let range = skip..skip.checked_add(into.len())?;
-            (buffered.0 == file && range.end <= len).then_some(range)
-        };
-        let range = match within(self.buffered, self.buffer.len()) {
-            Some(range) => range,
-            None => {
-                // The file's tensors end where it does.
-                let len = (BUFFER as u64).min(input.len().saturating_sub(at)).max(into.len() as u64) as usize;
-                self.buffer.clear();
-                self.buffer.resize(len, 0);
-                let filled = input.read_at(at, &mut self.buffer);
-                if filled.is_err() {
-                    self.buffer.clear();
-                }
-                filled?;
-                self.buffered = (file, at);
-                0..into.len()
-            }
-        };
-        into.copy_from_slice(&self.buffer[range]);
-        Ok(())
     }
 
     /// Adds the tensors of a file, behind those before them; gives back its metadata.

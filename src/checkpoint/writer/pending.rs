@@ -5,7 +5,10 @@ use crate::error::checkpoint::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
+/// Bytes that the disk begins with while more is made.
+const FLUSHED: u64 = 64 << 20;
 /// The end of a file's name until it is whole.
 pub(super) const PARTIAL_END: &str = ".partial";
 
@@ -43,6 +46,9 @@ pub(super) struct Pending {
     /// Where it lies.
     at: PathBuf,
     target: PathBuf,
+    /// Bytes since the disk was last asked to keep what is there, and who waits for it.
+    unflushed: u64,
+    flushing: Option<JoinHandle<io::Result<()>>>,
     pub(super) kept: bool,
 }
 
@@ -53,11 +59,33 @@ impl Pending {
         name.push(PARTIAL_END);
         let at = target.with_file_name(name);
         let file = create_anew(&at).map_err(Error::io("create", &at))?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), at, target, kept: false })
+        let file = BufWriter::with_capacity(BUFFER, file);
+        Ok(Self { file, at, target, unflushed: 0, flushing: None, kept: false })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        write_all(&mut self.file, bytes).map_err(Error::io("write", &self.at))
+        self.flush_beside(bytes.len())
+            .and_then(|()| write_all(&mut self.file, bytes))
+            .map_err(Error::io("write", &self.at))
+    }
+
+    /// Has the disk begin with what is there while more is made, on a thread of its own if there can be one.
+    fn flush_beside(&mut self, more: usize) -> io::Result<()> {
+        self.unflushed += more as u64;
+        if self.unflushed < FLUSHED || self.flushing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        self.flushed()?;
+        self.unflushed = 0;
+        let file = self.file.get_ref().try_clone()?;
+        self.flushing = thread::Builder::new().spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Waits for the thread that flushes. Its error is told to nobody else.
+    fn flushed(&mut self) -> io::Result<()> {
+        let result = self.flushing.take().map(JoinHandle::join);
+        result.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("a thread has ended")))
     }
 
     /// Writes in the place of the first bytes. Nothing is written behind them any more.
@@ -68,7 +96,7 @@ impl Pending {
 
     /// Has the disk keep it.
     pub(super) fn sync(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(Error::io("write", &self.at))?;
+        self.flushed().and_then(|()| self.file.flush()).map_err(Error::io("write", &self.at))?;
         flush(self.file.get_ref(), &self.at).map_err(Error::io("write", &self.at))
     }
 
