@@ -100,7 +100,7 @@ def generate(rule: str) -> None:
     round_trip(rule, state, tensors, record, lr)
     refusals(rule, tensors, record, lr)
     if rule == "adamw":
-        for form, (given, ignore) in forms(state).items():
+        for form, (given, ignore) in forms(state, HALF).items():
             others = convert(FILES / f"form-{form}.safetensors", rule, given, detached(half_params), HALF, ignore)
             assert same_checkpoint(others, (tensors, record)), form
         without()
@@ -140,7 +140,7 @@ def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
     path.write_bytes(data[:8] + text + data[8 + length :])
 
 
-def forms(state: dict) -> dict:
+def forms(state: dict, count: int) -> dict:
     """The same state as others have it, by the name of the form, and what `--ignore` has to name."""
     names = torch_state.named(state, None)
 
@@ -149,8 +149,9 @@ def forms(state: dict) -> dict:
         return {"state": {n: own(x) for n, x in new["state"].items()}, "param_groups": [group(x) for x in new["param_groups"]]}
 
     own = lambda own: {slot: x for slot, x in own.items() if slot != "step"}
-    of_apex = {"params", "param_names", "name", "lr", "betas", "eps", "weight_decay"}
-    apex = lambda more: lambda group: {k: v for k, v in group.items() if k in of_apex} | {"bias_correction": True, "step": HALF} | more
+    not_apex = {"foreach", "maximize", "capturable", "differentiable", "fused"}
+    counted = {"step": count} if any("step" in own for own in state["state"].values()) else {}
+    apex = lambda more: lambda group: {k: v for k, v in group.items() if k not in not_apex} | {"bias_correction": True} | counted | more
     megatron = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "max_lr": 0.01, "min_lr": 0.0, "pre_wd_mult": 1.0}
     masters = [[torch.zeros(3)], [torch.zeros(2)]]
     by_name = {
@@ -160,16 +161,17 @@ def forms(state: dict) -> dict:
     by_name["param_groups"] = [{k: v for k, v in g.items() if k != "param_names"} for g in by_name["param_groups"]]
     flat = {f"state.{name}.{slot}": x for name, own in by_name["state"].items() for slot, x in own.items()}
     flat |= {f"param_groups.{name}.{k}": v for g in by_name["param_groups"] for name in g["params"] for k, v in g.items() if k != "params"}
-    hyper = lambda g: {k: numpy.float64(v) if isinstance(v, float) else v for k, v in g.items()} | {"betas": tuple(map(numpy.float64, g["betas"]))}
+    hyper = lambda g: {k: numpy.float64(v) if isinstance(v, float) else v for k, v in g.items()} | {k: tuple(map(numpy.float64, v)) for k, v in g.items() if k == "betas"}
     noted = lambda g: g | {"lr_scale": 0.5, "wd_mult": 2.0, "group_name": "a", "bias_correction": True, "depth": 3}
     return {
         "apex": (changed(apex({}), own), []),
-        "transformer-engine": (changed(apex({"step": torch.tensor(HALF, dtype=torch.int32), "capturable": True}), own), []),
+        "transformer-engine": (changed(apex({k: torch.tensor(n, dtype=torch.int32) for k, n in counted.items()} | {"capturable": True}), own), []),
         "megatron": (
             {
-                "iteration": HALF,
+                "iteration": count,
+                "args": argparse.Namespace(lr=0.01),
                 "optimizer": {"optimizer": changed(apex(megatron), own), "grad_scaler": {"scale": 1.0}, "fp32_from_fp16_params": masters},
-                "opt_param_scheduler": {"max_lr": 0.01, "num_steps": HALF},
+                "opt_param_scheduler": {"max_lr": 0.01, "num_steps": count},
             },
             [],
         ),

@@ -431,22 +431,22 @@ def parsed(path: Path, text: str | bytes) -> dict:
     return found
 
 
-def numpys() -> list:
-    """What numpy's scalars and arrays are unpickled by, which makes nothing else of a file. Older versions have it elsewhere."""
+def harmless() -> list:
+    """What is read beside tensors: programs' arguments, and what numpy's scalars and arrays are unpickled by. It makes nothing else of a file. Older versions of numpy have it elsewhere."""
     try:
         import numpy
         from numpy._core import multiarray
     except ImportError:
-        return []
+        return [argparse.Namespace]
     makers = [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for name in ("scalar", "_reconstruct") for core in ("core", "_core")]
     types = [value for name, value in sorted(vars(numpy.dtypes).items()) if name.endswith("DType")] if hasattr(numpy, "dtypes") else []
-    return [*makers, numpy.dtype, numpy.ndarray, *types]
+    return [argparse.Namespace, *makers, numpy.dtype, numpy.ndarray, *types]
 
 
 def read_state(path: Path) -> dict:
     """An optimizer's state_dict, alone or as the only one among other things."""
     try:
-        with torch.serialization.safe_globals(numpys()):
+        with torch.serialization.safe_globals(harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -464,14 +464,17 @@ def read_state(path: Path) -> dict:
 def unreadable(path: Path, error: Exception) -> str:
     """Why a file cannot be read, without the colours and the advice that PyTorch has for those who trust it."""
     try:
-        ours = [known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__name__}" for known in numpys()]
+        ours = [known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__name__}" for known in harmless()]
         others = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(ours))
     except Exception:
         others = []
     if others:
         return f"has objects beside tensors and numbers ({listed(others)}): save optimizer.state_dict() alone"
-    words = re.sub("\x1b[^m]*m", "", str(error)).split("\n")[0].split(". This file")[0]
-    return f"is damaged or not of torch.save: {words[:200]}"
+    # PyTorch's reason stands behind this in its advice, if it has one.
+    _, found, reason = re.sub("\x1b[^m]*m", "", str(error)).rpartition("WeightsUnpickler error: ")
+    if not found and "weights_only" in reason:
+        reason = "it is no pickle"
+    return f"is damaged or not of torch.save: {reason.strip().split(chr(10))[0][:200]}"
 
 
 def states_in(x, key: str, depth: int = 0):
