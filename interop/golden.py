@@ -8,6 +8,9 @@ For every rule that both have: `RULE.safetensors` is a run of 20 steps in PyTorc
 `RULE-10.safetensors` is PyTorch's state after 10 of them, converted by torch_state.py, with parameters from two files and their index in the form of Hugging Face. The test loads it, takes the other 10 steps and
 holds the result to the bar of the recorded runs. `adamw-0.safetensors` is of a run that has a model's files and no step yet.
 
+`form-FORM.safetensors` are the 10 steps of AdamW in the forms that others give a state_dict: apex, TransformerEngine, Megatron, DCP, Lightning, with numpy's numbers, and with further keys. What is converted is
+the same. `without-leave`, `without-zero` and `without-group` are of runs where a parameter, or a whole group, had no gradient; `without-group-end` has the parameters 10 steps later, in f64, where the group has gradients too.
+
 The test also takes the first 10 steps here and saves; `--check` has torch_state.py convert that to a state_dict and to a file of parameters, and takes the other 10 in PyTorch. Kept of it are `RULE-here.safetensors`, the checkpoint,
 `RULE-back.safetensors`, parameters and state after the 20 steps, and `adamw-model.safetensors`, the parameters after the 10: the test holds what it saves to the first, and the second to the bar.
 """
@@ -23,6 +26,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors.torch import save, save_file
 
@@ -70,7 +74,7 @@ def optimizer(rule: str, params: dict, dtype):
 def steps(optim, own: dict, grads: list) -> None:
     for of_step in grads:
         for name, p in own.items():
-            p.grad = of_step[name].to(p.dtype, copy=True)
+            p.grad = of_step[name].to(p.dtype, copy=True) if name in of_step else None
         optim.step()
 
 
@@ -96,6 +100,10 @@ def generate(rule: str) -> None:
     round_trip(rule, state, tensors, record, lr)
     refusals(rule, tensors, record, lr)
     if rule == "adamw":
+        for form, (given, ignore) in forms(state, HALF).items():
+            others = convert(FILES / f"form-{form}.safetensors", rule, given, detached(half_params), HALF, ignore)
+            assert same_checkpoint(others, (tensors, record)), form
+        without()
         convert(FILES / f"{rule}-0.safetensors", rule, optimizer(rule, params, torch.float32)[0].state_dict(), params, 0)
 
     tensors = {"lr": torch.full((STEPS,), lr, dtype=torch.float64)}
@@ -132,7 +140,71 @@ def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
     path.write_bytes(data[:8] + text + data[8 + length :])
 
 
-def convert(path: Path, rule: str, state: dict, params: dict, steps: int) -> tuple[dict, dict]:
+def forms(state: dict, count: int) -> dict:
+    """The same state as others have it, by the name of the form, and what `--ignore` has to name."""
+    names = torch_state.named(state, None)
+
+    def changed(group=lambda group: group, own=lambda own: own) -> dict:
+        new = copy.deepcopy(state)
+        return {"state": {n: own(x) for n, x in new["state"].items()}, "param_groups": [group(x) for x in new["param_groups"]]}
+
+    own = lambda own: {slot: x for slot, x in own.items() if slot != "step"}
+    not_apex = {"foreach", "maximize", "capturable", "differentiable", "fused"}
+    counted = {"step": count} if any("step" in own for own in state["state"].values()) else {}
+    apex = lambda more: lambda group: {k: v for k, v in group.items() if k not in not_apex} | {"bias_correction": True} | counted | more
+    megatron = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "max_lr": 0.01, "min_lr": 0.0, "pre_wd_mult": 1.0}
+    masters = [[torch.zeros(3)], [torch.zeros(2)]]
+    by_name = {
+        "state": {names[n]: own for n, own in copy.deepcopy(state["state"]).items()},
+        "param_groups": [{**g, "params": [names[n] for n in g["params"]]} for g in copy.deepcopy(state["param_groups"])],
+    }
+    by_name["param_groups"] = [{k: v for k, v in g.items() if k != "param_names"} for g in by_name["param_groups"]]
+    flat = {f"state.{name}.{slot}": x for name, own in by_name["state"].items() for slot, x in own.items()}
+    flat |= {f"param_groups.{name}.{k}": v for g in by_name["param_groups"] for name in g["params"] for k, v in g.items() if k != "params"}
+    hyper = lambda g: {k: numpy.float64(v) if isinstance(v, float) else v for k, v in g.items()} | {k: tuple(map(numpy.float64, v)) for k, v in g.items() if k == "betas"}
+    noted = lambda g: g | {"lr_scale": 0.5, "wd_mult": 2.0, "group_name": "a", "bias_correction": True, "depth": 3}
+    return {
+        "apex": (changed(apex({}), own), []),
+        "transformer-engine": (changed(apex({k: torch.tensor(n, dtype=torch.int32) for k, n in counted.items()} | {"capturable": True}), own), []),
+        "megatron": (
+            {
+                "iteration": count,
+                "args": argparse.Namespace(lr=0.01),
+                "optimizer": {"optimizer": changed(apex(megatron), own), "grad_scaler": {"scale": 1.0}, "fp32_from_fp16_params": masters},
+                "opt_param_scheduler": {"max_lr": 0.01, "num_steps": count},
+            },
+            [],
+        ),
+        "dcp": (by_name, []),
+        "dcp-flat": ({"optimizer": flat, "epoch": 1}, []),
+        "lightning": ({"epoch": 1, "state_dict": {}, "optimizer_states": [state], "lr_schedulers": [{"last_epoch": 3}], "loops": {"fit_loop": {}}}, []),
+        "numpy": ({"optimizer": changed(hyper), "loss": numpy.float32(0.5), "rng": numpy.arange(4), "best": numpy.bool_(True)}, []),
+        "further-keys": (changed(noted, lambda own: own | {"note": 1}), ["depth", "note"]),
+    }
+
+
+def same_checkpoint(a, b) -> bool:
+    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(x, b[0][name]) for name, x in a[0].items())
+
+
+def without() -> None:
+    """Runs of AdamW in which a parameter, or a group, had no gradient."""
+    rule = "adamw"
+    params, grads = data(rule)
+    some = lambda missing: [{n: x for n, x in of_step.items() if n not in missing} for of_step in grads[:HALF]]
+    optim, own = optimizer(rule, params, torch.float32)
+    steps(optim, own, some(["v"]))
+    for choice in ("leave", "zero"):
+        convert(FILES / f"without-{choice}.safetensors", rule, optim.state_dict(), detached(own), HALF, (), choice)
+    optim, own = optimizer(rule, params, torch.float32)
+    steps(optim, own, some(["b"]))
+    convert(FILES / "without-group.safetensors", rule, optim.state_dict(), detached(own), HALF)
+    optim, own = optimizer(rule, params, torch.float64)
+    steps(optim, own, some(["b"]) + grads[HALF:])
+    save_file(detached(own), FILES / "without-group-end.safetensors")
+
+
+def convert(path: Path, rule: str, state: dict, params: dict, steps: int, ignore=(), without_state=None) -> tuple[dict, dict]:
     """By torch_state.py as it is called from a shell."""
     with tempfile.TemporaryDirectory() as directory:
         optim, index = Path(directory) / "optimizer.pt", Path(directory) / "model.safetensors.index.json"
@@ -144,6 +216,8 @@ def convert(path: Path, rule: str, state: dict, params: dict, steps: int) -> tup
         total = sum(x.numel() * x.element_size() for x in params.values())
         index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weights}))
         count = ["--steps", str(steps)] if rule == "sgd" else []
+        count += ["--ignore", *ignore] if ignore else []
+        count += ["--without-state", without_state] if without_state else []
         torch_state.main(["from-torch", str(optim), str(path), "--rule", rule, "--params", str(index), *count])
     return torch_state.read_checkpoint(path)
 

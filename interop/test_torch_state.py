@@ -6,15 +6,18 @@ They take PyTorch, and are run by hand.
 """
 
 import contextlib
+import fractions
 import io
 import tempfile
 import unittest
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import golden
 import torch_state
 
 SHAPES = {"w": (4, 3), "scale": ()}
@@ -48,12 +51,12 @@ class Case(unittest.TestCase):
         self.call("from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", rule, *more)
         return torch_state.read_checkpoint(self.file("out.safetensors"))
 
-    def refused(self, words: str, call, *arguments, **more):
+    def refused(self, words: str, call, *arguments, before=False, **more):
         """As a shell has it: a message, nothing written, no other exception."""
         with self.assertRaises(SystemExit) as caught:
             call(*arguments, **more)
         self.assertRegex(str(caught.exception.code), f"^error: .*{words}")
-        self.assertFalse(self.file("out.safetensors").exists())
+        self.assertEqual(self.file("out.safetensors").exists(), before)
 
     def params(self, **shapes) -> Path:
         save_file({name: torch.ones(shape) for name, shape in shapes.items()}, self.file("model.safetensors"))
@@ -135,6 +138,120 @@ class State(Case):
         self.from_torch(optimizer(steps=0).state_dict(), "--params", self.params(**SHAPES))
 
 
+class Counts(Case):
+    """Steps: of parameters, of groups, given, and what is none."""
+
+    def moments(self, **group):
+        state = optimizer().state_dict()
+        for own in state["state"].values():
+            del own["step"]
+        state["param_groups"][0] |= group
+        return state
+
+    def test_the_step_of_a_group(self):
+        for step in (3, 3.0, torch.tensor(3), torch.tensor(3.0), numpy.int64(3), numpy.float32(3)):
+            for steps in ([], ["--steps", 3]):
+                _, record = self.from_torch(self.moments(step=step), *steps)
+                self.assertEqual((record["steps"], record["taken"], "taken" in record["groups"][0]), (3, 3, False), step)
+        self.refused("steps of group 0 differ, .*: 2 of --steps; 3 of the group", self.from_torch, self.moments(step=3), "--steps", 2, before=True)
+
+    def test_moments_without_a_step_ask_for_it(self):
+        for rule, known in torch_state.RULES.items():
+            state = optimizer(known.cls, **({"momentum": 0.9} if rule == "sgd" else {})).state_dict()
+            for own in state["state"].values():
+                own.pop("step", None)
+            self.refused("give --steps", self.from_torch, state, rule=rule)
+            self.assertEqual(self.from_torch(state, "--steps", 3, rule=rule)[1]["taken"], 3, rule)
+            self.file("out.safetensors").unlink()
+
+    def test_what_is_no_count(self):
+        for step in (-1, 2.5, float("nan"), float("inf"), 2**53 + 2, True, "3", None, torch.tensor(-1.0), numpy.float64(0.5)):
+            self.refused("the step of group 0 is .*must be a whole number", self.from_torch, self.moments(step=step))
+            state = optimizer().state_dict()
+            state["state"][1]["step"] = step
+            if step is not None:
+                self.refused("the step of scale is .*must be a whole number", self.from_torch, state)
+        for steps in ("-1", "2.5", "nan", "many", "9007199254740993"):
+            self.refused("--steps is .*must be a whole number", self.from_torch, self.moments(), f"--steps={steps}")
+
+    def test_groups_count_alone(self):
+        state = optimizer().state_dict()
+        (group,) = state["param_groups"]
+        first, second = ({**group, "params": [i], "param_names": [name]} for i, name in enumerate(SHAPES))
+        state["state"][1]["step"] = torch.tensor(2.0)
+        tensors, record = self.from_torch(state | {"param_groups": [first, second]})
+        self.assertEqual((record["steps"], [group.get("taken") for group in record["groups"]]), (3, [None, 2]))
+        back, _ = torch_state.to_torch(tensors, record, 0.1)
+        self.assertEqual([own["step"].item() for own in back["state"].values()], [3, 2])
+
+
+class Late(Case):
+    """A parameter that never had a gradient, in every rule."""
+
+    def test_it_is_left_out_or_starts_at_zero(self):
+        for rule, known in torch_state.RULES.items():
+            made = optimizer(known.cls, without=["scale"], **({"momentum": 0.9} if rule == "sgd" else {}))
+            state, steps = made.state_dict(), ["--steps", 3] if rule == "sgd" else []
+            arguments = [state, *steps, "--params", self.params(**SHAPES)]
+            self.refused("give --without-state leave or zero", self.from_torch, *arguments, rule=rule)
+            tensors, record = self.from_torch(*arguments, "--without-state", "leave", rule=rule)
+            self.assertEqual((list(record["groups"][0]["tensors"]), record["taken"]), (["w"], 3), rule)
+            self.assertFalse([name for name in tensors if name.endswith("/scale")])
+            tensors, record = self.from_torch(*arguments, "--without-state", "zero", rule=rule)
+            self.assertEqual(record["groups"][0]["tensors"], {"w": 0, "scale": 12}, rule)
+            for name, x in tensors.items():
+                if name.endswith("/scale") and not name.startswith("param/"):
+                    self.assertEqual((x.item(), x.shape), (0.0, ()), f"{rule}: {name}")
+            self.file("out.safetensors").unlink()
+
+    def test_the_first_sum_of_adagrad_is_kept(self):
+        state = optimizer(torch.optim.Adagrad, without=["scale"], initial_accumulator_value=4.0).state_dict()
+        tensors, _ = self.from_torch(state, "--without-state", "zero", rule="adagrad")
+        self.assertEqual(tensors["sum/scale"].item(), 4.0)
+
+    def test_dampening_spares_the_first_velocity(self):
+        state = optimizer(torch.optim.SGD, without=["scale"], momentum=0.9, dampening=0.5).state_dict()
+        arguments = [state, "--steps", 3, "--params", self.params(**SHAPES), "--without-state", "zero"]
+        self.refused("dampening = 0.5", self.from_torch, *arguments, rule="sgd")
+
+
+class Forms(Case):
+    """What others write. Those of golden.py are loaded by the library's tests."""
+
+    def test_generated_states(self):
+        """Any rule in any form: what is converted is the same."""
+        for rule, known in torch_state.RULES.items():
+            made = optimizer(known.cls, **({"momentum": 0.9, "nesterov": True} if rule == "sgd" else {}))
+            state, steps = made.state_dict(), ["--steps", 3] if rule == "sgd" else []
+            plain = self.from_torch(state, *steps, rule=rule)
+            for form, (given, ignore) in golden.forms(state, 3).items():
+                ignored = ["--ignore", *ignore] if ignore else []
+                self.assertTrue(golden.same_checkpoint(self.from_torch(given, *steps, *ignored, rule=rule), plain), f"{rule}: {form}")
+
+    def test_what_may_change_the_update_is_named(self):
+        state = optimizer().state_dict()
+        (group,) = state["param_groups"]
+        for more, words in (
+            ({"bias_correction": False}, "no bias_correction = False here: it changes the update"),
+            ({"sparsity": 0.5}, "no sparsity = 0.5 here: .*give --ignore sparsity"),
+            ({"lr": float("nan")}, "lr = nan in a group, must be finite"),
+            ({"lr": -1.0}, "lr = -1.0 in a group, must be finite and at least 0"),
+            ({"eps": float("inf")}, "eps = inf in a group, must be finite"),
+        ):
+            self.refused(words, self.from_torch, state | {"param_groups": [group | more]})
+        state["state"][0]["master_param"] = torch.ones(4, 3)
+        self.refused("the state of w has master_param, .*give --ignore master_param", self.from_torch, state)
+        self.from_torch(state, "--ignore", "master_param")
+
+    def test_objects_are_named_without_colours(self):
+        torch.save({"optimizer": optimizer().state_dict(), "share": fractions.Fraction(1, 3)}, self.file("in.pt"))
+        self.refused("has objects .*fractions.Fraction.*: save", self.call, "from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
+        self.file("in.pt").write_bytes(b"no pickle")
+        with self.assertRaises(SystemExit) as caught:
+            self.call("from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
+        self.assertNotRegex(caught.exception.code, "\x1b|trust|weights_only")
+
+
 class Files(Case):
     def test_a_parameter_that_params_lack_is_named(self):
         self.refused("--params has no scale;", self.from_torch, optimizer().state_dict(), "--params", self.params(w=(4, 3)))
@@ -212,6 +329,15 @@ class Whole(Case):
         self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "before")])
         torch_state.write(out, lambda path: path.write_text("after"))
         self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "after")])
+
+    def test_a_link_is_not_followed(self):
+        out, other = self.file("run.safetensors"), self.file("other")
+        other.write_text("precious")
+        for target in ("other", "none", "."):
+            self.file(".run.safetensors.partial").symlink_to(target)
+            torch_state.write(out, lambda path: path.write_text("after"))
+            self.assertEqual((other.read_text(), out.read_text(), out.is_symlink()), ("precious", "after", False))
+            self.assertEqual(sorted(path.name for path in self.directory.iterdir()), ["other", "run.safetensors"])
 
     def test_no_directory(self):
         torch.save(optimizer().state_dict(), self.file("in.pt"))

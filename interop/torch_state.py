@@ -5,21 +5,25 @@
 
 Tests of what it refuses, and of what it takes, are run by hand: python interop/test_torch_state.py
 
-`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`, or a dictionary with one such state_dict among other things. `model.safetensors` has the parameters under their names, in the form of Hugging Face
+`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`, or a dictionary with one such state_dict among other things, as Lightning's and Megatron's files are; numpy's scalars and arrays may stand in it. `model.safetensors` has the parameters under their names, in the form of Hugging Face
 (`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone. From the
 state of an optimizer that has not stepped yet it makes a checkpoint of step 0, with which a run begins here from a model's file.
 
 Parameters of a state_dict are numbers. Their names are the `param_names` that PyTorch keeps where an optimizer was made of `named_parameters()`; otherwise `--names` lists them in
-order. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
+order. Where they are names already, as FSDP and DCP have them, also flattened (`state.NAME.exp_avg`), these hold; a directory of DCP is first made one file by `torch.distributed.checkpoint.format_utils.dcp_to_torch_save`. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
 
 Where the two differ:
-* PyTorch counts steps for each parameter, and SGD not at all; here an optimizer has one count. Counts that differ are refused, as where a parameter never had a gradient. For SGD, `--steps` gives the number.
+* PyTorch counts steps for each parameter, and SGD not at all; here a group has one count. Where parameters have none, the group's `step` holds, as apex, TransformerEngine and Megatron have it, and otherwise
+  `--steps`. Counts that differ within a group are refused. A group without any state has taken no steps.
+* A parameter without state in a group that has stepped never had a gradient. It is refused unless `--without-state` says what becomes of it: `leave` leaves it out, and a load onto a layout that has it takes
+  `Missing::Zero`; `zero` starts it at zero with its group's count. PyTorch would count its steps from its first gradient: the first updates differ where a rule corrects for the count.
 * NAdam's `mu_product` and whether SGD's velocity has begun are carries of the group. PyTorch keeps the first in f32, so that it is a little less exact from there on.
 * AdaGrad's sum starts at `initial_accumulator_value` there, and here at zero, with which the first step adds it.
 * PyTorch's learning rates are in its groups; here they are each step's. If those of all groups are the same, `lr_factor` is 1 and the rate is to be passed to each step; if not, each group's
   `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
-* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. So is what its schedulers keep in groups (`initial_lr`, `max_lr`, `max_momentum`, …);
-  a momentum or `betas` that one of them varies is what it was last. What older versions of PyTorch did not have yet is what PyTorch itself fills in. Of rules or hyperparameters that only one
+* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. So is what its schedulers keep in groups (`initial_lr`, `max_lr`, `max_momentum`, …),
+  and factors that trainers have put into `lr` and `weight_decay` already (`lr_scale`, `wd_mult`, …); a momentum or `betas` that one of them varies is what it was last. Whatever else a group or a
+  parameter's state has may change the update: it is refused, unless `--ignore` names it. What older versions of PyTorch did not have yet is what PyTorch itself fills in. Of rules or hyperparameters that only one
   side has, nothing is converted: that is an error.
 * A checkpoint from PyTorch says nothing of options (clipping, loss scale, …), and a load does not compare them. On the way back they are the program's to repeat.
 * What a checkpoint has beside the rule's state, torch.optim has no place for: `ema`, `master`, `remainder`, `loss_scale`. It is refused unless `--drop` names it; without `master` or `remainder` the parameters are
@@ -30,6 +34,7 @@ import argparse
 import json
 import math
 import os
+import re
 import struct
 import sys
 from collections import Counter
@@ -45,6 +50,15 @@ VERSION = 1
 # What changes nothing in the results: the first are PyTorch's, the others of its schedulers.
 IGNORED = {"lr", "params", "param_names", "name", "foreach", "fused", "capturable", "differentiable"}
 IGNORED |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# Names, and what trainers have multiplied into `lr` and `weight_decay` already.
+IGNORED |= {"group_name", "lr_scale", "lr_mult", "wd_scale", "wd_mult", "pre_lr_mult", "pre_wd_mult", "layer_id"}
+IGNORED |= {"is_expert_parallel", "is_decoupled_lr", "default_config", "master_weights", "set_grad_none"}
+# The group's count, where it is no parameter's.
+IGNORED |= {"step"}
+# What other classes have as an option, and torch.optim always does.
+ALWAYS = {"bias_correction": True, "correct_bias": True}
+# The largest count of steps.
+MAX_STEPS = 2**53
 BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -94,6 +108,26 @@ class Refused(Exception):
     """What cannot be converted."""
 
 
+def plain(value):
+    """A number of torch or numpy as Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def whole(value, what: str) -> int:
+    """A count of steps."""
+    count = plain(value)
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= MAX_STEPS or count != int(count):
+        raise Refused(f"{what} is {count}, must be a whole number from 0 to 2^53: give the file of an optimizer that counts so")
+    return int(count)
+
+
+def number(text: str):
+    try:
+        return float(text) if not text.lstrip("-").isdigit() else int(text)
+    except ValueError:
+        return text
+
+
 def carry_bits(x: float) -> str:
     return struct.pack(">d", x).hex()
 
@@ -119,19 +153,28 @@ def filled(rule: str, group: dict) -> dict:
     return optimizer.param_groups[0] | group
 
 
-def hyper_from(rule: str, group: dict) -> dict:
+def hyper_from(rule: str, group: dict, ignore=()) -> dict:
     known = RULES[rule]
     hyper, group = dict(known.fixed), filled(rule, group)
     own = {name for name, _ in known.hyper.values()}
     if missing := sorted({"lr", *own} - group.keys()):
         raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}")
     for ours, (theirs, i) in known.hyper.items():
-        value = group[theirs] if i is None else group[theirs][i]
-        hyper[ours] = value.item() if isinstance(value, torch.Tensor) else value
-    for name in sorted(group.keys() - own - IGNORED):
-        if known.torch_fixed.get(name) != group[name]:
-            raise Refused(f"{rule} has no {name} = {group[name]} here")
+        hyper[ours] = plain(group[theirs] if i is None else group[theirs][i])
+        if isinstance(hyper[ours], float) and not math.isfinite(hyper[ours]):
+            raise Refused(f"{theirs} = {hyper[ours]} in a group, must be finite: no rule takes it")
+    for name in sorted(group.keys() - own - IGNORED - set(ignore)):
+        if name not in known.torch_fixed | ALWAYS:
+            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: if it does not change the update, give --ignore {name}")
+        if (known.torch_fixed | ALWAYS)[name] != plain(group[name]):
+            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: it changes the update, so give another --rule or go on there")
     return hyper
+
+
+def shown(value) -> str:
+    """A value on a short line."""
+    text = " ".join(str(plain(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else f"a tensor {list(value.shape)}").split())
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
@@ -140,12 +183,14 @@ def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
         if group.get("param_names"):
             found.update(zip(group["params"], group["param_names"]))
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    # FSDP and DCP have names in the place of numbers.
+    found.update((number, number) for number in numbers if isinstance(number, str))
     if names is not None:
         if len(names) != len(numbers):
             raise Refused(f"{len(names)} names of {len(numbers)} parameters")
         found = dict(zip(numbers, names))
     if missing := [number for number in numbers if number not in found]:
-        raise Refused(f"parameters {missing} have no names: give --names")
+        raise Refused(f"parameters {listed([str(number) for number in missing])} have no names: give --names")
     unique("parameters", [found[number] for number in numbers])
     return found
 
@@ -167,17 +212,27 @@ def agreed(what: str, found: dict):
     return next(iter(found))
 
 
-def steps_taken(rule: str, state: dict, names: dict[int, str], steps: int | None) -> int:
-    counts = {} if steps is None else {steps: ["--steps"]}
-    for number, name in names.items():
-        own = state.get(number, {})
-        if "step" in own:
-            counts.setdefault(int(own["step"]), []).append(name)
-        elif rule != "sgd":
-            counts.setdefault(0, []).append(f"{name} (it has no state: it never had a gradient)")
+def lacks(own: dict, slots: list[str]) -> bool:
+    """Whether a parameter has no state of its own: it never had a gradient. AdaGrad's begins before that, with a count of 0."""
+    return bool(slots) and (all(own.get(slot) is None for slot in slots) or ("step" in own and plain(own["step"]) == 0))
+
+
+def steps_taken(rule: str, group: dict, title: str, own_slots: list[str], state: dict, names: dict, steps: int | None) -> int | None:
+    """The count of a group; `None` if it has no state that would have one."""
+    members = [(names[number], state.get(number, {})) for number in group["params"]]
+    counts = {}
+    for name, own in members:
+        if "step" in own and not lacks(own, own_slots):
+            counts.setdefault(whole(own["step"], f"the step of {name}"), []).append(name)
+    if "step" in group:
+        counts.setdefault(whole(group["step"], f"the step of group {title}"), []).append("the group")
+    if all(lacks(own, own_slots) for _, own in members) and not counts and rule != "sgd":
+        return None
+    if steps is not None:
+        counts.setdefault(steps, []).append("--steps")
     if not counts:
-        raise Refused("PyTorch does not count the steps of SGD: give --steps")
-    return agreed("steps differ, here all parameters have one number", counts)
+        raise Refused(f"nothing counts the steps of group {title}, as of any SGD in PyTorch: give --steps")
+    return agreed(f"steps of group {title} differ, here a group has one number", counts)
 
 
 def shape_of(name: str, param: torch.Tensor | None, own: dict, slots: list[str]) -> tuple | None:
@@ -189,7 +244,14 @@ def shape_of(name: str, param: torch.Tensor | None, own: dict, slots: list[str])
     return next(iter(shapes.values()), None)
 
 
-def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None):
+def rate_of(group: dict) -> float:
+    rate = float(plain(group["lr"]))
+    if not (math.isfinite(rate) and rate >= 0):
+        raise Refused(f"lr = {rate} in a group, must be finite and at least 0: give the file of a run that has one")
+    return rate
+
+
+def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None, without_state=None, ignore=()):
     """The tensors and the record of a checkpoint, with `params` in it. They are needed for parameters without state, whose shapes nothing else tells."""
     known = RULES[rule]
     names = named(state_dict, names)
@@ -199,17 +261,37 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None)
         )
     state, groups, tensors = state_dict["state"], [], {}
     # The slots that any group keeps are kept of all.
-    hypers = [hyper_from(rule, group) for group in state_dict["param_groups"]]
+    hypers = [hyper_from(rule, group, ignore) for group in state_dict["param_groups"]]
     slots = [slot for slot in known.slots if any(slot in kept(rule, hyper) for hyper in hypers)]
-    rates = [float(group["lr"]) for group in state_dict["param_groups"]]
+    rates = [rate_of(group) for group in state_dict["param_groups"]]
     titles = [str(group.get("name", i)) for i, group in enumerate(state_dict["param_groups"])]
     unique("groups", titles)
-    count = steps_taken(rule, state, names, steps)
+    for number, name in names.items():
+        if more := sorted(state.get(number, {}).keys() - {"step", "mu_product", *known.slots, *ignore}):
+            raise Refused(f"the state of {name} has {listed(more)}, which torch.optim.{known.cls.__name__} has not: give --ignore {' '.join(more)} to leave it out")
+    own_slots = [kept(rule, hyper) for hyper in hypers]
+    found = [
+        steps_taken(rule, group, title, own, state, names, steps)
+        for group, title, own in zip(state_dict["param_groups"], titles, own_slots)
+    ]
+    # With no state at all nothing has been counted.
+    total = max((count for count in found if count is not None), default=steps or 0)
     offset = 0
-    for title, rate, group, hyper in zip(titles, rates, state_dict["param_groups"], hypers):
-        carries, places = {}, {}
-        for number in group["params"]:
-            name, own = names[number], state.get(number, {})
+    for title, rate, group, hyper, count, own_slot in zip(titles, rates, state_dict["param_groups"], hypers, found, own_slots):
+        carries, places, count = {}, {}, count or 0
+        members = [(names[number], state.get(number, {})) for number in group["params"]]
+        begun = [name for name, own in members if not lacks(own, own_slot)]
+        late = [name for name, own in members if lacks(own, own_slot)] if count and begun else []
+        if late and without_state is None:
+            differ = f"steps: 0 of {listed(late)} (no state: it never had a gradient); {count} of {listed(begun)}"
+            if rule == "sgd":
+                differ = f"velocity (1 that has begun, 0 of a parameter that never had a gradient): 0.0 of {listed(late)}; 1.0 of {listed(begun)}"
+            raise Refused(f"parameters of group {title} differ in {differ}: give --without-state leave or zero")
+        if late and without_state == "zero" and hyper.get("dampening", 0.0) != 0.0:
+            raise Refused(f"{listed(late)} of group {title} has no velocity, and dampening = {hyper['dampening']} spares the first one: give --without-state leave")
+        for name, own in members:
+            if name in late and without_state == "leave":
+                continue
             shape = shape_of(name, None if params is None else params[name], own, known.slots)
             if shape is None:
                 raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
@@ -219,12 +301,14 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None)
                 if x is None or (rule == "adagrad" and count == 0):
                     x = torch.zeros(shape)
                 if x.dtype not in (torch.float32, torch.bfloat16):
-                    raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16")
+                    raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16: convert it in PyTorch")
                 tensors[f"{slot}/{name}"] = x.detach().cpu().contiguous()
             if params is not None:
                 tensors[f"param/{name}"] = params[name].detach().cpu().contiguous()
             places[name] = offset
             offset += math.prod(shape)
+            if name in late:
+                continue
             if rule == "nadam":
                 carries.setdefault(float(own.get("mu_product", 0.0)), []).append(name)
             elif rule == "sgd":
@@ -237,6 +321,7 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None)
                 "hyperparameters": hyper,
                 "lr_factor": {"constant": 1.0 if len(set(rates)) == 1 else rate},
                 "carry": carry_bits(carry),
+                **({} if count == total else {"taken": count}),
                 "tensors": places,
             }
         )
@@ -244,8 +329,8 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None)
         "version": VERSION,
         "writer": f"torch {torch.__version__}",
         "rule": rule,
-        "steps": count,
-        "taken": count,
+        "steps": total,
+        "taken": total,
         "loss_scale": None,
         "options": None,
         "groups": groups,
@@ -289,11 +374,11 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
         theirs["lr"] = lr * factor["constant"]
         theirs["name"] = group["name"]
         theirs["params"], theirs["param_names"] = [], []
-        begun = carry_of(group["carry"])
+        begun, taken = carry_of(group["carry"]), group.get("taken", record["taken"])
         for name in group["tensors"]:
             own = {}
             if rule != "sgd":
-                own["step"] = torch.tensor(float(record["taken"]))
+                own["step"] = torch.tensor(float(taken))
             for slot in kept(rule, hyper):
                 x = tensors.get(f"{slot}/{name}")
                 if x is None:
@@ -305,10 +390,10 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
             if rule == "sgd" and begun == 0.0:
                 own.pop("momentum_buffer", None)
             if rule == "nadam":
-                own["mu_product"] = torch.tensor(begun if record["taken"] else 1.0)
-            if rule == "adagrad" and record["taken"] == 0:
+                own["mu_product"] = torch.tensor(begun if taken else 1.0)
+            if rule == "adagrad" and taken == 0:
                 own["sum"] += theirs["initial_accumulator_value"]
-            if record["taken"] or rule == "adagrad":
+            if taken or rule == "adagrad":
                 state[number] = own
             theirs["params"].append(number)
             theirs["param_names"].append(name)
@@ -346,38 +431,101 @@ def parsed(path: Path, text: str | bytes) -> dict:
     return found
 
 
-def read_state(path: Path) -> dict:
-    """An optimizer's state_dict, alone or as the only one of a dictionary with other things."""
+def harmless() -> list:
+    """What is read beside tensors: programs' arguments, and what numpy's scalars and arrays are unpickled by. It makes nothing else of a file. Older versions of numpy have it elsewhere."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        import numpy
+        from numpy._core import multiarray
+    except ImportError:
+        return [argparse.Namespace]
+    makers = [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for name in ("scalar", "_reconstruct") for core in ("core", "_core")]
+    types = [value for name, value in sorted(vars(numpy.dtypes).items()) if name.endswith("DType")] if hasattr(numpy, "dtypes") else []
+    return [argparse.Namespace, *makers, numpy.dtype, numpy.ndarray, *types]
+
+
+def read_state(path: Path) -> dict:
+    """An optimizer's state_dict, alone or as the only one among other things."""
+    try:
+        with torch.serialization.safe_globals(harmless()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     # Whatever a damaged file has unpickling end with.
     except Exception as error:
-        raise Refused(f"{path} is damaged or not of torch.save: {str(error).split(chr(10))[0]}") from None
-    if is_state(loaded):
-        return loaded
-    found = []
-    for key, entry in loaded.items() if isinstance(loaded, dict) else ():
-        # Some keep a list of them.
-        found += [(str(key), x) for x in (entry if isinstance(entry, list) else [entry]) if is_state(x)]
+        raise Refused(f"{path} {unreadable(path, error)}") from None
+    found = list(states_in(loaded, "")) if isinstance(loaded, dict) else []
     if not found:
-        raise Refused(f"{path} has no state_dict of an optimizer, with state and param_groups")
+        raise Refused(f"{path} has no state_dict of an optimizer, with state and param_groups: save optimizer.state_dict()")
     if len(found) > 1:
         raise Refused(f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): save the one that is meant")
     return found[0][1]
 
 
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, without the colours and the advice that PyTorch has for those who trust it."""
+    try:
+        ours = [known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__name__}" for known in harmless()]
+        others = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(ours))
+    except Exception:
+        others = []
+    if others:
+        return f"has objects beside tensors and numbers ({listed(others)}): save optimizer.state_dict() alone"
+    # PyTorch's reason stands behind this in its advice, if it has one.
+    _, found, reason = re.sub("\x1b[^m]*m", "", str(error)).rpartition("WeightsUnpickler error: ")
+    if not found and "weights_only" in reason:
+        reason = "it is no pickle"
+    return f"is damaged or not of torch.save: {reason.strip().split(chr(10))[0][:200]}"
+
+
+def states_in(x, key: str, depth: int = 0):
+    """All state_dicts in what was loaded, with the keys that lead to them."""
+    if is_state(x):
+        yield key, x
+    elif isinstance(x, dict) and (whole := unflattened(x)):
+        yield key, whole
+    elif depth < 4 and isinstance(x, (dict, list, tuple)):
+        for name, entry in x.items() if isinstance(x, dict) else enumerate(x):
+            yield from states_in(entry, f"{key}.{name}" if key else str(name), depth + 1)
+
+
+def unflattened(x: dict) -> dict | None:
+    """A state_dict of what DCP has flattened: `state.NAME.SLOT` and `param_groups.NAME.KEY`. Groups are the parameters with equal keys."""
+    state, of = {}, {}
+    for key, value in x.items():
+        for prefix, into in (("state.", state), ("param_groups.", of)):
+            if isinstance(key, str) and key.startswith(prefix) and "." in key[len(prefix) :]:
+                name, last = key[len(prefix) :].rsplit(".", 1)
+                into.setdefault(name, {})[last] = value
+    groups = []
+    for name, own in of.items():
+        own = {key: value for key, value in own.items() if key != "params"}
+        same_keys = [group for group in groups if alike({key: value for key, value in group.items() if key != "params"}, own)]
+        if same_keys:
+            same_keys[0]["params"].append(name)
+        else:
+            groups.append({**own, "params": [name]})
+    return {"state": state, "param_groups": groups} if groups else None
+
+
+def alike(a, b) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return bool(plain(a) == plain(b))
+
+
 def is_state(x) -> bool:
-    return isinstance(x, dict) and {"state", "param_groups"} <= x.keys()
+    return isinstance(x, dict) and isinstance(x.get("state"), dict) and isinstance(x.get("param_groups"), (list, tuple))
 
 
 def write(path: Path, writer) -> None:
     """What `writer` writes takes the place of a file when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        # Says what is wrong with the place as an OSError, which the writers do not.
-        partial.touch()
+        # What is there was left, or is a link, which nobody follows. Says what is wrong with the place as an OSError, which the writers do not.
+        partial.unlink(missing_ok=True)
+        partial.touch(exist_ok=False)
         writer(partial)
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
@@ -411,7 +559,9 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--rule", required=True, choices=RULES)
     command.add_argument("--params", type=Path, help="parameters by name, which go into the checkpoint")
     command.add_argument("--names", type=Path, help="a text file with a parameter's name a line, in the order of the optimizer's")
-    command.add_argument("--steps", type=int, help="steps taken, where PyTorch does not count them (SGD)")
+    command.add_argument("--steps", help="steps taken, where the file does not count them (SGD, and moments without a step)")
+    command.add_argument("--without-state", choices=["leave", "zero"], help="what becomes of a parameter that never had a gradient: it is left out, or starts at zero")
+    command.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="keys of groups and of state that do not change the update")
     command = commands.add_parser("to-torch")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("out", type=Path)
@@ -425,7 +575,8 @@ def main(arguments: list[str] | None = None) -> None:
             params = read(arguments.params)[0] if arguments.params else None
             names = arguments.names.read_text().split("\n") if arguments.names else None
             names = [name for name in names if name] if names else None
-            tensors, record = from_torch(state, arguments.rule, names=names, steps=arguments.steps, params=params)
+            steps = None if arguments.steps is None else whole(number(arguments.steps), "--steps")
+            tensors, record = from_torch(state, arguments.rule, names, steps, params, arguments.without_state, arguments.ignore)
             write_checkpoint(arguments.out, tensors, record)
         else:
             state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)

@@ -33,8 +33,13 @@ fn layout(run: &Trajectory) -> Layout {
 
 /// `there` steps of `rule` in PyTorch and the others here, on the CPU or on `gpu`.
 fn resume(rule: &str, there: usize, gpu: Option<&harness::Gpu>) {
+    resume_from(&format!("{rule}-{there}.safetensors"), rule, there, gpu);
+}
+
+/// The same from a file of that name.
+fn resume_from(name: &str, rule: &str, there: usize, gpu: Option<&harness::Gpu>) {
     let run = Trajectory::read(&file(&format!("{rule}.safetensors"))).unwrap();
-    let path = file(&format!("{rule}-{there}.safetensors"));
+    let path = file(name);
     let layout = layout(&run);
     let zeros = vec![0.0; layout.len() as usize];
     let Snapshot { params, state } = match gpu {
@@ -107,6 +112,86 @@ fn a_run_begins_with_the_files_of_a_model() {
     resume("adamw", 0, None);
     if let Some(gpu) = harness::test_gpu() {
         resume("adamw", 0, Some(&gpu));
+    }
+}
+
+/// The state of apex, TransformerEngine, Megatron, DCP and Lightning, with numpy's numbers and with keys that
+/// others have put in, loads strictly and goes on: it is that of PyTorch.
+#[test]
+fn a_run_goes_on_from_every_form() {
+    let forms =
+        ["apex", "transformer-engine", "megatron", "dcp", "dcp-flat", "lightning", "numpy", "further-keys"];
+    for form in forms {
+        let name = format!("form-{form}.safetensors");
+        let [mut ours, mut plain] =
+            [&name[..], "adamw-10.safetensors"].map(|name| Reader::open(file(name)).unwrap());
+        same_run(&ours, &plain);
+        for tensor in plain.tensors().to_vec() {
+            assert_eq!(
+                all(&mut ours, tensor.name()),
+                all(&mut plain, tensor.name()),
+                "{form}: {}",
+                tensor.name()
+            );
+        }
+        resume_from(&name, "adamw", HALF, None);
+    }
+}
+
+/// A run on the CPU whose parameters and state are those of a file, which loads strictly.
+fn loaded(name: &str, layout: Layout) -> CpuRun {
+    let zeros = vec![0.0; layout.len() as usize];
+    let mut host = CpuRun::new(layout, Options::DEFAULT, &zeros);
+    let mut engine = Cpu::new(&mut host.optimizer).parameters(host.params.params());
+    let loaded = checkpoint::load(&mut engine, file(name), &Load::default()).unwrap();
+    assert_eq!((loaded.steps, loaded.checked), (HALF as u64, false), "{name}");
+    host
+}
+
+/// A parameter that never had a gradient is left out, or starts at zero.
+#[test]
+fn a_parameter_without_state_is_left_out_or_zero() {
+    let run = Trajectory::read(&file("adamw.safetensors")).unwrap();
+    let groups = run.groups.iter().map(|group| {
+        let tensors = group.tensors.iter().filter(|(name, _)| name != "v");
+        tensors.fold(Group::new(&group.name, group.rule), |group, (name, shape)| group.tensor(name, shape))
+    });
+    let less = loaded("without-leave.safetensors", Layout::packed(groups).unwrap());
+    let whole = loaded("without-zero.safetensors", layout(&run));
+    for slot in ["exp_avg", "exp_avg_sq"] {
+        assert_eq!(whole.state(slot, "v"), [0.0; 5]);
+        for tensor in ["w", "b"] {
+            assert_eq!(less.state(slot, tensor), whole.state(slot, tensor));
+        }
+    }
+    let range = whole.optimizer.layout().tensor("v").unwrap().range();
+    // Weight decay needs a gradient too.
+    assert_eq!(whole.params()[range.clone()], run.params[range]);
+}
+
+/// A group that had no gradients counts its steps from its first, as its parameters do in PyTorch, whose end
+/// it comes to.
+#[test]
+fn a_group_without_state_begins_late() {
+    /// Ten steps of AdamW in f32, from f32: a few units in the last place of the largest parameter.
+    const BOUND: f64 = 16.0 * f32::EPSILON as f64;
+    let run = Trajectory::read(&file("adamw.safetensors")).unwrap();
+    let mut host = loaded("without-group.safetensors", layout(&run));
+    for t in HALF..run.steps() {
+        host.step(&run.grads[t], run.lr[t]);
+    }
+    let end = std::fs::read(file("without-group-end.safetensors")).unwrap();
+    let end = safetensors::SafeTensors::deserialize(&end).unwrap();
+    for name in ["w", "v", "b"] {
+        let want = end.tensor(name).unwrap().data().chunks_exact(8);
+        let want: Vec<f64> = want.map(|x| f64::from_le_bytes(x.try_into().unwrap())).collect();
+        let ours = &host.params()[host.optimizer.layout().tensor(name).unwrap().range()];
+        assert_eq!(ours.len(), want.len());
+        let size = want.iter().fold(0f64, |size, x| size.max(x.abs()));
+        for (ours, want) in ours.iter().zip(want) {
+            let off = (f64::from(*ours) - want).abs();
+            assert!(off <= BOUND * size, "{name}: {ours:e}, {want:e}: {off:e} of {size:e}");
+        }
     }
 }
 

@@ -96,6 +96,7 @@ fn load(name: &str, bytes: &[u8]) {
     onto(mixed(), Options { clip: Some(Clip::GlobalNorm(1.0)), ..Options::default() }, &path);
     if let Ok(mut reader) = Reader::open(&path) {
         let _ = Metadata::read(&reader);
+        let _ = reader.verify();
         for tensor in reader.tensors().to_vec() {
             if let Some((slot, name)) = tensor.name().split_once('/') {
                 let _ = reader.numbers(slot, name, 1, 0, tensor.len().min(100));

@@ -16,6 +16,10 @@ use std::ops::Range;
 const STAGING: u64 = 8 << 20;
 /// Staging buffers that are filled while one is emptied, and itself.
 const IN_FLIGHT: usize = 3;
+/// Bytes that are written at a time: the processor's cache has them from the file to the device.
+const WRITTEN: u64 = 2 << 20;
+/// Writes that the device may not have done yet.
+const WRITES: usize = 12;
 /// Alignment and size of a copy.
 const WORD: u64 = 4;
 /// Bytes of no tensor between two that are copied too, so that they are one copy.
@@ -71,15 +75,15 @@ struct Copy {
     at: u64,
 }
 
-/// Puts runs together to batches, in their order.
-fn batches(runs: Vec<Run>) -> Vec<Batch> {
+/// Puts runs together to batches of at most `most` bytes, in their order.
+fn batches(runs: Vec<Run>, most: u64) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut batch = Batch::default();
     for mut run in runs {
         while run.bytes > 0 {
             let start = run.offset / WORD * WORD;
             // Room for at least a word on each side.
-            if batch.bytes + 4 * WORD > STAGING {
+            if batch.bytes + 4 * WORD > most {
                 batches.push(std::mem::take(&mut batch));
             }
             let end_of = |copy: &Copy| copy.offset + copy.bytes;
@@ -89,7 +93,7 @@ fn batches(runs: Vec<Run>) -> Vec<Batch> {
                 copy.buffer == run.buffer
                     && start + WORD >= end
                     && start <= end + GAP
-                    && batch.bytes + GAP + 4 * WORD <= STAGING
+                    && batch.bytes + GAP + 4 * WORD <= most
             });
             if !near {
                 batch.copies.push(Copy {
@@ -100,7 +104,7 @@ fn batches(runs: Vec<Run>) -> Vec<Batch> {
                 });
             }
             let Some(copy) = batch.copies.last_mut() else { break };
-            let room = copy.offset + STAGING - copy.at;
+            let room = copy.offset + most - copy.at;
             let end = (run.offset + run.bytes).min(room);
             let taken = end - run.offset;
             copy.bytes = copy.bytes.max(end.next_multiple_of(WORD) - copy.offset);
@@ -296,7 +300,7 @@ impl Backend for Gpu<'_> {
         let runs = self.runs(stream)?;
         let mut free = Vec::new();
         let mut sent: VecDeque<(Batch, wgpu::Buffer, wgpu::SubmissionIndex)> = VecDeque::new();
-        let batches = batches(runs);
+        let batches = batches(runs, STAGING);
         let bytes = batches.iter().map(|batch| batch.bytes).max().unwrap_or(0);
         let mut batches = batches.into_iter();
         loop {
@@ -322,8 +326,8 @@ impl Backend for Gpu<'_> {
         let runs = self.runs(stream)?;
         let mut bytes = Vec::new();
         let mut sent = VecDeque::new();
-        for batch in batches(runs) {
-            bytes.clear();
+        for batch in batches(runs, WRITTEN) {
+            // What is in it from before is written over, or replaced by what the device has.
             bytes.resize(batch.bytes as usize, 0);
             let mut filled: Vec<Range<usize>> = Vec::new();
             for (part, range) in &batch.parts {
@@ -364,7 +368,7 @@ impl Backend for Gpu<'_> {
                 })?;
             }
             sent.push_back(self.queue.submit([]));
-            if sent.len() == IN_FLIGHT {
+            if sent.len() == WRITES {
                 self.wait(sent.pop_front())?;
             }
         }

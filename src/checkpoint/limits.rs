@@ -2,6 +2,8 @@
 
 /// The end of an index's name.
 pub(super) const INDEX_END: &str = ".index.json";
+/// The key of the tensors' bytes in an index.
+pub(super) const TOTAL_SIZE: &str = "total_size";
 /// Before a header, its length.
 pub(super) const LENGTH_BYTES: u64 = 8;
 /// Bytes that the headers of all files, or an index, may have. Parsed they take up to three times the memory.

@@ -8,11 +8,15 @@ use crate::error::checkpoint::Error;
 use std::io::{Read, Seek};
 use std::path::Path;
 
+/// Bytes of tensors that are compared with the digest before one is written: they are read twice.
+const SMALL: u64 = 1 << 20;
+
 /// Loads a checkpoint that [`save`](super::save) has written to `path`, or an index.
 ///
 /// # Errors
 /// An [`Error`] if the file cannot be read, is no checkpoint or does not fit: nothing has changed then. An
-/// [`Error::Torn`] if the file could not be read to its end although its length was right.
+/// [`Error::Torn`] if the file could not be read to its end although its length was right, or if its content
+/// is not that of its digest: of a file of at most 1 MiB nothing has changed then either.
 pub fn load<E: Engine>(engine: &mut E, path: impl AsRef<Path>, load: &Load) -> Result<Loaded, Error> {
     load_with_progress(engine, path, load, |_, _| ())
 }
@@ -68,6 +72,9 @@ fn read<E: Engine>(
     engine.check(true)?;
     // Refuses what is in flight.
     engine.counters()?;
+    if reader.tensors().iter().map(|tensor| tensor.bytes()).sum::<u64>() <= SMALL {
+        reader.verify()?;
+    }
     let total = sources.iter().flatten().map(|source| source.bytes).sum();
     let mut done = 0;
     progress(done, total);
@@ -81,9 +88,14 @@ fn read<E: Engine>(
         engine.write(i, &mut fill).map_err(|error| Error::Torn(error.into()))?;
     }
     assert_eq!(done, total, "an engine asks for all bytes of its streams");
-    let configured = engine.configure(layout, options);
-    configured.and_then(|()| engine.restore(&counters)).map_err(|error| Error::Torn(error.into()))?;
+    let rest = || {
+        let checked = reader.verify()?;
+        engine.configure(layout, options)?;
+        engine.restore(&counters)?;
+        Ok(checked)
+    };
+    let checked = rest().map_err(|error: Error| Error::Torn(error.into()))?;
     let mut metadata = reader.metadata().clone();
     metadata.remove(metadata::KEY);
-    Ok(Loaded { steps: counters.steps, taken: counters.taken, metadata })
+    Ok(Loaded { steps: counters.steps, taken: counters.taken, checked, metadata })
 }

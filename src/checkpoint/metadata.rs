@@ -1,5 +1,6 @@
 //! What a checkpoint says of its run: a JSON text in the metadata of the file.
 
+use super::digest;
 use super::reader::Reader;
 use crate::error::checkpoint::{Error, Location, Malformed};
 use crate::layout::Layout;
@@ -33,6 +34,9 @@ const MAX_GROUPS: usize = 1 << 16;
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     version: u32,
+    /// The digits of the [digest](super#what-is-promised); none in earlier files and in those of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc32c: Option<String>,
     /// What has written it.
     pub writer: String,
     /// The name of the first group's rule.
@@ -262,6 +266,7 @@ impl Metadata {
         }
         Ok(Self {
             version: VERSION,
+            crc32c: Some(digest::ZEROS.into()),
             writer: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
             rule: rule.into(),
             steps: counters.steps,

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! A checkpoint goes to a path ([`save`], [`load`]) or through a stream of the caller's ([`save_to`],
-//! [`load_from`]): a snapshot in memory, a socket, the storage of a browser. Bytes and checks are the same.
+//! [`load_from`]): a snapshot in memory, a socket, the storage of a browser. Bytes and checks are the same. A
+//! stream cannot go back to the header for the digest, so that the state is read twice for one.
 //! Each of the four has a form that reports its progress ([`save_with_progress`]).
 //!
 //! # What is saved
@@ -37,11 +38,14 @@
 //!   by 4, of which the blocks are a function. So are the steps that follow, unless norms are taken, whose
 //!   squares are added in the order of the tiles.
 //! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the
-//!   file from before is there, or the new one; what is left lying is overwritten or removed by the next. One
-//!   path is saved to by one process at a time.
+//!   file from before is there, or the new one; what is left lying is removed by the next. One path is saved
+//!   to by one process at a time. A save follows no symbolic link to a file: a link at its target is replaced
+//!   by the file, and the file that the link points to stays as it is.
 //! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists
 //!   [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of
-//!   [`Load`] says what to do. A file is not believed: whatever is in it, an error is the worst, and memory
+//!   [`Load`] says what to do. A bit that has flipped since the save is found by a digest of the content, of
+//!   which [`Loaded::checked`] tells; in more than 1 MiB it is found when state has been written already, and
+//!   the error is [`Error::Torn`]. What has no digest loads unchecked. A file is not believed: whatever is in it, an error is the worst, and memory
 //!   stays below its size and 64 MiB more.
 //! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on
 //!   the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8
@@ -66,6 +70,7 @@
 mod compare;
 mod convert;
 mod cpu;
+mod digest;
 mod engine;
 mod fit;
 #[cfg(feature = "gpu")]
@@ -182,6 +187,9 @@ pub struct Loaded {
     pub steps: u64,
     /// Steps that were taken.
     pub taken: u64,
+    /// Whether the file has a digest, which was compared then. Files of earlier versions, of PyTorch's
+    /// converter and of others have none: what has changed in them since is not seen.
+    pub checked: bool,
     /// [`Save::metadata`].
     pub metadata: BTreeMap<String, String>,
 }

@@ -5,6 +5,7 @@ mod index;
 mod input;
 mod metadata;
 
+use super::digest::{self, Sum};
 use super::limits::INDEX_END;
 use crate::error::checkpoint::{Error, Location, Malformed};
 use index::Shards;
@@ -17,6 +18,8 @@ use std::path::Path;
 
 /// Bytes read at a time, where less is asked for.
 const BUFFER: usize = 1 << 20;
+/// Bytes read at a time, where more is asked for.
+const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct Reader<'a> {
     /// By name.
     tensors: Vec<Stored>,
     metadata: BTreeMap<String, String>,
+    /// Of each tensor, if there is a digest: of the bytes that have been read.
+    sums: Vec<Sum>,
     /// Bytes of their headers.
     header_bytes: u64,
     buffer: Vec<u8>,
@@ -96,7 +101,7 @@ impl<'a> Reader<'a> {
         } else {
             reader.metadata = reader.add(input)?;
         }
-        Ok(reader)
+        Ok(reader.summed())
     }
 
     /// Opens a stream that is one safetensors file from its first byte to its last, wherever it stands.
@@ -113,7 +118,7 @@ impl<'a> Reader<'a> {
     pub fn new(stream: impl Read + Seek + 'a) -> Result<Self, Error> {
         let mut reader = Self::empty(Location::Stream);
         reader.metadata = reader.add(Input::stream(stream)?)?;
-        Ok(reader)
+        Ok(reader.summed())
     }
 
     fn empty(location: Location) -> Self {
@@ -122,10 +127,19 @@ impl<'a> Reader<'a> {
             files: Vec::new(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
+            sums: Vec::new(),
             header_bytes: 0,
             buffer: Vec::new(),
             buffered: (0, 0),
         }
+    }
+
+    /// Ready to take sums of what is read, if they are asked for.
+    fn summed(mut self) -> Self {
+        if digest::digits(&self.metadata).is_some() {
+            self.sums = vec![Sum::default(); self.tensors.len()];
+        }
+        self
     }
 
     /// The tensors, in the order of their names.
@@ -168,9 +182,18 @@ impl<'a> Reader<'a> {
             let (name, found) = (tensor.name.clone(), tensor.bytes);
             return Err(input.malformed(Malformed::Size { name, found, expected: Some(expected) }));
         }
+        let mut sum = self.sums.get_mut(i);
         let at = tensor.offset + start;
         if into.len() >= BUFFER {
-            return input.read_at(at, into);
+            // A piece is in the processor's cache when it is summed.
+            for (i, piece) in (0..).zip(into.chunks_mut(PIECE)) {
+                let skip = i * PIECE as u64;
+                input.read_at(at + skip, piece)?;
+                if let Some(sum) = &mut sum {
+                    sum.add(start + skip, piece);
+                }
+            }
+            return Ok(());
         }
         let within = |buffered: (u32, u64), len: usize| {
             let skip = usize::try_from(at.checked_sub(buffered.1)?).ok()?;
@@ -194,7 +217,44 @@ impl<'a> Reader<'a> {
             }
         };
         into.copy_from_slice(&self.buffer[range]);
+        if let Some(sum) = sum {
+            sum.add(start, into);
+        }
         Ok(())
+    }
+
+    /// Reads all bytes that have not been read yet, and compares the content with the digest that it was
+    /// saved with. `false` if there is none.
+    ///
+    /// ```no_run
+    /// # fn f() -> Result<(), wgpu_optim::checkpoint::Error> {
+    /// let checked = wgpu_optim::checkpoint::Reader::open("run.safetensors")?.verify()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Malformed::Digest`] if the content is another, and an [`Error`] if it cannot be read.
+    pub fn verify(&mut self) -> Result<bool, Error> {
+        let Some(expected) = digest::digits(&self.metadata).map(str::to_owned) else { return Ok(false) };
+        let mut order: Vec<_> = (0..self.tensors.len()).collect();
+        order.sort_unstable_by_key(|&i| (self.tensors[i].file, self.tensors[i].offset));
+        let mut part = Vec::new();
+        for i in order {
+            while self.sums[i].bytes < self.tensors[i].bytes {
+                let (start, end) = (self.sums[i].bytes, self.tensors[i].bytes);
+                part.resize((end - start).min(BUFFER as u64) as usize, 0);
+                self.read(i, start, &mut part)?;
+            }
+        }
+        let tensors = self.tensors.iter().zip(&self.sums);
+        let tensors = tensors.map(|(t, sum)| (t.name(), t.dtype, &t.shape[..], sum.crc32c));
+        let found = digest::text(digest::digest(&self.metadata, tensors));
+        if found == expected {
+            return Ok(true);
+        }
+        let reason = Malformed::Digest { found, expected };
+        Err(Error::Malformed { location: self.location.clone(), reason })
     }
 
     /// Adds the tensors of a file, behind those before them; gives back its metadata.
@@ -220,6 +280,9 @@ impl<'a> Reader<'a> {
         }
         header::sort(&mut self.tensors).map_err(malformed)?;
         shards.check(&text, &self.tensors).map_err(malformed)?;
+        if digest::digits(&shards.metadata).is_some() {
+            Shards::check_size(&text, &self.tensors).map_err(malformed)?;
+        }
         self.metadata = shards.metadata;
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Saving: the streams of an engine become the tensors of files, or of a stream.
 
+use super::limits::TOTAL_SIZE;
 use super::metadata::{self, Metadata};
-use super::writer::{Planned, TOTAL_SIZE, Writer};
+use super::writer::{Planned, Writer};
 use super::{Engine, Save};
 use crate::error::checkpoint::{Error, Location};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Saves all of an optimizer's state to `path`.
@@ -48,12 +49,14 @@ pub fn save_with_progress<E: Engine>(
     let path = path.as_ref();
     let Plan { streams, tensors, metadata } = Plan::new(engine, save, &path.into())?;
     let writer = Writer::create(path, tensors, metadata, save.shard_bytes)?;
-    write(engine, &streams, writer, &mut progress)
+    write(engine, &streams, writer, &mut progress).map(drop)
 }
 
 /// Saves all of an optimizer's state into `writer`, as the bytes that [`save`] gives one file.
 ///
-/// The bytes are written in pieces of at most 256 KiB, and `writer` is flushed behind the last.
+/// The bytes are written in pieces of at most 256 KiB, and `writer` is flushed behind the last. The header
+/// has the digest of all that follows, and a stream does not go back: so the state is read twice, the first
+/// time for the digest alone.
 ///
 /// ```
 /// use std::io::Cursor;
@@ -90,8 +93,10 @@ pub fn save_to_with_progress<E: Engine>(
         return Err(Error::Shards { found });
     }
     let Plan { streams, tensors, metadata } = Plan::new(engine, save, &Location::Stream)?;
-    let writer = Writer::stream(writer, tensors, metadata)?;
-    write(engine, &streams, writer, &mut progress)
+    let nowhere = Writer::stream(io::sink(), tensors.clone(), metadata.clone(), None)?;
+    let digest = write(engine, &streams, nowhere, &mut |_, _| ())?;
+    let writer = Writer::stream(writer, tensors, metadata, digest)?;
+    write(engine, &streams, writer, &mut progress).map(drop)
 }
 
 /// The tensors of a checkpoint before one is written.
@@ -133,13 +138,13 @@ impl Plan {
     }
 }
 
-/// Writes the streams of an engine, one after the other.
+/// Writes the streams of an engine, one after the other. Returns the digest, unless it was given.
 fn write<E: Engine>(
     engine: &mut E,
     streams: &[usize],
     mut writer: Writer<'_>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(), Error> {
+) -> Result<Option<u32>, Error> {
     let total = writer.total();
     let mut done = 0;
     progress(done, total);

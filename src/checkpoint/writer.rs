@@ -6,8 +6,10 @@ mod pending;
 mod shards;
 mod stream;
 
+use super::digest;
 use super::limits::{HEADERS, LENGTH_BYTES, MAX_DIMENSIONS, MAX_KEYS, MAX_SHARDS};
 use crate::error::checkpoint::{Error, Location, Malformed};
+use crc32c::crc32c_append;
 use files::Files;
 use header::{bounded, header, index};
 use safetensors::Dtype;
@@ -15,10 +17,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-use stream::Stream;
-
-/// The key of the tensors' bytes in an index.
-pub(super) const TOTAL_SIZE: &str = "total_size";
+use stream::{BUFFER, Stream};
 
 /// A tensor that is going to be written.
 #[derive(Clone, Debug)]
@@ -35,6 +34,8 @@ trait Output {
     fn begin(&mut self) -> Result<(), Error>;
     /// The next bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
+    /// Bytes in the place of the first ones of the only file.
+    fn restart(&mut self, bytes: &[u8]) -> Result<(), Error>;
     /// All files are whole; the index of several has this text.
     fn finish(&mut self, index: Option<&[u8]>) -> Result<(), Error>;
 }
@@ -49,9 +50,13 @@ pub(super) struct Writer<'a> {
     /// The files' names, if there is an index.
     names: Option<Vec<String>>,
     output: Box<dyn Output + 'a>,
-    /// Files that have begun, and bytes of tensors that the last of them lacks.
+    /// Files that have begun.
     begun: usize,
+    /// The tensor whose bytes come next, and how many of them.
+    tensor: usize,
     left: u64,
+    /// The sum of each tensor's bytes, unless the digest is known.
+    sums: Option<Vec<u32>>,
     /// Bytes of all tensors, and how many of them have been written.
     total: u64,
     written: u64,
@@ -75,13 +80,18 @@ impl<'a> Writer<'a> {
         Self::new(path.into(), Box::new(files), tensors, metadata, ranges, names)
     }
 
-    /// Prepares to write `tensors`, in this order, into `writer`.
+    /// Prepares to write `tensors`, in this order, into `writer`. A stream does not go back to its header: it
+    /// has the digest that is given, or zeros.
     pub(super) fn stream(
         writer: impl Write + 'a,
         tensors: Vec<Planned>,
-        metadata: BTreeMap<String, String>,
+        mut metadata: BTreeMap<String, String>,
+        digest: Option<u32>,
     ) -> Result<Self, Error> {
-        Self::one(Location::Stream, Box::new(Stream::new(writer)), tensors, metadata)
+        digest::stamp(&mut metadata, digest.unwrap_or(0));
+        let mut new = Self::one(Location::Stream, Box::new(Stream::new(writer)), tensors, metadata)?;
+        new.sums = new.sums.filter(|_| digest.is_none());
+        Ok(new)
     }
 
     fn one(
@@ -103,10 +113,25 @@ impl<'a> Writer<'a> {
         names: Option<Vec<String>>,
     ) -> Result<Self, Error> {
         let total = tensors.iter().map(|tensor| tensor.bytes).sum();
-        let (begun, left, written) = (0, 0, 0);
-        let writer = Self { location, tensors, metadata, files, names, output, begun, left, total, written };
-        writer.check()?;
-        Ok(writer)
+        let sums = Some(vec![0; tensors.len()]);
+        let left = tensors.first().map_or(0, |tensor| tensor.bytes);
+        let (begun, tensor, written) = (0, 0, 0);
+        let new = Self {
+            location,
+            tensors,
+            metadata,
+            files,
+            names,
+            output,
+            begun,
+            tensor,
+            left,
+            sums,
+            total,
+            written,
+        };
+        new.check()?;
+        Ok(new)
     }
 
     /// Refuses, before the first byte is written, a checkpoint that a load would refuse.
@@ -160,36 +185,59 @@ impl<'a> Writer<'a> {
         assert!(self.written <= self.total, "an engine hands over the bytes of its streams and no more");
         while !bytes.is_empty() {
             if self.left == 0 {
+                self.tensor += 1;
+                self.left = self.tensors[self.tensor].bytes;
+                continue;
+            }
+            while self.files[..self.begun].last().is_none_or(|file| self.tensor >= file.end) {
                 let begun = self.begin()?;
                 assert!(begun, "a file follows while bytes are left");
             }
-            let n = (bytes.len() as u64).min(self.left) as usize;
-            self.output.write(&bytes[..n])?;
+            // A piece at a time, which the processor's cache still has when it is written.
+            let n = (bytes.len().min(BUFFER) as u64).min(self.left) as usize;
+            let (piece, rest) = bytes.split_at(n);
+            if let Some(sums) = &mut self.sums {
+                sums[self.tensor] = crc32c_append(sums[self.tensor], piece);
+            }
+            self.output.write(piece)?;
             self.left -= n as u64;
-            bytes = &bytes[n..];
+            bytes = rest;
         }
         Ok(())
     }
 
     /// Begins the next file with its header, if there is one more.
     fn begin(&mut self) -> Result<bool, Error> {
-        let file = self.begun;
-        if file == self.files.len() {
+        if self.begun == self.files.len() {
             return Ok(false);
         }
         self.output.begin()?;
-        self.output.write(&self.header(file)?)?;
+        self.output.write(&self.header(self.begun)?)?;
         self.begun += 1;
-        self.left = self.tensors(file).iter().map(|tensor| tensor.bytes).sum();
         Ok(true)
     }
 
-    /// Ends the last file, has the disk keep all and puts it in place.
-    pub(super) fn finish(mut self) -> Result<(), Error> {
+    /// Ends the last file, has the disk keep all and puts it in place. The digest is `None` if it was given.
+    pub(super) fn finish(mut self) -> Result<Option<u32>, Error> {
         assert_eq!(self.written, self.total, "an engine hands over all bytes of its streams");
         // A file without a byte of data has a header too.
         while self.begin()? {}
+        let digest = self.sums.take().map(|sums| self.digest(&sums));
+        if let Some(digest) = digest {
+            digest::stamp(&mut self.metadata, digest);
+        }
         let index = self.index()?;
-        self.output.finish(index.as_deref())
+        if digest.is_some() && index.is_none() {
+            self.output.restart(&self.header(0)?)?;
+        }
+        self.output.finish(index.as_deref())?;
+        Ok(digest)
+    }
+
+    fn digest(&self, sums: &[u32]) -> u32 {
+        let mut tensors: Vec<_> = self.tensors.iter().zip(sums).collect();
+        tensors.sort_unstable_by(|a, b| a.0.name.cmp(&b.0.name));
+        let tensors = tensors.into_iter().map(|(t, sum)| (t.name.as_str(), t.dtype, &t.shape[..], *sum));
+        digest::digest(&self.metadata, tensors)
     }
 }

@@ -4,12 +4,14 @@
 mod common;
 mod converted;
 mod crash;
+mod digest;
 mod files;
 mod fits;
 mod fixtures;
 mod gpu;
 mod hostile;
 mod late;
+mod links;
 mod memory;
 mod mixed;
 mod shards;

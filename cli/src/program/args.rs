@@ -59,6 +59,9 @@ pub(crate) enum Command {
         /// A safetensors file, or the index (.index.json) of several
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Show nothing, but compare the content of a checkpoint with the digest that was saved with it
+        #[arg(long)]
+        verify: bool,
     },
     /// Show the kernels of a step: their text, each part under the name of its file. With --json everything
     /// that an engine in another language needs to run the step

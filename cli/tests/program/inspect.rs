@@ -107,3 +107,51 @@ fn inspect_tells_the_rule_of_each_group() {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
 }
+
+#[test]
+fn inspect_verifies_a_digest() {
+    let mut optimizer = cpu::Optimizer::new(
+        Layout::new([Group::new("all", AdamW::default()).tensor("w", [2, 3])]).expect("a layout"),
+    )
+    .expect("an optimizer");
+    let mut bytes = Vec::new();
+    checkpoint::save_to(&mut Cpu::new(&mut optimizer), &mut bytes, &Save::default()).expect("memory");
+    let verify = |name: &str, bytes: &[u8]| {
+        let path = write(name, bytes);
+        let path = path.to_str().expect("UTF-8");
+        let output = optim(&["inspect", "--verify", "--json", path]);
+        let text = String::from_utf8_lossy(&optim(&["inspect", "--verify", path]).stdout).into_owned();
+        (output.status.code(), lines(&output).pop(), text, errors(&output))
+    };
+    let (code, line, text, _) = verify("whole.safetensors", &bytes);
+    let line = line.expect("a line");
+    has(&line, &["file", "pass", "reason"]);
+    assert_eq!((code, &line["pass"], &line["reason"]), (Some(0), &true.into(), &Value::Null));
+    assert!(text.starts_with("pass ") && text.ends_with("whole.safetensors\n"), "{text}");
+    // A bit of the data, and one of a count in the header.
+    let at = bytes.windows(10).position(|part| part == b"\\\"taken\\\":").expect("a count") + 10;
+    for at in [bytes.len() - 1, at] {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        let (code, line, text, errors) = verify("flipped.safetensors", &bytes);
+        if at == bytes.len() - 1 {
+            let line = line.expect("a line");
+            let reason = line["reason"].as_str().expect("a reason");
+            assert_eq!((code, &line["pass"]), (Some(1), &false.into()));
+            assert!(reason.contains("it has changed since it was saved"), "{reason}");
+            assert!(text.starts_with("FAIL ") && text.contains(reason), "{text}");
+        } else {
+            // More steps taken than recorded.
+            assert_eq!((code, line), (Some(2), None), "{errors}");
+        }
+    }
+    // None to compare with.
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/checkpoint/v1.safetensors");
+    let output = optim(&["inspect", "--verify", fixture.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("it has no digest"));
+    // No checkpoint at all.
+    let (code, _, _, errors) = verify("none.safetensors", b"\x08\0\0\0\0\0\0\0{}      ");
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("no checkpoint"), "{errors}");
+}

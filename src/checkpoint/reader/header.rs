@@ -97,8 +97,8 @@ struct Header {
     entries: Vec<(String, Entry)>,
 }
 
+/// A tensor. Further fields, which other tools may write, say nothing that is read here.
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Entry {
     dtype: Dtype,
     shape: Dimensions,

@@ -1,6 +1,6 @@
 //! The index of several files: its parser, and the check that it and the files have the same tensors.
 
-use super::super::limits::{MAX_HEADER, MAX_SHARDS};
+use super::super::limits::{MAX_HEADER, MAX_SHARDS, TOTAL_SIZE};
 use super::input::Input;
 use super::metadata::Texts;
 use super::{Stored, parse};
@@ -38,6 +38,24 @@ impl Shards {
             Some(wrong) => Err(wrong),
             None => Ok(shards),
         }
+    }
+
+    /// Checks the size that the index `text` says, which is no text and so not of the digest.
+    pub(super) fn check_size(text: &[u8], tensors: &[Stored]) -> Result<(), Malformed> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            metadata: Metadata,
+        }
+        #[derive(serde::Deserialize)]
+        struct Metadata {
+            total_size: u64,
+        }
+        let found = parse::<Index>("the index", text)?.metadata.total_size;
+        if found == tensors.iter().map(|tensor| tensor.bytes).sum::<u64>() {
+            return Ok(());
+        }
+        let (field, bound) = (TOTAL_SIZE, "the bytes of all tensors");
+        Err(Malformed::Value { field, value: found.to_string(), bound })
     }
 
     /// Checks that the index `text` names each of `tensors`, which are sorted by name, once and in its file.

@@ -99,6 +99,10 @@ impl Output for Files {
         self.current.as_mut().map_or(Ok(()), |file| file.write(bytes))
     }
 
+    fn restart(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.current.as_mut().map_or(Ok(()), |file| file.restart(bytes))
+    }
+
     fn finish(&mut self, index: Option<&[u8]>) -> Result<(), Error> {
         self.close()?;
         let Some(text) = index else {

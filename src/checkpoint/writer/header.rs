@@ -1,7 +1,7 @@
 //! The texts of a checkpoint: the header of a file, and the index of several.
 
-use super::super::limits::{LENGTH_BYTES, MAX_HEADER};
-use super::{Planned, TOTAL_SIZE};
+use super::super::limits::{LENGTH_BYTES, MAX_HEADER, TOTAL_SIZE};
+use super::Planned;
 use crate::error::checkpoint::{Error, Location, Malformed};
 use safetensors::Dtype;
 use serde::ser::{Serialize, SerializeMap, Serializer};

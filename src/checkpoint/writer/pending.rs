@@ -3,9 +3,12 @@
 use super::stream::{BUFFER, write_all};
 use crate::error::checkpoint::Error;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
+/// Bytes that the disk begins with while more is made.
+const FLUSHED: u64 = 64 << 20;
 /// The end of a file's name until it is whole.
 pub(super) const PARTIAL_END: &str = ".partial";
 
@@ -25,12 +28,27 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Creates the file at `path`. What a killed save has left there is removed, and a symbolic link is too: it
+/// is never followed, and so no other file is written to.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        created => created,
+    }
+}
+
 /// A file under a name of its own until it is whole; gone if it is not to be kept.
 pub(super) struct Pending {
     file: BufWriter<File>,
     /// Where it lies.
     at: PathBuf,
     target: PathBuf,
+    /// Bytes since the disk was last asked to keep what is there, and who waits for it.
+    unflushed: u64,
+    flushing: Option<JoinHandle<io::Result<()>>>,
     pub(super) kept: bool,
 }
 
@@ -40,17 +58,45 @@ impl Pending {
         name.push(target.file_name().unwrap_or_default());
         name.push(PARTIAL_END);
         let at = target.with_file_name(name);
-        let file = File::create(&at).map_err(Error::io("create", &at))?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), at, target, kept: false })
+        let file = create_anew(&at).map_err(Error::io("create", &at))?;
+        let file = BufWriter::with_capacity(BUFFER, file);
+        Ok(Self { file, at, target, unflushed: 0, flushing: None, kept: false })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        write_all(&mut self.file, bytes).map_err(Error::io("write", &self.at))
+        self.flush_beside(bytes.len())
+            .and_then(|()| write_all(&mut self.file, bytes))
+            .map_err(Error::io("write", &self.at))
+    }
+
+    /// Has the disk begin with what is there while more is made, on a thread of its own if there can be one.
+    fn flush_beside(&mut self, more: usize) -> io::Result<()> {
+        self.unflushed += more as u64;
+        if self.unflushed < FLUSHED || self.flushing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        self.flushed()?;
+        self.unflushed = 0;
+        let file = self.file.get_ref().try_clone()?;
+        self.flushing = thread::Builder::new().spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Waits for the thread that flushes. Its error is told to nobody else.
+    fn flushed(&mut self) -> io::Result<()> {
+        let result = self.flushing.take().map(JoinHandle::join);
+        result.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("a thread has ended")))
+    }
+
+    /// Writes in the place of the first bytes. Nothing is written behind them any more.
+    pub(super) fn restart(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let restarted = self.file.rewind().and_then(|()| write_all(&mut self.file, bytes));
+        restarted.map_err(Error::io("write", &self.at))
     }
 
     /// Has the disk keep it.
     pub(super) fn sync(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(Error::io("write", &self.at))?;
+        self.flushed().and_then(|()| self.file.flush()).map_err(Error::io("write", &self.at))?;
         flush(self.file.get_ref(), &self.at).map_err(Error::io("write", &self.at))
     }
 
@@ -64,7 +110,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.kept {
-            // A file that cannot be removed is overwritten or removed by the next save.
+            // A file that cannot be removed now is removed by the next save.
             let _ = fs::remove_file(&self.at);
         }
     }

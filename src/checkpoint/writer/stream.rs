@@ -30,6 +30,11 @@ impl<W: Write> Output for Stream<W> {
         write_all(&mut self.0, bytes).map_err(Error::io("write", &Location::Stream))
     }
 
+    fn restart(&mut self, _: &[u8]) -> Result<(), Error> {
+        // It was given the digest, or is not kept.
+        Ok(())
+    }
+
     fn finish(&mut self, _: Option<&[u8]>) -> Result<(), Error> {
         self.0.flush().map_err(Error::io("write", &Location::Stream))
     }

@@ -88,6 +88,17 @@ pub enum Malformed {
         /// The name of the shard.
         shard: String,
     },
+    /// The content is not that of the digest that was saved with it: a disk, a copy or a program has changed
+    /// it.
+    #[error(
+        "CRC-32C {found} of the content, must be {expected}: it has changed since it was saved; load another copy"
+    )]
+    Digest {
+        /// The digits of the content.
+        found: String,
+        /// The digits that were saved.
+        expected: String,
+    },
     /// A value of the checkpoint's own metadata is out of range.
     #[error("{field} = {value}, must be {bound}")]
     Value {

@@ -1,9 +1,41 @@
 //! `optim inspect`.
 
+use super::verdict;
 use crate::program::args::Common;
 use crate::program::output::{json, progress, table, text};
 use optim::inspect;
+use serde::Serialize;
 use std::path::Path;
+use wgpu_optim::checkpoint::{Error, Malformed, Metadata, Reader};
+
+/// The result of a check.
+#[derive(Serialize)]
+struct Checked {
+    file: String,
+    pass: bool,
+    /// Why not.
+    reason: Option<String>,
+}
+
+/// Compares a checkpoint with its digest.
+pub(super) fn verify(file: &Path, common: Common) -> anyhow::Result<bool> {
+    let mut reader = Reader::open(file)?;
+    Metadata::read(&reader)?;
+    let reason = match reader.verify() {
+        Ok(true) => None,
+        Ok(false) => Some("it has no digest, so a change would not be seen; save it anew".to_owned()),
+        Err(Error::Malformed { reason: reason @ Malformed::Digest { .. }, .. }) => Some(reason.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let checked = Checked { file: file.display().to_string(), pass: reason.is_none(), reason };
+    if common.json {
+        json(&checked)?;
+    } else {
+        let reason = checked.reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        text(&format!("{} {}{reason}", verdict(checked.pass), checked.file))?;
+    }
+    Ok(checked.pass)
+}
 
 pub(super) fn run(file: &Path, common: Common) -> anyhow::Result<bool> {
     let bar = progress(0, format!("inspect {}", file.display()));
