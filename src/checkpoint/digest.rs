@@ -81,8 +81,8 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    /// Adds those of `bytes`, which begin at the tensor's byte `start`, that follow the first ones. Bytes that
-    /// do not reach these are left for later.
+    /// Adds those of `bytes` that follow the first ones. `bytes` begin at the tensor's byte `start`. Bytes
+    /// behind a gap are left for later.
     pub(super) fn add(&mut self, start: u64, bytes: &[u8]) {
         let skip = self.bytes.checked_sub(start).and_then(|skip| usize::try_from(skip).ok());
         if let Some(new) = skip.and_then(|skip| bytes.get(skip..)) {

@@ -45,8 +45,8 @@
 //!   [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of
 //!   [`Load`] says what to do. A bit that has flipped since the save is found by a digest of the content, of
 //!   which [`Loaded::checked`] tells; in more than 1 MiB it is found when state has been written already, and
-//!   the error is [`Error::Torn`]. What has no digest loads unchecked. A file is not believed: whatever is in it, an error is the worst, and memory
-//!   stays below its size and 64 MiB more.
+//!   the error is [`Error::Torn`]. A file without a digest loads unchecked. A file is not believed: whatever
+//!   is in it, an error is the worst, and memory stays below its size and 64 MiB more.
 //! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on
 //!   the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8
 //!   MiB, a few at a time: the process, on software Vulkan with 192 MiB of state, takes 24 MiB for saving and

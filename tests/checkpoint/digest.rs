@@ -150,22 +150,23 @@ fn a_file_without_a_digest_loads_and_says_so() {
 /// The content counts, wherever it lies: other programs copy checkpoints too.
 #[test]
 fn a_copy_by_another_program_is_checked() {
-    let mut bytes = Vec::new();
-    let mut run = on_cpu(layout()).after(2);
-    checkpoint::save_to(&mut run.engine(), &mut bytes, &with_metadata()).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
-    let copy = |tensors: Vec<(String, safetensors::tensor::TensorView<'_>)>| {
-        safetensors::serialize(tensors, header.metadata().clone()).unwrap()
+    // A copy of a run's file without its first tensors, and the run.
+    let copy = |steps, without: usize| {
+        let (mut run, mut bytes) = (on_cpu(layout()).after(steps), Vec::new());
+        checkpoint::save_to(&mut run.engine(), &mut bytes, &with_metadata()).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let copy = safetensors::serialize(tensors[without..].to_vec(), header.metadata().clone()).unwrap();
+        assert!(copy != bytes);
+        (run, copy)
     };
-    let whole = copy(tensors.clone());
-    assert!(whole != bytes);
+    let (run, whole) = copy(2, 0);
     let mut other = on_cpu(layout());
     let loaded = checkpoint::load_from(&mut other.engine(), Cursor::new(whole), &Load::default()).unwrap();
     assert!(loaded.checked);
     assert_eq!(bits(&other), bits(&run));
-    // One tensor is left out, or has another's values.
-    let less = copy(tensors[1..].to_vec());
+    // State that is missing may begin before the first step.
+    let (_, less) = copy(0, 1);
     let lenient = Load { missing: Missing::Zero, ..Load::default() };
     let error = checkpoint::load_from(&mut other.engine(), Cursor::new(less), &lenient).unwrap_err();
     assert!(matches!(error, Error::Malformed { reason: Malformed::Digest { .. }, .. }), "{error}");

@@ -91,7 +91,8 @@ pub enum Malformed {
     /// The content is not that of the digest that was saved with it: a disk, a copy or a program has changed
     /// it.
     #[error(
-        "CRC-32C {found} of the content, must be {expected}: it has changed since it was saved; load another copy"
+        "CRC-32C {found} of the content, must be {expected}: it has changed since it was saved; load another \
+         copy"
     )]
     Digest {
         /// The digits of the content.
