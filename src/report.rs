@@ -6,6 +6,10 @@
 pub struct Report {
     /// The step, counted from 0 as it was recorded.
     pub step: u64,
+    /// Whether all steps until then ran in the order in which they were recorded. If one did not, the
+    /// commands were submitted in another order: parameters and counts are wrong from that step on, and a run
+    /// goes on from a checkpoint.
+    pub in_order: bool,
     /// Whether all of its gradients were finite.
     pub finite: bool,
     /// Steps not taken so far, this one included: those skipped, and those recorded into commands that were

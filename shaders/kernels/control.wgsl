@@ -127,6 +127,9 @@ fn decide(sum: Partial) {
     if sum.flags != 0u {
         norm = not_finite(sum.flags);
     }
+    if state.number != NO_STEP && bitcast<i32>(request.number - state.number) <= 0i {
+        state.disordered = 1u;
+    }
     state.number = request.number;
     state.flags = sum.flags;
     state.norm = norm;

@@ -74,6 +74,7 @@ impl Optimizer {
         }
         let report = Report {
             step: self.steps,
+            in_order: true,
             finite,
             skipped: self.skipped,
             grad_norm: norm(total) as f32,

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number in the state before the first step.
 const NO_STEP: u32 = u32::MAX;
+/// The epoch of the state before anything is loaded. 0 is that of a report whose copy has not run.
+const FIRST_EPOCH: u32 = 1;
 /// Reports that are kept until somebody asks for them; older ones are dropped.
 const KEPT_REPORTS: usize = 1_024;
 
@@ -48,6 +50,8 @@ pub(crate) struct State {
     pub(crate) used_scale: f32,
     pub(crate) param_norm: f32,
     pub(crate) update_norm: f32,
+    pub(crate) epoch: u32,
+    pub(crate) disordered: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,7 +115,7 @@ impl Control {
     /// The device's state before the first step.
     pub(crate) fn first_state(options: &Options) -> State {
         let scale = options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
-        State { scale, number: NO_STEP, ..State::default() }
+        State { scale, number: NO_STEP, epoch: FIRST_EPOCH, ..State::default() }
     }
 
     /// The bound of the norm, as a request has it.
@@ -126,10 +130,11 @@ impl Control {
     /// that have arrived are dropped.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn restore(&self, queue: &wgpu::Queue, state: State) {
-        queue.write_buffer(&self.state, 0, bytemuck::bytes_of(&state));
         let mut inbox = lock(&self.reports.inbox);
-        inbox.newest = None;
+        inbox.epoch += 1;
+        (inbox.newest, inbox.disordered) = (None, false);
         inbox.reports.clear();
+        queue.write_buffer(&self.state, 0, bytemuck::bytes_of(&State { epoch: inbox.epoch, ..state }));
     }
 
     /// Bytes of device memory.
@@ -168,6 +173,10 @@ struct Reports {
 #[derive(Debug)]
 struct Inbox {
     norms: bool,
+    /// Counts the states that the device has gone on from: reports of others are dropped.
+    epoch: u32,
+    /// Whether a report has said that steps ran out of order.
+    disordered: bool,
     newest: Option<(u64, u64)>,
     reports: VecDeque<Report>,
 }
@@ -187,7 +196,8 @@ impl Drop for Staging {
 impl Reports {
     fn new(norms: bool) -> Self {
         // Room for all, so that nothing is allocated later.
-        let inbox = Inbox { norms, newest: None, reports: VecDeque::with_capacity(KEPT_REPORTS) };
+        let reports = VecDeque::with_capacity(KEPT_REPORTS);
+        let inbox = Inbox { norms, epoch: FIRST_EPOCH, disordered: false, newest: None, reports };
         #[cfg_attr(
             target_arch = "wasm32",
             expect(clippy::arc_with_non_send_sync, reason = "a browser's buffers stay on their thread")
@@ -217,12 +227,13 @@ impl Reports {
     ) {
         encoder.copy_buffer_to_buffer(state, 0, &staging.buffer, 0, Some(size_of::<State>() as u64));
         let (inbox, buffer) = (self.inbox.clone(), staging.buffer.clone());
+        let epoch = lock(&inbox).epoch;
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |mapped| {
             if mapped.is_err() {
                 return;
             }
             if let Ok(range) = staging.buffer.get_mapped_range(..) {
-                lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step);
+                lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step, epoch);
             }
             staging.buffer.unmap();
         });
@@ -230,24 +241,32 @@ impl Reports {
 }
 
 impl Inbox {
-    /// `recorded`: the last step that had been recorded when the report was asked for. The device may not
-    /// have been there yet.
-    fn receive(&mut self, state: State, recorded: u64) {
-        if state.number == NO_STEP {
+    /// `recorded` and `epoch`: the last step that had been recorded when the report was asked for, and the
+    /// state that it went on from. The device may not have been there yet, or may be further. A report whose
+    /// copy has not run is one of another epoch.
+    fn receive(&mut self, state: State, recorded: u64, epoch: u32) {
+        if state.number == NO_STEP || [state.epoch, self.epoch] != [epoch; 2] {
             return;
         }
-        let step = recorded - u64::from((recorded as u32).wrapping_sub(state.number));
-        let skipped = u64::from((step as u32).wrapping_add(1).wrapping_sub(state.taken));
+        // Numbers of the device have 32 bits, and lie near the host's.
+        let distance = state.number.wrapping_sub(recorded as u32).cast_signed();
+        let Some(step) = recorded.checked_add_signed(distance.into()) else { return };
+        let skipped = (step as u32).wrapping_add(1).wrapping_sub(state.taken).cast_signed();
+        let skipped = u64::try_from(skipped).unwrap_or(0);
         let newest = Some((step, skipped));
-        if self.newest >= newest {
+        let disordered = state.disordered != 0;
+        // That a step has run out of order is told at once.
+        if self.newest >= newest && disordered == self.disordered {
             return;
         }
-        self.newest = newest;
+        self.newest = self.newest.max(newest);
+        self.disordered = disordered;
         if self.reports.len() == KEPT_REPORTS {
             self.reports.pop_front();
         }
         self.reports.push_back(Report {
             step,
+            in_order: !disordered,
             finite: state.flags == 0,
             skipped,
             grad_norm: state.norm,

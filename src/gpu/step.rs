@@ -116,7 +116,7 @@ impl Optimizer {
         let unscale = step.unscale()? as f32;
         let recorded = self.current(tensors)?;
         if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
-            self.pending.confirm(skipped, self.steps - reported - 1);
+            self.pending.confirm(skipped, self.steps.saturating_sub(reported + 1));
         }
         let sets = self.pending.count();
         if sets > self.max_sets {

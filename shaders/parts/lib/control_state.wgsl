@@ -15,4 +15,11 @@ struct State {
     // Norms of the parameters before it, and of what it has added to them.
     param_norm: f32,
     update_norm: f32,
+    // Which state the host has last had the device go on from. A report without it was not written.
+    epoch: u32,
+    // 1 once a step has run after one that was recorded later.
+    disordered: u32,
 }
+
+// The number before the first step.
+const NO_STEP = 0xffffffffu;

@@ -180,3 +180,78 @@ fn unheard_of_steps() {
     assert_eq!((report.step, report.skipped), (1_023, 0));
     record(&mut run).0.unwrap();
 }
+
+/// A step in commands of their own, without a report.
+fn in_pass(gpu: &Gpu, run: &mut GpuRun<'_>) -> wgpu::CommandEncoder {
+    let mut encoder = gpu.encoder();
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    run.optimizer.step_in_pass(&gpu.queue, &mut pass, &run.bound, 0.1).unwrap();
+    drop(pass);
+    encoder
+}
+
+/// A report that is requested before a step is recorded, in commands that run after it, is of that step.
+#[test]
+fn a_report_may_be_of_a_later_step() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run = GpuRun::new(&gpu, single(AdamW::default(), 4), SKIP, &[1.0; 4]);
+    run.write_grads(&[1.0; 4]);
+    let mut report = gpu.encoder();
+    let first = in_pass(&gpu, &mut run);
+    run.optimizer.read_back(&mut report).unwrap();
+    let second = in_pass(&gpu, &mut run);
+    for encoder in [first, second, report] {
+        gpu.run(encoder);
+    }
+    let report = run.optimizer.take_report().unwrap();
+    assert_eq!((report.step, report.skipped, report.in_order), (1, 0, true));
+    // Its buffer serves the next one.
+    let report = run.step(&[1.0; 4], 0.1).unwrap();
+    assert_eq!((report.step, report.skipped, report.in_order), (2, 0, true));
+}
+
+/// A report whose commands the device has refused says nothing. The step counts as not taken.
+#[test]
+fn a_report_that_was_not_written_is_not_believed() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut runs = [false, true].map(|fails| {
+        let mut run = GpuRun::new(&gpu, single(AdamW::default(), 4), SKIP, &[1.0; 4]);
+        run.write_grads(&[1.0; 4]);
+        if fails {
+            let scope = gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let mut encoder = gpu.encoder();
+            run.record(&mut encoder, 0.1).unwrap();
+            // Beyond the end of the buffer.
+            let buffer = gpu.upload(&[0.0; 4]);
+            encoder.clear_buffer(&buffer, 1 << 20, None);
+            gpu.run(encoder);
+            assert!(pollster::block_on(scope.pop()).is_some());
+            assert_eq!(run.optimizer.take_report(), None);
+        }
+        run
+    });
+    for t in 0..3 {
+        let reports = runs.each_mut().map(|run| run.step(&[1.0, -2.0, 0.5, 1.0], lr(t)).unwrap());
+        assert_eq!(reports.map(|report| report.skipped), [0, 1]);
+        assert_eq!(reports.map(|report| report.step), [t as u64, t as u64 + 1]);
+    }
+    let [clean, failed] = runs.each_ref().map(GpuRun::snapshot);
+    assert_same_bits(&failed, &clean, "a step that was refused");
+}
+
+/// Commands that are submitted in another order than they were recorded: reports say so from then on.
+#[test]
+fn steps_out_of_order_are_reported() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run = GpuRun::new(&gpu, single(AdamW::default(), 4), SKIP, &[1.0; 4]);
+    assert!(run.step(&[1.0; 4], 0.1).unwrap().in_order);
+    let encoders = [in_pass(&gpu, &mut run), in_pass(&gpu, &mut run)];
+    for mut encoder in encoders.into_iter().rev() {
+        run.optimizer.read_back(&mut encoder).unwrap();
+        gpu.run(encoder);
+    }
+    let reports: Vec<_> = std::iter::from_fn(|| run.optimizer.take_report()).collect();
+    let told: Vec<_> = reports.iter().map(|report| (report.step, report.in_order)).collect();
+    assert_eq!(told, [(2, true), (1, false)]);
+    assert!(!run.step(&[1.0; 4], 0.1).unwrap().in_order);
+}
