@@ -165,7 +165,7 @@ impl<'a> Gpu<'a> {
             if !view.offset.is_multiple_of(WORD) {
                 return Err(BindError::Misaligned { what: what(), offset: view.offset, bound: WORD }.into());
             }
-            if end.next_multiple_of(WORD) > view.buffer.size() {
+            if end.checked_next_multiple_of(WORD).is_none_or(|end| end > view.buffer.size()) {
                 return Err(BindError::OutOfBounds {
                     what: what(),
                     start: offset,

@@ -214,7 +214,7 @@ impl Layout {
 
     /// Bytes that a step has to move on the GPU: parameters and state are read and written, gradients are
     /// read, twice where their norm is taken. Layer-wise rules read the values that their norms are taken of
-    /// twice. Frozen groups move nothing.
+    /// twice. Frozen groups move nothing. The count ends at `u64::MAX`.
     #[must_use]
     pub fn bytes_moved(&self, options: &Options) -> u64 {
         let tensors = self.tensors.iter().filter(|tensor| !self.groups[tensor.group].frozen);
@@ -222,7 +222,7 @@ impl Layout {
             let RuleUse { spec, kept } = &self.rules[self.rule_of[tensor.group]];
             bytes_moved(spec, kept, options, tensor.len)
         });
-        moved.sum()
+        u64::try_from(moved.sum::<u128>()).unwrap_or(u64::MAX)
     }
 
     /// Names of the state slots of all rules, each once, in the order of the groups.

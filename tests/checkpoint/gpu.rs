@@ -4,7 +4,7 @@ use crate::common::{Directory, Saves, assert_same_tensors, mismatches, values};
 use cpu_harness::CpuRun;
 use harness::{Gpu, GpuRun};
 use wgpu_optim::checkpoint::{self, Cpu, Error, Gpu as Engine, Load, Mismatch, Parameters, Save};
-use wgpu_optim::{AdamW, Format, Group, Layout, Master, Optimizer, Options, Rounding, View, cpu};
+use wgpu_optim::{AdamW, BindError, Format, Group, Layout, Master, Optimizer, Options, Rounding, View, cpu};
 
 /// Tensors of odd lengths with gaps between them; `shift` elements further on.
 pub fn layout(shift: u64) -> Layout {
@@ -101,11 +101,27 @@ fn engines_read_each_other() {
     };
     let mut optimizer = cpu::Optimizer::new(layout(0)).unwrap();
     let error = refused(Cpu::new(&mut optimizer).parameters(&mut [0u16; 2_000]));
-    assert!(matches!(error, Error::Bind(wgpu_optim::BindError::Format { .. })), "{error}");
+    assert!(matches!(error, Error::Bind(BindError::Format { .. })), "{error}");
     let error = refused(Cpu::new(&mut optimizer).parameters(&mut [0.0; 1_346]));
     assert!(matches!(&error, Error::Parameters { tensor, .. } if tensor == "d"), "{error}");
     let error = refused(Cpu::new(&mut optimizer).each_parameters([("a", &mut [0.0; 301])]));
     assert!(matches!(&error, Error::Parameters { tensor, found: 0, .. } if tensor == "b"), "{error}");
+}
+
+/// Parameters from an offset that no buffer has: an error, and no sum that overflows.
+#[test]
+fn parameters_far_beyond_their_buffer() {
+    let Some(gpu) = harness::test_gpu() else { return };
+    let mut run = on_gpu(&gpu, layout(0), Options::default());
+    let params = run.params.clone();
+    for offset in (0..16).map(|n| u64::MAX - n).chain([1 << 63, 1 << 32, params.size()]) {
+        let far = Parameters::flat(View::new(&params, offset));
+        let mut engine = Engine::new(&mut run.optimizer, &gpu.queue).parameters(far);
+        let error = checkpoint::save_to(&mut engine, std::io::sink(), &Save::default()).unwrap_err();
+        let named =
+            matches!(error, Error::Bind(BindError::OutOfBounds { .. } | BindError::Misaligned { .. }));
+        assert!(named, "{offset}: {error}");
+    }
 }
 
 /// Parameters lie in a pooled buffer in any order; what lies between them is left alone, also where it shares

@@ -7,6 +7,7 @@ mod checkpoint;
 mod common;
 mod cpu;
 mod empty;
+mod extremes;
 mod formats;
 mod identities;
 mod large;
