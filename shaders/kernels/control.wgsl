@@ -106,6 +106,7 @@ fn factor_of(sum: Partial) -> f32 {
 }
 
 fn decide(sum: Partial) {
+    let before = state.number;
     let scale = select(1.0, state.scale, DYNAMIC);
     unscale = ratio(wide(request.unscale, 0), wide(scale, 0));
     pending = min(request.number - state.taken - request.first, request.count - 1u);
@@ -127,7 +128,7 @@ fn decide(sum: Partial) {
     if sum.flags != 0u {
         norm = not_finite(sum.flags);
     }
-    if state.number != NO_STEP && bitcast<i32>(request.number - state.number) <= 0i {
+    if before != NO_STEP && bitcast<i32>(request.number - before) <= 0i {
         state.disordered = 1u;
     }
     state.number = request.number;
