@@ -69,7 +69,7 @@ impl Optimizer {
     /// recorded. Without reports by the options it does nothing.
     ///
     /// # Errors
-    /// A [`DeviceError`] if the device is lost or has no memory for a report.
+    /// A [`DeviceError`] if the device is lost or has no memory for a report. Nothing is recorded then.
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), DeviceError> {
         device::alive(&self.device)?;
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
