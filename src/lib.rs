@@ -73,9 +73,9 @@
 //!
 //! State on the device is gone with it. The way back: open another device, create its buffers, create the
 //! optimizer anew with the same layout and options, load the last checkpoint with its parameters, and bind.
-//! The run then goes on bit for bit, if the adapter is the same. State of an [`offload`]ed optimizer is in host
-//! memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one; a step
-//! that was under way is lost with its gradients.
+//! The run then goes on bit for bit, if the adapter is the same. State of an [`offload`]ed optimizer is in
+//! host memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one;
+//! a step that was under way is lost with its gradients.
 //!
 //! # What is promised of the numbers
 //!

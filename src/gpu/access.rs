@@ -208,8 +208,8 @@ impl Optimizer {
     /// two.
     ///
     /// # Errors
-    /// A [`StateError::Mismatches`] with everything that differs, or if the device is lost. Nothing is recorded and nothing changes
-    /// then.
+    /// A [`StateError::Mismatches`] with everything that differs, or a [`StateError::Device`] if the device is
+    /// lost. Nothing is recorded and nothing changes then.
     pub fn take_over(
         &mut self,
         queue: &wgpu::Queue,

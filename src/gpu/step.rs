@@ -23,8 +23,8 @@ impl Optimizer {
     ///
     /// # Errors
     /// A [`StepError`] if an argument is out of range, if reports are due, if the device is lost, or if it has
-    /// no memory for scalars or a report. The first step after a group was thawed may be refused as [`bind`](Self::bind)
-    /// refuses. Nothing is recorded then, and no state changes.
+    /// no memory for scalars or a report. The first step after a group was thawed may be refused as
+    /// [`bind`](Self::bind) refuses. Nothing is recorded then, and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
