@@ -63,6 +63,20 @@
 //!
 //! Without features the CPU half is left: no wgpu, no threads, files or clocks.
 //!
+//! # A lost device
+//!
+//! An engine loses its device when it destroys it, or when the driver gives it up. From then on each call
+//! that needs the device returns [`DeviceError::Lost`], inside the error of its stage, as
+//! `StepError::Device(DeviceError::Lost)`. It changes nothing. None of these calls reaches the error handler
+//! of the device, and neither does the submission of a step that was recorded before the loss. In a browser
+//! the library cannot see the loss: the promise `lost` of the device tells the engine.
+//!
+//! State on the device is gone with it. The way back: open another device, create its buffers, create the
+//! optimizer anew with the same layout and options, load the last checkpoint with its parameters, and bind.
+//! The run then goes on bit for bit, if the adapter is the same. State of an [`offload`]ed optimizer is in
+//! host memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one;
+//! a step that was under way is lost with its gradients.
+//!
 //! # What is promised of the numbers
 //!
 //! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`CpuRule::MAX_ULPS`]

@@ -2,9 +2,9 @@
 
 use super::PARAM;
 use super::engine::{Backend, Part, Sink, Source};
+use crate::error::BindError;
 use crate::error::checkpoint::Error;
-use crate::error::{BindError, DeviceError};
-use crate::gpu::device::{checked, create_buffer};
+use crate::gpu::device::{alive, checked, create_buffer, refused, unmap, write};
 use crate::gpu::{ByteRange, ControlState, Optimizer, Run, View};
 use crate::layout::Layout;
 use crate::options::Options;
@@ -191,12 +191,9 @@ impl<'a> Gpu<'a> {
 
     fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
         let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
-        match self.optimizer.device().poll(poll) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                Err(DeviceError::Refused { what: "an answer".into(), reason: error.to_string() }.into())
-            }
-        }
+        let device = self.optimizer.device();
+        device.poll(poll).map_err(|error| refused(device, "an answer", error))?;
+        Ok(())
     }
 
     fn staging(&self, bytes: u64) -> Result<wgpu::Buffer, Error> {
@@ -228,13 +225,12 @@ impl<'a> Gpu<'a> {
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Error> {
         self.wait(Some(submission))?;
-        let mapped = staging.get_mapped_range(..).map_err(|error| DeviceError::Refused {
-            what: "a copy to the host".into(),
-            reason: error.to_string(),
-        })?;
+        let device = self.optimizer.device();
+        let mapped = staging.get_mapped_range(..);
+        let mapped = mapped.map_err(|error| refused(device, "a copy to the host", error))?;
         let taken = take(&mapped);
         drop(mapped);
-        staging.unmap();
+        unmap(device, staging);
         Ok(taken)
     }
 
@@ -265,6 +261,7 @@ impl Backend for Gpu<'_> {
     }
 
     fn check(&self, writing: bool) -> Result<(), Error> {
+        alive(self.optimizer.device())?;
         let runs = match self.parameters {
             Some(_) => self.runs(usize::MAX)?,
             None => Vec::new(),
@@ -363,9 +360,9 @@ impl Backend for Gpu<'_> {
                     }
                 }
                 let what = || format!("{} bytes of state", copy.bytes);
-                checked(self.optimizer.device(), what, || {
-                    self.queue.write_buffer(&copy.buffer, copy.offset, &bytes[whole]);
-                })?;
+                let device = self.optimizer.device();
+                let written = || write(device, self.queue, &copy.buffer, copy.offset, &bytes[whole]);
+                checked(device, what, written)??;
             }
             sent.push_back(self.queue.submit([]));
             if sent.len() == WRITES {
@@ -383,6 +380,8 @@ impl Backend for Gpu<'_> {
     fn restore(&mut self, counters: &Counters) -> Result<(), Error> {
         self.optimizer.restore(self.queue, counters);
         self.queue.submit([]);
-        self.wait(None)
+        self.wait(None)?;
+        // A device that was lost meanwhile has taken everything without a word.
+        Ok(alive(self.optimizer.device())?)
     }
 }

@@ -110,7 +110,7 @@ pub enum BindError {
         /// One past the last shared byte.
         end: u64,
     },
-    /// The device refuses a buffer or a kernel, or a limit of it is too small.
+    /// The device is lost, refuses a buffer or a kernel, or a limit of it is too small.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

@@ -1,6 +1,6 @@
 //! Errors of changes between steps.
 
-use super::{OptionsError, OutOfMemory, RuleError, ScheduleError};
+use super::{DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
 
 /// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. Nothing
 /// has changed.
@@ -53,6 +53,9 @@ pub enum ChangeError {
     /// The new bound of the clip or the new loss scale is refused.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// The device is lost, or has no memory for the new loss scale.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The host has too little memory to divide the tensors anew.
     #[error("no memory for {bytes} bytes of optimizer state")]
     Memory {

@@ -116,7 +116,7 @@ pub enum Error {
         /// The number of bytes that were asked for.
         bytes: u64,
     },
-    /// The device refuses a buffer or a command.
+    /// The device is lost, or refuses a buffer or a command.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the

@@ -1,9 +1,13 @@
 //! Errors of a device.
 
-/// The error of a device: it refuses an object, or its limits are too small.
+/// The error of a device: it is lost, it refuses an object, or its limits are too small.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
+    /// The device is lost: destroyed by the engine, or given up by its driver. The crate's documentation has
+    /// [the way back](crate#a-lost-device).
+    #[error("the device is lost: open another one, create the optimizer on it and load the last checkpoint")]
+    Lost,
     /// The device cannot allocate a buffer, build a kernel or carry out a command.
     #[error("the device refused {what}: {reason}")]
     Refused {

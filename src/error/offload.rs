@@ -55,7 +55,7 @@ pub enum OffloadError {
     /// A buffer of the caller's is refused.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The device refuses staging buffers, or their contents cannot be read.
+    /// The device is lost or refuses staging buffers, or their contents cannot be read.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

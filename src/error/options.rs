@@ -77,7 +77,7 @@ pub enum OptionsError {
         /// The number of bytes that were asked for.
         bytes: u64,
     },
-    /// The device refuses a buffer or a kernel, or a limit of it is too small.
+    /// The device is lost, refuses a buffer or a kernel, or a limit of it is too small.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

@@ -1,6 +1,6 @@
 //! Errors of reading, writing and taking over state.
 
-use super::BindError;
+use super::{BindError, DeviceError};
 
 /// The error of reading, writing or taking over state. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -70,6 +70,9 @@ pub enum StateError {
     /// The buffer for a copy is refused.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The device is lost, or has no memory for what is written.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The state does not fit the optimizer that is to take it over: all differences.
     #[error("the state does not fit: {}", list(.0))]
     Mismatches(Vec<StateMismatch>),

@@ -85,7 +85,7 @@ pub enum StepError {
     /// The caller's buffers or slices are refused.
     #[error(transparent)]
     Bind(BindError),
-    /// The device refuses a buffer or a kernel, or a limit of it is too small.
+    /// The device is lost, refuses a buffer or a kernel, or a limit of it is too small.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

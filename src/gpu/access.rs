@@ -2,6 +2,7 @@
 
 use super::buffers::View;
 use super::control;
+use super::device::{self, alive};
 use super::optimizer::Optimizer;
 use super::state::StateRange;
 use crate::error::{BindError, StateError, StateMismatch};
@@ -77,7 +78,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, for a remainder, whose
-    /// codes are no numbers, or if the buffer is refused. Nothing is recorded then.
+    /// codes are no numbers, if the buffer is refused, or if the device is lost. Nothing is recorded then.
     pub fn copy_state<'a>(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -99,6 +100,7 @@ impl Optimizer {
         if end > size {
             return Err(BindError::OutOfBounds { what: what(), start, end, size }.into());
         }
+        alive(&self.device)?;
         for Words { buffer, from, to: at, bytes } in copies {
             encoder.copy_buffer_to_buffer(buffer, from, to.buffer, start + at, Some(bytes));
         }
@@ -160,7 +162,7 @@ impl Optimizer {
     /// # Errors
     /// A [`StateError`] as of [`copy_state`](Self::copy_state), for another count of numbers, or for a tensor
     /// that shares a word of 2-byte state with another one, as only tensors of a
-    /// [packed](crate::Layout::packed) layout do. Nothing changes then.
+    /// [packed](crate::Layout::packed) layout do, or if the device is lost. Nothing changes then.
     pub fn write_state(
         &mut self,
         queue: &wgpu::Queue,
@@ -185,9 +187,9 @@ impl Optimizer {
             let mut words = vec![0; (offset - first) as usize];
             words.extend_from_slice(&codes);
             words.resize(words.len().next_multiple_of(WORD as usize), 0);
-            queue.write_buffer(buffer, first, &words);
+            device::write(&self.device, queue, buffer, first, &words)?;
             if let Some(scales) = scales {
-                queue.write_buffer(buffer, scales, &own_scales);
+                device::write(&self.device, queue, buffer, scales, &own_scales)?;
             }
         }
         Ok(())
@@ -206,8 +208,8 @@ impl Optimizer {
     /// two.
     ///
     /// # Errors
-    /// A [`StateError::Mismatches`] with everything that differs. Nothing is recorded and nothing changes
-    /// then.
+    /// A [`StateError::Mismatches`] with everything that differs, or a [`StateError::Device`] if the device
+    /// is lost. Nothing is recorded and nothing changes then.
     pub fn take_over(
         &mut self,
         queue: &wgpu::Queue,
@@ -228,6 +230,7 @@ impl Optimizer {
         let (from, to) = ((&old.layout, &old.options), (&self.layout, &self.options));
         let taken = take_over::compare(from, to, &carries)?;
         self.refuse_other_device(old, pending.count())?;
+        alive(&self.device)?;
         let copies = self.state_copies(old, &taken.tensors)?;
         for (from, at, to, start, bytes) in &copies {
             encoder.copy_buffer_to_buffer(from, *at, to, *start, Some(*bytes));

@@ -232,9 +232,10 @@ impl Reports {
             if mapped.is_err() {
                 return;
             }
-            if let Ok(range) = staging.buffer.get_mapped_range(..) {
-                lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step, epoch);
-            }
+            // A lost device takes the buffer away, and objects to what is done with it.
+            let Ok(range) = staging.buffer.get_mapped_range(..) else { return };
+            lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step, epoch);
+            drop(range);
             staging.buffer.unmap();
         });
     }

@@ -10,15 +10,23 @@ pub(crate) const ELEMENT: u64 = 4;
 
 /// Runs `make` and turns what the device objects to into an error instead of a panic.
 ///
-/// Native devices answer at once. A browser answers later, so nothing is caught there: the error reaches the
-/// device's own handler.
+/// A lost device objects to nothing by itself, only to the use of what it made while it was lost.
 pub(crate) fn checked<T>(
     device: &wgpu::Device,
     what: impl FnOnce() -> String,
     make: impl FnOnce() -> T,
 ) -> Result<T, DeviceError> {
+    let (made, objection) = caught(device, make);
+    objection.map_or(Ok(made), |reason| Err(refused(device, what(), reason)))
+}
+
+/// Runs `make`, and keeps what the device objects to from the device's handler.
+///
+/// Native devices answer at once. A browser answers later, so nothing is caught there: the error reaches the
+/// device's own handler.
+fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<String>) {
     if cfg!(target_arch = "wasm32") {
-        return Ok(make());
+        return (make(), None);
     }
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -29,12 +37,62 @@ pub(crate) fn checked<T>(
         std::pin::pin!(validation.pop()).poll(&mut context),
         std::pin::pin!(memory.pop()).poll(&mut context),
     ];
-    for answer in answers {
-        if let Poll::Ready(Some(error)) = answer {
-            return Err(DeviceError::Refused { what: what(), reason: error.to_string() });
-        }
+    let objection = answers.into_iter().find_map(|answer| match answer {
+        Poll::Ready(error) => error,
+        Poll::Pending => None,
+    });
+    (made, objection.map(|error| error.to_string()))
+}
+
+/// The error of a command that failed for `reason`, if not for the loss of the device.
+pub(crate) fn refused(device: &wgpu::Device, what: impl Into<String>, reason: impl ToString) -> DeviceError {
+    let refused = |()| DeviceError::Refused { what: what.into(), reason: reason.to_string() };
+    alive(device).map_or_else(|lost| lost, refused)
+}
+
+/// Refuses a device that is lost.
+///
+/// wgpu tells one listener of a loss, which is the engine's. What a lost device makes is invalid, and memory
+/// that ought to be mapped says so. A browser's devices make no difference, so nothing is refused there.
+pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
+    if cfg!(target_arch = "wasm32") {
+        return Ok(());
     }
-    Ok(made)
+    let probe = wgpu::BufferDescriptor {
+        label: Some("wgpu-optim probe"),
+        size: ELEMENT,
+        usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    };
+    let (probe, objection) = caught(device, || device.create_buffer(&probe));
+    // A device without memory is not lost.
+    if objection.is_none() && probe.get_mapped_range_mut(..).is_err() {
+        return Err(DeviceError::Lost);
+    }
+    Ok(())
+}
+
+/// Writes to a buffer before the next submission. The bytes fit the buffer.
+///
+/// `Queue::write_buffer` is silent about the loss of the device. Its other form answers, at the same price.
+pub(crate) fn write(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(), DeviceError> {
+    let Some(size) = wgpu::BufferSize::new(bytes.len() as u64) else { return alive(device) };
+    match queue.write_buffer_with(buffer, offset, size) {
+        Some(mut view) => view.copy_from_slice(bytes),
+        None => return Err(refused(device, format!("{size} bytes"), "its handler of errors has it")),
+    }
+    Ok(())
+}
+
+/// Unmaps a buffer, which a device that has been lost and polled objects to.
+pub(crate) fn unmap(device: &wgpu::Device, buffer: &wgpu::Buffer) {
+    caught(device, || buffer.unmap());
 }
 
 /// Allocates a buffer, or says why not.
@@ -74,12 +132,10 @@ pub(crate) fn create_filled(
             mapped_at_creation: true,
         })
     })?;
-    let mut mapped = buffer
-        .get_mapped_range_mut(..)
-        .map_err(|error| DeviceError::Refused { what: what(), reason: error.to_string() })?;
+    let mut mapped = buffer.get_mapped_range_mut(..).map_err(|error| refused(device, what(), error))?;
     mapped.copy_from_slice(bytes);
     drop(mapped);
-    buffer.unmap();
+    unmap(device, &buffer);
     Ok(buffer)
 }
 

@@ -1,6 +1,7 @@
 //! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
 
 use super::control::{Control, Request};
+use super::device;
 use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
 use super::limits::limits;
 use super::pending::Pending;
@@ -112,6 +113,7 @@ impl Optimizer {
         target: Target,
     ) -> Result<Self, OptionsError> {
         options.validate()?;
+        device::alive(device)?;
         let fused = Fused::of(&options);
         let limits = limits(&device.limits(), &layout, &options)?;
         let groups = layout.groups().len();
@@ -235,8 +237,8 @@ impl Optimizer {
     /// # Errors
     /// A [`ChangeError`] if the scale is not from [`min`](crate::LossScale::min) to
     /// [`max`](crate::LossScale::max), if `good_steps` is not below
-    /// [`growth_interval`](crate::LossScale::growth_interval), or without [`Options::loss_scale`]. Nothing
-    /// changes then.
+    /// [`growth_interval`](crate::LossScale::growth_interval), without [`Options::loss_scale`], or if the
+    /// device is lost. Nothing changes then.
     pub fn set_loss_scale(
         &mut self,
         queue: &wgpu::Queue,
@@ -247,7 +249,7 @@ impl Optimizer {
         if let Some(state) = self.loss_scale() {
             // The first two fields of `State`.
             let bits = [(scale as f32).to_bits(), good_steps];
-            queue.write_buffer(state, 0, bytemuck::cast_slice(&bits));
+            device::write(&self.device, queue, state, 0, bytemuck::cast_slice(&bits))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! new ones is added, so any number of steps may be recorded before a submission, and a loop that submits as
 //! it goes never allocates.
 
-use super::device::{ALIGNMENT, checked, create_buffer};
+use super::device::{self, ALIGNMENT, checked, create_buffer};
 use crate::error::DeviceError;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -173,8 +173,10 @@ impl Ring {
             }
         };
         let (page, offset) = self.at(place);
-        queue.write_buffer(&page.buffer, offset.into(), bytes);
-        Ok(Lease { place, free: self.free.clone(), _counted: self.leases.clone() })
+        // The place is free again if it cannot be written.
+        let lease = Lease { place, free: self.free.clone(), _counted: self.leases.clone() };
+        device::write(&self.device, queue, &page.buffer, offset.into(), bytes)?;
+        Ok(lease)
     }
 
     fn at(&self, place: u32) -> (&Page, u32) {

@@ -1,6 +1,7 @@
 //! A step: its scalars on their way to the device, and its dispatches in the caller's encoder.
 
 use super::control::{Control, Request, Staging};
+use super::device;
 use super::optimizer::{Optimizer, request_bytes};
 use super::record::{Bound, Recorded};
 use super::ring::Lease;
@@ -21,9 +22,9 @@ impl Optimizer {
     /// records). `steps()` counts it.
     ///
     /// # Errors
-    /// A [`StepError`] if an argument is out of range, if reports are due, or if the device has no memory for
-    /// scalars or a report. The first step after a group was thawed may be refused as [`bind`](Self::bind)
-    /// refuses. Nothing is recorded then, and no state changes.
+    /// A [`StepError`] if an argument is out of range, if reports are due, if the device is lost, or if it
+    /// has no memory for scalars or a report. The first step after a group was thawed may be refused as
+    /// [`bind`](Self::bind) refuses. Nothing is recorded then, and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
@@ -68,8 +69,9 @@ impl Optimizer {
     /// recorded. Without reports by the options it does nothing.
     ///
     /// # Errors
-    /// A [`DeviceError`] if the device has no memory for a report.
+    /// A [`DeviceError`] if the device is lost or has no memory for a report. Nothing is recorded then.
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), DeviceError> {
+        device::alive(&self.device)?;
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
             control.read_back(encoder, staging, self.steps - 1);
         }

@@ -1,7 +1,8 @@
 //! Chunks: the units in which gradients come to the host and parameters go back.
 
 use crate::cpu::Optimizer;
-use crate::error::BindError;
+use crate::error::{BindError, DeviceError};
+use crate::gpu::device::write;
 use core::ops::Range;
 
 /// Bytes of an element.
@@ -53,10 +54,16 @@ impl Chunk {
     }
 
     /// Sends its parameters to the device.
-    pub(super) fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer, values: &[f32]) {
-        for range in &self.ranges {
+    pub(super) fn upload(
+        &self,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        params: &wgpu::Buffer,
+        values: &[f32],
+    ) -> Result<(), DeviceError> {
+        self.ranges.iter().try_for_each(|range| {
             let at = (range.start * ELEMENT) as u64;
-            queue.write_buffer(params, at, bytemuck::cast_slice(&values[range.clone()]));
-        }
+            write(device, queue, params, at, bytemuck::cast_slice(&values[range.clone()]))
+        })
     }
 }

@@ -8,6 +8,7 @@ mod tests;
 
 use crate::cpu::{Optimizer, StateMut};
 use crate::error::{DeviceError, OffloadError, OptionsError};
+use crate::gpu::device::alive;
 use crate::layout::Layout;
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -168,6 +169,7 @@ impl Offload {
         if found != expected {
             return Err(OptionsError::Parameters { found, expected });
         }
+        alive(device)?;
         let optimizer = Optimizer::with_options(layout, options)?;
         let chunks = chunks(&optimizer, chunk_blocks);
         let staging = staging(device, &chunks, staged_chunks)?;
@@ -225,7 +227,8 @@ impl Offload {
     /// submission. Gaps between tensors stay.
     ///
     /// # Errors
-    /// An [`OffloadError`] if a step is under way, or if the buffer is too short or lacks usage `COPY_DST`.
+    /// An [`OffloadError`] if a step is under way, if the buffer is too short or lacks usage `COPY_DST`, or
+    /// if the device is lost.
     pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), OffloadError> {
         self.between_steps()?;
         let mut ranges: Vec<core::ops::Range<usize>> = Vec::new();
@@ -238,8 +241,7 @@ impl Offload {
         // Those of frozen groups too.
         let all = Chunk { rule: 0, tasks: 0..0, ranges };
         all.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
-        all.upload(queue, params, &self.params);
-        Ok(())
+        Ok(all.upload(&self.device, queue, params, &self.params)?)
     }
 
     /// Gives a group other hyperparameters of its rule, as [`cpu::Optimizer::set_rule`](Optimizer::set_rule).

@@ -2,7 +2,7 @@
 
 use super::chunk::Chunk;
 use crate::error::DeviceError;
-use crate::gpu::device::create_buffer;
+use crate::gpu::device::{create_buffer, unmap};
 use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 
@@ -54,8 +54,8 @@ impl Staging {
     }
 
     /// Makes room for another request.
-    pub(super) fn release(&self) {
-        self.buffer.unmap();
+    pub(super) fn release(&self, device: &wgpu::Device) {
+        unmap(device, &self.buffer);
         self.state.store(ABSENT, Ordering::Release);
     }
 

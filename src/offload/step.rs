@@ -5,6 +5,7 @@ use super::staging::{ABSENT, ASKED, Asked, FAILED, HERE, Staging};
 use super::{Offload, Phase, Progress};
 use crate::cpu::{Checked, Decision};
 use crate::error::{BindError, OffloadError};
+use crate::gpu::device::{alive, unmap};
 use crate::report::Report;
 use crate::step::Step;
 use core::ops::Range;
@@ -38,14 +39,15 @@ impl Offload {
     ///
     /// # Errors
     /// An [`OffloadError`] if the chunk is unknown, on its way or not to be requested now, if the buffer is
-    /// too short or lacks usage `COPY_SRC`, or if there is no memory for staging buffers. Nothing is recorded
-    /// then.
+    /// too short or lacks usage `COPY_SRC`, if the device is lost, or if there is no memory for staging
+    /// buffers. Nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         grads: &wgpu::Buffer,
         chunk: usize,
     ) -> Result<(), OffloadError> {
+        alive(&self.device)?;
         self.refresh()?;
         let unknown = OffloadError::UnknownChunk { chunk, bound: self.chunks.len() };
         let place = self.chunks.get(chunk).ok_or(unknown)?;
@@ -79,15 +81,17 @@ impl Offload {
     ///
     /// # Errors
     /// An [`OffloadError`] if an argument is out of range, if the buffer is too short or lacks usage
-    /// `COPY_DST`, if nobody has requested the chunk that is next (or the commands that did were dropped), or
-    /// if its gradients cannot be read. The step stays where it was: chunks before this one have been worked
-    /// on, and it goes on when this one has been requested again, of the same gradients.
+    /// `COPY_DST`, if the device is lost, if nobody has requested the chunk that is next (or the commands
+    /// that did were dropped), or if its gradients cannot be read. The step stays where it was: chunks before
+    /// this one have been worked on, and it goes on when this one has been requested again, of the same
+    /// gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,
         params: &wgpu::Buffer,
         step: impl Into<Step>,
     ) -> Result<Progress, OffloadError> {
+        alive(&self.device)?;
         self.refresh()?;
         self.check_params(params)?;
         if self.chunks.is_empty() {
@@ -121,7 +125,7 @@ impl Offload {
             let Some(grads) = mapped.as_deref().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok()) else {
                 // A buffer that is not mapped cannot be unmapped.
                 if mapped.take().is_some() {
-                    staging.buffer.unmap();
+                    unmap(&self.device, &staging.buffer);
                 }
                 return Err(staging.unreadable().into());
             };
@@ -135,10 +139,11 @@ impl Offload {
             }
         }
         if let (Phase::Update { .. }, _) | (_, false) = (self.phase, keeps_all) {
-            staging.release();
+            staging.release(&self.device);
         }
         if let Phase::Update { .. } = self.phase {
-            chunk.upload(queue, params, &self.params);
+            // The host has the parameters; that the device is lost is seen by the next call.
+            let _ = chunk.upload(&self.device, queue, params, &self.params);
         }
         self.next += 1;
         self.pass_by();
@@ -204,7 +209,8 @@ impl Offload {
     fn decide(&mut self, unscale: f64) -> Option<Report> {
         let Decision { skip, report } = self.optimizer.decide(unscale);
         if skip {
-            self.staging.iter().filter(|staging| staging.is_taken()).for_each(Staging::release);
+            let taken = self.staging.iter().filter(|staging| staging.is_taken());
+            taken.for_each(|staging| staging.release(&self.device));
             for rule in 0..self.optimizer.layout().rules().len() {
                 let mut tensors = Checked::params(&mut self.params);
                 let tasks = self.optimizer.tasks(rule);

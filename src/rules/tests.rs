@@ -47,7 +47,7 @@ fn every_rule_is_complete() {
         let kept: Vec<_> = (0..all.len()).map(|slot| dynamic.keeps_slot(slot)).collect();
         let cells: Vec<_> = row.split(" | ").collect();
         let state = |kept: &[bool]| 4 * kept.iter().filter(|&&kept| kept).count() as u64;
-        let moved = |kept: &[bool]| bytes_moved(&spec, kept, &Options::default(), 1);
+        let moved = |kept: &[bool]| bytes_moved(&spec, kept, &Options::default(), 1) as u64;
         for (cell, bytes) in
             [(cells[2], [state(&kept), state(&all)]), (cells[3], [moved(&kept), moved(&all)])]
         {

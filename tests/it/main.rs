@@ -13,6 +13,8 @@ mod identities;
 mod large;
 mod layers;
 mod layouts;
+#[cfg(feature = "checkpoint")]
+mod lost;
 mod messages;
 mod mixed;
 mod offload;

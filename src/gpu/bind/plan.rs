@@ -3,6 +3,7 @@
 use super::tables::Table;
 use crate::error::{BindError, DeviceError};
 use crate::gpu::buffers::{ByteRange, Part, Window as Bytes};
+use crate::gpu::device::alive;
 use crate::gpu::kernel::{Access, Fused, KernelKey, TableLayout};
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::Kernel;
@@ -48,6 +49,7 @@ impl Optimizer {
         scanned: &[Part],
         describes: bool,
     ) -> Result<Recorded, BindError> {
+        alive(&self.device)?;
         let group_of: Vec<_> = self.layout.by_offset().map(|tensor| tensor.group).collect();
         let frozen: Vec<_> = self.layout.groups().iter().map(|group| group.is_frozen()).collect();
         let thawed = |part: &Part| {
