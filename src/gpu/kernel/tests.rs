@@ -361,7 +361,8 @@ fn every_fold_validates() {
 
 fn state() -> (Vec<(String, u32)>, u32) {
     let fields = offsets!(
-        State: scale, good, taken, number, flags, norm, factor, used_scale, param_norm, update_norm
+        State: scale, good, taken, number, flags, norm, factor, used_scale, param_norm, update_norm, epoch,
+        disordered
     );
     (fields, size_of::<State>() as u32)
 }
