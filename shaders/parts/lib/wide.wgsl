@@ -33,7 +33,7 @@ fn ratio(a: Wide, b: Wide) -> Wide {
 fn narrow(w: Wide) -> f32 {
     let digits = bitcast<u32>(w.x) & 0x7fffffu;
     if w.e > 127 {
-        return bitcast<f32>(INFINITE);
+        return not_finite(1u);
     }
     if w.e < -126 {
         return bitcast<f32>((digits | NORMAL) >> u32(min(-126 - w.e, 24)));
