@@ -141,7 +141,7 @@ def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
 
 
 def forms(state: dict, count: int) -> dict:
-    """The same state as others have it, by the name of the form, and what `--ignore` has to name."""
+    """One state in each form that others write, by the name of the form, with the keys for `--ignore`."""
     names = torch_state.named(state, None)
 
     def changed(group=lambda group: group, own=lambda own: own) -> dict:

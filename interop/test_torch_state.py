@@ -216,7 +216,7 @@ class Late(Case):
 
 
 class Forms(Case):
-    """What others write. Those of golden.py are loaded by the library's tests."""
+    """Forms that others write. The library's tests load those of golden.py."""
 
     def test_generated_states(self):
         """Any rule in any form: what is converted is the same."""

@@ -55,7 +55,7 @@ IGNORED |= {"group_name", "lr_scale", "lr_mult", "wd_scale", "wd_mult", "pre_lr_
 IGNORED |= {"is_expert_parallel", "is_decoupled_lr", "default_config", "master_weights", "set_grad_none"}
 # The group's count, where it is no parameter's.
 IGNORED |= {"step"}
-# What other classes have as an option, and torch.optim always does.
+# Options of other classes that torch.optim always has on.
 ALWAYS = {"bias_correction": True, "correct_bias": True}
 # The largest count of steps.
 MAX_STEPS = 2**53
@@ -432,7 +432,7 @@ def parsed(path: Path, text: str | bytes) -> dict:
 
 
 def harmless() -> list:
-    """What is read beside tensors: programs' arguments, and what numpy's scalars and arrays are unpickled by. It makes nothing else of a file. Older versions of numpy have it elsewhere."""
+    """Types that a file may hold beside tensors: arguments of programs, and the makers of numpy's scalars and arrays. Nothing else is unpickled. Older versions of numpy have them elsewhere."""
     try:
         import numpy
         from numpy._core import multiarray
@@ -523,7 +523,7 @@ def write(path: Path, writer) -> None:
     """What `writer` writes takes the place of a file when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        # What is there was left, or is a link, which nobody follows. Says what is wrong with the place as an OSError, which the writers do not.
+        # A killed run has left this file, or it is a link, which nobody follows. Unlike the writers, this names the fault as an OSError.
         partial.unlink(missing_ok=True)
         partial.touch(exist_ok=False)
         writer(partial)

@@ -36,7 +36,7 @@ fn resume(rule: &str, there: usize, gpu: Option<&harness::Gpu>) {
     resume_from(&format!("{rule}-{there}.safetensors"), rule, there, gpu);
 }
 
-/// The same from a file of that name.
+/// [`resume`] from the file `name`.
 fn resume_from(name: &str, rule: &str, there: usize, gpu: Option<&harness::Gpu>) {
     let run = Trajectory::read(&file(&format!("{rule}.safetensors"))).unwrap();
     let path = file(name);

@@ -71,7 +71,7 @@ fn unscaled(sum: Partial) -> Wide {
     return product(wide(root.x, root.shift), unscale);
 }
 
-// What unscaled gradients are multiplied by to bound their norm, if it is not NaN.
+// The factor of unscaled gradients that bounds their norm, if the norm is not NaN.
 fn clip_of(sum: Partial) -> Wide {
     if !bounds() {
         return ONE;

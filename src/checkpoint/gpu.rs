@@ -324,7 +324,7 @@ impl Backend for Gpu<'_> {
         let mut bytes = Vec::new();
         let mut sent = VecDeque::new();
         for batch in batches(runs, WRITTEN) {
-            // What is in it from before is written over, or replaced by what the device has.
+            // Bytes of the batch before are written over, or replaced by those of the device.
             bytes.resize(batch.bytes as usize, 0);
             let mut filled: Vec<Range<usize>> = Vec::new();
             for (part, range) in &batch.parts {

@@ -9,7 +9,7 @@ use crate::options::Options;
 use crate::state::Stream;
 use crate::state::ages::Ages;
 
-/// What a file says of the state of each tensor.
+/// The state of each tensor, as a file has it.
 pub(super) struct Late<'a> {
     /// The layout, with the values that it takes from the file.
     pub(super) layout: &'a Layout,
@@ -34,7 +34,7 @@ impl Late<'_> {
         let sets = [&saved[..]];
         let mut ages = Ages::new(layout, options, &sets, tensors().map(|(i, t)| (t.group, from(i, t))));
         for (i, tensor) in tensors() {
-            // What is missing is a mismatch of its own, or begins now.
+            // A missing slot is a mismatch of its own, or begins now.
             let whole = from(i, tensor).filter(|_| !found[i][1]);
             let joined = ages.join(tensor.group, whole);
             if let (Missing::Zero, Err(steps)) = (load.missing, joined) {

@@ -52,8 +52,9 @@ pub(crate) fn refused(device: &wgpu::Device, what: impl Into<String>, reason: im
 
 /// Refuses a device that is lost.
 ///
-/// wgpu tells one listener of a loss, which is the engine's. What a lost device makes is invalid, and memory
-/// that ought to be mapped says so. A browser's devices make no difference, so nothing is refused there.
+/// wgpu tells one listener of a loss, and the engine owns that place. A buffer that a lost device makes is
+/// invalid, and its memory, which ought to be mapped, cannot be had. A browser gives no such sign, so nothing
+/// is refused there.
 pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
     if cfg!(target_arch = "wasm32") {
         return Ok(());

@@ -9,14 +9,14 @@ const STEPS: u64 = 1_024;
 /// Of a schedule, for rules that have a momentum.
 const MOMENTUM: f64 = 0.5;
 
-/// What each group of a layout goes on from, and which tensors may go on from there.
+/// The counts and carries that each group of a layout goes on from, and the tensors that may do so.
 pub(crate) struct Ages<'a> {
     layout: &'a Layout,
     ema: Option<Ema>,
     carries: &'a [&'a [Carry]],
     /// For each group, the place among the carries of what it goes on from, or none if it starts anew.
     pub(crate) groups: Vec<Option<usize>>,
-    /// What has been compared.
+    /// Results of earlier comparisons.
     known: BTreeMap<(usize, Option<usize>), bool>,
 }
 
@@ -62,7 +62,7 @@ fn alike(layout: &Layout, group: usize, ema: Option<Ema>, carries: [Carry; 2]) -
                 let mut rows = carries.map(|_| vec![0.0; rule.spec().scalars.len()]);
                 (1..=STEPS).all(|t| {
                     for ((carry, carried), row) in carries.iter().zip(&mut carried).zip(&mut rows) {
-                        // What a rule refuses, here a momentum, it refuses at any count.
+                        // A rule that refuses this momentum refuses it at any count.
                         let _ = rule.scalars(momentum, kept, 1.0, carry.taken + t, carried, row);
                     }
                     let [a, b] = &rows;

@@ -30,7 +30,7 @@ fn load(run: &mut CpuRun, file: &[u8], load: &Load) -> Result<(), Error> {
     checkpoint::load_from(&mut run.engine(), Cursor::new(file), load).map(drop)
 }
 
-/// What a step moves the elements of tensor "new", at a gradient of 1 and a learning rate of `lr`.
+/// The change of the elements of tensor "new" in a step, at a gradient of 1 and a learning rate of `lr`.
 fn moved(run: &mut CpuRun, lr: f64) -> f64 {
     let at = run.optimizer.layout().tensor("new").unwrap().range().start;
     let len = run.optimizer.layout().len() as usize;

@@ -33,24 +33,30 @@ fn saves_and_loads(directory: &Directory, name: &str, save: &Save) {
     assert!(directory.names().iter().all(|file| !file.ends_with(".partial")), "{:?}", directory.names());
 }
 
-/// Under a temporary name: it is removed, and neither what it points to changes nor is anything made there.
+/// Saves where a link called `link` points to `target`. Nothing lies beside the save but the file "other",
+/// which stays as it was.
+fn saves_beside(directory: &Directory, link: &str, target: &str, name: &str, save: &Save) {
+    let other = directory.file("other");
+    fs::write(&other, "precious").unwrap();
+    symlink(target, directory.file(link)).unwrap();
+    saves_and_loads(directory, name, save);
+    let saved = directory.names().into_iter().filter(|file| file.starts_with("run"));
+    saved.for_each(|file| fs::remove_file(directory.file(&file)).unwrap());
+    assert_eq!(directory.names(), ["other"], "{link} -> {target}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), "precious", "{link} -> {target}");
+}
+
+/// A link under a temporary name is removed. Its target stays as it was, and is not created.
 #[test]
 fn a_link_under_a_temporary_name_is_not_followed() {
     let directory = Directory::new("partial-links");
-    let other = directory.file("other");
-    fs::write(&other, "precious").unwrap();
     for target in ["other", "none", ".run.safetensors.partial", "."] {
         for (name, partial, save) in [
             (ONE, ".run.safetensors.partial", Save::default()),
             (INDEX, ".run.safetensors.index.json.partial", sharded()),
             (INDEX, ".run-00001-of-00003-1.safetensors.partial", sharded()),
         ] {
-            symlink(target, directory.file(partial)).unwrap();
-            saves_and_loads(&directory, name, &save);
-            let rest = directory.names().into_iter().filter(|file| file.starts_with("run"));
-            rest.for_each(|file| fs::remove_file(directory.file(&file)).unwrap());
-            assert_eq!(directory.names(), ["other"], "{partial} -> {target}");
-            assert_eq!(fs::read_to_string(&other).unwrap(), "precious", "{partial} -> {target}");
+            saves_beside(&directory, partial, target, name, &save);
         }
     }
 }
@@ -66,20 +72,13 @@ fn a_hard_link_under_a_temporary_name_is_not_written_to() {
     assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
 }
 
-/// Where the checkpoint goes: the new file takes the link's place, and what it points to is as it was.
+/// A link at the checkpoint's own name: the new file takes its place, and its target stays as it was.
 #[test]
 fn a_link_to_a_checkpoint_is_replaced() {
     let directory = Directory::new("target-links");
-    let other = directory.file("other");
     for target in ["other", "none", ONE, INDEX] {
-        fs::write(&other, "precious").unwrap();
         for (name, save) in [(ONE, Save::default()), (INDEX, sharded())] {
-            symlink(target, directory.file(name)).unwrap();
-            saves_and_loads(&directory, name, &save);
-            let rest = directory.names().into_iter().filter(|file| file.starts_with("run"));
-            rest.for_each(|file| fs::remove_file(directory.file(&file)).unwrap());
-            assert_eq!(directory.names(), ["other"], "{name} -> {target}");
-            assert_eq!(fs::read_to_string(&other).unwrap(), "precious", "{name} -> {target}");
+            saves_beside(&directory, name, target, name, &save);
         }
     }
 }

@@ -14,7 +14,7 @@ use wgpu_optim::{
 
 const LEN: usize = 1_000;
 
-/// What reached the handler of a device.
+/// Errors that reached the handler of a device.
 type Uncaught = Arc<Mutex<Vec<String>>>;
 
 /// A device with a handler that lists what reaches it.
@@ -28,7 +28,7 @@ fn watched() -> Option<(Gpu, Uncaught)> {
     Some((gpu, uncaught))
 }
 
-/// What the engine does between the loss and the next call: nothing, or what takes its buffers away.
+/// The act of the engine between the loss and the next call: none, or one that takes its buffers away.
 #[derive(Clone, Copy, Debug)]
 enum Then {
     Nothing,

@@ -106,7 +106,7 @@ fn norm_of(sum: Partial) -> f32 {
     return root.x * select(0x1p-80f, 0x1p80f, root.shift > 0);
 }
 
-// What is not finite, from the flags of a sum.
+// Infinity or NaN, as the flags of a sum say.
 fn not_finite(flags: u32) -> f32 {
     return bitcast<f32>(INFINITE + ((flags & 2u) << 21u));
 }

@@ -28,8 +28,8 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the file at `path`. What a killed save has left there is removed, and a symbolic link is too: it
-/// is never followed, and so no other file is written to.
+/// Creates the file at `path`. A file that a killed save has left there is removed. A symbolic link is
+/// removed too: it is never followed, so no other file is written to.
 fn create_anew(path: &Path) -> io::Result<File> {
     match File::create_new(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
