@@ -51,9 +51,11 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn row(&self, row: usize) -> Row<'_> {
+    /// The constants of a tensor's loops, and the power of two that its gradients are multiplied by before.
+    fn row(&self, row: usize) -> (Row<'_>, f32) {
         let len = self.scalars.len() / self.factors.len();
-        Row { scalars: &self.scalars[row * len..][..len], factor: self.factors[row], bound: self.bound }
+        let Factor { factor, power } = self.factors[row];
+        (Row { scalars: &self.scalars[row * len..][..len], factor, bound: self.bound }, power)
     }
 }
 
@@ -151,12 +153,12 @@ pub(super) fn layer_norms(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>)
     {
         let (pair, mut place) =
             of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
-        let row = pass.row(tensor_range.row);
+        let (row, power) = pass.row(tensor_range.row);
         let mut squares = [Squares::new(), Squares::new()];
         let mut left = tensor_range.end - tensor_range.start;
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &part.state[place.kind][..pass.slots]);
-            values.load(storage, &place, &pair, state, &part.master);
+            values.load(storage, &place, &pair, state, &part.master, power);
             let state = values.state.each_ref().map(|tile| tile.as_slice());
             directions(row, &values.p, &values.g, &state[..pass.slots], &mut u);
             add_squares(&mut squares[0], &values.p[..place.len()]);
@@ -182,24 +184,25 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
         let tensor_range = &TensorRange { end: run[run.len() - 1].end, ..run[0].clone() };
         let (mut pair, mut place) =
             of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
-        let row = pass.row(tensor_range.row);
+        let (row, power) = pass.row(tensor_range.row);
         if pass.norms {
             squares = [Squares::new(), Squares::new()];
         }
         let mut left = tensor_range.end - tensor_range.start;
         // Sums have an order that does not depend on addresses. A short run gains less than a copy costs.
-        let aligns = pass.in_place[place.kind] && !pass.norms && left >= TASK;
+        let in_place = pass.in_place[place.kind] && power == 1.0;
+        let aligns = in_place && !pass.norms && left >= TASK;
         let mut head = if aligns { head(&pair, &place) } else { 0 };
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &mut part.state[place.kind][..pass.slots]);
-            let whole = pass.in_place[place.kind] && head == 0 && left >= CHUNK;
+            let whole = in_place && head == 0 && left >= CHUNK;
             if head > 0 {
                 place.resize(core::mem::take(&mut head));
             }
             if whole {
                 place.resize(left.min(strip) / CHUNK * CHUNK);
             } else {
-                values.load(storage, &place, &pair, state, &part.master);
+                values.load(storage, &place, &pair, state, &part.master, power);
             }
             let len = place.len();
             {

@@ -87,6 +87,7 @@ impl Values {
         Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS] }
     }
 
+    /// A tile's numbers, gradients times `power`.
     #[inline(always)]
     pub(super) fn load(
         &mut self,
@@ -95,9 +96,13 @@ impl Values {
         pair: &Pair<'_>,
         state: &[Cells<'_>],
         master: &Cells<'_>,
+        power: f32,
     ) {
         self.load_params(storage, place, pair, master);
         pair.g.load(&place.own, &mut self.g, storage.grads);
+        if power != 1.0 {
+            self.g.iter_mut().for_each(|g| *g *= power);
+        }
         for (to, cells) in self.state.iter_mut().zip(state) {
             cells.load(&place.state, to, storage.states);
         }

@@ -18,25 +18,28 @@ pub(crate) struct Row<'a> {
     /// The rule's scalars, in the order of its fields.
     pub(crate) scalars: &'a [f32],
     /// Factor of the gradients.
-    pub(crate) factor: Factor,
+    pub(crate) factor: f32,
     /// Bound of the gradients' elements, behind the factor.
     pub(crate) bound: f32,
 }
 
-/// A factor of gradients, which may be beyond the normal numbers, as the product of two that are not.
+/// A factor of gradients, which may be beyond the normal numbers, as the product of two numbers that are not.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Factor(f32, f32);
+pub(crate) struct Factor {
+    pub(crate) factor: f32,
+    /// A power of two that gradients are multiplied by before the loop: 1 for a normal factor.
+    pub(crate) power: f32,
+}
 
 impl Factor {
     pub(crate) fn new(factor: f64) -> Self {
         let beyond = 100f64.exp2();
-        // The number itself, if it is normal, 0 or NaN.
-        let (first, second) = match factor {
-            x if x > f64::from(f32::MAX) => (x / beyond, beyond),
-            x if x < f64::from(f32::MIN_POSITIVE) => (x * beyond, 1.0 / beyond),
-            x => (x, 1.0),
+        let power = match factor {
+            x if x > f64::from(f32::MAX) => beyond,
+            x if x < f64::from(f32::MIN_POSITIVE) && x > 0.0 => 1.0 / beyond,
+            _ => 1.0,
         };
-        Self(first as f32, second as f32)
+        Self { factor: (factor / power) as f32, power: power as f32 }
     }
 }
 
@@ -44,7 +47,7 @@ impl Row<'_> {
     /// A gradient as the rule gets it. NaN stays NaN.
     #[inline(always)]
     fn prepared(self, g: f32) -> f32 {
-        let g = g * self.factor.0 * self.factor.1;
+        let g = g * self.factor;
         let g = if g > self.bound { self.bound } else { g };
         if g < -self.bound { -self.bound } else { g }
     }
