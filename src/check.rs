@@ -98,10 +98,11 @@ impl Checker {
         self.refuse_other_lengths(before, grads, after)?;
         let step = step.into();
         step.refuse_grad_scale()?;
-        let mut rows: Vec<Vec<f64>> = Vec::new();
+        let mut of_groups: Vec<Vec<f64>> = Vec::new();
         let mut carries = self.carries.clone();
         let mut scratch = vec![0.0; self.layout.most_scalars()];
-        self.layout.scalars(step, self.steps, &mut carries, &mut scratch, |_, _, s| rows.push(s.to_vec()))?;
+        self.layout
+            .scalars(step, self.steps, &mut carries, &mut scratch, |_, _, s| of_groups.push(s.to_vec()))?;
         self.carries = carries;
         self.steps += 1;
         let mut worst = Deviation { what: "param", index: 0, got: 0.0, want: 0.0, ulps: -1.0 };
@@ -110,7 +111,7 @@ impl Checker {
         let thawed = |group: usize| !self.layout.groups()[group].is_frozen();
         for tensor in self.layout.by_offset().filter(|tensor| thawed(tensor.group)) {
             let states = self.options.states_of(tensor.len);
-            let (exact, sizes) = self.updated(before, grads, tensor, &rows[tensor.group])?;
+            let (exact, sizes) = self.updated(before, grads, tensor, &of_groups[tensor.group])?;
             let mut judge =
                 |what, i: usize, got: f32, want: f64, size: Scaled, format: Format, scale: u32| {
                     let stored = format.decode(format.encode(want as f32));

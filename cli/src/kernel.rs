@@ -129,7 +129,7 @@ impl Described {
                 "buffer": scalars.buffer,
                 "request_words": scalars.request_words,
                 "header_words": scalars.header_words,
-                "row_words": scalars.row_words,
+                "group_words": scalars.group_words,
                 "groups": groups.collect::<Vec<_>>(),
                 "steps": self.scalars,
             },

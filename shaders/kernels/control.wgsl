@@ -5,7 +5,7 @@
 struct Request {
     // Steps recorded before it.
     number: u32,
-    // How many steps not taken the first set of scalars is for; the next ones are for one more each.
+    // How many steps not taken the first candidate is for; the next ones are for one more each.
     first: u32,
     // Sets.
     count: u32,
@@ -22,7 +22,7 @@ struct Request {
     partials: u32,
     // To a multiple of 16 bytes.
     unused: u32,
-    sets: array<vec4<f32>>,
+    candidates: array<vec4<f32>>,
 }
 
 @group(0) @binding(0) var<storage, read> partials: array<Partial>;
@@ -49,7 +49,7 @@ fn control(@builtin(local_invocation_index) thread: u32) {
     workgroupBarrier();
     // The scalars of as many steps as have been taken.
     for (var i = thread; i < CANDIDATE; i += WORKGROUP_SIZE) {
-        var x = request.sets[pending * CANDIDATE + i];
+        var x = request.candidates[pending * CANDIDATE + i];
         if i == 0u {
             x = vec4<f32>(decision, x.zw);
         } else if GROUPED && i >= STEP_HEADER && (i - STEP_HEADER) % STEP_SCALARS == STEP_SCALARS - 1u {

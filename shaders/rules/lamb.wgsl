@@ -9,7 +9,7 @@ fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32> {
     return s.mean_scale * m / (sqrt(v) + s.eps) + weighted(s.weight_decay, p);
 }
 
-fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 {
+fn trust_ratio(s: GroupScalars, p_norm: f32, u_norm: f32) -> f32 {
     return select(p_norm / u_norm, 1.0, s.adapts == 0.0 || p_norm == 0.0 || u_norm == 0.0);
 }
 

@@ -4,7 +4,7 @@ fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32> {
     return s.sign * read_g(at) + weighted(s.decay_within, p);
 }
 
-fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 {
+fn trust_ratio(s: GroupScalars, p_norm: f32, u_norm: f32) -> f32 {
     let divisor = u_norm + s.decay_beside * p_norm + s.eps;
     return select(s.trust_coefficient * p_norm / divisor, 1.0, p_norm == 0.0 || divisor == 0.0);
 }

@@ -15,8 +15,8 @@ pub(crate) struct Decision {
 }
 
 impl Optimizer {
-    /// Decides about the step that has begun, and sets the scalars of all rows. `unscale` is the factor of
-    /// the gradients before clipping.
+    /// Decides about the step that has begun, and sets the scalars of all groups and tensors. `unscale` is
+    /// the factor of the gradients before clipping.
     pub(crate) fn decide(&mut self, unscale: f64) -> Decision {
         self.group_sums.fill(0.0);
         let mut total = 0.0;
@@ -49,7 +49,7 @@ impl Optimizer {
         let (sums, scalars, stride) = (&self.group_sums, &self.scalars, self.layout.most_scalars());
         let (ema, next) = (self.options.ema, &self.next);
         for share in &mut self.shares {
-            share.set_rows(
+            share.set_scalars(
                 |group, i| scalars[group * stride + i],
                 |group| Factor::new(unscale * factor(sums[group])),
                 |group| ema.map_or(0.0, |ema| ema.weight(next[group].taken) as f32),

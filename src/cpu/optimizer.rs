@@ -246,8 +246,8 @@ impl Optimizer {
         let (scalars, stride) = (&mut self.scalars, self.layout.most_scalars());
         self.next.copy_from_slice(&self.carries);
         self.layout.scalars(step, self.steps, &mut self.next, &mut self.scratch, |group, _, exact| {
-            let row = scalars[group * stride..].iter_mut().zip(exact);
-            row.for_each(|(to, &x)| *to = x as f32);
+            let own = scalars[group * stride..].iter_mut().zip(exact);
+            own.for_each(|(to, &x)| *to = x as f32);
         })?;
         Ok(unscale)
     }

@@ -13,7 +13,7 @@ use super::tensors::{Memory, Pair};
 use super::tile::{Place, Values, next, of_tensor_range};
 use crate::formats::Format;
 use crate::options::Storage;
-use crate::rules::loops::{CHUNK, Factor, Loops, MAX_SLOTS, Row};
+use crate::rules::loops::{CHUNK, Constants, Factor, Loops, MAX_SLOTS};
 use core::ops::Range;
 use multiversion::multiversion;
 
@@ -34,14 +34,15 @@ pub(super) struct Pass<'a> {
     pub(super) slots: usize,
     /// Formats of the tensors of each kind.
     pub(super) storage: [Storage; 2],
-    /// The rule's scalars of each row, one row behind the other.
+    /// Sets of the rule's scalars, one behind the other: of each group or, for a layer-wise rule, of each
+    /// tensor.
     pub(super) scalars: &'a [f32],
-    /// Factor of the gradients of each row.
+    /// Factor of the gradients for each set of scalars.
     pub(super) factors: &'a [Factor],
     /// Bound of the gradients' elements.
     pub(super) bound: f32,
     pub(super) zero: bool,
-    /// Weight of each row's parameters in their average, if there is one.
+    /// Weight of the parameters in their average for each set of scalars, if there is one.
     pub(super) weights: Option<&'a [f32]>,
     pub(super) norms: bool,
     /// Whether everything is f32, for tensors of each kind.
@@ -52,10 +53,10 @@ pub(super) struct Pass<'a> {
 
 impl Pass<'_> {
     /// The constants of a tensor's loops, and the power of two that its gradients are multiplied by before.
-    fn row(&self, row: usize) -> (Row<'_>, f32) {
+    fn constants(&self, scalars: usize) -> (Constants<'_>, f32) {
         let len = self.scalars.len() / self.factors.len();
-        let Factor { factor, power } = self.factors[row];
-        (Row { scalars: &self.scalars[row * len..][..len], factor, bound: self.bound }, power)
+        let Factor { factor, power } = self.factors[scalars];
+        (Constants { scalars: &self.scalars[scalars * len..][..len], factor, bound: self.bound }, power)
     }
 }
 
@@ -153,14 +154,14 @@ pub(super) fn layer_norms(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>)
     {
         let (pair, mut place) =
             of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
-        let (row, power) = pass.row(tensor_range.row);
+        let (constants, power) = pass.constants(tensor_range.scalars);
         let mut squares = [Squares::new(), Squares::new()];
         let mut left = tensor_range.end - tensor_range.start;
         while left > 0 {
             let (storage, state) = (&pass.storage[place.kind], &part.state[place.kind][..pass.slots]);
             values.load(storage, &place, &pair, state, &part.master, power);
             let state = values.state.each_ref().map(|tile| tile.as_slice());
-            directions(row, &values.p, &values.g, &state[..pass.slots], &mut u);
+            directions(constants, &values.p, &values.g, &state[..pass.slots], &mut u);
             add_squares(&mut squares[0], &values.p[..place.len()]);
             add_squares(&mut squares[1], &u[..place.len()]);
             left -= place.len();
@@ -184,7 +185,7 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
         let tensor_range = &TensorRange { end: run[run.len() - 1].end, ..run[0].clone() };
         let (mut pair, mut place) =
             of_tensor_range(pass.plan, tensor_range, &mut part.memory, part.start, part.kept);
-        let (row, power) = pass.row(tensor_range.row);
+        let (constants, power) = pass.constants(tensor_range.scalars);
         if pass.norms {
             squares = [Squares::new(), Squares::new()];
         }
@@ -219,14 +220,14 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
                 if pass.norms {
                     before[..len].copy_from_slice(&p[..len]);
                 }
-                update(row, p, g, tiles);
+                update(constants, p, g, tiles);
             }
             if !whole {
                 values.store(storage, &place, &mut pair, state, &mut part.master, pass.key);
             }
             let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
             if let (Some(weights), Cells::Write4(ema)) = (pass.weights, &mut part.ema) {
-                average(&mut ema[place.beside.clone()], p, weights[tensor_range.row]);
+                average(&mut ema[place.beside.clone()], p, weights[tensor_range.scalars]);
             }
             if pass.norms {
                 let before = &mut before[..len];

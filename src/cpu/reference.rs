@@ -103,10 +103,10 @@ impl Reference {
         let step = step.into();
         step.refuse_grad_scale()?;
         let mut carries = self.carries.clone();
-        let mut rows: Vec<Vec<f64>> = Vec::with_capacity(carries.len());
+        let mut of_groups: Vec<Vec<f64>> = Vec::with_capacity(carries.len());
         let mut scratch = vec![0.0; self.layout.most_scalars()];
         self.layout.scalars(step, self.steps, &mut carries, &mut scratch, |_, _, scalars| {
-            rows.push(scalars.to_vec());
+            of_groups.push(scalars.to_vec());
         })?;
         self.carries = carries;
         self.steps += 1;
@@ -114,7 +114,7 @@ impl Reference {
         for tensor in self.layout.by_offset().filter(|tensor| thawed(tensor.group)) {
             let rule = self.layout.rule_of(tensor);
             let exact = &rule.spec.cpu()?.exact;
-            let mut s = rows[tensor.group].clone();
+            let mut s = of_groups[tensor.group].clone();
             let (params, grads) = (&mut params[tensor.range()], &grads[tensor.range()]);
             // The slots of the tensor's rule, in its order.
             let mut own: Vec<&mut [f64]> = Vec::new();

@@ -27,8 +27,8 @@ pub(super) struct Share {
     state: Vec<[Numbers; 2]>,
     master: Numbers,
     ema: Numbers,
-    /// Scalars of the rows, one row behind the other, factors of their gradients, and weights of their
-    /// averages.
+    /// Sets of scalars, one behind the other, with a factor of the gradients and a weight of the average for
+    /// each.
     scalars: Vec<f32>,
     factors: Vec<Factor>,
     weights: Vec<f32>,
@@ -45,8 +45,8 @@ pub(super) struct Around<'a> {
     pub(super) dispatched: bool,
 }
 
-/// Scalars of all rows, factors of their gradients and weights of their averages.
-type Rows<'m> = (&'m [f32], &'m [Factor], &'m [f32]);
+/// Sets of scalars, factors of the gradients and weights of the averages.
+type AllScalars<'m> = (&'m [f32], &'m [Factor], &'m [f32]);
 
 /// Where state is.
 enum Kept {
@@ -80,7 +80,7 @@ impl Share {
         let master = numbers(options.storage().master().map(|(_, format)| format), count + 1)?;
         let ema = numbers(options.ema.map(|_| Format::F32), count + 2)?;
         plan.divide(layout)?;
-        let rows = plan.groups.len();
+        let sets = plan.groups.len();
         Ok(Self {
             rule,
             spec,
@@ -88,9 +88,9 @@ impl Share {
             state,
             master,
             ema,
-            scalars: vec![0.0; rows * spec.scalars.len()],
-            factors: vec![Factor::new(0.0); rows],
-            weights: vec![0.0; rows],
+            scalars: vec![0.0; sets * spec.scalars.len()],
+            factors: vec![Factor::new(0.0); sets],
+            weights: vec![0.0; sets],
             sums: vec![[0.0; 2]; plan.tensor_ranges.len()],
             plan,
         })
@@ -178,17 +178,17 @@ impl Share {
         })
     }
 
-    /// Sets each row's scalars, factor and weight of the average from those of its group.
-    pub(super) fn set_rows(
+    /// Fills each set of scalars, its factor and its weight of the average, from those of its group.
+    pub(super) fn set_scalars(
         &mut self,
         scalars: impl Fn(usize, usize) -> f32,
         factor: impl Fn(usize) -> Factor,
         weight: impl Fn(usize) -> f32,
     ) {
         let count = self.spec.scalars.len();
-        for (row, &group) in self.plan.groups.iter().enumerate() {
-            (self.factors[row], self.weights[row]) = (factor(group), weight(group));
-            for (i, to) in self.scalars[row * count..][..count].iter_mut().enumerate() {
+        for (nth, &group) in self.plan.groups.iter().enumerate() {
+            (self.factors[nth], self.weights[nth]) = (factor(group), weight(group));
+            for (i, to) in self.scalars[nth * count..][..count].iter_mut().enumerate() {
                 *to = scalars(group, i);
             }
         }
@@ -197,7 +197,7 @@ impl Share {
     /// Adds each tensor range's first sum to its group's.
     pub(super) fn add_sums(&self, mut add: impl FnMut(usize, f64)) {
         for (tensor_range, [sum, _]) in self.plan.tensor_ranges.iter().zip(&self.sums) {
-            add(self.plan.groups[tensor_range.row], *sum);
+            add(self.plan.groups[tensor_range.scalars], *sum);
         }
     }
 
@@ -239,14 +239,15 @@ impl Share {
         }
     }
 
-    /// The rows' trust ratios, from the sums of the tensor ranges. Each row has one or several tensor ranges,
-    /// or none if its group is frozen.
+    /// The tensors' trust ratios, from the sums of the tensor ranges. Each tensor has one or several tensor
+    /// ranges, or none if its group is frozen.
     pub(super) fn set_trust_ratios(&mut self) {
         let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
         let mut tensor_ranges = self.plan.tensor_ranges.iter().zip(&self.sums).peekable();
         for (nth, scalars) in self.scalars.chunks_exact_mut(count).enumerate() {
             let mut sums = [0.0; 2];
-            while let Some((_, part)) = tensor_ranges.next_if(|(tensor_range, _)| tensor_range.row == nth) {
+            while let Some((_, part)) = tensor_ranges.next_if(|(tensor_range, _)| tensor_range.scalars == nth)
+            {
                 sums[0] += part[0];
                 sums[1] += part[1];
             }
@@ -260,7 +261,7 @@ impl Share {
         &'m mut self,
         tensors: &'m mut Checked<'a>,
         first: usize,
-    ) -> (Rows<'m>, &'m Plan, Part<'m, 'a>) {
+    ) -> (AllScalars<'m>, &'m Plan, Part<'m, 'a>) {
         let Task { start, kept, tensor_ranges } = &self.plan.tasks[first];
         let from = |numbers: &'m mut Numbers, start: usize| {
             let cells = numbers.cells();

@@ -34,8 +34,8 @@ pub(super) struct Span {
     pub(super) kind: usize,
     /// Its first element there.
     pub(super) kept: usize,
-    /// Of its scalars.
-    pub(super) row: usize,
+    /// The place of its scalars among the plan's sets.
+    pub(super) scalars: usize,
 }
 
 impl Span {
@@ -53,8 +53,8 @@ impl Span {
 #[derive(Clone, Debug)]
 pub(super) struct TensorRange {
     pub(super) span: usize,
-    /// Of its scalars.
-    pub(super) row: usize,
+    /// The place of its scalars among the plan's sets.
+    pub(super) scalars: usize,
     pub(super) start: usize,
     pub(super) end: usize,
 }
@@ -82,7 +82,7 @@ pub(super) struct Plan {
     pub(super) spans: Vec<Span>,
     pub(super) tensor_ranges: Vec<TensorRange>,
     pub(super) tasks: Vec<Task>,
-    /// The group of each row.
+    /// The group of each set of scalars.
     pub(super) groups: Vec<usize>,
     /// Elements, with those that scales take more.
     pub(super) len: usize,
@@ -93,8 +93,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the tasks. Rows of scalars
-    /// are those of the groups or, for a layer-wise rule, of its tensors in the order of the flat space.
+    /// The places of the tensors of rule `rule`; [`divide`](Self::divide) adds the tasks. There is a set of
+    /// scalars for each group or, for a layer-wise rule, for each tensor in the order of the flat space.
     pub(super) fn new(layout: &Layout, options: &Options, rule: usize) -> Result<Self, OutOfMemory> {
         let layer_wise = layout.rules()[rule].spec.is_layer_wise();
         let mut spans = Vec::new();
@@ -120,9 +120,9 @@ impl Plan {
             if layer_wise {
                 groups.push(tensor.group);
             }
-            let row = if layer_wise { groups.len() - 1 } else { tensor.group };
+            let scalars = if layer_wise { groups.len() - 1 } else { tensor.group };
             let key = tensor_key(&tensor.name);
-            spans.push(Span { tensor: nth, start, len, flat, key, kind, kept: kept[kind], row });
+            spans.push(Span { tensor: nth, start, len, flat, key, kind, kept: kept[kind], scalars });
             start += len;
             kept[kind] += len;
         }
@@ -149,8 +149,8 @@ impl Plan {
             let kept = [reached[0].next_multiple_of(*scaled), reached[1]];
             while let Some(tensor) = spans.get(span).filter(|tensor| tensor.start < to) {
                 let (start, end) = (tensor.start.max(from), tensor.end().min(to));
-                if !layout.groups()[groups[tensor.row]].is_frozen() {
-                    tensor_ranges.push(TensorRange { span, row: tensor.row, start, end });
+                if !layout.groups()[groups[tensor.scalars]].is_frozen() {
+                    tensor_ranges.push(TensorRange { span, scalars: tensor.scalars, start, end });
                     reached[tensor.kind] = tensor.kept + (end - tensor.start);
                 }
                 if end < tensor.end() {

@@ -18,7 +18,7 @@ const FIRST_EPOCH: u32 = 1;
 /// Reports that are kept until somebody asks for them; older ones are dropped.
 const KEPT_REPORTS: usize = 1_024;
 
-/// What stands before the sets of scalars in a step's request.
+/// What stands before the candidates in a step's request.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Request {
@@ -77,24 +77,24 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// `rows` is the layout of the step's scalars, `requests` that of the control kernel's.
+    /// `scalars` is the layout of the step's scalars, `requests` that of the control kernel's.
     pub(crate) fn new(
         device: &wgpu::Device,
         options: &Options,
-        set: &CandidateLayout,
+        candidate: &CandidateLayout,
         groups: usize,
-        rows: &wgpu::BindGroupLayout,
+        scalars: &wgpu::BindGroupLayout,
         requests: &wgpu::BindGroupLayout,
     ) -> Result<Self, DeviceError> {
         let fused = Fused::of(options);
-        let kernel = Kernel::control(device, requests, options, set, groups)?;
+        let kernel = Kernel::control(device, requests, options, candidate, groups)?;
         let fold = |on: bool, fold| on.then(|| Kernel::fold(device, fold)).transpose();
         let by_group = fold(fused.grouped, Fold::Groups)?;
         let of_all = fold(fused.norms, Fold::All)?;
-        let live_bytes = (set.vectors(groups) * 16) as u64;
+        let live_bytes = (candidate.vectors(groups) * 16) as u64;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let live = create_buffer(device, "live scalars", live_bytes, usage)?;
-        let live_group = ring::group(device, rows, &live, live_bytes)?;
+        let live_group = ring::group(device, scalars, &live, live_bytes)?;
         let scale = options.loss_scale.unwrap_or_default();
         let state = Self::first_state(options);
         let copied = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;

@@ -118,8 +118,8 @@ pub struct ScalarsLayout {
     /// The words of the header of each candidate. They are the factor of the gradients, 1 if the step is
     /// skipped, 0, and the bound of the gradients; four more words have the random key if there is one.
     pub header_words: u32,
-    /// The words of a row, one for each group, behind the header.
-    pub row_words: u32,
+    /// Words from one group's scalars to the next, behind the header.
+    pub group_words: u32,
     /// The groups, in order.
     pub groups: Vec<GroupScalars>,
 }
@@ -132,7 +132,7 @@ pub struct GroupScalars {
     pub group: String,
     /// The name of its rule.
     pub rule: &'static str,
-    /// Each scalar, with its word in the row.
+    /// Each scalar, with its word among those of its group.
     pub scalars: Vec<(&'static str, u32)>,
 }
 
@@ -189,7 +189,7 @@ impl Optimizer {
         let of_rule = has_rule.then(|| self.layout.rules()[rule].spec.name);
         let bindings = variables(&bound.kernel.composed).map(|variable| {
             let entry = bound.entries.iter().find(|entry| entry.binding == variable.binding);
-            let scalars_bytes = 16 * self.set.vectors(self.layout.groups().len()) as u64;
+            let scalars_bytes = 16 * self.candidate.vectors(self.layout.groups().len()) as u64;
             let (buffer, offset, size) = match (variable.group, entry, scalars) {
                 (0, Some(Entry { buffer, offset, size, .. }), _) => {
                     (buffers.index(buffer, variable.name), *offset, *size)
@@ -199,12 +199,13 @@ impl Optimizer {
                     (buffers.index(&control.live, variable.name), 0, control.live.size())
                 }
                 (_, _, Scalars::Tensors) => {
-                    let layers =
-                        self.layers[rule].as_ref().expect("only tensors of a layer-wise rule have rows");
-                    (buffers.index(&layers.rows, variable.name), 0, layers.rows.size())
+                    let layers = self.layers[rule]
+                        .as_ref()
+                        .expect("only tensors of a layer-wise rule have scalars of their own");
+                    (buffers.index(&layers.scalars, variable.name), 0, layers.scalars.size())
                 }
                 (..) => {
-                    let bytes = if self.control.is_some() { self.ring.row_bytes() } else { scalars_bytes };
+                    let bytes = if self.control.is_some() { self.ring.slot_bytes() } else { scalars_bytes };
                     (buffers.sent(variable.name, bytes), 0, bytes)
                 }
             };
@@ -217,9 +218,9 @@ impl Optimizer {
     }
 
     fn scalars_of_groups(&self, buffer: Option<usize>) -> ScalarsLayout {
-        let weight = self.options.ema.map(|_| (AVERAGE_WEIGHT, self.set.weight));
-        let factor =
-            matches!(self.options.clip, Some(Clip::GroupNorm(_))).then_some((GROUP_FACTOR, self.set.factor));
+        let weight = self.options.ema.map(|_| (AVERAGE_WEIGHT, self.candidate.weight));
+        let factor = matches!(self.options.clip, Some(Clip::GroupNorm(_)))
+            .then_some((GROUP_FACTOR, self.candidate.factor));
         let groups = self.layout.groups().iter().map(|group| {
             let spec = group.rule().spec();
             let own = (0..).zip(spec.scalars).map(|(word, name)| (*name, word));
@@ -229,8 +230,8 @@ impl Optimizer {
         ScalarsLayout {
             buffer,
             request_words: if self.control.is_some() { REQUEST_WORDS as u32 } else { 0 },
-            header_words: 4 * self.set.header,
-            row_words: 4 * self.set.row,
+            header_words: 4 * self.candidate.header,
+            group_words: 4 * self.candidate.stride,
             groups: groups.collect(),
         }
     }

@@ -10,7 +10,7 @@ use crate::options::Options;
 
 /// The largest uniform binding that is used: what every WebGPU device offers.
 const UNIFORM_BYTES: u64 = 64 << 10;
-/// Vectors of four words that stand before the sets of scalars in a request.
+/// Vectors of four words that stand before the candidates in a request.
 const REQUEST_VECTORS: u64 = size_of::<Request>() as u64 / 16;
 /// The largest binding that Vulkan and DX12 take, less what alignment may add.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
@@ -26,7 +26,7 @@ pub(crate) fn limits(
     };
     let fused = Fused::of(options);
     let layerwise = layout.rules().iter().any(|rule| rule.spec.is_layer_wise());
-    // Parameters, gradients, states, average, master, partial sums. Table and tensors' rows are uniform
+    // Parameters, gradients, states, average, master, partial sums. Table and tensors' scalars are uniform
     // while they are small; what they take beyond is seen when tensors are bound.
     let master = options.storage().master().is_some();
     let [ema, master, norms] = [fused.ema, master, fused.norms].map(u64::from);
@@ -40,12 +40,12 @@ pub(crate) fn limits(
     at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
     let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
     at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
-    // Rows that a uniform binding cannot hold are read from storage, which is slower.
-    let set = CandidateLayout::new(layout, &fused);
+    // Scalars that a uniform binding cannot hold are read from storage, which is slower.
+    let candidate = CandidateLayout::new(layout, &fused);
     let groups = layout.groups().len();
-    let bytes = 16 * set.vectors(groups) as u64;
-    let rows_space = if bytes <= uniform { Space::Uniform } else { Space::Storage };
-    let in_storage = rows_space == Space::Storage;
+    let bytes = 16 * candidate.vectors(groups) as u64;
+    let scalars_space = if bytes <= uniform { Space::Uniform } else { Space::Storage };
+    let in_storage = scalars_space == Space::Storage;
     at_least(
         "max_storage_buffers_per_shader_stage",
         device.max_storage_buffers_per_shader_stage.into(),
@@ -71,11 +71,11 @@ pub(crate) fn limits(
         at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
     }
     // A group has a number in the segments, and where it is clipped a workgroup; a tensor of a layer-wise
-    // rule likewise. A set of all groups' scalars has to fit a binding.
+    // rule likewise. A candidate has to fit a binding.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
     let numbers = if fused.grouped { bound } else { NONE.into() };
-    let sets = (binding / 16 - REQUEST_VECTORS) as usize;
-    let most = numbers.min((sets - set.header as usize) / set.row as usize);
+    let candidates = (binding / 16 - REQUEST_VECTORS) as usize;
+    let most = numbers.min((candidates - candidate.header as usize) / candidate.stride as usize);
     if groups > most {
         return Err(OptionsError::TooManyGroups { groups, bound: most });
     }
@@ -90,7 +90,7 @@ pub(crate) fn limits(
         chunk_elements: (binding - ALIGNMENT) / ELEMENT / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT,
         workgroups: device.max_compute_workgroups_per_dimension,
         uniform_bytes: uniform as u32,
-        rows_space,
+        scalars_space,
         storage_bindings: device.max_storage_buffers_per_shader_stage,
     })
 }

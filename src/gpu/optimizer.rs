@@ -20,10 +20,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Sets of scalars in a request, to begin with.
-const FIRST_SETS: usize = 8;
+const FIRST_CANDIDATES: usize = 8;
 /// The most of them: one more than steps that may be recorded between two reports.
-const MAX_SETS: usize = 1_024;
-/// Bytes that the sets of all steps in flight may take.
+const MAX_CANDIDATES: usize = 1_024;
+/// Bytes that the candidates of all steps in flight may take.
 const MAX_SET_BYTES: usize = 128 << 20;
 
 /// Applies the rules of a layout to its tensors, on the GPU.
@@ -62,8 +62,8 @@ pub struct Optimizer {
     pub(super) layers: Vec<Option<Layers>>,
     /// The number of each tensor among those of its rule, both in the order of the flat space.
     pub(super) numbers: Vec<u32>,
-    /// Where scalars lie in a set.
-    pub(super) set: CandidateLayout,
+    /// Where scalars lie in a candidate.
+    pub(super) candidate: CandidateLayout,
     /// The layout of the step's scalars, as its kernels bind them.
     pub(super) scalars_layout: wgpu::BindGroupLayout,
     /// The way of each step's scalars: to the step's kernels, or to the control kernel.
@@ -71,8 +71,8 @@ pub struct Optimizer {
     pub(super) scratch: Vec<u32>,
     pub(super) exact: Vec<f64>,
     pub(super) pending: Pending,
-    /// The most sets that a request may have.
-    pub(super) max_sets: usize,
+    /// The most candidates that a request may have.
+    pub(super) max_candidates: usize,
     pub(super) steps: u64,
     /// Counts changes of the frozen groups, after which bindings are planned anew.
     pub(super) revision: u64,
@@ -117,7 +117,7 @@ impl Optimizer {
         let fused = Fused::of(&options);
         let limits = limits(&device.limits(), &layout, &options)?;
         let groups = layout.groups().len();
-        let set = CandidateLayout::new(&layout, &fused);
+        let candidate = CandidateLayout::new(&layout, &fused);
         let key = |rule: &RuleUse| KernelKey {
             table_layout: TableLayout {
                 access: Access::Vectors,
@@ -129,9 +129,9 @@ impl Optimizer {
             },
             single: false,
             writable_gradients: options.zero_gradients,
-            rows: groups as u32,
-            rows_space: limits.rows_space,
-            set,
+            groups: groups as u32,
+            scalars_space: limits.scalars_space,
+            candidate,
             kept: rule.kept.clone(),
             storage: options.storage(),
             fused,
@@ -146,20 +146,20 @@ impl Optimizer {
             return Err(OptionsError::TensorTooLarge { tensor: tensor.name.clone(), bytes, bound });
         }
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
-        let (vectors, bytes) = (set.vectors(groups), (set.vectors(groups) * 16) as u64);
-        let scalars_layout = ring::layout(device, binding_type(limits.rows_space), bytes);
-        // Bytes of sets that a binding has room for.
+        let (vectors, bytes) = (candidate.vectors(groups), (candidate.vectors(groups) * 16) as u64);
+        let scalars_layout = ring::layout(device, binding_type(limits.scalars_space), bytes);
+        // Bytes of candidates that a binding has room for.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
         let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
-        // As many steps may be in flight as have sets, and each has all of them.
+        // As many steps may be in flight as have candidates, and each has all of them.
         let in_flight = (MAX_SET_BYTES / (vectors * 16)).isqrt();
-        let max_sets = MAX_SETS.min(in_flight).min(room / (vectors * 16)).max(1);
+        let max_candidates = MAX_CANDIDATES.min(in_flight).min(room / (vectors * 16)).max(1);
         let (ring, control) = if options.looks_first() {
-            let sets = if options.skips() { FIRST_SETS.min(max_sets) } else { 1 };
+            let candidates = if options.skips() { FIRST_CANDIDATES.min(max_candidates) } else { 1 };
             let least = request_bytes(vectors, 1);
             let requests = ring::layout(device, binding_type(Space::Storage), least);
-            let control = Control::new(device, &options, &set, groups, &scalars_layout, &requests)?;
-            (Ring::new(device, requests, request_bytes(vectors, sets))?, Some(control))
+            let control = Control::new(device, &options, &candidate, groups, &scalars_layout, &requests)?;
+            (Ring::new(device, requests, request_bytes(vectors, candidates))?, Some(control))
         } else {
             (Ring::new(device, scalars_layout.clone(), bytes)?, None)
         };
@@ -184,13 +184,13 @@ impl Optimizer {
             control,
             layers,
             numbers: numbers(&layout),
-            set,
+            candidate,
             scalars_layout,
             ring,
             scratch: Vec::new(),
             exact: vec![0.0; layout.most_scalars()],
             pending: Pending::new(groups),
-            max_sets,
+            max_candidates,
             steps: 0,
             revision: 0,
             identity: Arc::new(()),
@@ -326,7 +326,7 @@ fn numbers(layout: &Layout) -> Vec<u32> {
     layout.by_offset().map(number).collect()
 }
 
-/// Bytes of a request with `sets` sets of scalars.
-pub(super) fn request_bytes(set_vectors: usize, sets: usize) -> u64 {
-    (size_of::<Request>() + sets * set_vectors * 16) as u64
+/// Bytes of a request with so many candidates.
+pub(super) fn request_bytes(candidate_vectors: usize, candidates: usize) -> u64 {
+    (size_of::<Request>() + candidates * candidate_vectors * 16) as u64
 }

@@ -1,10 +1,10 @@
 //! Pending skips: how far the device's count of steps may be behind the host's.
 //!
 //! A skipped step does not count for the rule, and only the device knows at once that it was skipped. The
-//! host therefore sends several sets of a step's scalars: as if no step that it does not know of had been
-//! skipped, as if one had, and so on, one set for every step that has been recorded and not yet reported. The
-//! device picks the set for its own count. All sets are computed in f64, so that a run with skipped steps is
-//! bit for bit the run without them.
+//! host therefore sends several candidates for a step's scalars: as if no step that it does not know of had
+//! been skipped, as if one had, and so on, one candidate for every step that has been recorded and not yet
+//! reported. The device picks the candidate for its own count. All candidates are computed in f64, so that a
+//! run with skipped steps is bit for bit the run without them.
 
 use crate::layout::Carry;
 
@@ -39,8 +39,8 @@ impl Pending {
 
     /// The groups' carries if `skipped` steps have been skipped, or the nearest number that is possible.
     pub(crate) fn carries(&self, skipped: u64) -> &[Carry] {
-        let set = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
-        &self.carries[set * self.groups..][..self.groups]
+        let candidate = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
+        &self.carries[candidate * self.groups..][..self.groups]
     }
 
     /// Starts anew: with `skipped` steps, and no other number.
@@ -56,19 +56,19 @@ impl Pending {
         (self.first, self.count, self.carries) = (first, count, carries);
     }
 
-    /// Has `set` compute the scalars for every possible number of skipped steps, from the groups' carries,
+    /// Has `write` compute the scalars for every possible number of skipped steps, from the groups' carries,
     /// which it advances. Nothing changes before [`commit`](Self::commit).
     ///
     /// `Ok(Some(group))` if a carry of this group depends on which steps were skipped and not on how many
-    /// alone: then no set is certain to be right.
+    /// alone: then no candidate is certain to be right.
     pub(crate) fn prepare<E>(
         &mut self,
-        mut set: impl FnMut(usize, u64, &mut [Carry]) -> Result<(), E>,
+        mut write: impl FnMut(usize, u64, &mut [Carry]) -> Result<(), E>,
     ) -> Result<Option<Uncertain>, E> {
         self.next.clear();
         self.next.extend_from_slice(&self.carries);
-        let sets = self.next.chunks_exact_mut(self.groups).enumerate();
-        sets.zip(self.first..).try_for_each(|((i, carries), skipped)| set(i, skipped, carries))?;
+        let candidates = self.next.chunks_exact_mut(self.groups).enumerate();
+        candidates.zip(self.first..).try_for_each(|((i, carries), skipped)| write(i, skipped, carries))?;
         // As many steps taken: this one and one fewer before it, or all of those before it.
         let paths = self.next[self.groups..].iter().zip(&self.carries[..self.carries.len() - self.groups]);
         let different = paths.enumerate().find(|(_, (one, other))| one != other);

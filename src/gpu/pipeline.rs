@@ -121,38 +121,38 @@ impl Kernel {
         Ok(Self { pipeline, layout, composed: Arc::new(text.composed) })
     }
 
-    /// The update under `key`, with its scalars in a bind group of layout `rows`.
+    /// The update under `key`, with its scalars in a bind group of layout `scalars`.
     pub(crate) fn step(
         spec: &RuleSpec,
         device: &wgpu::Device,
-        rows: &wgpu::BindGroupLayout,
+        scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        Self::new(device, Text::of_rule(spec, kernel::update(spec, key)), &entries(key), Some(rows))
+        Self::new(device, Text::of_rule(spec, kernel::update(spec, key)), &entries(key), Some(scalars))
     }
 
     /// The first phase of a layer-wise rule.
     pub(crate) fn layer_norms(
         spec: &RuleSpec,
         device: &wgpu::Device,
-        rows: &wgpu::BindGroupLayout,
+        scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
         let text = Text::of_rule(spec, kernel::layer_norms(spec, key));
-        Self::new(device, text, &entries(key), Some(rows))
+        Self::new(device, text, &entries(key), Some(scalars))
     }
 
     /// The kernels between the phases of a layer-wise rule.
     pub(crate) fn ratio(
         spec: &RuleSpec,
         device: &wgpu::Device,
-        rows: &wgpu::BindGroupLayout,
+        scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Folds, DeviceError> {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
         Folds::new(|by| {
             let text = Text::of_rule(spec, kernel::trust_ratios(spec, key, by));
-            Self::new(device, text, &entries, Some(rows))
+            Self::new(device, text, &entries, Some(scalars))
         })
     }
 
@@ -181,10 +181,10 @@ impl Kernel {
         device: &wgpu::Device,
         requests: &wgpu::BindGroupLayout,
         options: &Options,
-        set: &CandidateLayout,
+        candidate: &CandidateLayout,
         groups: usize,
     ) -> Result<Self, DeviceError> {
-        let text = Text::of_ours(kernel::control(options, set, groups));
+        let text = Text::of_ours(kernel::control(options, candidate, groups));
         let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
         Self::new(device, text, &entries, Some(requests))
     }
@@ -224,7 +224,7 @@ fn entries(key: &KernelKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     entries
 }
 
-/// How a table or rows of scalars are bound.
+/// How a table or scalars of scalars are bound.
 pub(crate) fn binding_type(space: Space) -> wgpu::BufferBindingType {
     match space {
         Space::Uniform => wgpu::BufferBindingType::Uniform,

@@ -144,20 +144,20 @@ impl Recorded {
         optimizer: &'a Optimizer,
         mut visit: impl FnMut(Stage, usize, &'a [BoundDispatch], Scalars),
     ) {
-        let mut rows = Scalars::Sent;
+        let mut scalars = Scalars::Sent;
         if let Some(scan) = &self.scan {
             visit(Stage::Reduce, 0, &scan.reductions, Scalars::None);
             visit(Stage::FoldGroups, 0, scan.by_group.as_slice(), Scalars::None);
             visit(Stage::Control, 0, slice::from_ref(&scan.control), Scalars::Sent);
-            rows = Scalars::Live;
+            scalars = Scalars::Live;
         }
         for (nth, rule) in self.rules.iter().enumerate() {
-            visit(Stage::LayerNorms, nth, &rule.layer_norms, rows);
-            visit(Stage::TrustRatio, nth, rule.ratio.as_slice(), rows);
+            visit(Stage::LayerNorms, nth, &rule.layer_norms, scalars);
+            visit(Stage::TrustRatio, nth, rule.ratio.as_slice(), scalars);
         }
         for (nth, (rule, layers)) in self.rules.iter().zip(&optimizer.layers).enumerate() {
-            let rows = if layers.is_some() { Scalars::Tensors } else { rows };
-            visit(Stage::Update, nth, &rule.updates, rows);
+            let scalars = if layers.is_some() { Scalars::Tensors } else { scalars };
+            visit(Stage::Update, nth, &rule.updates, scalars);
         }
         visit(Stage::FoldNorms, 0, self.norms.as_slice(), Scalars::None);
     }
@@ -187,8 +187,8 @@ fn dispatch(
         let pipeline = &dispatch.kernel.pipeline;
         if current != Some(pipeline) {
             pass.set_pipeline(pipeline);
-            if let Some((rows, offset)) = scalars {
-                pass.set_bind_group(1, rows, &[offset]);
+            if let Some((scalars, offset)) = scalars {
+                pass.set_bind_group(1, scalars, &[offset]);
             }
             current = Some(pipeline);
         }

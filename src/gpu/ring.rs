@@ -1,8 +1,8 @@
 //! Each step's scalars on their way to the device.
 //!
 //! `Queue::write_buffer` takes effect before the next submission, not where an encoder stands, so two steps
-//! recorded into one encoder need a place each. A place is free again when the commands that read it have
-//! run, or were dropped unsubmitted: the encoder's own callback says so. When all places are taken a page of
+//! recorded into one encoder need a slot each. A slot is free again when the commands that read it have
+//! run, or were dropped unsubmitted: the encoder's own callback says so. When all slots are taken a page of
 //! new ones is added, so any number of steps may be recorded before a submission, and a loop that submits as
 //! it goes never allocates.
 
@@ -10,19 +10,19 @@ use super::device::{self, ALIGNMENT, checked, create_buffer};
 use crate::error::DeviceError;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a page, unless one place takes more.
+/// Bytes of a page, unless one slot takes more.
 const PAGE_BYTES: u64 = 32 << 10;
 
 type Free = Arc<Mutex<Vec<u32>>>;
 
-/// A growing set of places for one step's scalars each.
+/// A growing list of slots for one step's scalars each.
 #[derive(Debug)]
 pub(crate) struct Ring {
     device: wgpu::Device,
     layout: wgpu::BindGroupLayout,
     pages: Vec<Page>,
-    place_bytes: u64,
-    row_bytes: u64,
+    spacing: u64,
+    slot_bytes: u64,
     free: Free,
     /// Shared with every lease.
     leases: Arc<()>,
@@ -34,18 +34,18 @@ struct Page {
     group: wgpu::BindGroup,
 }
 
-/// A place that returns to the free ones when it is dropped.
+/// A slot that returns to the free ones when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    place: u32,
+    slot: u32,
     free: Free,
     _counted: Arc<()>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // The list's capacity is the number of places: this never allocates.
-        lock(&self.free).push(self.place);
+        // The list's capacity is the number of slots: this never allocates.
+        lock(&self.free).push(self.slot);
     }
 }
 
@@ -54,7 +54,7 @@ fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<u32>> {
     free.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The layout of a bind group with a place in it.
+/// The layout of a bind group with a slot in it.
 pub(crate) fn layout(
     device: &wgpu::Device,
     ty: wgpu::BufferBindingType,
@@ -75,7 +75,7 @@ pub(crate) fn layout(
     })
 }
 
-/// A bind group of such a layout, with places of `bytes` in `buffer`.
+/// A bind group of such a layout, with slots of `bytes` in `buffer`.
 pub(crate) fn group(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
@@ -94,18 +94,18 @@ pub(crate) fn group(
 }
 
 impl Ring {
-    /// Places of `row_bytes` in bind groups of `layout`.
+    /// Slots of `slot_bytes` in bind groups of `layout`.
     pub(crate) fn new(
         device: &wgpu::Device,
         layout: wgpu::BindGroupLayout,
-        row_bytes: u64,
+        slot_bytes: u64,
     ) -> Result<Self, DeviceError> {
         let mut ring = Self {
             device: device.clone(),
             layout,
             pages: Vec::new(),
-            place_bytes: row_bytes.next_multiple_of(ALIGNMENT),
-            row_bytes,
+            spacing: slot_bytes.next_multiple_of(ALIGNMENT),
+            slot_bytes,
             free: Free::default(),
             leases: Arc::default(),
         };
@@ -113,9 +113,9 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Larger places, beside those that are still leased.
-    pub(crate) fn with_row_bytes(&self, row_bytes: u64) -> Result<Self, DeviceError> {
-        let larger = Self::new(&self.device, self.layout.clone(), row_bytes)?;
+    /// Larger slots, beside those that are still leased.
+    pub(crate) fn with_slot_bytes(&self, slot_bytes: u64) -> Result<Self, DeviceError> {
+        let larger = Self::new(&self.device, self.layout.clone(), slot_bytes)?;
         Ok(Self { leases: self.leases.clone(), ..larger })
     }
 
@@ -126,68 +126,68 @@ impl Ring {
     }
 
     fn per_page(&self) -> u32 {
-        (PAGE_BYTES / self.place_bytes).max(1) as u32
+        (PAGE_BYTES / self.spacing).max(1) as u32
     }
 
     fn grow(&mut self) -> Result<(), DeviceError> {
         let buffer = create_buffer(
             &self.device,
             "scalars",
-            u64::from(self.per_page()) * self.place_bytes,
+            u64::from(self.per_page()) * self.spacing,
             wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
         )?;
-        let group = group(&self.device, &self.layout, &buffer, self.row_bytes)?;
-        let first = self.places();
+        let group = group(&self.device, &self.layout, &buffer, self.slot_bytes)?;
+        let first = self.slots();
         self.pages.push(Page { buffer, group });
-        let places = self.places();
+        let slots = self.slots();
         let mut free = lock(&self.free);
-        // Room for every place that exists, leased ones included.
-        let room = places as usize - free.len();
+        // Room for every slot that exists, leased ones included.
+        let room = slots as usize - free.len();
         free.reserve_exact(room);
-        free.extend((first..places).rev());
+        free.extend((first..slots).rev());
         Ok(())
     }
 
-    fn places(&self) -> u32 {
+    fn slots(&self) -> u32 {
         self.pages.len() as u32 * self.per_page()
     }
 
-    /// Bytes of a place.
-    pub(crate) fn row_bytes(&self) -> u64 {
-        self.row_bytes
+    /// Bytes of a slot.
+    pub(crate) fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
     }
 
     /// Bytes of device memory.
     pub(crate) fn device_bytes(&self) -> u64 {
-        u64::from(self.places()) * self.place_bytes
+        u64::from(self.slots()) * self.spacing
     }
 
-    /// Writes one step's scalars to a free place.
+    /// Writes one step's scalars to a free slot.
     pub(crate) fn write(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<Lease, DeviceError> {
         let popped = lock(&self.free).pop();
-        let place = match popped {
-            Some(place) => place,
+        let slot = match popped {
+            Some(slot) => slot,
             None => {
                 self.grow()?;
-                lock(&self.free).pop().expect("`grow` has just added a free place")
+                lock(&self.free).pop().expect("`grow` has just added a free slot")
             }
         };
-        let (page, offset) = self.at(place);
-        // The place is free again if it cannot be written.
-        let lease = Lease { place, free: self.free.clone(), _counted: self.leases.clone() };
+        let (page, offset) = self.at(slot);
+        // The slot is free again if it cannot be written.
+        let lease = Lease { slot, free: self.free.clone(), _counted: self.leases.clone() };
         device::write(&self.device, queue, &page.buffer, offset.into(), bytes)?;
         Ok(lease)
     }
 
-    fn at(&self, place: u32) -> (&Page, u32) {
+    fn at(&self, slot: u32) -> (&Page, u32) {
         let per_page = self.per_page();
-        let offset = u64::from(place % per_page) * self.place_bytes;
-        (&self.pages[(place / per_page) as usize], offset as u32)
+        let offset = u64::from(slot % per_page) * self.spacing;
+        (&self.pages[(slot / per_page) as usize], offset as u32)
     }
 
-    /// The bind group and dynamic offset of a place.
+    /// The bind group and dynamic offset of a slot.
     pub(crate) fn group(&self, lease: &Lease) -> (&wgpu::BindGroup, u32) {
-        let (page, offset) = self.at(lease.place);
+        let (page, offset) = self.at(lease.slot);
         (&page.group, offset)
     }
 }

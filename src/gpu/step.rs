@@ -94,10 +94,10 @@ impl Optimizer {
         step: Step,
     ) -> Result<(Arc<Recorded>, Lease), StepError> {
         let recorded = self.write_scalars(tensors, step)?;
-        if size_of_val(self.scratch.as_slice()) as u64 > self.ring.row_bytes() {
-            let set = self.set.vectors(self.layout.groups().len());
-            let bytes = request_bytes(set, (2 * self.pending.count()).min(self.max_sets));
-            self.ring = self.ring.with_row_bytes(bytes)?;
+        if size_of_val(self.scratch.as_slice()) as u64 > self.ring.slot_bytes() {
+            let candidate = self.candidate.vectors(self.layout.groups().len());
+            let bytes = request_bytes(candidate, (2 * self.pending.count()).min(self.max_candidates));
+            self.ring = self.ring.with_slot_bytes(bytes)?;
         }
         let lease = self.ring.write(queue, bytemuck::cast_slice(&self.scratch))?;
         self.count_step();
@@ -120,17 +120,17 @@ impl Optimizer {
         if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
             self.pending.confirm(skipped, self.steps.saturating_sub(reported + 1));
         }
-        let sets = self.pending.count();
-        if sets > self.max_sets {
-            return Err(StepError::Unreported { steps: sets - 1, bound: self.max_sets - 1 });
+        let candidates = self.pending.count();
+        if candidates > self.max_candidates {
+            return Err(StepError::Unreported { steps: candidates - 1, bound: self.max_candidates - 1 });
         }
-        self.write_sets(step, unscale, sets)?;
-        let set = 4 * self.set.vectors(self.layout.groups().len());
+        self.write_candidates(step, unscale, candidates)?;
+        let candidate = 4 * self.candidate.vectors(self.layout.groups().len());
         let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
-        // Where all sets are equal, one suffices.
-        let (one, others) = self.scratch[first..].split_at(set);
-        let sent = if others.chunks_exact(set).all(|other| other == one) { 1 } else { sets };
-        self.scratch.truncate(first + sent * set);
+        // Where all candidates are equal, one suffices.
+        let (one, others) = self.scratch[first..].split_at(candidate);
+        let sent = if others.chunks_exact(candidate).all(|other| other == one) { 1 } else { candidates };
+        self.scratch.truncate(first + sent * candidate);
         if let (Some(control), Some(partials)) = (&self.control, recorded.partials()) {
             let request = Request {
                 number: self.steps as u32,
@@ -146,20 +146,20 @@ impl Optimizer {
         Ok(recorded)
     }
 
-    /// Writes the sets of scalars of the next step to `scratch`, one for every count of skipped steps that is
-    /// possible.
-    fn write_sets(&mut self, step: Step, unscale: f32, sets: usize) -> Result<(), StepError> {
-        let set_words = 4 * self.set.vectors(self.layout.groups().len());
-        let (header, row) = (4 * self.set.header as usize, 4 * self.set.row as usize);
-        let weight = self.set.weight as usize;
+    /// Writes the candidates of scalars of the next step to `scratch`, one for every count of skipped steps
+    /// that is possible.
+    fn write_candidates(&mut self, step: Step, unscale: f32, candidates: usize) -> Result<(), StepError> {
+        let candidate_words = 4 * self.candidate.vectors(self.layout.groups().len());
+        let (header, stride) = (4 * self.candidate.header as usize, 4 * self.candidate.stride as usize);
+        let weight = self.candidate.weight as usize;
         let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
         let Self { scratch, exact, layout, options, steps, .. } = self;
         scratch.clear();
-        scratch.resize(first + sets * set_words, 0);
+        scratch.resize(first + candidates * candidate_words, 0);
         let uncertain = self.pending.prepare(|i, skipped, carries| {
             let t = *steps + 1 - skipped;
-            let set = &mut scratch[first + i * set_words..][..set_words];
-            let (step_header, rows) = set.split_at_mut(header);
+            let candidate = &mut scratch[first + i * candidate_words..][..candidate_words];
+            let (step_header, groups) = candidate.split_at_mut(header);
             let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
             // The control kernel, if there is one, replaces the first two: the factor, and whether to skip.
             step_header[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
@@ -168,7 +168,7 @@ impl Optimizer {
                 key.iter_mut().zip(step_key(seed, t)).for_each(|(to, x)| *to = x.to_bits());
             }
             layout.scalars(step, *steps, carries, exact, |group, t, scalars| {
-                let own = &mut rows[group * row..][..row];
+                let own = &mut groups[group * stride..][..stride];
                 own.iter_mut().zip(scalars).for_each(|(to, &x)| *to = (x as f32).to_bits());
                 if let Some(ema) = options.ema {
                     own[weight] = (ema.weight(t) as f32).to_bits();
@@ -176,7 +176,7 @@ impl Optimizer {
             })
         })?;
         let Some(uncertain) = uncertain else { return Ok(()) };
-        let (group, steps) = (&self.layout.groups()[uncertain.group], sets - 1);
+        let (group, steps) = (&self.layout.groups()[uncertain.group], candidates - 1);
         if uncertain.age {
             return Err(StepError::UncertainAge { group: group.name().into(), steps });
         }

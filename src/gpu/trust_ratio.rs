@@ -18,7 +18,7 @@ pub(crate) struct Layers {
     /// The same list on the host.
     pub(crate) group_of: Vec<u32>,
     /// The scalars of each tensor, as [`step`](Self::layout)'s kernels read them.
-    pub(crate) rows: wgpu::Buffer,
+    pub(crate) scalars: wgpu::Buffer,
     pub(crate) space: Space,
     pub(crate) layout: wgpu::BindGroupLayout,
     pub(crate) group: wgpu::BindGroup,
@@ -26,7 +26,7 @@ pub(crate) struct Layers {
 
 impl Layers {
     /// `group_of` has the group of each of the rule's tensors, in the order of the flat space. `scalars` is
-    /// the layout of the groups' rows, as `key` has them.
+    /// the layout of the groups' scalars, as `key` has them.
     pub(crate) fn new(
         device: &wgpu::Device,
         spec: &RuleSpec,
@@ -35,19 +35,20 @@ impl Layers {
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
         let folds = Kernel::ratio(spec, device, scalars, key)?;
-        let bytes = 16 * key.set.vectors(group_of.len()) as u64;
+        let bytes = 16 * key.candidate.vectors(group_of.len()) as u64;
         let uniform = bytes <= key.table_layout.uniform_bytes.into();
         let space = if uniform { Space::Uniform } else { Space::Storage };
         let usage = wgpu::BufferUsages::STORAGE;
         let groups = create_filled(device, "groups of tensors", bytemuck::cast_slice(&group_of), usage)?;
-        let rows = create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
+        let scalars =
+            create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
         let layout = ring::layout(device, binding_type(space), bytes);
-        let group = ring::group(device, &layout, &rows, bytes)?;
-        Ok(Self { folds, groups, group_of, rows, space, layout, group })
+        let group = ring::group(device, &layout, &scalars, bytes)?;
+        Ok(Self { folds, groups, group_of, scalars, space, layout, group })
     }
 
     /// Bytes of device memory.
     pub(crate) fn device_bytes(&self) -> u64 {
-        self.groups.size() + self.rows.size()
+        self.groups.size() + self.scalars.size()
     }
 }

@@ -14,7 +14,7 @@ pub(crate) const CHUNK: usize = 32;
 
 /// The constants of a loop over one tensor's elements.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<'a> {
+pub(crate) struct Constants<'a> {
     /// The rule's scalars, in the order of its fields.
     pub(crate) scalars: &'a [f32],
     /// Factor of the gradients.
@@ -43,7 +43,7 @@ impl Factor {
     }
 }
 
-impl Row<'_> {
+impl Constants<'_> {
     /// A gradient as the rule gets it. NaN stays NaN.
     #[inline(always)]
     fn prepared(self, g: f32) -> f32 {
@@ -54,9 +54,9 @@ impl Row<'_> {
 }
 
 /// Updates whole chunks of parameters and state in place. A slot that is not kept has no elements.
-pub(crate) type Update = fn(Row<'_>, &mut [f32], &[f32], [&mut [f32]; MAX_SLOTS]);
+pub(crate) type Update = fn(Constants<'_>, &mut [f32], &[f32], [&mut [f32]; MAX_SLOTS]);
 /// Writes the update directions of whole chunks to the last slice. A slot that is not kept has no elements.
-pub(crate) type Directions = fn(Row<'_>, &[f32], &[f32], &[&[f32]], &mut [f32]);
+pub(crate) type Directions = fn(Constants<'_>, &[f32], &[f32], &[&[f32]], &mut [f32]);
 
 /// A rule's loops. Of each pair the first is compiled for the plain instructions of the target, and the
 /// second chooses the best instructions of the processor; their results are the same bits.
@@ -137,8 +137,13 @@ fn slots<R: CpuRule>() -> usize {
 
 /// Chunks are copied to arrays that stay in registers, and that a compiler knows to be apart.
 #[inline(always)]
-fn update_plainly<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
-    let (scalars, slots) = (scalars::<R, f32>(row.scalars), slots::<R>());
+fn update_plainly<R: CpuRule>(
+    constants: Constants<'_>,
+    p: &mut [f32],
+    g: &[f32],
+    state: [&mut [f32]; MAX_SLOTS],
+) {
+    let (scalars, slots) = (scalars::<R, f32>(constants.scalars), slots::<R>());
     let mut state = state.map(|x| x.as_chunks_mut::<CHUNK>().0);
     let chunks = p.as_chunks_mut::<CHUNK>().0.iter_mut().zip(g.as_chunks::<CHUNK>().0);
     for (nth, (all_p, g)) in chunks.enumerate() {
@@ -151,7 +156,7 @@ fn update_plainly<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&m
         }
         for i in 0..CHUNK {
             let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
-            R::update(&scalars, &mut p[i], row.prepared(g[i]), &mut state);
+            R::update(&scalars, &mut p[i], constants.prepared(g[i]), &mut state);
             for (slot, own) in own.iter_mut().enumerate().take(slots) {
                 own[i] = state.get(slot);
             }
@@ -166,13 +171,19 @@ fn update_plainly<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&m
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-fn update<R: CpuRule>(row: Row<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
-    update_plainly::<R>(row, p, g, state);
+fn update<R: CpuRule>(constants: Constants<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
+    update_plainly::<R>(constants, p, g, state);
 }
 
 #[inline(always)]
-fn directions_plainly<R: CpuRule>(row: Row<'_>, p: &[f32], g: &[f32], state: &[&[f32]], to: &mut [f32]) {
-    let (scalars, slots) = (scalars::<R, f32>(row.scalars), slots::<R>());
+fn directions_plainly<R: CpuRule>(
+    constants: Constants<'_>,
+    p: &[f32],
+    g: &[f32],
+    state: &[&[f32]],
+    to: &mut [f32],
+) {
+    let (scalars, slots) = (scalars::<R, f32>(constants.scalars), slots::<R>());
     let state: [&[[f32; CHUNK]]; MAX_SLOTS] =
         core::array::from_fn(|slot| state.get(slot).map_or(&[][..], |x| x.as_chunks().0));
     let chunks = p.as_chunks::<CHUNK>().0.iter().zip(g.as_chunks::<CHUNK>().0);
@@ -185,14 +196,14 @@ fn directions_plainly<R: CpuRule>(row: Row<'_>, p: &[f32], g: &[f32], state: &[&
         }
         for i in 0..CHUNK {
             let state = R::State::<f32>::from_fn(|slot| own[slot][i]);
-            all[i] = R::direction(&scalars, p[i], row.prepared(g[i]), &state);
+            all[i] = R::direction(&scalars, p[i], constants.prepared(g[i]), &state);
         }
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-fn directions<R: CpuRule>(row: Row<'_>, p: &[f32], g: &[f32], state: &[&[f32]], to: &mut [f32]) {
-    directions_plainly::<R>(row, p, g, state, to);
+fn directions<R: CpuRule>(constants: Constants<'_>, p: &[f32], g: &[f32], state: &[&[f32]], to: &mut [f32]) {
+    directions_plainly::<R>(constants, p, g, state, to);
 }
 
 fn trust_ratio<R: CpuRule, T: Float>(s: &[T], p_norm: T, u_norm: T) -> T {

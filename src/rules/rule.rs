@@ -56,8 +56,9 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     ///   stands beside the norm of the parameters `p`. `update` calls it too, with the parameters it has
     ///   read, so that everything else that is written is read and written in `direction`. A first phase
     ///   calls `direction` alone and drops its writes.
-    /// * `fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32`, the scalar, from the 2-norms of the
-    ///   tensor's parameters and update direction. `Row` has the fields of `Scalars`, each an `f32`.
+    /// * `fn trust_ratio(s: GroupScalars, p_norm: f32, u_norm: f32) -> f32`, the scalar, from the 2-norms of
+    ///   the tensor's parameters and update direction. `GroupScalars` has the fields of `Scalars`, each an
+    ///   `f32`.
     ///
     /// The value that [`scalars`](Self::scalars) gives for it is not used.
     const TRUST_RATIO: Option<&'static str> = None;

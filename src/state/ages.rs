@@ -59,13 +59,13 @@ fn alike(layout: &Layout, group: usize, ema: Option<Ema>, carries: [Carry; 2]) -
             let kept = &layout.rules()[layout.rule_index(group)].kept;
             [None, Some(MOMENTUM)].into_iter().all(|momentum| {
                 let mut carried = carries.map(|carry| carry.rule);
-                let mut rows = carries.map(|_| vec![0.0; rule.spec().scalars.len()]);
+                let mut both = carries.map(|_| vec![0.0; rule.spec().scalars.len()]);
                 (1..=STEPS).all(|t| {
-                    for ((carry, carried), row) in carries.iter().zip(&mut carried).zip(&mut rows) {
+                    for ((carry, carried), scalars) in carries.iter().zip(&mut carried).zip(&mut both) {
                         // A rule that refuses this momentum refuses it at any count.
-                        let _ = rule.scalars(momentum, kept, 1.0, carry.taken + t, carried, row);
+                        let _ = rule.scalars(momentum, kept, 1.0, carry.taken + t, carried, scalars);
                     }
-                    let [a, b] = &rows;
+                    let [a, b] = &both;
                     a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
                 })
             })

@@ -214,7 +214,7 @@ impl Rule for Forgetful {
     const NAME: &'static str = "forgetful";
     const DEFAULT_LR: f64 = 1e-3;
     const WGSL: &'static str = "
-fn trust_ratio(s: Row, p_norm: f32, u_norm: f32) -> f32 { return p_norm; }
+fn trust_ratio(s: GroupScalars, p_norm: f32, u_norm: f32) -> f32 { return p_norm; }
 fn update(s: Scalars, at: At) { write_p(at, read_p(at) - s.phi * s.lr * read_g(at)); }";
     const TRUST_RATIO: Option<&'static str> = Some("phi");
     type Scalars<T: Float> = ForgetfulScalars<T>;

@@ -117,7 +117,7 @@ fn json_describes_the_whole_step() {
     let steps = scalars["steps"].as_array().expect("an array");
     assert_eq!(steps.len(), 3);
     let words = |field: &str| scalars[field].as_u64().expect("words");
-    let candidate = words("header_words") + 2 * words("row_words");
+    let candidate = words("header_words") + 2 * words("group_words");
     for (nth, step) in (1..).zip(steps) {
         // A step may have been skipped: there is a candidate for each count of skipped steps.
         let len = step.as_array().expect("words").len() as u64;

@@ -8,7 +8,7 @@ var<private> factor: Number;
 var<private> rest: Number;
 
 fn prepare(s: Scalars) {
-    step_header = rows[0];
+    step_header = step_scalars[0];
     prepare_factor(s);
     prepare_average(s);
     prepare_random();

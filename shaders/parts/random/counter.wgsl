@@ -8,7 +8,7 @@ var<private> element: vec2<u32>;
 var<private> key: vec4<f32>;
 
 fn prepare_random() {
-    key = rows[1];
+    key = step_scalars[1];
 }
 
 fn locate(segment: u32, i: u32) {

@@ -87,7 +87,7 @@ impl Optimizer {
                 Some(_) if targets.len() == 0 => None,
                 Some(layers) => {
                     let sums = memory.sums(2 * targets.len())?;
-                    let (count, more) = (layers.group_of.len() as u32, [&layers.rows, &layers.groups]);
+                    let (count, more) = (layers.group_of.len() as u32, [&layers.scalars, &layers.groups]);
                     let fold = self.fold(&mut memory, &layers.folds, targets, count, &sums, &more)?;
                     rule.ratio = Some(fold);
                     Some(sums)

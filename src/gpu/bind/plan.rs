@@ -80,7 +80,7 @@ impl Optimizer {
         let state = &self.state[part.chunk];
         let (rule, states) = (state.rule, state.format);
         let RuleUse { spec, kept } = self.layout.rules()[rule].clone();
-        // For a layer-wise rule every tensor has a row of its own.
+        // For a layer-wise rule every tensor has scalars of its own.
         let numbered: Vec<TensorRange>;
         let mut tensor_ranges = &part.tensor_ranges;
         if self.layers[rule].is_some() {
@@ -104,9 +104,9 @@ impl Optimizer {
             table_layout: table.table_layout,
             single: table.dispatch.segments.len() == 1 && !self.options.norms,
             writable_gradients: shares_buffer || self.options.zero_gradients,
-            rows: self.layout.groups().len() as u32,
-            rows_space: self.limits.rows_space,
-            set: self.set,
+            groups: self.layout.groups().len() as u32,
+            scalars_space: self.limits.scalars_space,
+            candidate: self.candidate,
             kept,
             storage,
             fused: Fused::of(&self.options),
@@ -122,11 +122,11 @@ impl Optimizer {
                 Some((table, key))
             }
         };
-        let (key, rows) = match &self.layers[rule] {
+        let (key, scalars) = match &self.layers[rule] {
             None => (key, &self.scalars_layout),
             Some(layers) => {
-                let rows = layers.group_of.len() as u32;
-                (KernelKey { rows, rows_space: layers.space, ..key }, &layers.layout)
+                let groups = layers.group_of.len() as u32;
+                (KernelKey { groups, scalars_space: layers.space, ..key }, &layers.layout)
             }
         };
         let (limit, value) = ("max_storage_buffers_per_shader_stage", self.limits.storage_bindings);
@@ -137,7 +137,7 @@ impl Optimizer {
         }
         let cached = (rule, key);
         if !self.kernels.contains_key(&cached) {
-            let kernel = Kernel::step(&spec, &self.device, rows, &cached.1)?;
+            let kernel = Kernel::step(&spec, &self.device, scalars, &cached.1)?;
             self.kernels.insert(cached.clone(), kernel);
         }
         let update = window.planned(table, &self.kernels[&cached], cached.1.states());

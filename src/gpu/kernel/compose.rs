@@ -132,14 +132,14 @@ fn fold_by(by: FoldBy) -> [Part; 2] {
 }
 
 /// The control kernel of a layout with `groups` groups.
-pub(crate) fn control(options: &Options, set: &CandidateLayout, groups: usize) -> Composed {
+pub(crate) fn control(options: &Options, candidate: &CandidateLayout, groups: usize) -> Composed {
     let mut parts = vec![
         file!("kernels/control.wgsl"),
         file!("parts/lib/control_state.wgsl"),
         file!("parts/lib/norms.wgsl"),
         file!("parts/lib/wide.wgsl"),
     ];
-    parts.push(Part::declarations(declare::control(options, set, groups)));
+    parts.push(Part::declarations(declare::control(options, candidate, groups)));
     Composed { entry_point: "control", parts }
 }
 

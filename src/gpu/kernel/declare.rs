@@ -3,7 +3,7 @@
 
 use super::{
     Access, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Fold, Fused, KernelKey,
-    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout, row_names,
+    REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout, scalar_names,
 };
 use crate::formats::Format;
 use crate::gpu::plan::{BLOCK_VECTORS, HEADER_BYTES, Space, TENSOR_BYTES, WORKGROUP_SIZE, uniform_segments};
@@ -62,7 +62,7 @@ pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: 
     text += &keeps(spec, key.kept.iter().copied());
     text += &table(&key.table_layout);
     text += &buffers(spec, key);
-    text += &rows(spec, key);
+    text += &group_scalars(spec, key);
     text += &scalars(spec, key, phase);
     text += &calls(spec, key, phase);
     text
@@ -72,13 +72,13 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
     constants(&[
         ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
         ("QUANTITIES", &"2u"),
-        ("STEP_HEADER", &format!("{}u", key.set.header)),
-        ("STEP_SCALARS", &format!("{}u", key.set.row)),
+        ("STEP_HEADER", &format!("{}u", key.candidate.header)),
+        ("STEP_SCALARS", &format!("{}u", key.candidate.stride)),
         ("RATIO", &format!("{}u", spec.trust_ratio_field())),
     ]) + &keeps(spec, [false].into_iter().cycle())
-        + "\nalias At = u32;\nalias Scalars = Row;\n"
+        + "\nalias At = u32;\nalias Scalars = GroupScalars;\n"
         + NUMBER
-        + &rows(spec, key)
+        + &group_scalars(spec, key)
 }
 
 pub(super) fn reduce(layout: &TableLayout, grads: Format) -> String {
@@ -96,15 +96,15 @@ pub(super) fn fold(fold: Fold) -> String {
     constants(&[("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")), ("QUANTITIES", &quantities)])
 }
 
-pub(super) fn control(options: &Options, set: &CandidateLayout, groups: usize) -> String {
+pub(super) fn control(options: &Options, candidate: &CandidateLayout, groups: usize) -> String {
     let fused = Fused::of(options);
     constants(&[
         ("WORKGROUP_SIZE", &format!("{WORKGROUP_SIZE}u")),
         ("QUANTITIES", &"1u"),
-        ("CANDIDATE", &format!("{}u", set.vectors(groups))),
-        ("STEP_HEADER", &format!("{}u", set.header)),
-        ("STEP_SCALARS", &format!("{}u", set.row)),
-        ("FACTOR", &format!("{}u", set.factor % 4)),
+        ("CANDIDATE", &format!("{}u", candidate.vectors(groups))),
+        ("STEP_HEADER", &format!("{}u", candidate.header)),
+        ("STEP_SCALARS", &format!("{}u", candidate.stride)),
+        ("FACTOR", &format!("{}u", candidate.factor % 4)),
         ("CLIPS", &matches!(options.clip, Some(Clip::GlobalNorm(_)))),
         ("GROUPED", &fused.grouped),
         ("SKIPS", &fused.skips),
@@ -196,32 +196,35 @@ fn kept<'a>(spec: &'a RuleSpec, key: &'a KernelKey) -> impl Iterator<Item = &'st
     spec.slots.iter().zip(&key.kept).filter(|(_, kept)| **kept).map(|(slot, _)| *slot)
 }
 
-/// The rows of scalars.
-fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
-    let names = row_names(spec, key);
-    let (header, vectors) = (key.set.header as usize, key.set.row as usize);
-    let mut text = format!("\nstruct Row {{\n{}}}\n\n", fields(names.iter().map(|(name, _)| *name), "f32"));
-    text += &match key.rows_space {
+/// The scalars of each group.
+fn group_scalars(spec: &RuleSpec, key: &KernelKey) -> String {
+    let names = scalar_names(spec, key);
+    let (header, vectors) = (key.candidate.header as usize, key.candidate.stride as usize);
+    let mut text =
+        format!("\nstruct GroupScalars {{\n{}}}\n\n", fields(names.iter().map(|(name, _)| *name), "f32"));
+    text += &match key.scalars_space {
         Space::Uniform => format!(
-            "@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, {}>;\n\n",
-            key.set.vectors(key.rows as usize)
+            "@group(1) @binding(0) var<uniform> step_scalars: array<vec4<f32>, {}>;\n\n",
+            key.candidate.vectors(key.groups as usize)
         ),
-        Space::Storage => "@group(1) @binding(0) var<storage, read> rows: array<vec4<f32>>;\n\n".into(),
+        Space::Storage => {
+            "@group(1) @binding(0) var<storage, read> step_scalars: array<vec4<f32>>;\n\n".into()
+        }
     };
-    text += "fn row(group: u32) -> Row {\n";
+    text += "fn scalars_of(group: u32) -> GroupScalars {\n";
     // A vec4 at a time: fewer uniform loads than a field at a time.
     for v in (0..vectors).filter(|v| names.iter().any(|(_, place)| place / 4 == *v)) {
-        if key.rows <= key.table_layout.target.selected_rows() {
-            let chain = (1..key.rows as usize).fold(format!("rows[{}]", header + v), |chain, g| {
-                format!("select({chain}, rows[{}], group == {g}u)", header + g * vectors + v)
+        if key.groups <= key.table_layout.target.selected_groups() {
+            let chain = (1..key.groups as usize).fold(format!("step_scalars[{}]", header + v), |chain, g| {
+                format!("select({chain}, step_scalars[{}], group == {g}u)", header + g * vectors + v)
             });
             let _ = writeln!(text, "    let v{v} = {chain};");
         } else {
-            let _ = writeln!(text, "    let v{v} = rows[group * {vectors}u + {}u];", header + v);
+            let _ = writeln!(text, "    let v{v} = step_scalars[group * {vectors}u + {}u];", header + v);
         }
     }
     let parts = list(names.iter(), |(_, i)| format!("v{}.{}", i / 4, ['x', 'y', 'z', 'w'][i % 4]));
-    let _ = writeln!(text, "    return Row({parts});\n}}\n");
+    let _ = writeln!(text, "    return GroupScalars({parts});\n}}\n");
     text
 }
 
@@ -229,10 +232,10 @@ fn rows(spec: &RuleSpec, key: &KernelKey) -> String {
 fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     // In the first phase of a layer-wise rule every segment is of one tensor.
     if key.table_layout.aligned || phase == Phase::LayerNorms {
-        let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {\n    return row(segment.group);\n}\n\n";
-        return ["alias Scalars = Row;\n", NUMBER, of].concat();
+        let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {\n    return scalars_of(segment.group);\n}\n\n";
+        return ["alias Scalars = GroupScalars;\n", NUMBER, of].concat();
     }
-    let names: Vec<_> = row_names(spec, key).into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = scalar_names(spec, key).into_iter().map(|(name, _)| name).collect();
     let part = |n: &&str| format!("        vec4<f32>(a.{n}, b.{n}, c.{n}, d.{n}),\n");
     let parts: String = names.iter().map(part).collect();
     format!(
@@ -242,17 +245,17 @@ fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
 {NUMBERS}
 fn scalars(segment: Segment, at: At) -> Scalars {{
     let group = min(at.lanes, vec4<u32>({}u));
-    let a = row(group.x);
-    let b = row(group.y);
-    let c = row(group.z);
-    let d = row(group.w);
+    let a = scalars_of(group.x);
+    let b = scalars_of(group.y);
+    let c = scalars_of(group.z);
+    let d = scalars_of(group.w);
     return Scalars(
 {parts}    );
 }}
 
 ",
         fields(names.iter().copied(), "vec4<f32>"),
-        key.rows - 1
+        key.groups - 1
     )
 }
 

@@ -80,8 +80,8 @@ impl Fused {
     }
 }
 
-/// Where the scalars of a step lie: a header, and a row for each group, or for each tensor in the second
-/// phase of a layer-wise rule. All in vectors of four. The rows of all rules of a layout have one length.
+/// Where the scalars of a step lie: a header, and those of each group, or of each tensor in the second
+/// phase of a layer-wise rule. All in vectors of four. They take as much for each rule of a layout.
 ///
 /// The header's first vector has the factor of the gradients, whether the step is skipped and, last, the
 /// bound of the gradients. A second one has the random key.
@@ -89,35 +89,35 @@ impl Fused {
 pub struct CandidateLayout {
     /// Vectors of the header.
     pub header: u32,
-    /// Vectors of a row.
-    pub row: u32,
-    /// The place in a row of the weight of the average, if there is one: behind the scalars of the rule with
-    /// the most.
+    /// Vectors from one group to the next.
+    pub stride: u32,
+    /// The place of the average's weight among a group's scalars, if there is one: behind the scalars of the
+    /// rule with the most.
     pub weight: u32,
-    /// The place in a row of the factor of a group's gradients, if it has one: in the row's last vector.
+    /// The place of the factor of a group's gradients among its scalars, if it has one: in their last vector.
     pub factor: u32,
 }
 
 impl CandidateLayout {
-    /// The sets of a layout's steps.
+    /// The candidates of a layout's steps.
     #[must_use]
     pub fn new(layout: &Layout, fused: &Fused) -> Self {
         Self::of(layout.most_scalars(), fused)
     }
 
-    /// Sets whose rows have at most so many scalars of a rule.
+    /// Candidates whose groups have at most so many scalars of a rule.
     #[must_use]
     pub fn of(scalars: usize, fused: &Fused) -> Self {
         let weight = scalars as u32;
         let factor = weight + u32::from(fused.ema);
-        let row = (factor + u32::from(fused.grouped)).div_ceil(4);
-        Self { header: 1 + u32::from(fused.key), row, weight, factor }
+        let stride = (factor + u32::from(fused.grouped)).div_ceil(4);
+        Self { header: 1 + u32::from(fused.key), stride, weight, factor }
     }
 
-    /// Vectors of a set with so many rows.
+    /// Vectors of a candidate for so many groups.
     #[must_use]
-    pub fn vectors(&self, rows: usize) -> usize {
-        self.header as usize + rows * self.row as usize
+    pub fn vectors(&self, groups: usize) -> usize {
+        self.header as usize + groups * self.stride as usize
     }
 }
 
@@ -156,12 +156,12 @@ pub struct KernelKey {
     /// Whether the gradients' binding is writable, as it has to be when they share a buffer with the
     /// parameters.
     pub writable_gradients: bool,
-    /// Rows of scalars: of groups, or of tensors in the second phase of a layer-wise rule.
-    pub rows: u32,
-    /// Where the rows lie.
-    pub rows_space: Space,
-    /// Where scalars lie in a set.
-    pub set: CandidateLayout,
+    /// Groups that have scalars, or tensors in the second phase of a layer-wise rule.
+    pub groups: u32,
+    /// Where the scalars lie.
+    pub scalars_space: Space,
+    /// Where scalars lie in a candidate.
+    pub candidate: CandidateLayout,
     /// Which of the rule's slots are kept.
     pub kept: Vec<bool>,
     /// How everything is stored.
@@ -187,7 +187,7 @@ impl KernelKey {
     pub fn storage_bindings(&self) -> u32 {
         let storage = |space| u32::from(space == Space::Storage);
         2 + storage(self.table_layout.space)
-            + storage(self.rows_space)
+            + storage(self.scalars_space)
             + self.states()
             + u32::from(self.fused.norms)
     }
@@ -202,11 +202,13 @@ impl KernelKey {
     }
 }
 
-/// The names of the scalars in a row of a rule, with their places.
-fn row_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> {
+/// The names of the scalars of a group, with their places.
+fn scalar_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> {
     let own = spec.scalars.iter().enumerate().map(|(i, name)| (*name, i));
-    let weight = key.fused.ema.then_some((AVERAGE_WEIGHT, key.set.weight as usize));
-    own.chain(weight).chain(key.fused.grouped.then_some((GROUP_FACTOR, key.set.factor as usize))).collect()
+    let weight = key.fused.ema.then_some((AVERAGE_WEIGHT, key.candidate.weight as usize));
+    own.chain(weight)
+        .chain(key.fused.grouped.then_some((GROUP_FACTOR, key.candidate.factor as usize)))
+        .collect()
 }
 
 /// What adds up the partial sums of a target.

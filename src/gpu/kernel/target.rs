@@ -43,11 +43,12 @@ impl Target {
         self == Self::Gpu
     }
 
-    /// Up to this many rows of scalars, a kernel reads all of them from constant addresses and selects one.
+    /// Up to this many groups, a kernel reads the scalars of all of them from constant addresses and selects
+    /// one.
     ///
     /// A computed address is a gather on software Vulkan, which took 10 % of an AdamW step. A GPU reads
     /// uniform data at any address that the wave has in common.
-    pub(super) fn selected_rows(self) -> u32 {
+    pub(super) fn selected_groups(self) -> u32 {
         match self {
             Self::Gpu => 1,
             Self::Software => 4,

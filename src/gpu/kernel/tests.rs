@@ -21,16 +21,16 @@ fn spec(rule: impl Into<DynRule>) -> RuleSpec {
     *rule.into().spec()
 }
 
-/// The sets of a layout with a rule and no other.
-fn set_of(spec: &RuleSpec, fused: &Fused) -> CandidateLayout {
+/// The candidates of a layout with a rule and no other.
+fn candidate_of(spec: &RuleSpec, fused: &Fused) -> CandidateLayout {
     CandidateLayout::of(spec.scalars.len(), fused)
 }
 
-/// Every key that the optimizer can ask for, with one, a few and many rows.
+/// Every key that the optimizer can ask for, with one, a few and many groups.
 fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
     let slots = spec.slots.len();
     let mut keys = Vec::new();
-    for rows in [1, 4, 50, 100] {
+    for groups in [1, 4, 50, 100] {
         for space in [Space::Uniform, Space::Storage] {
             for writable_gradients in [false, true] {
                 for (access, aligned) in
@@ -54,10 +54,10 @@ fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
                                     },
                                     single,
                                     writable_gradients,
-                                    rows,
+                                    groups,
                                     // Only the tensors of a layer-wise rule can be so many.
-                                    rows_space: if rows > 50 { Space::Storage } else { Space::Uniform },
-                                    set: set_of(spec, &Fused::default()),
+                                    scalars_space: if groups > 50 { Space::Storage } else { Space::Uniform },
+                                    candidate: candidate_of(spec, &Fused::default()),
                                     kept: Vec::clone(&kept),
                                     storage: Storage::default(),
                                     fused: Fused::default(),
@@ -118,7 +118,7 @@ fn check(spec: &RuleSpec) {
         }
         assert_eq!(spec.wgsl.matches("read_g(at)").count(), 1);
 
-        check_rows(spec, &key, &module);
+        check_scalars(spec, &key, &module);
 
         let expected = if key.table_layout.aligned {
             (offsets!(AlignedSegment: vector, state, vectors, group), size_of::<AlignedSegment>() as u32)
@@ -141,23 +141,23 @@ fn check(spec: &RuleSpec) {
     }
 }
 
-/// The rows of a kernel: their fields, and the size that the shader declares.
-fn check_rows(spec: &RuleSpec, key: &KernelKey, module: &naga::Module) {
-    let (row, span) = layout_of(module, "Row");
+/// The scalars of a group in a kernel: their fields, and the size that the shader declares.
+fn check_scalars(spec: &RuleSpec, key: &KernelKey, module: &naga::Module) {
+    let (own, span) = layout_of(module, "GroupScalars");
     let factor = key.fused.grouped.then_some(&GROUP_FACTOR);
     let names: Vec<_> = spec.scalars.iter().chain(factor).collect();
     let fields = names.iter().enumerate().map(|(i, name)| (name.to_string(), 4 * i as u32));
-    assert_eq!(row, fields.collect::<Vec<_>>());
+    assert_eq!(own, fields.collect::<Vec<_>>());
     assert_eq!(span as usize, 4 * names.len());
-    if key.rows_space == Space::Uniform {
-        let rows = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("rows"));
-        let size = module.types[rows.unwrap().1.ty].inner.size(module.to_ctx());
-        assert_eq!(size as usize, 16 * key.set.vectors(key.rows as usize));
+    if key.scalars_space == Space::Uniform {
+        let scalars = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("step_scalars"));
+        let size = module.types[scalars.unwrap().1.ty].inner.size(module.to_ctx());
+        assert_eq!(size as usize, 16 * key.candidate.vectors(key.groups as usize));
     }
 }
 
-/// A layout of one rule has sets of the rule's scalars. Behind them stand the weight of the average and,
-/// last, the factor of a group's gradients, if there are any.
+/// A layout of one rule has candidates of the rule's scalars. Behind them stand the weight of the average
+/// and, last, the factor of a group's gradients, if there are any.
 #[test]
 fn sets_of_one_rule_have_its_scalars() {
     for spec in specs() {
@@ -167,10 +167,10 @@ fn sets_of_one_rule_have_its_scalars() {
                 let fused = Fused { key, ..fused };
                 let (header, grouped) = (1 + u32::from(key), u32::from(fused.grouped));
                 let factor = scalars + u32::from(fused.ema);
-                let row = (factor + grouped).div_ceil(4);
-                let want = CandidateLayout { header, row, weight: scalars, factor };
-                assert_eq!(set_of(&spec, &fused), want);
-                assert_eq!(want.vectors(3), (want.header + 3 * want.row) as usize);
+                let stride = (factor + grouped).div_ceil(4);
+                let want = CandidateLayout { header, stride, weight: scalars, factor };
+                assert_eq!(candidate_of(&spec, &fused), want);
+                assert_eq!(want.vectors(3), (want.header + 3 * want.stride) as usize);
             }
         }
     }
@@ -178,7 +178,7 @@ fn sets_of_one_rule_have_its_scalars() {
     let group = |rule: AnyRule| Group::new(rule.name(), rule).tensor(rule.name(), [5]);
     for rule in AnyRule::all() {
         let fused = Fused { grouped: true, ..Fused::default() };
-        assert_eq!(CandidateLayout::new(&layout(&[group(rule)]), &fused), set_of(&spec(rule), &fused));
+        assert_eq!(CandidateLayout::new(&layout(&[group(rule)]), &fused), candidate_of(&spec(rule), &fused));
     }
     // The rule with the most scalars decides for all rules of a layout.
     let all: Vec<_> = AnyRule::all().into_iter().map(group).collect();
@@ -189,10 +189,10 @@ fn sets_of_one_rule_have_its_scalars() {
     );
 }
 
-/// A rule beside one with more scalars has longer rows than it needs, with the factor of a group's gradients
-/// at their end.
+/// A rule beside one with more scalars takes more memory for its scalars than it needs, with the factor of a
+/// group's gradients at their end.
 #[test]
-fn rows_of_several_rules_validate_and_match_the_host() {
+fn scalars_of_several_rules_validate_and_match_the_host() {
     let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
     let fused = |grouped| Fused { grouped, skips: true, ..Fused::default() };
     for spec in specs() {
@@ -201,11 +201,12 @@ fn rows_of_several_rules_validate_and_match_the_host() {
             for scalars in [own, own + 1, most, most + 3] {
                 for grouped in [false, true] {
                     let fused = fused(grouped);
-                    let key = KernelKey { fused, set: CandidateLayout::of(scalars, &fused), ..key.clone() };
+                    let key =
+                        KernelKey { fused, candidate: CandidateLayout::of(scalars, &fused), ..key.clone() };
                     let text = update(&spec, &key).wgsl();
                     // The validation of one kernel of each kind, and the text of all.
                     if key.table_layout.space == Space::Uniform && !key.writable_gradients && !key.single {
-                        check_rows(&spec, &key, &validated(&text));
+                        check_scalars(&spec, &key, &validated(&text));
                         if spec.is_layer_wise() {
                             check_phases(&spec, &key);
                         }
@@ -213,8 +214,8 @@ fn rows_of_several_rules_validate_and_match_the_host() {
                     let place = |i: usize| format!("v{}.{}", i / 4, ["x", "y", "z", "w"][i % 4]);
                     let fields = (0..own).map(place);
                     let factor = grouped.then(|| place(scalars));
-                    let row = fields.chain(factor).collect::<Vec<_>>().join(", ");
-                    assert!(text.contains(&format!("return Row({row});")), "{row} in\n{text}");
+                    let own = fields.chain(factor).collect::<Vec<_>>().join(", ");
+                    assert!(text.contains(&format!("return GroupScalars({own});")), "{own} in\n{text}");
                 }
             }
         }
@@ -236,11 +237,11 @@ fn check_formats(spec: &RuleSpec) {
             let storage = Storage { params, grads, states, master, stochastic };
             let (table_layout, kept) =
                 (TableLayout { access, by_tensor: stochastic, ..key.table_layout }, kept.clone());
-            let set = set_of(spec, &fused);
+            let candidate = candidate_of(spec, &fused);
             let key = KernelKey {
                 table_layout,
                 storage,
-                set,
+                candidate,
                 kept,
                 fused,
                 writable_gradients: true,
@@ -260,7 +261,7 @@ fn check_formats(spec: &RuleSpec) {
 
 /// The first phase of a layer-wise rule, and the kernel behind it.
 fn check_phases(spec: &RuleSpec, key: &KernelKey) {
-    let groups = KernelKey { rows_space: Space::Uniform, ..key.clone() };
+    let groups = KernelKey { scalars_space: Space::Uniform, ..key.clone() };
     let for_layer_norms = groups.for_layer_norms();
     let text = layer_norms(spec, &for_layer_norms).wgsl();
     let module = validated(&text);
@@ -304,15 +305,15 @@ fn fusions() -> Vec<Fused> {
 fn every_option_validates_in_every_kernel() {
     let adamw = spec(AdamW::default());
     for key in keys(&adamw) {
-        // Slots do not matter here, and a hundred rows are like fifty.
-        if key.kept.contains(&false) || key.rows > 4 {
+        // Slots do not matter here, and a hundred groups are like fifty.
+        if key.kept.contains(&false) || key.groups > 4 {
             continue;
         }
         for fused in fusions() {
             if fused.zero && !key.writable_gradients {
                 continue;
             }
-            let key = KernelKey { fused, set: set_of(&adamw, &fused), ..key.clone() };
+            let key = KernelKey { fused, candidate: candidate_of(&adamw, &fused), ..key.clone() };
             let text = update(&adamw, &key).wgsl();
             let module = validated(&text);
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
@@ -323,7 +324,7 @@ fn every_option_validates_in_every_kernel() {
             assert_eq!(text.contains(&format!("s.{AVERAGE_WEIGHT}")), fused.ema);
             assert!(text.contains(&format!("const BOUNDED = {};", fused.bounded)));
             assert!(text.contains(&format!("const SKIPS = {};", fused.skips)));
-            assert!(!text.contains("key = rows[1];"));
+            assert!(!text.contains("key = step_scalars[1];"));
         }
     }
 }
@@ -374,13 +375,13 @@ fn the_control_kernel_validates_and_matches_the_host() {
     let adamw = spec(AdamW::default());
     let reported = Options { report: true, ..Options::default() };
     for options in [clip(Clip::GlobalNorm(1.0)), clip(Clip::GroupNorm(1.0)), reported] {
-        let module = validated(&control(&options, &set_of(&adamw, &Fused::of(&options)), 7).wgsl());
+        let module = validated(&control(&options, &candidate_of(&adamw, &Fused::of(&options)), 7).wgsl());
         let (request, span) = layout_of(&module, "Request");
         let mut fields = offsets!(
             Request: number, first, count, unscale, max_norm, growth, backoff, interval, min_scale, max_scale,
             partials, unused
         );
-        fields.push(("sets".into(), size_of::<Request>() as u32));
+        fields.push(("candidates".into(), size_of::<Request>() as u32));
         assert_eq!(request, fields);
         assert!(span as usize >= size_of::<Request>());
         assert_eq!(layout_of(&module, "State"), state());

@@ -37,7 +37,7 @@ pub struct Limits {
     /// Bytes of a uniform binding.
     pub uniform_bytes: u32,
     /// Where the groups' scalars lie.
-    pub rows_space: Space,
+    pub scalars_space: Space,
     /// Storage bindings of a kernel.
     pub storage_bindings: u32,
 }

@@ -8,7 +8,7 @@ const LIMITS: Limits = Limits {
     chunk_elements: 1 << 25,
     workgroups: 65_535,
     uniform_bytes: 65_536,
-    rows_space: Space::Uniform,
+    scalars_space: Space::Uniform,
     storage_bindings: 8,
 };
 

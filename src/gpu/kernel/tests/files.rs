@@ -44,7 +44,7 @@ fn every_file_is_used_and_every_placeholder_replaced() {
         }
     }
     let options = Options { report: true, ..Options::default() };
-    look(control(&options, &set_of(&adamw, &Fused::of(&options)), 1));
+    look(control(&options, &candidate_of(&adamw, &Fused::of(&options)), 1));
     for fold in [Fold::Groups, Fold::All] {
         FoldBy::ALL.into_iter().for_each(|by| look(crate::gpu::kernel::fold(fold, by)));
     }

@@ -19,7 +19,7 @@ fn chosen() -> Vec<(String, Composed)> {
         for key in plain_keys(&spec) {
             chosen.push((spec.name, update(&spec, &key)));
             if spec.is_layer_wise() {
-                let groups = KernelKey { rows_space: Space::Uniform, ..key };
+                let groups = KernelKey { scalars_space: Space::Uniform, ..key };
                 chosen.push((spec.name, layer_norms(&spec, &groups.for_layer_norms())));
                 chosen.extend(FoldBy::ALL.map(|by| (spec.name, trust_ratios(&spec, &groups, by))));
             }
@@ -42,10 +42,10 @@ fn chosen() -> Vec<(String, Composed)> {
 fn plain_keys(spec: &RuleSpec) -> Vec<KernelKey> {
     let keys = whole_keys(spec).into_iter().filter(|key| {
         let TableLayout { access, aligned, space, .. } = key.table_layout;
-        let (one, two) = (key.rows == 1 && key.single && aligned, key.rows == 4 && !key.single);
+        let (one, two) = (key.groups == 1 && key.single && aligned, key.groups == 4 && !key.single);
         access == Access::Vectors && space == Space::Uniform && (one || two)
     });
-    keys.map(|key| KernelKey { rows: key.rows.min(2), ..key }).collect()
+    keys.map(|key| KernelKey { groups: key.groups.min(2), ..key }).collect()
 }
 
 /// The keys that keep all slots.
@@ -74,7 +74,7 @@ fn storages(spec: &RuleSpec) -> impl Iterator<Item = KernelKey> {
             let storage = Storage { params, grads, states, master, stochastic };
             let table_layout = TableLayout { access, target, by_tensor: stochastic, ..key.table_layout };
             let fused = Fused { key: stochastic, ..Fused::default() };
-            KernelKey { storage, table_layout, fused, set: set_of(&spec, &fused), ..key.clone() }
+            KernelKey { storage, table_layout, fused, candidate: candidate_of(&spec, &fused), ..key.clone() }
         })
     })
 }
@@ -87,7 +87,7 @@ fn options() -> impl Iterator<Item = Composed> {
     fusions().into_iter().zip(keys.into_iter().cycle()).map(move |(fused, key)| {
         let target = Target::ALL[usize::from(fused.norms)];
         let table_layout = TableLayout { target, ..key.table_layout };
-        update(&adamw, &KernelKey { fused, table_layout, set: set_of(&adamw, &fused), ..key })
+        update(&adamw, &KernelKey { fused, table_layout, candidate: candidate_of(&adamw, &fused), ..key })
     })
 }
 
@@ -101,7 +101,7 @@ fn other_stages() -> impl Iterator<Item = Composed> {
     let decisions = clips.into_iter().flat_map(move |clip| {
         [None, Some(LossScale::default())].map(|loss_scale| {
             let options = Options { clip, loss_scale, skip_nonfinite: true, ..Options::default() };
-            control(&options, &set_of(&adamw, &Fused::of(&options)), 7)
+            control(&options, &candidate_of(&adamw, &Fused::of(&options)), 7)
         })
     });
     scans.chain(folds).chain(decisions).collect::<Vec<_>>().into_iter()
