@@ -232,7 +232,11 @@ fn group_scalars(spec: &RuleSpec, key: &KernelKey) -> String {
 fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     // In the first phase of a layer-wise rule every segment is of one tensor.
     if key.table_layout.aligned || phase == Phase::LayerNorms {
-        let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {\n    return scalars_of(segment.group);\n}\n\n";
+        let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {
+    return scalars_of(segment.group);
+}
+
+";
         return ["alias Scalars = GroupScalars;\n", NUMBER, of].concat();
     }
     let names: Vec<_> = scalar_names(spec, key).into_iter().map(|(name, _)| name).collect();
