@@ -58,7 +58,7 @@ var<private> factor: Number;
 var<private> rest: Number;
 
 fn prepare(s: Scalars) {
-    step_header = rows[0];
+    step_header = step_scalars[0];
     prepare_factor(s);
     prepare_average(s);
     prepare_random();
@@ -446,7 +446,7 @@ fn segment_at(i: u32) -> Segment {
 @group(0) @binding(3) var<storage, read_write> exp_avg_buffer: array<F32>;
 @group(0) @binding(4) var<storage, read_write> exp_avg_sq_buffer: array<F32>;
 
-struct Row {
+struct GroupScalars {
     sign: f32,
     weight_decay: f32,
     decay: f32,
@@ -459,21 +459,21 @@ struct Row {
     max_scale: f32,
 }
 
-@group(1) @binding(0) var<uniform> rows: array<vec4<f32>, 4>;
+@group(1) @binding(0) var<uniform> step_scalars: array<vec4<f32>, 4>;
 
-fn row(group: u32) -> Row {
-    let v0 = rows[1];
-    let v1 = rows[2];
-    let v2 = rows[3];
-    return Row(v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w, v2.x, v2.y);
+fn scalars_of(group: u32) -> GroupScalars {
+    let v0 = step_scalars[1];
+    let v1 = step_scalars[2];
+    let v2 = step_scalars[3];
+    return GroupScalars(v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w, v2.x, v2.y);
 }
 
-alias Scalars = Row;
+alias Scalars = GroupScalars;
 alias Number = f32;
 alias Choice = bool;
 
 fn scalars(segment: Segment, at: At) -> Scalars {
-    return row(segment.group);
+    return scalars_of(segment.group);
 }
 
 fn fetch(at: At) {
