@@ -100,7 +100,10 @@ pub fn open() -> Result<Gpu, NoGpu> {
 /// # Errors
 /// If there is none, or it refuses.
 pub fn open_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
-    let adapter = choose(&instance())?;
+    open_on(&choose(&instance())?, adjust)
+}
+
+fn open_on(adapter: &wgpu::Adapter, adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
     let mut required_limits = adapter.limits();
     adjust(&mut required_limits);
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -127,8 +130,22 @@ pub fn test_gpu() -> Option<Gpu> {
 /// Without an adapter and without the variable.
 #[must_use]
 pub fn test_gpu_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Option<Gpu> {
-    match open_with(adjust) {
-        Ok(gpu) => Some(gpu),
+    or_skipped(open_with(adjust))
+}
+
+/// Two devices of one instance for a test, or `None` where [`SKIP_VARIABLE`] allows to go without.
+///
+/// # Panics
+/// Without an adapter and without the variable.
+#[must_use]
+pub fn test_gpus() -> Option<[Gpu; 2]> {
+    let adapter = or_skipped(choose(&instance()))?;
+    Some([(); 2].map(|()| open_on(&adapter, |_| ()).expect("the adapter opens twice")))
+}
+
+fn or_skipped<T>(opened: Result<T, NoGpu>) -> Option<T> {
+    match opened {
+        Ok(opened) => Some(opened),
         Err(error) if std::env::var_os(SKIP_VARIABLE).is_some() => {
             eprintln!("skipped, as {SKIP_VARIABLE} is set: {error}");
             None

@@ -75,6 +75,14 @@ pub enum BindError {
         /// The usage that the buffer lacks.
         usage: &'static str,
     },
+    /// A buffer is of another device than the optimizer. wgpu tells the devices of one instance apart: a buffer
+    /// of another instance is not noticed, is taken for a buffer of this one, or makes wgpu panic. In a browser
+    /// the error reaches the device's handler.
+    #[error("{what}: the buffer is of another device, must be of the optimizer's: create it there")]
+    OtherDevice {
+        /// The name of the buffer.
+        what: String,
+    },
     /// A byte offset does not fall on an element.
     #[error("{what}: offset {offset} bytes, must be a multiple of {bound}")]
     Misaligned {

@@ -1,6 +1,6 @@
 //! A device's memory, and its objections as errors instead of panics.
 
-use crate::error::DeviceError;
+use crate::error::{BindError, DeviceError};
 use std::task::{Context, Poll, Waker};
 
 /// Alignment of every binding offset: the largest that a WebGPU device may ask for.
@@ -17,14 +17,14 @@ pub(crate) fn checked<T>(
     make: impl FnOnce() -> T,
 ) -> Result<T, DeviceError> {
     let (made, objection) = caught(device, make);
-    objection.map_or(Ok(made), |reason| Err(refused(device, what(), reason)))
+    objection.map_or(Ok(made), |error| Err(refused(device, what(), error)))
 }
 
 /// Runs `make`, and keeps what the device objects to from the device's handler.
 ///
 /// Native devices answer at once. A browser answers later, so nothing is caught there: the error reaches the
 /// device's own handler.
-fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<String>) {
+fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
     if cfg!(target_arch = "wasm32") {
         return (make(), None);
     }
@@ -41,7 +41,7 @@ fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<Stri
         Poll::Ready(error) => error,
         Poll::Pending => None,
     });
-    (made, objection.map(|error| error.to_string()))
+    (made, objection)
 }
 
 /// The error of a command that failed for `reason`, if not for the loss of the device.
@@ -71,6 +71,71 @@ pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
         return Err(DeviceError::Lost);
     }
     Ok(())
+}
+
+/// Tells buffers of another device.
+///
+/// wgpu has no comparison for that. A bind group is tried instead, with more bytes than the buffer has, so that
+/// none is ever made: whether the buffer is of another device is looked at before its usage and its size.
+/// Buffers of two instances have the same numbers, so a buffer of another instance is taken for one of the
+/// device, or wgpu panics. In a browser nothing is refused, and the device's handler has the error.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    device: wgpu::Device,
+    layout: wgpu::BindGroupLayout,
+}
+
+impl Probe {
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        let ty = wgpu::BufferBindingType::Storage { read_only: true };
+        let descriptor = wgpu::BindGroupLayoutDescriptor {
+            label: Some("wgpu-optim probe"),
+            entries: &[wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                count: None,
+            }],
+        };
+        let (layout, _) = caught(device, || device.create_bind_group_layout(&descriptor));
+        Self { device: device.clone(), layout }
+    }
+
+    /// Refuses a buffer of another device.
+    pub(crate) fn check(
+        &self,
+        buffer: &wgpu::Buffer,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), BindError> {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let size = wgpu::BufferSize::new(buffer.size().saturating_add(ELEMENT));
+        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
+        let descriptor = wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.layout,
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource }],
+        };
+        match caught(&self.device, || self.device.create_bind_group(&descriptor)).1 {
+            Some(error) if is_mismatch(&error) => Err(BindError::OtherDevice { what: what() }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a bind group was refused for a buffer of another device.
+#[cfg(not(target_arch = "wasm32"))]
+fn is_mismatch(error: &wgpu::Error) -> bool {
+    use std::error::Error;
+    use wgpu::wgc::{binding_model::CreateBindGroupError as Refused, device::DeviceError};
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(Refused::Device(DeviceError::DeviceMismatch(_)))))
+}
+
+#[cfg(target_arch = "wasm32")]
+fn is_mismatch(_: &wgpu::Error) -> bool {
+    false
 }
 
 /// Writes to a buffer before the next submission. The bytes fit the buffer.

@@ -1,7 +1,7 @@
 //! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
 
 use super::control::{Control, Request};
-use super::device;
+use super::device::{self, Probe};
 use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
 use super::limits::limits;
 use super::pending::Pending;
@@ -47,6 +47,7 @@ const MAX_SET_BYTES: usize = 128 << 20;
 #[derive(Debug)]
 pub struct Optimizer {
     pub(super) device: wgpu::Device,
+    pub(super) probe: Probe,
     pub(super) layout: Layout,
     pub(super) options: Options,
     pub(super) limits: Limits,
@@ -174,6 +175,7 @@ impl Optimizer {
         let layers = layers.collect::<Result<_, DeviceError>>()?;
         Ok(Self {
             device: device.clone(),
+            probe: Probe::new(device),
             options,
             limits,
             target,

@@ -6,6 +6,8 @@ mod blocks;
 mod checkpoint;
 mod common;
 mod cpu;
+#[cfg(feature = "checkpoint")]
+mod devices;
 mod empty;
 mod extremes;
 mod formats;
