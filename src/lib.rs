@@ -79,10 +79,11 @@
 //!
 //! # One device
 //!
-//! An optimizer, its buffers, the queue and the encoders are of one device. A buffer of another device of the
-//! same instance is refused by each call that takes one ([`BindError::OtherDevice`]), and so is another
-//! device's optimizer by [`Optimizer::take_over`]. wgpu does not tell the objects of two instances apart, nor the
-//! device of a queue or an encoder: these are not refused, and wgpu's validation or a panic of wgpu stops them.
+//! An optimizer, its buffers, the queue and the encoders are of one device. A buffer of another device of
+//! the same instance is refused by each call that takes one ([`BindError::OtherDevice`]), and so is another
+//! device's optimizer by [`Optimizer::take_over`]. wgpu tells neither the objects of two instances apart nor
+//! the device of a queue or an encoder. These are not refused: wgpu's validation or a panic of wgpu stops
+//! them.
 //!
 //! # What is promised of the numbers
 //!

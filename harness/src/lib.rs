@@ -103,7 +103,11 @@ pub fn open_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
     open_on(&choose(&instance())?, adjust)
 }
 
-fn open_on(adapter: &wgpu::Adapter, adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
+/// Opens an adapter with limits that `adjust` has changed.
+///
+/// # Errors
+/// If it refuses.
+pub fn open_on(adapter: &wgpu::Adapter, adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
     let mut required_limits = adapter.limits();
     adjust(&mut required_limits);
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -133,14 +137,14 @@ pub fn test_gpu_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Option<Gpu> {
     or_skipped(open_with(adjust))
 }
 
-/// Two devices of one instance for a test, or `None` where [`SKIP_VARIABLE`] allows to go without.
+/// The adapter for a test that opens several devices of it, or `None` where [`SKIP_VARIABLE`] allows to go
+/// without.
 ///
 /// # Panics
 /// Without an adapter and without the variable.
 #[must_use]
-pub fn test_gpus() -> Option<[Gpu; 2]> {
-    let adapter = or_skipped(choose(&instance()))?;
-    Some([(); 2].map(|()| open_on(&adapter, |_| ()).expect("the adapter opens twice")))
+pub fn test_adapter() -> Option<wgpu::Adapter> {
+    or_skipped(choose(&instance()))
 }
 
 fn or_skipped<T>(opened: Result<T, NoGpu>) -> Option<T> {

@@ -1,5 +1,6 @@
 //! A device's memory, and its objections as errors instead of panics.
 
+use super::limits::at_least;
 use crate::error::{BindError, DeviceError};
 use std::task::{Context, Poll, Waker};
 
@@ -75,8 +76,8 @@ pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
 
 /// Tells buffers of another device.
 ///
-/// wgpu has no comparison for that. A bind group is tried instead, with more bytes than the buffer has, so that
-/// none is ever made: whether the buffer is of another device is looked at before its usage and its size.
+/// wgpu has no comparison for that. A bind group is tried instead, with more bytes than the buffer has, so
+/// that none is ever made: the device is looked at before usage and size.
 /// Buffers of two instances have the same numbers, so a buffer of another instance is taken for one of the
 /// device, or wgpu panics. In a browser nothing is refused, and the device's handler has the error.
 #[derive(Debug)]
@@ -168,6 +169,7 @@ pub(crate) fn create_buffer(
     size: u64,
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, DeviceError> {
+    at_least("max_buffer_size", device.limits().max_buffer_size, size)?;
     checked(
         device,
         || format!("{size} bytes for {label}"),
@@ -189,6 +191,7 @@ pub(crate) fn create_filled(
     bytes: &[u8],
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, DeviceError> {
+    at_least("max_buffer_size", device.limits().max_buffer_size, bytes.len() as u64)?;
     let what = || format!("{} bytes for {label}", bytes.len());
     let buffer = checked(device, what, || {
         device.create_buffer(&wgpu::BufferDescriptor {
@@ -215,7 +218,10 @@ mod tests {
         let Some(gpu) = harness::test_gpu() else { return };
         let size = gpu.device.limits().max_buffer_size + 4;
         let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
+        assert!(matches!(error, DeviceError::Limit { bound, .. } if bound == size), "{error}");
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+        let error = create_buffer(&gpu.device, "test", 4, usage).unwrap_err();
         let DeviceError::Refused { what, reason } = &error else { panic!("{error}") };
-        assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
+        assert!(what.contains("4 bytes") && !reason.is_empty(), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use super::control::{Control, Request};
 use super::device::{self, Probe};
 use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
-use super::limits::limits;
+use super::limits::{at_least, limits};
 use super::pending::Pending;
 use super::pipeline::{Kernel, binding_type, check_text};
 use super::plan::{Limits, Space};
@@ -137,6 +137,13 @@ impl Optimizer {
             storage: options.storage(),
             fused,
         };
+        for rule in layout.rules() {
+            let key = key(rule);
+            let phases = rule.spec.is_layer_wise().then(|| key.for_layer_norms().storage_bindings());
+            let bound = key.storage_bindings().max(phases.unwrap_or(0)).into();
+            let value = device.limits().max_storage_buffers_per_shader_stage.into();
+            at_least("max_storage_buffers_per_shader_stage", value, bound)?;
+        }
         for rule in layout.rules().iter().filter(|rule| !rule.spec.trusted) {
             check_text(&rule.spec, device, &key(rule))?;
         }
@@ -148,7 +155,7 @@ impl Optimizer {
         }
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
         let (vectors, bytes) = (set.vectors(groups), (set.vectors(groups) * 16) as u64);
-        let scalars_layout = ring::layout(device, binding_type(limits.rows_space), bytes);
+        let scalars_layout = ring::layout(device, binding_type(limits.rows_space), bytes)?;
         // Bytes of sets that a binding has room for.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
         let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
@@ -158,7 +165,7 @@ impl Optimizer {
         let (ring, control) = if options.looks_first() {
             let sets = if options.skips() { FIRST_SETS.min(max_sets) } else { 1 };
             let least = request_bytes(vectors, 1);
-            let requests = ring::layout(device, binding_type(Space::Storage), least);
+            let requests = ring::layout(device, binding_type(Space::Storage), least)?;
             let control = Control::new(device, &options, &set, groups, &scalars_layout, &requests)?;
             (Ring::new(device, requests, request_bytes(vectors, sets))?, Some(control))
         } else {

@@ -41,7 +41,7 @@ impl Layers {
         let usage = wgpu::BufferUsages::STORAGE;
         let groups = create_filled(device, "groups of tensors", bytemuck::cast_slice(&group_of), usage)?;
         let rows = create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
-        let layout = ring::layout(device, binding_type(space), bytes);
+        let layout = ring::layout(device, binding_type(space), bytes)?;
         let group = ring::group(device, &layout, &rows, bytes)?;
         Ok(Self { folds, groups, group_of, rows, space, layout, group })
     }

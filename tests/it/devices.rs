@@ -1,8 +1,7 @@
 //! Buffers of another device: every call that takes one says so, and nothing reaches a handler of errors.
 
-use crate::common::single;
+use crate::common::{Uncaught, single, watch};
 use harness::Gpu;
-use std::sync::{Arc, Mutex};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::checkpoint::{self, Load, Parameters, Save};
 use wgpu_optim::offload::Offload;
@@ -11,19 +10,11 @@ use wgpu_optim::{
     StateError, StateMismatch, Tensors, View, wgpu,
 };
 
-/// Errors that reached the handler of a device.
-type Uncaught = Arc<Mutex<Vec<String>>>;
-
 /// Two devices of one instance, whose handlers list what reaches them.
-fn watched() -> Option<([Gpu; 2], Uncaught)> {
-    let gpus = harness::test_gpus()?;
-    let uncaught = Uncaught::default();
-    for gpu in &gpus {
-        let list = uncaught.clone();
-        gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            list.lock().unwrap().push(error.to_string());
-        }));
-    }
+fn watched() -> Option<([Gpu; 2], [Uncaught; 2])> {
+    let adapter = harness::test_adapter()?;
+    let gpus = [(); 2].map(|()| harness::open_on(&adapter, |_| ()).unwrap());
+    let uncaught = [watch(&gpus[0]), watch(&gpus[1])];
     Some((gpus, uncaught))
 }
 
@@ -91,7 +82,7 @@ fn bound_buffers() {
     let state = theirs.state("exp_avg", "w").unwrap()[0].buffer;
     refused(&optimizer.bind(&Tensors::flat(state, &own.buffer(4_096))).unwrap_err(), "parameters");
     refused(&optimizer.bind(&Tensors::flat(state, state)).unwrap_err(), "parameters");
-    assert_eq!(*uncaught.lock().unwrap(), [""; 0]);
+    uncaught.iter().for_each(Uncaught::is_empty);
 }
 
 #[test]
@@ -127,7 +118,7 @@ fn state_and_checkpoints() {
             }
         }
     }
-    assert_eq!(*uncaught.lock().unwrap(), [""; 0]);
+    uncaught.iter().for_each(Uncaught::is_empty);
 }
 
 #[test]
@@ -148,5 +139,5 @@ fn offloaded() {
         assert_eq!(offload.wanted(), Some(chunk));
         crate::offload::step(&own, &mut offload, &p, &g, 0.1);
     }
-    assert_eq!(*uncaught.lock().unwrap(), [""; 0]);
+    uncaught.iter().for_each(Uncaught::is_empty);
 }

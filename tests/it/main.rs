@@ -15,6 +15,7 @@ mod identities;
 mod large;
 mod layers;
 mod layouts;
+mod limits;
 #[cfg(feature = "checkpoint")]
 mod lost;
 mod messages;
