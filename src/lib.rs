@@ -77,6 +77,14 @@
 //! host memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one;
 //! a step that was under way is lost with its gradients.
 //!
+//! # One device
+//!
+//! An optimizer, its buffers, the queue and the encoders are of one device. A buffer of another device of
+//! the same instance is refused by each call that takes one ([`BindError::OtherDevice`]), and so is another
+//! device's optimizer by [`Optimizer::take_over`]. wgpu tells neither the objects of two instances apart nor
+//! the device of a queue or an encoder. These are not refused: wgpu's validation or a panic of wgpu stops
+//! them.
+//!
 //! # What is promised of the numbers
 //!
 //! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`CpuRule::MAX_ULPS`]

@@ -100,7 +100,14 @@ pub fn open() -> Result<Gpu, NoGpu> {
 /// # Errors
 /// If there is none, or it refuses.
 pub fn open_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
-    let adapter = choose(&instance())?;
+    open_on(&choose(&instance())?, adjust)
+}
+
+/// Opens an adapter with limits that `adjust` has changed.
+///
+/// # Errors
+/// If it refuses.
+pub fn open_on(adapter: &wgpu::Adapter, adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
     let mut required_limits = adapter.limits();
     adjust(&mut required_limits);
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -127,8 +134,22 @@ pub fn test_gpu() -> Option<Gpu> {
 /// Without an adapter and without the variable.
 #[must_use]
 pub fn test_gpu_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Option<Gpu> {
-    match open_with(adjust) {
-        Ok(gpu) => Some(gpu),
+    or_skipped(open_with(adjust))
+}
+
+/// The adapter for a test that opens several devices of it, or `None` where [`SKIP_VARIABLE`] allows to go
+/// without.
+///
+/// # Panics
+/// Without an adapter and without the variable.
+#[must_use]
+pub fn test_adapter() -> Option<wgpu::Adapter> {
+    or_skipped(choose(&instance()))
+}
+
+fn or_skipped<T>(opened: Result<T, NoGpu>) -> Option<T> {
+    match opened {
+        Ok(opened) => Some(opened),
         Err(error) if std::env::var_os(SKIP_VARIABLE).is_some() => {
             eprintln!("skipped, as {SKIP_VARIABLE} is set: {error}");
             None

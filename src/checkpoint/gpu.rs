@@ -177,7 +177,7 @@ impl<'a> Gpu<'a> {
             ranges.push(ByteRange { what: what(), buffer: view.buffer.clone(), start: offset, end });
             runs.push(Run { buffer: view.buffer.clone(), offset, bytes, tensor: i, start: 0 });
         }
-        self.optimizer.refuse_overlaps(ranges)?;
+        self.optimizer.check_ranges(ranges)?;
         Ok(runs)
     }
 

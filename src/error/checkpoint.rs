@@ -76,6 +76,14 @@ pub enum Error {
         /// The latest version that is known.
         bound: u32,
     },
+    /// The file has no tensor of the number.
+    #[error("tensor {found}, must be below {bound}, the number of tensors of the file")]
+    UnknownTensor {
+        /// The number that was asked for.
+        found: usize,
+        /// The number of tensors.
+        bound: usize,
+    },
     /// The checkpoint does not fit the optimizer: all differences.
     #[error("the checkpoint does not fit: {}", Listed(.0))]
     Mismatches(Vec<Mismatch>),

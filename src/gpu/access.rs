@@ -101,6 +101,7 @@ impl Optimizer {
             return Err(BindError::OutOfBounds { what: what(), start, end, size }.into());
         }
         alive(&self.device)?;
+        self.probe.check(to.buffer, what)?;
         for Words { buffer, from, to: at, bytes } in copies {
             encoder.copy_buffer_to_buffer(buffer, from, to.buffer, start + at, Some(bytes));
         }

@@ -1,6 +1,7 @@
 //! A device's memory, and its objections as errors instead of panics.
 
-use crate::error::DeviceError;
+use super::limits::at_least;
+use crate::error::{BindError, DeviceError};
 use std::task::{Context, Poll, Waker};
 
 /// Alignment of every binding offset: the largest that a WebGPU device may ask for.
@@ -17,14 +18,14 @@ pub(crate) fn checked<T>(
     make: impl FnOnce() -> T,
 ) -> Result<T, DeviceError> {
     let (made, objection) = caught(device, make);
-    objection.map_or(Ok(made), |reason| Err(refused(device, what(), reason)))
+    objection.map_or(Ok(made), |error| Err(refused(device, what(), error)))
 }
 
 /// Runs `make`, and keeps what the device objects to from the device's handler.
 ///
 /// Native devices answer at once. A browser answers later, so nothing is caught there: the error reaches the
 /// device's own handler.
-fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<String>) {
+fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
     if cfg!(target_arch = "wasm32") {
         return (make(), None);
     }
@@ -41,7 +42,7 @@ fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<Stri
         Poll::Ready(error) => error,
         Poll::Pending => None,
     });
-    (made, objection.map(|error| error.to_string()))
+    (made, objection)
 }
 
 /// The error of a command that failed for `reason`, if not for the loss of the device.
@@ -71,6 +72,71 @@ pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
         return Err(DeviceError::Lost);
     }
     Ok(())
+}
+
+/// Tells buffers of another device.
+///
+/// wgpu has no comparison for that. A bind group is tried instead, with more bytes than the buffer has, so
+/// that none is ever made: the device is looked at before usage and size.
+/// Buffers of two instances have the same numbers, so a buffer of another instance is taken for one of the
+/// device, or wgpu panics. In a browser nothing is refused, and the device's handler has the error.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    device: wgpu::Device,
+    layout: wgpu::BindGroupLayout,
+}
+
+impl Probe {
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        let ty = wgpu::BufferBindingType::Storage { read_only: true };
+        let descriptor = wgpu::BindGroupLayoutDescriptor {
+            label: Some("wgpu-optim probe"),
+            entries: &[wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                count: None,
+            }],
+        };
+        let (layout, _) = caught(device, || device.create_bind_group_layout(&descriptor));
+        Self { device: device.clone(), layout }
+    }
+
+    /// Refuses a buffer of another device.
+    pub(crate) fn check(
+        &self,
+        buffer: &wgpu::Buffer,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), BindError> {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let size = wgpu::BufferSize::new(buffer.size().saturating_add(ELEMENT));
+        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
+        let descriptor = wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.layout,
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource }],
+        };
+        match caught(&self.device, || self.device.create_bind_group(&descriptor)).1 {
+            Some(error) if is_mismatch(&error) => Err(BindError::OtherDevice { what: what() }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a bind group was refused for a buffer of another device.
+#[cfg(not(target_arch = "wasm32"))]
+fn is_mismatch(error: &wgpu::Error) -> bool {
+    use std::error::Error;
+    use wgpu::wgc::{binding_model::CreateBindGroupError as Refused, device::DeviceError};
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(Refused::Device(DeviceError::DeviceMismatch(_)))))
+}
+
+#[cfg(target_arch = "wasm32")]
+fn is_mismatch(_: &wgpu::Error) -> bool {
+    false
 }
 
 /// Writes to a buffer before the next submission. The bytes fit the buffer.
@@ -103,6 +169,7 @@ pub(crate) fn create_buffer(
     size: u64,
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, DeviceError> {
+    at_least("max_buffer_size", device.limits().max_buffer_size, size)?;
     checked(
         device,
         || format!("{size} bytes for {label}"),
@@ -124,6 +191,7 @@ pub(crate) fn create_filled(
     bytes: &[u8],
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, DeviceError> {
+    at_least("max_buffer_size", device.limits().max_buffer_size, bytes.len() as u64)?;
     let what = || format!("{} bytes for {label}", bytes.len());
     let buffer = checked(device, what, || {
         device.create_buffer(&wgpu::BufferDescriptor {
@@ -150,7 +218,10 @@ mod tests {
         let Some(gpu) = harness::test_gpu() else { return };
         let size = gpu.device.limits().max_buffer_size + 4;
         let error = create_buffer(&gpu.device, "test", size, wgpu::BufferUsages::STORAGE).unwrap_err();
+        assert!(matches!(error, DeviceError::Limit { bound, .. } if bound == size), "{error}");
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+        let error = create_buffer(&gpu.device, "test", 4, usage).unwrap_err();
         let DeviceError::Refused { what, reason } = &error else { panic!("{error}") };
-        assert!(what.contains(&size.to_string()) && !reason.is_empty(), "{error}");
+        assert!(what.contains("4 bytes") && !reason.is_empty(), "{error}");
     }
 }

@@ -5,11 +5,15 @@ use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::{CandidateLayout, Fused};
 use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, Space, WORKGROUP_SIZE};
 use crate::error::{DeviceError, OptionsError};
-use crate::layout::{Layout, RuleUse};
+use crate::layout::Layout;
 use crate::options::Options;
 
 /// The largest uniform binding that is used: what every WebGPU device offers.
 const UNIFORM_BYTES: u64 = 64 << 10;
+/// The least storage binding that the planner takes.
+const LEAST_BINDING: u64 = 1 << 16;
+/// Workgroup memory that a kernel may have: what every WebGPU device offers.
+const WORKGROUP_BYTES: u64 = 16 << 10;
 /// Vectors of four words that stand before the candidates in a request.
 const REQUEST_VECTORS: u64 = size_of::<Request>() as u64 / 16;
 /// The largest binding that Vulkan and DX12 take, less what alignment may add.
@@ -21,38 +25,23 @@ pub(crate) fn limits(
     layout: &Layout,
     options: &Options,
 ) -> Result<Limits, OptionsError> {
-    let at_least = |limit, value: u64, bound: u64| {
-        if value >= bound { Ok(()) } else { Err(DeviceError::Limit { limit, value, bound }) }
-    };
     let fused = Fused::of(options);
     let layerwise = layout.rules().iter().any(|rule| rule.spec.is_layer_wise());
-    // Parameters, gradients, states, average, master, partial sums. Table and tensors' scalars are uniform
-    // while they are small; what they take beyond is seen when tensors are bound.
-    let master = options.storage().master().is_some();
-    let [ema, master, norms] = [fused.ema, master, fused.norms].map(u64::from);
-    let of_rule = |rule: &RuleUse| {
-        // The first phase of a layer-wise rule has partial sums, and no average.
-        let layers = u64::from(rule.spec.is_layer_wise());
-        2 + rule.kept_slots().count() as u64 + master + (ema + norms).max(layers)
-    };
-    let storage = layout.rules().iter().map(of_rule).max().unwrap_or(0);
     let uniform = device.max_uniform_buffer_binding_size.min(UNIFORM_BYTES);
     at_least("max_uniform_buffer_binding_size", uniform, 1 << 10)?;
+    at_least("max_storage_buffer_binding_size", device.max_storage_buffer_binding_size, LEAST_BINDING)?;
+    at_least("max_buffer_size", device.max_buffer_size, LEAST_BINDING)?;
     let binding = device.max_storage_buffer_binding_size.min(device.max_buffer_size).min(MAX_BINDING);
-    at_least("max_storage_buffer_binding_size", binding, 1 << 16)?;
     // Scalars that a uniform binding cannot hold are read from storage, which is slower.
     let candidate = CandidateLayout::new(layout, &fused);
     let groups = layout.groups().len();
     let bytes = 16 * candidate.vectors(groups) as u64;
     let scalars_space = if bytes <= uniform { Space::Uniform } else { Space::Storage };
     let in_storage = scalars_space == Space::Storage;
-    at_least(
-        "max_storage_buffers_per_shader_stage",
-        device.max_storage_buffers_per_shader_stage.into(),
-        storage + u64::from(in_storage),
-    )?;
     let threads = WORKGROUP_SIZE.into();
     at_least("max_compute_workgroup_size_x", device.max_compute_workgroup_size_x.into(), threads)?;
+    at_least("max_compute_workgroup_size_y", device.max_compute_workgroup_size_y.into(), 1)?;
+    at_least("max_compute_workgroup_size_z", device.max_compute_workgroup_size_z.into(), 1)?;
     at_least(
         "max_compute_invocations_per_workgroup",
         device.max_compute_invocations_per_workgroup.into(),
@@ -91,6 +80,39 @@ pub(crate) fn limits(
         workgroups: device.max_compute_workgroups_per_dimension,
         uniform_bytes: uniform as u32,
         scalars_space,
-        storage_bindings: device.max_storage_buffers_per_shader_stage,
+        binding_bytes: binding,
     })
+}
+
+/// Refuses a limit of the device that is below the need.
+pub(crate) fn at_least(limit: &'static str, value: u64, bound: u64) -> Result<(), DeviceError> {
+    if value >= bound { Ok(()) } else { Err(DeviceError::Limit { limit, value, bound }) }
+}
+
+/// Refuses a kernel with more bindings than the device takes, or with workgroup memory where it may have too
+/// little. `types` has all bindings, the first `first` of them those of bind group 0.
+pub(crate) fn check_kernel(
+    device: &wgpu::Limits,
+    types: &[wgpu::BufferBindingType],
+    first: usize,
+    workgroup_memory: bool,
+) -> Result<(), DeviceError> {
+    let uniform = types.iter().filter(|&&ty| ty == wgpu::BufferBindingType::Uniform).count();
+    let counts = [
+        ("max_bindings_per_bind_group", device.max_bindings_per_bind_group, first),
+        ("max_uniform_buffers_per_shader_stage", device.max_uniform_buffers_per_shader_stage, uniform),
+        (
+            "max_storage_buffers_per_shader_stage",
+            device.max_storage_buffers_per_shader_stage,
+            types.len() - uniform,
+        ),
+        (
+            "max_buffers_and_acceleration_structures_per_shader_stage",
+            device.max_buffers_and_acceleration_structures_per_shader_stage,
+            types.len(),
+        ),
+    ];
+    counts.into_iter().try_for_each(|(limit, value, bound)| at_least(limit, value.into(), bound as u64))?;
+    let bound = if workgroup_memory { WORKGROUP_BYTES } else { 0 };
+    at_least("max_compute_workgroup_storage_size", device.max_compute_workgroup_storage_size.into(), bound)
 }

@@ -1,9 +1,9 @@
 //! The GPU optimizer: its construction, and everything that the caller asks of it between steps.
 
 use super::control::{Control, Request};
-use super::device;
+use super::device::{self, Probe};
 use super::kernel::{Access, CandidateLayout, Fused, KernelKey, TableLayout, Target};
-use super::limits::limits;
+use super::limits::{at_least, limits};
 use super::pending::Pending;
 use super::pipeline::{Kernel, binding_type, check_text};
 use super::plan::{Limits, Space};
@@ -47,6 +47,7 @@ const MAX_SET_BYTES: usize = 128 << 20;
 #[derive(Debug)]
 pub struct Optimizer {
     pub(super) device: wgpu::Device,
+    pub(super) probe: Probe,
     pub(super) layout: Layout,
     pub(super) options: Options,
     pub(super) limits: Limits,
@@ -136,6 +137,13 @@ impl Optimizer {
             storage: options.storage(),
             fused,
         };
+        for rule in layout.rules() {
+            let key = key(rule);
+            let phases = rule.spec.is_layer_wise().then(|| key.for_layer_norms().storage_bindings());
+            let bound = key.storage_bindings().max(phases.unwrap_or(0)).into();
+            let value = device.limits().max_storage_buffers_per_shader_stage.into();
+            at_least("max_storage_buffers_per_shader_stage", value, bound)?;
+        }
         for rule in layout.rules().iter().filter(|rule| !rule.spec.trusted) {
             check_text(&rule.spec, device, &key(rule))?;
         }
@@ -147,7 +155,7 @@ impl Optimizer {
         }
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
         let (vectors, bytes) = (candidate.vectors(groups), (candidate.vectors(groups) * 16) as u64);
-        let scalars_layout = ring::layout(device, binding_type(limits.scalars_space), bytes);
+        let scalars_layout = ring::layout(device, binding_type(limits.scalars_space), bytes)?;
         // Bytes of candidates that a binding has room for.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
         let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
@@ -157,7 +165,7 @@ impl Optimizer {
         let (ring, control) = if options.looks_first() {
             let candidates = if options.skips() { FIRST_CANDIDATES.min(max_candidates) } else { 1 };
             let least = request_bytes(vectors, 1);
-            let requests = ring::layout(device, binding_type(Space::Storage), least);
+            let requests = ring::layout(device, binding_type(Space::Storage), least)?;
             let control = Control::new(device, &options, &candidate, groups, &scalars_layout, &requests)?;
             (Ring::new(device, requests, request_bytes(vectors, candidates))?, Some(control))
         } else {
@@ -174,6 +182,7 @@ impl Optimizer {
         let layers = layers.collect::<Result<_, DeviceError>>()?;
         Ok(Self {
             device: device.clone(),
+            probe: Probe::new(device),
             options,
             limits,
             target,

@@ -5,6 +5,7 @@ use super::kernel::{
     self, BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, CandidateLayout, Composed, Fold, FoldBy,
     KernelKey, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS, TableLayout,
 };
+use super::limits::check_kernel;
 use super::plan::{Space, WORKGROUP_SIZE};
 use crate::error::DeviceError;
 use crate::formats::Format;
@@ -87,17 +88,24 @@ impl Folds {
 }
 
 impl Kernel {
-    /// `layouts` are of the bind groups from 1 on.
+    /// `scalars`: the layout of bind group 1, and how its buffer is bound.
     fn new(
         device: &wgpu::Device,
         text: Text,
         entries: &[wgpu::BindGroupLayoutEntry],
-        scalars: Option<&wgpu::BindGroupLayout>,
+        scalars: Option<(&wgpu::BindGroupLayout, wgpu::BufferBindingType)>,
     ) -> Result<Self, DeviceError> {
+        let buffer_type = |entry: &wgpu::BindGroupLayoutEntry| match entry.ty {
+            wgpu::BindingType::Buffer { ty, .. } => Some(ty),
+            _ => None,
+        };
+        let types = entries.iter().filter_map(buffer_type).chain(scalars.map(|(_, ty)| ty));
+        let workgroup_memory = text.composed.wgsl().contains("var<workgroup>");
+        check_kernel(&device.limits(), &types.collect::<Vec<_>>(), entries.len(), workgroup_memory)?;
         let label = Some(text.label.as_str());
         let make = || {
             let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries });
-            let groups = [Some(&layout), scalars];
+            let groups = [Some(&layout), scalars.map(|(layout, _)| layout)];
             let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label,
                 bind_group_layouts: if scalars.is_some() { &groups } else { &groups[..1] },
@@ -128,7 +136,8 @@ impl Kernel {
         scalars: &wgpu::BindGroupLayout,
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
-        Self::new(device, Text::of_rule(spec, kernel::update(spec, key)), &entries(key), Some(scalars))
+        let text = Text::of_rule(spec, kernel::update(spec, key));
+        Self::new(device, text, &entries(key), Some((scalars, binding_type(key.scalars_space))))
     }
 
     /// The first phase of a layer-wise rule.
@@ -139,7 +148,7 @@ impl Kernel {
         key: &KernelKey,
     ) -> Result<Self, DeviceError> {
         let text = Text::of_rule(spec, kernel::layer_norms(spec, key));
-        Self::new(device, text, &entries(key), Some(scalars))
+        Self::new(device, text, &entries(key), Some((scalars, binding_type(key.scalars_space))))
     }
 
     /// The kernels between the phases of a layer-wise rule.
@@ -152,7 +161,7 @@ impl Kernel {
         let entries = [entry(0, READ), entry(1, READ), entry(2, WRITE), entry(3, READ)];
         Folds::new(|by| {
             let text = Text::of_rule(spec, kernel::trust_ratios(spec, key, by));
-            Self::new(device, text, &entries, Some(scalars))
+            Self::new(device, text, &entries, Some((scalars, binding_type(key.scalars_space))))
         })
     }
 
@@ -186,7 +195,7 @@ impl Kernel {
     ) -> Result<Self, DeviceError> {
         let text = Text::of_ours(kernel::control(options, candidate, groups));
         let entries = [entry(0, READ), entry(1, WRITE), entry(2, WRITE)];
-        Self::new(device, text, &entries, Some(requests))
+        Self::new(device, text, &entries, Some((requests, READ)))
     }
 }
 

@@ -7,6 +7,7 @@
 //! it goes never allocates.
 
 use super::device::{self, ALIGNMENT, checked, create_buffer};
+use super::limits::{at_least, check_kernel};
 use crate::error::DeviceError;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,8 +60,9 @@ pub(crate) fn layout(
     device: &wgpu::Device,
     ty: wgpu::BufferBindingType,
     bytes: u64,
-) -> wgpu::BindGroupLayout {
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+) -> Result<wgpu::BindGroupLayout, DeviceError> {
+    check_kernel(&device.limits(), &[ty], 1, false)?;
+    Ok(device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some("wgpu-optim scalars"),
         entries: &[wgpu::BindGroupLayoutEntry {
             binding: 0,
@@ -72,7 +74,7 @@ pub(crate) fn layout(
             },
             count: None,
         }],
-    })
+    }))
 }
 
 /// A bind group of such a layout, with slots of `bytes` in `buffer`.
@@ -82,6 +84,8 @@ pub(crate) fn group(
     buffer: &wgpu::Buffer,
     bytes: u64,
 ) -> Result<wgpu::BindGroup, DeviceError> {
+    let limit = device.limits().max_storage_buffer_binding_size;
+    at_least("max_storage_buffer_binding_size", limit, bytes)?;
     let size = wgpu::BufferSize::new(bytes);
     let entries = [wgpu::BindGroupEntry {
         binding: 0,

@@ -42,7 +42,7 @@ impl Layers {
         let groups = create_filled(device, "groups of tensors", bytemuck::cast_slice(&group_of), usage)?;
         let scalars =
             create_buffer(device, "scalars of tensors", bytes, usage | wgpu::BufferUsages::UNIFORM)?;
-        let layout = ring::layout(device, binding_type(space), bytes);
+        let layout = ring::layout(device, binding_type(space), bytes)?;
         let group = ring::group(device, &layout, &scalars, bytes)?;
         Ok(Self { folds, groups, group_of, scalars, space, layout, group })
     }

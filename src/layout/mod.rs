@@ -46,7 +46,7 @@ impl Tensor {
     /// One past the last element in the flat space.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.offset + self.len
+        self.offset.saturating_add(self.len)
     }
 
     /// The tensor's place in a flat slice; for a tensor without elements `0..0`, wherever it was placed.
@@ -238,9 +238,10 @@ impl Layout {
     }
 
     /// Names of the state slots that are kept for a tensor: those of its rule that any group of the rule
-    /// keeps.
+    /// keeps; none for a tensor of another layout whose group this one lacks.
     pub fn kept_slots(&self, tensor: &Tensor) -> impl Iterator<Item = &'static str> {
-        self.rule_of(tensor).kept_slots()
+        let known = tensor.group < self.groups.len();
+        known.then(|| self.rule_of(tensor).kept_slots()).into_iter().flatten()
     }
 
     /// Whether the state slot called `slot` is kept for any tensor.

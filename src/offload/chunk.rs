@@ -2,7 +2,7 @@
 
 use crate::cpu::Optimizer;
 use crate::error::{BindError, DeviceError};
-use crate::gpu::device::write;
+use crate::gpu::device::{Probe, write};
 use core::ops::Range;
 
 /// Bytes of an element.
@@ -32,6 +32,7 @@ impl Chunk {
     /// Checks that a buffer of the caller's has it.
     pub(super) fn check(
         &self,
+        probe: &Probe,
         buffer: &wgpu::Buffer,
         what: &str,
         usage: wgpu::BufferUsages,
@@ -45,7 +46,7 @@ impl Chunk {
         if end > buffer.size() {
             return Err(BindError::OutOfBounds { what: what.into(), start, end, size: buffer.size() });
         }
-        Ok(())
+        probe.check(buffer, || what.into())
     }
 
     /// Bytes of its gradients.

@@ -8,7 +8,7 @@ mod tests;
 
 use crate::cpu::{Optimizer, StateMut};
 use crate::error::{DeviceError, OffloadError, OptionsError};
-use crate::gpu::device::alive;
+use crate::gpu::device::{Probe, alive};
 use crate::layout::Layout;
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -87,6 +87,7 @@ impl Default for Transfers {
 #[derive(Debug)]
 pub struct Offload {
     device: wgpu::Device,
+    probe: Probe,
     optimizer: Optimizer,
     params: Vec<f32>,
     transfers: Transfers,
@@ -173,9 +174,19 @@ impl Offload {
         let optimizer = Optimizer::with_options(layout, options)?;
         let chunks = chunks(&optimizer, chunk_blocks);
         let staging = staging(device, &chunks, staged_chunks)?;
-        let (device, phase) = (device.clone(), Phase::Idle);
-        let mut offload =
-            Self { device, optimizer, params, transfers, stale: false, chunks, staging, phase, next: 0 };
+        let (device, probe, phase) = (device.clone(), Probe::new(device), Phase::Idle);
+        let mut offload = Self {
+            device,
+            probe,
+            optimizer,
+            params,
+            transfers,
+            stale: false,
+            chunks,
+            staging,
+            phase,
+            next: 0,
+        };
         offload.begin_pass(Phase::Idle);
         Ok(offload)
     }
@@ -227,8 +238,8 @@ impl Offload {
     /// submission. Gaps between tensors stay.
     ///
     /// # Errors
-    /// An [`OffloadError`] if a step is under way, if the buffer is too short or lacks usage `COPY_DST`, or
-    /// if the device is lost.
+    /// An [`OffloadError`] if a step is under way, if the buffer is too short, lacks usage `COPY_DST` or is
+    /// of another device, or if the device is lost.
     pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), OffloadError> {
         self.between_steps()?;
         let mut ranges: Vec<core::ops::Range<usize>> = Vec::new();
@@ -240,7 +251,7 @@ impl Offload {
         }
         // Those of frozen groups too.
         let all = Chunk { rule: 0, tasks: 0..0, ranges };
-        all.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
+        all.check(&self.probe, params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
         Ok(all.upload(&self.device, queue, params, &self.params)?)
     }
 

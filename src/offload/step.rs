@@ -39,7 +39,7 @@ impl Offload {
     ///
     /// # Errors
     /// An [`OffloadError`] if the chunk is unknown, on its way or not to be requested now, if the buffer is
-    /// too short or lacks usage `COPY_SRC`, if the device is lost, or if there is no memory for staging
+    /// too short, lacks usage `COPY_SRC` or is of another device, if the device is lost, or if there is no memory for staging
     /// buffers. Nothing is recorded then.
     pub fn request(
         &mut self,
@@ -51,7 +51,7 @@ impl Offload {
         self.refresh()?;
         let unknown = OffloadError::UnknownChunk { chunk, bound: self.chunks.len() };
         let place = self.chunks.get(chunk).ok_or(unknown)?;
-        place.check(grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
+        place.check(&self.probe, grads, "gradients", wgpu::BufferUsages::COPY_SRC, "COPY_SRC")?;
         let Range { start: first, end } = self.window();
         if !(first..end).contains(&chunk) || !self.is_needed(chunk) {
             return Err(OffloadError::OutOfTurn { chunk, first, end });
@@ -80,8 +80,8 @@ impl Offload {
     /// they are sent with the next submission. The first call of a step decides its learning rate.
     ///
     /// # Errors
-    /// An [`OffloadError`] if an argument is out of range, if the buffer is too short or lacks usage
-    /// `COPY_DST`, if the device is lost, if nobody has requested the chunk that is next (or the commands
+    /// An [`OffloadError`] if an argument is out of range, if the buffer is too short, lacks usage
+    /// `COPY_DST` or is of another device, if the device is lost, if nobody has requested the chunk that is next (or the commands
     /// that did were dropped), or if its gradients cannot be read. The step stays where it was: chunks before
     /// this one have been worked on, and it goes on when this one has been requested again, of the same
     /// gradients.
@@ -172,7 +172,9 @@ impl Offload {
 
     pub(super) fn check_params(&self, params: &wgpu::Buffer) -> Result<(), BindError> {
         let last = self.chunks.iter().max_by_key(|chunk| chunk.end());
-        last.map_or(Ok(()), |last| last.check(params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST"))
+        last.map_or(Ok(()), |last| {
+            last.check(&self.probe, params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")
+        })
     }
 
     /// Whether a pass reads a chunk: the first phase of layer-wise rules is for their tensors alone.

@@ -189,10 +189,11 @@ impl DynRule {
         self.0.validate()
     }
 
-    /// Whether this configuration keeps state slot `slot`, an index into [`RuleSpec::slots`].
+    /// Whether this configuration keeps state slot `slot`, an index into [`RuleSpec::slots`]; false for an
+    /// index beyond.
     #[must_use]
     pub fn keeps_slot(&self, slot: usize) -> bool {
-        self.0.keeps_slot(slot)
+        slot < self.spec().slots.len() && self.0.keeps_slot(slot)
     }
 
     /// The rule as a value of its own type.

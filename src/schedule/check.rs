@@ -36,9 +36,9 @@ impl Schedule {
                 fields.non_negative("start", *start)?;
                 fields.non_negative("end", *end)?;
                 fields.at_least_1("steps", *steps)?;
-                fields.positive("power", *power)
+                fields.non_negative("power", *power)
             }
-            Self::Exponential { start, gamma } => {
+            Self::Exponential { start, gamma } | Self::MultiStep { start, gamma, .. } => {
                 fields.non_negative("start", *start)?;
                 fields.non_negative("gamma", *gamma)
             }
@@ -46,11 +46,6 @@ impl Schedule {
                 fields.non_negative("start", *start)?;
                 fields.non_negative("gamma", *gamma)?;
                 fields.at_least_1("every", *every)
-            }
-            Self::MultiStep { start, gamma, milestones } => {
-                fields.non_negative("start", *start)?;
-                fields.non_negative("gamma", *gamma)?;
-                fields.ascending("milestones", milestones)
             }
             Self::InverseSqrt { peak, warmup } => {
                 fields.non_negative("peak", *peak)?;

@@ -99,7 +99,8 @@ pub enum Schedule {
         end: f64,
         /// The length in steps, at least 1.
         steps: u64,
-        /// The exponent, above 0. 1 is a line; a larger exponent falls early, a smaller one late.
+        /// The exponent, at least 0. 1 is a line; a larger exponent falls early, a smaller one late, and 0
+        /// never.
         power: f64,
     },
     /// A factor per step, without an end: `start · gammaᵗ`. PyTorch: `ExponentialLR`.
@@ -120,14 +121,12 @@ pub enum Schedule {
     },
     /// A factor per milestone: `start · gamma^n`, where `n` milestones are at most `t`. PyTorch:
     /// `MultiStepLR`.
-    ///
-    /// Deviation: PyTorch accepts milestones in any order.
     MultiStep {
         /// The value before the first milestone.
         start: f64,
         /// The factor per milestone, at least 0.
         gamma: f64,
-        /// The steps of the changes in ascending order. A milestone that occurs twice counts twice.
+        /// The steps of the changes, in any order. A milestone that occurs twice counts twice.
         milestones: Vec<u64>,
     },
     /// A line up, then a fall without an end: `peak · min((t + 1) / warmup, √(warmup / (t + 1)))`.

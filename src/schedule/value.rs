@@ -24,12 +24,14 @@ impl Schedule {
             }
             Self::Polynomial { start, end, steps, power } => {
                 let (left, done) = shares(t.min(*steps), *steps);
-                mix(*start, *end, left.powf(*power), -(power * (-done).ln_1p()).exp_m1())
+                // 0 · −∞ at the end of a power of 0 is 0.
+                let done = if *power == 0.0 { 0.0 } else { -(power * (-done).ln_1p()).exp_m1() };
+                mix(*start, *end, left.powf(*power), done)
             }
             Self::Exponential { start, gamma } => start * gamma.powf(t as f64),
             Self::Step { start, gamma, every } => start * gamma.powf((t / every) as f64),
             Self::MultiStep { start, gamma, milestones } => {
-                let passed = milestones.partition_point(|&milestone| milestone <= t);
+                let passed = milestones.iter().filter(|&&milestone| milestone <= t).count();
                 start * gamma.powf(passed as f64)
             }
             Self::InverseSqrt { peak, warmup } => {

@@ -21,7 +21,7 @@ pub fn load(path: &Path) -> Result<(), Error> {
 }
 
 /// A good file, as its header and data.
-fn good(directory: &Directory) -> (Value, Vec<u8>) {
+pub fn good(directory: &Directory) -> (Value, Vec<u8>) {
     let path = directory.file("good.safetensors");
     on_cpu(layout()).steps(2).save(&path, &Save::default()).unwrap();
     let bytes = fs::read(path).unwrap();

@@ -5,6 +5,7 @@ mod common;
 mod converted;
 mod crash;
 mod digest;
+mod extremes;
 mod files;
 mod fits;
 mod fixtures;

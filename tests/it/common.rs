@@ -4,8 +4,9 @@ pub use cpu_harness::{
     Case, Random, assert_same_bits, assert_within_budget, cases, cases_of, check_cpu, lr, single,
 };
 use harness::{Gpu, GpuRun};
+use std::sync::{Arc, Mutex};
 use wgpu_optim::check::Checker;
-use wgpu_optim::{Layout, Options};
+use wgpu_optim::{Layout, Options, wgpu};
 
 /// Runs `steps` steps on random gradients; every element of every step must be within the rules' budget.
 /// Returns the worst.
@@ -25,4 +26,26 @@ pub fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &
         before = after;
     }
     worst
+}
+
+/// Errors that reached the handler of a device.
+#[derive(Clone, Default)]
+pub struct Uncaught(Arc<Mutex<Vec<String>>>);
+
+impl Uncaught {
+    /// Asserts that there are none.
+    #[track_caller]
+    pub fn is_empty(&self) {
+        assert_eq!(*self.0.lock().unwrap(), [""; 0]);
+    }
+}
+
+/// Lists what reaches the handler of a device.
+pub fn watch(gpu: &Gpu) -> Uncaught {
+    let uncaught = Uncaught::default();
+    let list = uncaught.clone();
+    gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        list.0.lock().unwrap().push(error.to_string());
+    }));
+    uncaught
 }

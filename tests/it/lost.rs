@@ -1,9 +1,8 @@
 //! A device that is lost in mid-run: every call says so, nothing reaches the device's handler of errors, and
 //! a checkpoint leads back.
 
-use crate::common::{Random, assert_same_bits, lr};
+use crate::common::{Random, Uncaught, assert_same_bits, lr, watch};
 use harness::{Gpu, GpuRun};
-use std::sync::{Arc, Mutex};
 use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::checkpoint::{self, Load, Parameters, Save};
 use wgpu_optim::offload::{Offload, Progress};
@@ -14,17 +13,10 @@ use wgpu_optim::{
 
 const LEN: usize = 1_000;
 
-/// Errors that reached the handler of a device.
-type Uncaught = Arc<Mutex<Vec<String>>>;
-
 /// A device with a handler that lists what reaches it.
 fn watched() -> Option<(Gpu, Uncaught)> {
     let gpu = harness::test_gpu()?;
-    let uncaught = Uncaught::default();
-    let list = uncaught.clone();
-    gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        list.lock().unwrap().push(error.to_string());
-    }));
+    let uncaught = watch(&gpu);
     Some((gpu, uncaught))
 }
 
@@ -150,7 +142,7 @@ fn every_call_says_that_the_device_is_lost() {
             assert_eq!(loaded.unwrap_err(), checkpoint::Error::Device(DeviceError::Lost));
             drop((run, other));
             gpu.device.poll(wgpu::PollType::Poll).unwrap();
-            assert_eq!(*uncaught.lock().unwrap(), [""; 0], "{options:?} {then:?}");
+            uncaught.is_empty();
         }
     }
 }
@@ -190,7 +182,7 @@ fn a_checkpoint_leads_back() {
             assert_eq!(format!("{:?}", reports[0]), format!("{:?}", reports[1]));
         }
         assert_same_bits(&run.snapshot(), &whole.snapshot(), &format!("{options:?}"));
-        assert_eq!(*uncaught.lock().unwrap(), [""; 0], "{options:?}");
+        uncaught.is_empty();
     }
 }
 
@@ -241,7 +233,7 @@ fn offloaded_state_stays() {
             let after = save(&mut offload);
             assert!(before == after, "{options:?} {then:?}");
             drop(offload);
-            assert_eq!(*uncaught.lock().unwrap(), [""; 0], "{options:?} {then:?}");
+            uncaught.is_empty();
 
             // Elsewhere it goes on as a run without a loss.
             let (mut back, params, grads) = new(&next, options);
@@ -279,5 +271,5 @@ fn a_step_under_way_is_lost_with_its_gradients() {
     let advanced = offload.advance(&gpu.queue, &params, 0.1);
     assert_eq!(advanced, Err(OffloadError::Device(DeviceError::Lost)));
     assert_eq!(offload.params(), before);
-    assert_eq!(*uncaught.lock().unwrap(), [""; 0]);
+    uncaught.is_empty();
 }

@@ -6,6 +6,8 @@ mod blocks;
 mod checkpoint;
 mod common;
 mod cpu;
+#[cfg(feature = "checkpoint")]
+mod devices;
 mod empty;
 mod extremes;
 mod formats;
@@ -13,6 +15,7 @@ mod identities;
 mod large;
 mod layers;
 mod layouts;
+mod limits;
 #[cfg(feature = "checkpoint")]
 mod lost;
 mod messages;

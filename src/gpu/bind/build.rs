@@ -10,6 +10,7 @@ use crate::gpu::device::checked;
 use crate::gpu::kernel::{
     BINDING_G, BINDING_P, BINDING_STATE, BINDING_TABLE, REDUCE_BINDING_G, REDUCE_BINDING_PARTIALS,
 };
+use crate::gpu::limits::at_least;
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::{Folds, Kernel};
 use crate::gpu::record::{BoundDispatch, Entry, OfRule, Recorded, Scan};
@@ -162,6 +163,8 @@ impl Optimizer {
         entries: Vec<Entry>,
         workgroups: [u32; 2],
     ) -> Result<BoundDispatch, DeviceError> {
+        let most = entries.iter().map(|entry| entry.size).max().unwrap_or(0);
+        at_least("max_storage_buffer_binding_size", self.limits.binding_bytes, most)?;
         let layout = &kernel.layout;
         let group: Vec<_> = entries.iter().map(Entry::of_wgpu).collect();
         let descriptor =

@@ -33,8 +33,9 @@ impl Optimizer {
     ///
     /// # Errors
     /// A [`BindError`] if the tensors are not the layout's, if a buffer is too short, is misaligned or lacks
-    /// usage `STORAGE`, if ranges of one buffer overlap, or if the device refuses. Parameters and gradients
-    /// of one buffer overlap if they lie in one block of 256 bytes.
+    /// usage `STORAGE` or is of [another device](BindError::OtherDevice), if ranges of one buffer overlap, or
+    /// if the device refuses. Parameters and gradients of one buffer overlap if they lie in one block of 256
+    /// bytes.
     pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, BindError> {
         let state: Vec<_> = self.state.iter().map(|state| &state.chunk).collect();
         let scanned = self.scanned_chunks();
@@ -77,7 +78,7 @@ impl Optimizer {
         let [p_bytes, g_bytes] = [params, grads].map(|format| self.layout.len() * format.bytes());
         let p = Named::new("parameters", p, p_bytes)?;
         let g = Named::new("gradients", g, g_bytes)?;
-        self.refuse_overlaps(vec![p.range(p_bytes), g.range(g_bytes)])?;
+        self.check_ranges(vec![p.range(p_bytes), g.range(g_bytes)])?;
         let part = |(i, chunk): (usize, &&Chunk)| Part {
             chunk: i,
             base: chunk.start,
@@ -126,7 +127,7 @@ impl Optimizer {
             ranges.extend([p_range, g_range]);
             named.push((p, g));
         }
-        self.refuse_overlaps(ranges)?;
+        self.check_ranges(ranges)?;
         let parts = |chunks: &[&Chunk]| {
             let mut parts = Vec::new();
             for (i, chunk) in chunks.iter().enumerate() {
@@ -149,8 +150,14 @@ impl Optimizer {
         Ok(chunks.map(parts))
     }
 
-    /// Refuses ranges of one buffer that share bytes, with each other or with the optimizer's own state.
-    pub(crate) fn refuse_overlaps(&self, mut ranges: Vec<ByteRange>) -> Result<(), BindError> {
+    /// Refuses ranges of buffers of another device, and ranges of one buffer that share bytes, with each other
+    /// or with the optimizer's own state.
+    pub(crate) fn check_ranges(&self, mut ranges: Vec<ByteRange>) -> Result<(), BindError> {
+        ranges.sort_by(|a, b| a.buffer.cmp(&b.buffer));
+        for same in ranges.chunk_by(|a, b| a.buffer == b.buffer) {
+            let ByteRange { buffer, what, .. } = &same[0];
+            self.probe.check(buffer, || what.clone())?;
+        }
         ranges.extend(self.buffers().map(|buffer| ByteRange {
             what: "optimizer state".into(),
             buffer: buffer.clone(),

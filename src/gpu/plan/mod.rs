@@ -38,8 +38,8 @@ pub struct Limits {
     pub uniform_bytes: u32,
     /// Where the groups' scalars lie.
     pub scalars_space: Space,
-    /// Storage bindings of a kernel.
-    pub storage_bindings: u32,
+    /// Bytes of a storage binding.
+    pub binding_bytes: u64,
 }
 
 /// What segments have to have.

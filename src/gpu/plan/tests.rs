@@ -9,7 +9,7 @@ const LIMITS: Limits = Limits {
     workgroups: 65_535,
     uniform_bytes: 65_536,
     scalars_space: Space::Uniform,
-    storage_bindings: 8,
+    binding_bytes: 1 << 27,
 };
 
 fn limits() -> Vec<Limits> {

@@ -34,11 +34,7 @@ fn from_torch(torch: &Value, base: f64) -> Schedule {
         "PolynomialLR" => schedule::polynomial(base, 0.0, n("total_iters"), f("power", 1.0)),
         "ExponentialLR" => schedule::exponential(base, f("gamma", f64::NAN)),
         "StepLR" => schedule::step(base, f("gamma", 0.1), n("step_size")),
-        "MultiStepLR" => {
-            let mut milestones = list("milestones");
-            milestones.sort_unstable();
-            schedule::multi_step(base, f("gamma", 0.1), milestones)
-        }
+        "MultiStepLR" => schedule::multi_step(base, f("gamma", 0.1), list("milestones")),
         "CosineAnnealingLR" => schedule::cosine(base, f("eta_min", 0.0), n("T_max")),
         "CosineAnnealingWarmRestarts" => {
             schedule::cosine_restarts(base, f("eta_min", 0.0), n("T_0"), n("T_mult"))

@@ -108,3 +108,26 @@ fn a_closure_is_a_schedule() {
     assert_ne!(halves, Schedule::from(|_: u64| 1.0));
     assert_eq!(format!("{halves:?}"), "Custom(Custom(..))");
 }
+
+/// PyTorch counts milestones by step, in whatever order they come.
+#[test]
+fn milestones_come_in_any_order() {
+    let (sorted, mixed) = ([17, 90, 90, 250], [90, 250, 17, 90]);
+    for t in 0..300 {
+        let passed = sorted.iter().filter(|&&milestone| milestone <= t).count();
+        let want = [0.5, 0.25, 0.125, 0.0625, 0.03125][passed];
+        assert_eq!(lr(&schedule::multi_step(0.5, 0.5, mixed), t), want, "t = {t}");
+        assert_eq!(lr(&schedule::multi_step(0.5, 0.5, sorted), t), want, "t = {t}");
+    }
+    assert_eq!(schedule::multi_step(1.0, 0.1, [5, 9, 8]).validate(), Ok(()));
+}
+
+/// The power 0 of the remaining share is 1, also at the end, in PyTorch and optax.
+#[test]
+fn a_power_of_0_never_falls() {
+    for (start, end) in [(1.0, 0.25), (0.25, 1.0), (1.0, 0.0)] {
+        for t in [0, 1, 9, 10, 11, u64::MAX] {
+            assert_eq!(lr(&schedule::polynomial(start, end, 10, 0.0), t), start, "t = {t}");
+        }
+    }
+}
