@@ -28,10 +28,11 @@ usage: cargo xtask COMMAND
   emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
   isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
+  instructions [ARG]  instructions of the CPU engine per element: --json, --check, --write; takes valgrind
   house         the structure of the repository: module map, lengths of files, widths of lines;
                 with --bless lowers the lists of exceptions, with --map prints the map as the sources are
-  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test
-                and cargo xtask isa --check";
+  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test,
+                cargo xtask instructions --check and cargo xtask isa --check";
 
 /// Features of the library that can be had one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         ("drivers", []) => opinions::drivers(&mut steps, Need::Demanded, &mut Vec::new()),
         ("emulate", []) => emulate(&mut steps),
         ("isa", _) => isa(&mut steps, &rest),
+        ("instructions", _) => instructions(&mut steps, &rest, Need::Demanded, &mut Vec::new()),
         ("house", []) => house::check(root()),
         ("house", [flag]) if flag == "--bless" => house::bless(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
@@ -106,6 +108,19 @@ fn bench(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
 fn isa(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
     driver::ensure_radv(steps)?;
     steps.run("AMD's instructions", cargo(["run", "--quiet", "--package", "isa", "--"]).args(args))
+}
+
+fn instructions(
+    steps: &mut Steps,
+    args: &[String],
+    need: Need,
+    skipped: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let what = "instructions of the CPU engine were not counted";
+    let Some(()) = need.take(tools::valgrind(steps), what, skipped)? else { return Ok(()) };
+    // What is counted is what users run.
+    let mut count = cargo(["run", "--release", "--quiet", "--package", "instructions", "--"]);
+    steps.run("the CPU engine's instructions", count.args(args))
 }
 
 fn crash(steps: &mut Steps, kills: &str) -> Result<(), Failure> {
@@ -170,6 +185,7 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     // The command that the README gives, as it is given there.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
     let need = Need::of_ci();
+    instructions(steps, &["--check".into()], need, &mut skipped)?;
     opinions::webgpu(steps, need, &mut skipped)?;
     opinions::compilers(steps, need, &mut skipped)?;
     if env::var_os(driver::SKIP_VARIABLE).is_none() {

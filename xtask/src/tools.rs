@@ -1,5 +1,5 @@
-//! Tools of others that some checks take, from registries: Node with Dawn, SwiftShader, DXC. What is
-//! installed lies in `target/tools`; packages of the system are installed by CI alone.
+//! Tools of others that some checks take, from registries: Valgrind, Node with Dawn, SwiftShader, DXC. What
+//! is installed lies in `target/tools`; packages of the system are installed by CI alone.
 
 use crate::{Failure, Steps, driver, root, succeeds};
 use std::env;
@@ -82,6 +82,14 @@ fn program(steps: &mut Steps, names: &[&'static str], packages: &[&str]) -> Resu
     found().ok_or_else(|| {
         Failure::new(format!("{} is not here; Debian's packages: {}", names[0], packages.join(", ")))
     })
+}
+
+/// Valgrind, which emulates a processor with AVX2.
+pub(crate) fn valgrind(steps: &mut Steps) -> Result<(), Failure> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err(Failure::new("instructions are counted on Linux with a processor that has AVX2"));
+    }
+    program(steps, &["valgrind"], &["valgrind"]).map(drop)
 }
 
 /// The folder in which npm has Dawn for Node.
