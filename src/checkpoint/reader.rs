@@ -173,7 +173,8 @@ impl<'a> Reader<'a> {
     /// full.
     ///
     /// # Errors
-    /// An [`Error`] if there is no such tensor, if the bytes cannot be read, or if the tensor has not so many.
+    /// An [`Error`] if there is no such tensor, if the bytes cannot be read, or if the tensor has not so
+    /// many.
     pub fn read(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
         let bound = self.tensors.len();
         let tensor = self.tensors.get(i).ok_or(Error::UnknownTensor { found: i, bound })?;

@@ -39,8 +39,8 @@ impl Offload {
     ///
     /// # Errors
     /// An [`OffloadError`] if the chunk is unknown, on its way or not to be requested now, if the buffer is
-    /// too short, lacks usage `COPY_SRC` or is of another device, if the device is lost, or if there is no memory for staging
-    /// buffers. Nothing is recorded then.
+    /// too short, lacks usage `COPY_SRC` or is of another device, if the device is lost, or if there is no
+    /// memory for staging buffers. Nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -80,11 +80,11 @@ impl Offload {
     /// they are sent with the next submission. The first call of a step decides its learning rate.
     ///
     /// # Errors
-    /// An [`OffloadError`] if an argument is out of range, if the buffer is too short, lacks usage
-    /// `COPY_DST` or is of another device, if the device is lost, if nobody has requested the chunk that is next (or the commands
-    /// that did were dropped), or if its gradients cannot be read. The step stays where it was: chunks before
-    /// this one have been worked on, and it goes on when this one has been requested again, of the same
-    /// gradients.
+    /// An [`OffloadError`] if an argument is out of range, if the buffer is too short, lacks usage `COPY_DST`
+    /// or is of another device, if the device is lost, if nobody has requested the chunk that is next (or the
+    /// commands that did were dropped), or if its gradients cannot be read. The step stays where it was:
+    /// chunks before this one have been worked on, and it goes on when this one has been requested again, of
+    /// the same gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,

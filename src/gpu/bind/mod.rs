@@ -150,8 +150,8 @@ impl Optimizer {
         Ok(chunks.map(parts))
     }
 
-    /// Refuses ranges of buffers of another device, and ranges of one buffer that share bytes, with each other
-    /// or with the optimizer's own state.
+    /// Refuses ranges of buffers of another device, and ranges of one buffer that share bytes, with each
+    /// other or with the optimizer's own state.
     pub(crate) fn check_ranges(&self, mut ranges: Vec<ByteRange>) -> Result<(), BindError> {
         ranges.sort_by(|a, b| a.buffer.cmp(&b.buffer));
         for same in ranges.chunk_by(|a, b| a.buffer == b.buffer) {
