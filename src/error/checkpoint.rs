@@ -70,8 +70,8 @@ pub enum Error {
     },
     /// A later version of this crate wrote the checkpoint.
     #[error(
-        "{location} has version {found} of the checkpoint format, this crate reads up to {bound}: use a later \
-         version of the crate"
+        "{location} has version {found} of the checkpoint format, this crate reads up to {bound}: use a \
+         later version of the crate"
     )]
     Version {
         /// The file or stream.
