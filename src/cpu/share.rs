@@ -15,6 +15,9 @@ use crate::rules::loops::{Factor, Loops, MAX_SLOTS};
 use crate::rules::names::EMA;
 use core::ops::Range;
 
+/// Norms that an f32 does not hold are multiplied by it, 2⁻⁸⁰, as on the GPU.
+const LARGE_UNIT: f64 = f64::from_bits((1_023 - 80) << 52);
+
 /// The tensors of one rule.
 #[derive(Clone, Debug)]
 pub(super) struct Share {
@@ -251,8 +254,22 @@ impl Share {
                 sums[0] += part[0];
                 sums[1] += part[1];
             }
-            let [p_norm, u_norm] = sums.map(|sum| sum.sqrt() as f32);
-            scalars[field] = (self.loops.trust_ratio)(scalars, p_norm, u_norm);
+            let norms = sums.map(f64::sqrt);
+            if !norms.iter().any(|norm| norm.is_finite() && *norm > f32::MAX.into()) {
+                let [p_norm, u_norm] = norms.map(|norm| norm as f32);
+                scalars[field] = (self.loops.trust_ratio)(scalars, p_norm, u_norm);
+                continue;
+            }
+            // A norm that is not 0 stays above 0.
+            let in_units = |norm: f64| {
+                if norm > 0.0 { ((norm * LARGE_UNIT) as f32).max(f32::MIN_POSITIVE) } else { norm as f32 }
+            };
+            let [p_norm, u_norm] = norms.map(in_units);
+            let mut row = scalars.to_vec();
+            let added = |name: &&str| self.spec.norm_scalars.contains(name);
+            let places = row.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
+            places.for_each(|(x, _)| *x *= LARGE_UNIT as f32);
+            scalars[field] = (self.loops.trust_ratio)(&row, p_norm, u_norm);
         }
     }
 

@@ -7,19 +7,19 @@ use super::DeviceError;
 #[non_exhaustive]
 pub enum BindError {
     /// The layout has no tensor of the name.
-    #[error("the layout has no tensor {tensor:?}")]
+    #[error("the layout has no tensor {tensor:?}: choose one of `Layout::tensors`")]
     UnknownTensor {
         /// The name that was handed over.
         tensor: String,
     },
     /// A tensor was handed over twice.
-    #[error("tensor {tensor:?} is handed over twice")]
+    #[error("tensor {tensor:?} is handed over twice: hand it over once")]
     DuplicateTensor {
         /// The tensor's name.
         tensor: String,
     },
     /// The tensors are not as many as the layout's.
-    #[error("{found} tensors, the layout has {expected}")]
+    #[error("{found} tensors, must be {expected} as in the layout")]
     TensorCount {
         /// The number of tensors that were handed over.
         found: u64,
@@ -68,7 +68,7 @@ pub enum BindError {
         offset: u64,
     },
     /// A buffer lacks a usage that the kernels or copies need.
-    #[error("{what}: buffer lacks usage {usage}")]
+    #[error("{what}: the buffer lacks usage {usage}: create it with that usage")]
     MissingUsage {
         /// The name of the buffer.
         what: String,
@@ -94,7 +94,7 @@ pub enum BindError {
         bound: u64,
     },
     /// A buffer is too short for a tensor or for the layout.
-    #[error("{what}: needs bytes {start}..{end}, the buffer has {size}")]
+    #[error("{what}: needs bytes {start}..{end}, the buffer has {size}: create a larger one")]
     OutOfBounds {
         /// The name of the buffer.
         what: String,
@@ -107,7 +107,7 @@ pub enum BindError {
     },
     /// Two ranges of one buffer share bytes. Bindings start at multiples of 256 bytes, so parameters and
     /// gradients of one buffer have to lie in blocks of their own.
-    #[error("{first} and {second} share bytes {start}..{end} of one buffer")]
+    #[error("{first} and {second} share bytes {start}..{end} of one buffer: place them apart")]
     Overlap {
         /// The name of one range.
         first: String,

@@ -8,7 +8,7 @@ use super::{DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
 #[non_exhaustive]
 pub enum ChangeError {
     /// The layout has no group of the name.
-    #[error("the layout has no group {group:?}")]
+    #[error("the layout has no group {group:?}: choose one of `Layout::groups`")]
     UnknownGroup {
         /// The name that was asked for.
         group: String,
@@ -24,7 +24,10 @@ pub enum ChangeError {
         expected: &'static str,
     },
     /// The new hyperparameters need a state slot that the optimizer does not keep.
-    #[error("group {group:?}: the hyperparameters need state slot {slot}, which the optimizer does not keep")]
+    #[error(
+        "group {group:?}: the hyperparameters need state slot {slot}, which the optimizer does not keep: \
+         create it with hyperparameters that keep the slot"
+    )]
     SlotNotKept {
         /// The group's name.
         group: String,
@@ -57,7 +60,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The host has too little memory to divide the tensors anew.
-    #[error("no memory for {bytes} bytes of optimizer state")]
+    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,

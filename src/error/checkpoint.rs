@@ -59,7 +59,9 @@ pub enum Error {
         found: u64,
     },
     /// The safetensors file has no metadata of an optimizer. It may have parameters.
-    #[error("{location} is no checkpoint of an optimizer: its metadata has no {key:?}")]
+    #[error(
+        "{location} is no checkpoint of an optimizer, its metadata has no {key:?}: load a file of `save`"
+    )]
     NotACheckpoint {
         /// The file or stream.
         location: Location,
@@ -67,7 +69,10 @@ pub enum Error {
         key: &'static str,
     },
     /// A later version of this crate wrote the checkpoint.
-    #[error("{location} has version {found} of the checkpoint format, this crate reads up to {bound}")]
+    #[error(
+        "{location} has version {found} of the checkpoint format, this crate reads up to {bound}: use a \
+         later version of the crate"
+    )]
     Version {
         /// The file or stream.
         location: Location,
@@ -85,7 +90,10 @@ pub enum Error {
         bound: usize,
     },
     /// The checkpoint does not fit the optimizer: all differences.
-    #[error("the checkpoint does not fit: {}", Listed(.0))]
+    #[error(
+        "the checkpoint does not fit: {}; load it as it was saved, or allow differences by `Load`",
+        Listed(.0)
+    )]
     Mismatches(Vec<Mismatch>),
     /// Commands of recorded steps are neither submitted nor dropped: their effect on the state is not known.
     #[error("{steps} recorded steps are neither submitted nor dropped; submit them first")]
@@ -94,7 +102,7 @@ pub enum Error {
         steps: usize,
     },
     /// A metadata key of the caller's is the checkpoint's own.
-    #[error("metadata {key:?} is taken")]
+    #[error("metadata {key:?} is taken: choose another key")]
     Key {
         /// The key.
         key: String,
@@ -106,7 +114,7 @@ pub enum Error {
         rule: &'static str,
     },
     /// A tensor's parameters were not handed over, or are too few.
-    #[error("parameters of {tensor:?}: {found} elements, the layout has {expected}")]
+    #[error("parameters of {tensor:?}: {found} elements, must be {expected} as in the layout")]
     Parameters {
         /// The tensor's name.
         tensor: String,
@@ -119,7 +127,7 @@ pub enum Error {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The host has too little memory for the groups of the checkpoint.
-    #[error("no memory for {bytes} bytes of optimizer state")]
+    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,
@@ -129,7 +137,7 @@ pub enum Error {
     Device(#[from] DeviceError),
     /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the
     /// checkpoint. Load again before the next step.
-    #[error("the state is partly overwritten: {0}")]
+    #[error("the state is partly overwritten: {0}; load again before the next step")]
     Torn(Box<Error>),
 }
 

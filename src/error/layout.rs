@@ -21,20 +21,21 @@ pub enum LayoutError {
     #[error("the layout has no groups: add one, which may have no tensors")]
     Empty,
     /// Two groups have one name.
-    #[error("group {group:?} is declared twice")]
+    #[error("group {group:?} is declared twice: give one of the two another name")]
     DuplicateGroup {
         /// The name of both groups.
         group: String,
     },
     /// Two tensors have one name.
-    #[error("tensor {tensor:?} is declared twice")]
+    #[error("tensor {tensor:?} is declared twice: give one of the two another name")]
     DuplicateTensor {
         /// The name of both tensors.
         tensor: String,
     },
     /// Two tensors share elements of the flat space.
     #[error(
-        "tensors {first:?} and {second:?} overlap: {first:?} ends at {end}, {second:?} starts at {start}"
+        "tensors {first:?} and {second:?} overlap: {first:?} ends at {end}, so {second:?}, which starts at \
+         {start}, must start at {end} or later"
     )]
     Overlap {
         /// The tensor that starts first.
@@ -57,7 +58,7 @@ pub enum LayoutError {
         bound: u64,
     },
     /// The layout has no tensor of the name.
-    #[error("the layout has no tensor {tensor:?}")]
+    #[error("the layout has no tensor {tensor:?}: choose one of `Layout::tensors`")]
     UnknownTensor {
         /// The name that was asked for.
         tensor: String,

@@ -23,7 +23,7 @@ pub enum OffloadError {
         chunk: usize,
     },
     /// A chunk of gradients is on its way or has arrived.
-    #[error("chunk {chunk} of the gradients has been requested already")]
+    #[error("chunk {chunk} of the gradients has been requested already: advance the step first")]
     Requested {
         /// The number of the chunk.
         chunk: usize,

@@ -30,7 +30,7 @@ pub enum OptionsError {
     #[error("zero_gradients = true, must be false where state is offloaded")]
     ZeroGradients,
     /// The parameters are not as many as the layout's elements.
-    #[error("{found} parameters, the layout has {expected}")]
+    #[error("{found} parameters, must be {expected} as in the layout")]
     Parameters {
         /// The number of parameters that were handed over.
         found: u64,
@@ -62,7 +62,7 @@ pub enum OptionsError {
         bound: usize,
     },
     /// No buffer of the device can hold a tensor.
-    #[error("tensor {tensor:?} takes {bytes} bytes, a buffer of this device holds at most {bound}")]
+    #[error("tensor {tensor:?} takes {bytes} bytes, must be at most {bound} on this device: divide it")]
     TensorTooLarge {
         /// The tensor's name.
         tensor: String,
@@ -72,7 +72,7 @@ pub enum OptionsError {
         bound: u64,
     },
     /// The host has too little memory for the state.
-    #[error("no memory for {bytes} bytes of optimizer state")]
+    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,

@@ -27,7 +27,7 @@ pub enum RuleError {
         conflict: &'static str,
     },
     /// No built-in rule has the name.
-    #[error("there is no rule {name:?}; known rules are {known}")]
+    #[error("there is no rule {name:?}: choose one of {known}")]
     Unknown {
         /// The name that was asked for.
         name: String,

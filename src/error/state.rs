@@ -7,13 +7,13 @@ use super::{BindError, DeviceError};
 #[non_exhaustive]
 pub enum StateError {
     /// The layout has no tensor of the name.
-    #[error("the layout has no tensor {tensor:?}")]
+    #[error("the layout has no tensor {tensor:?}: choose one of `Layout::tensors`")]
     UnknownTensor {
         /// The name that was asked for.
         tensor: String,
     },
     /// Neither the tensor's rule nor the options have a state slot of the name.
-    #[error("tensor {tensor:?} has no state slot {slot:?}")]
+    #[error("tensor {tensor:?} has no state slot {slot:?}: choose one of `Layout::kept_slots`")]
     UnknownSlot {
         /// The tensor's name.
         tensor: String,
@@ -21,7 +21,10 @@ pub enum StateError {
         slot: String,
     },
     /// No configuration of the tensor's rule keeps the state slot.
-    #[error("group {group:?}: the hyperparameters do without state slot {slot}, which is not kept")]
+    #[error(
+        "group {group:?}: the hyperparameters do without state slot {slot}: choose one of \
+         `Layout::kept_slots`"
+    )]
     SlotNotKept {
         /// The name of the tensor's group.
         group: String,

@@ -35,7 +35,10 @@ pub enum StepError {
         reason: ScheduleError,
     },
     /// An f32 cannot hold a scalar of the step.
-    #[error("{rule}: scalar {scalar} = {} of group {group:?} overflows f32", Number(*.value))]
+    #[error(
+        "{rule}: scalar {scalar} = {} of group {group:?} overflows f32: choose a smaller learning rate or \
+         other hyperparameters", Number(*.value)
+    )]
     ScalarOverflow {
         /// The rule's name.
         rule: &'static str,

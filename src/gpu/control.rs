@@ -1,6 +1,6 @@
 //! Between the gradients and the update: reduction, decision, report.
 
-use super::device::{create_buffer, create_filled};
+use super::device::{create_buffer, create_filled, unmap};
 use super::kernel::{CandidateLayout, Fold, Fused};
 use super::pipeline::{Folds, Kernel};
 use super::ring;
@@ -149,8 +149,14 @@ impl Control {
 
     /// Has the state of the device sent to the host, of the last step that has run by then; `step` is the
     /// last that has been recorded.
-    pub(crate) fn read_back(&self, encoder: &mut wgpu::CommandEncoder, staging: Staging, step: u64) {
-        self.reports.read_back(encoder, &self.state, staging, step);
+    pub(crate) fn read_back(
+        &self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        staging: Staging,
+        step: u64,
+    ) {
+        self.reports.read_back(device, encoder, &self.state, staging, step);
     }
 
     /// The newest step that a report has come of, and how many were skipped until then.
@@ -220,13 +226,14 @@ impl Reports {
 
     fn read_back(
         &self,
+        device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
         state: &wgpu::Buffer,
         staging: Staging,
         step: u64,
     ) {
         encoder.copy_buffer_to_buffer(state, 0, &staging.buffer, 0, Some(size_of::<State>() as u64));
-        let (inbox, buffer) = (self.inbox.clone(), staging.buffer.clone());
+        let (device, inbox, buffer) = (device.clone(), self.inbox.clone(), staging.buffer.clone());
         let epoch = lock(&inbox).epoch;
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |mapped| {
             if mapped.is_err() {
@@ -236,7 +243,8 @@ impl Reports {
             let Ok(range) = staging.buffer.get_mapped_range(..) else { return };
             lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step, epoch);
             drop(range);
-            staging.buffer.unmap();
+            // Another thread's poll may have taken it away since.
+            unmap(&device, &staging.buffer);
         });
     }
 }

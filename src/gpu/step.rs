@@ -41,7 +41,7 @@ impl Optimizer {
         }
         encoder.on_submitted_work_done(move || drop(lease));
         if let (Some(control), Some(staging)) = (&self.control, staging) {
-            control.read_back(encoder, staging, self.steps - 1);
+            control.read_back(&self.device, encoder, staging, self.steps - 1);
         }
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Optimizer {
     pub fn read_back(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), DeviceError> {
         device::alive(&self.device)?;
         if let (Some(control), Some(staging), 1..) = (&self.control, self.staging()?, self.steps) {
-            control.read_back(encoder, staging, self.steps - 1);
+            control.read_back(&self.device, encoder, staging, self.steps - 1);
         }
         Ok(())
     }

@@ -145,7 +145,10 @@ struct Denominator {
 impl Denominator {
     fn validate(&self, rule: &'static str) -> Result<(), RuleError> {
         if self.amsgrad_corrected && !self.amsgrad {
-            return Err(RuleError::Conflict { rule, conflict: "amsgrad_corrected needs amsgrad" });
+            return Err(RuleError::Conflict {
+                rule,
+                conflict: "amsgrad_corrected = true, must be false without amsgrad",
+            });
         }
         Ok(())
     }

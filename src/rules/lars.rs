@@ -116,6 +116,7 @@ impl Rule for Lars {
     const DEFAULT_LR: f64 = 1e-3;
     const WGSL: &'static str = include_str!("../../shaders/rules/lars.wgsl");
     const TRUST_RATIO: Option<&'static str> = Some("ratio");
+    const NORM_SCALARS: &'static [&'static str] = &["eps"];
     type Scalars<T: Float> = LarsScalars<T>;
     type State<T: Float> = SgdState<T>;
     #[cfg(feature = "checkpoint")]

@@ -63,6 +63,10 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The value that [`scalars`](Self::scalars) gives for it is not used.
     const TRUST_RATIO: Option<&'static str> = None;
 
+    /// For a layer-wise rule: the scalars that its `trust_ratio` adds to a norm. Where an f32 does not hold a
+    /// norm, both norms and these scalars are 2⁻⁸⁰ times what they are, which leaves the ratio as it is.
+    const NORM_SCALARS: &'static [&'static str] = &[];
+
     /// For a layer-wise rule: the state slots that its `direction` reads. The count of bytes moved needs it.
     const DIRECTION_SLOTS: &'static [&'static str] = &[];
 

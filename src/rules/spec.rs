@@ -33,6 +33,8 @@ pub struct RuleSpec {
     pub scalars: &'static [&'static str],
     /// For a layer-wise rule: the scalar that is its trust ratio.
     pub trust_ratio: Option<&'static str>,
+    /// For a layer-wise rule: the scalars that its trust ratio adds to a norm.
+    pub norm_scalars: &'static [&'static str],
     /// For a layer-wise rule: the state slots that its update direction reads.
     pub direction_slots: &'static [&'static str],
     /// The largest error of one step, in ulps; `None` for a rule without a CPU implementation.
@@ -54,6 +56,7 @@ impl RuleSpec {
             slots: <R::State<f32> as Fields<f32>>::NAMES,
             scalars: <R::Scalars<f32> as Fields<f32>>::NAMES,
             trust_ratio: R::TRUST_RATIO,
+            norm_scalars: R::NORM_SCALARS,
             direction_slots: R::DIRECTION_SLOTS,
             max_ulps: loops.map(|(_, max_ulps)| max_ulps),
             loops: loops.map(|(loops, _)| loops),
@@ -101,6 +104,9 @@ impl RuleSpec {
         }
         if self.trust_ratio.is_some_and(|ratio| !self.scalars.contains(&ratio)) {
             return conflict("TRUST_RATIO has to be the name of a scalar");
+        }
+        if self.norm_scalars.iter().any(|name| !self.scalars.contains(name)) {
+            return conflict("NORM_SCALARS have to be names of scalars");
         }
         if self.direction_slots.iter().any(|slot| !self.slots.contains(slot)) {
             return conflict("DIRECTION_SLOTS have to be names of state slots");

@@ -234,3 +234,49 @@ fn a_rule_without_a_direction_is_an_error() {
     let OptionsError::Device(DeviceError::Refused { what, reason }) = &error else { panic!("{error}") };
     assert!(what.contains("forgetful") && reason.contains("direction"), "{error}");
 }
+
+/// Norms of parameters or directions that an f32 does not hold: both engines take the step of the f64
+/// reference.
+#[test]
+fn norms_beyond_an_f32() {
+    let gpu = harness::test_gpu();
+    let lamb = Lamb { weight_decay: 0.1, ..Lamb::default() };
+    let lars = Lars { weight_decay: 1e-4, ..Lars::default() };
+    let eps = Lars { weight_decay: 0.0, eps: 1e20, ..lars };
+    let undecayed = Lars { weight_decay: 0.0, eps: 0.0, ..lars };
+    for len in [8, 1_001] {
+        for (params, grads) in [(3e38, 1.0), (3e38, 1e30), (1e25, 3e38), (3e38, 3e38), (3e38, 0.0)] {
+            let values = |scale: f32| -> Vec<f32> {
+                let signs = Random::new(3).values(len);
+                signs.iter().map(|x| scale * if *x < 0.0 { -0.9 } else { 1.0 }).collect()
+            };
+            let (params, grads) = (values(params), values(grads));
+            let context = format!("{len} of {} and {}", params[0], grads[0]);
+            let check = |layout: Layout, step: &mut dyn FnMut(&[f32]) -> [Snapshot; 2]| {
+                let [before, after] = step(&grads);
+                let deviation = Checker::new(layout.clone()).step(&before, &grads, 1e-3, &after).unwrap();
+                assert_within_budget(&layout, &deviation, &context);
+                assert!(after.params.iter().all(|p| p.is_finite()), "{context}");
+            };
+            // d² of LAMB overflows beyond 1.8e19.
+            let small = grads[0].abs() < 1e10;
+            let mut layouts: Vec<_> = [lars, eps, undecayed].map(|rule| single(rule, len as u64)).into();
+            layouts.extend(small.then(|| single(lamb, len as u64)));
+            for layout in layouts {
+                let mut run = CpuRun::new(layout.clone(), Options::default(), &params);
+                check(layout.clone(), &mut |grads| {
+                    let before = run.snapshot();
+                    run.step(grads, 1e-3);
+                    [before, run.snapshot()]
+                });
+                let Some(gpu) = &gpu else { continue };
+                let mut run = GpuRun::new(gpu, layout.clone(), Options::default(), &params);
+                check(layout, &mut |grads| {
+                    let before = run.snapshot();
+                    run.step(grads, 1e-3);
+                    [before, run.snapshot()]
+                });
+            }
+        }
+    }
+}

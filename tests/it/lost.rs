@@ -7,8 +7,8 @@ use wgpu_optim::accumulate::Accumulator;
 use wgpu_optim::checkpoint::{self, Load, Parameters, Save};
 use wgpu_optim::offload::{Offload, Progress};
 use wgpu_optim::{
-    AdamW, BindError, ChangeError, DeviceError, Group, Lamb, Layout, LossScale, OffloadError, Optimizer,
-    Options, OptionsError, StateError, StepError, Tensors, wgpu,
+    AdamW, BindError, ChangeError, Clip, DeviceError, Ema, Format, Group, Lamb, Layout, LossScale, Master,
+    OffloadError, Optimizer, Options, OptionsError, Rounding, StateError, StepError, Tensors, wgpu,
 };
 
 const LEN: usize = 1_000;
@@ -56,6 +56,21 @@ fn options() -> [Options; 3] {
     ]
 }
 
+/// These, and everything that only the GPU's own state has: other formats, further buffers and kernels.
+fn options_of_state() -> Vec<Options> {
+    let plain = Options::default();
+    let ema = Some(Ema { decay: 0.9, debias: true });
+    let bf16 = Options { params: Format::Bf16, states: Format::Q8, zero_gradients: true, ema, ..plain };
+    let rounding = Rounding::Stochastic { seed: 1 };
+    let more = [
+        Options { clip: Some(Clip::GlobalNorm(1.0)), states: Format::Bf16, rounding, ..plain },
+        Options { clip: Some(Clip::Value(1.0)), ema, zero_gradients: true, ..plain },
+        Options { clip: Some(Clip::GroupNorm(1.0)), norms: true, master: Master::Remainder, ..bf16 },
+        Options { skip_nonfinite: true, report: true, master: Master::F32, rounding, ..bf16 },
+    ];
+    options().into_iter().chain(more).collect()
+}
+
 fn new_run(gpu: &Gpu, options: Options) -> GpuRun<'_> {
     let run = GpuRun::new(gpu, layout(), options, &Random::new(1).values(LEN)[..layout().len() as usize]);
     run.write_grads(&gradients(0));
@@ -67,7 +82,12 @@ fn gradients(step: usize) -> Vec<f32> {
 }
 
 /// Every call on the device of an optimizer, lost before it.
-fn refuses(run: &mut GpuRun<'_>, other: &mut Optimizer, encoder: &mut wgpu::CommandEncoder) {
+fn refuses(
+    run: &mut GpuRun<'_>,
+    other: &mut Optimizer,
+    encoder: &mut wgpu::CommandEncoder,
+    buffer: &wgpu::Buffer,
+) {
     const LOST: DeviceError = DeviceError::Lost;
     let (gpu, steps, settings) = (run.gpu, run.optimizer.steps(), *run.optimizer.options());
     let queue = &gpu.queue;
@@ -93,7 +113,7 @@ fn refuses(run: &mut GpuRun<'_>, other: &mut Optimizer, encoder: &mut wgpu::Comm
     if settings.loss_scale.is_some() {
         assert_eq!(optimizer.set_loss_scale(queue, 8.0, 0), Err(ChangeError::Device(LOST)));
     }
-    let copied = optimizer.copy_state(encoder, "exp_avg", "a", &run.grads);
+    let copied = optimizer.copy_state(encoder, "exp_avg", "a", buffer);
     assert_eq!(copied, Err(StateError::Device(LOST)));
     let written = optimizer.write_state(queue, "exp_avg", "a", &[1.0; 600]);
     assert_eq!(written, Err(StateError::Device(LOST)));
@@ -102,6 +122,9 @@ fn refuses(run: &mut GpuRun<'_>, other: &mut Optimizer, encoder: &mut wgpu::Comm
     let mut nowhere = Vec::new();
     let saved = checkpoint::save_to(&mut engine, &mut nowhere, &Save::default());
     assert_eq!((saved, nowhere.len()), (Err(checkpoint::Error::Device(LOST)), 0));
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("lost.safetensors");
+    assert_eq!(checkpoint::save(&mut engine, &path, &Save::default()), Err(checkpoint::Error::Device(LOST)));
+    assert!(!path.exists());
     optimizer.take_report();
     // A step that plans its binding anew.
     optimizer.freeze("a").unwrap();
@@ -112,13 +135,15 @@ fn refuses(run: &mut GpuRun<'_>, other: &mut Optimizer, encoder: &mut wgpu::Comm
 
 #[test]
 fn every_call_says_that_the_device_is_lost() {
-    for options in options() {
+    for options in options_of_state() {
         for then in THEN {
             let Some((gpu, uncaught)) = watched() else { return };
             let mut run = new_run(&gpu, options);
             let mut other = Optimizer::with_options(&gpu.device, layout(), options).unwrap();
-            let mut accumulator = Accumulator::new(&gpu.device, &layout()).unwrap();
+            let mut accumulator =
+                Accumulator::stored(&gpu.device, &layout(), options.params, options.grads).unwrap();
             let added = accumulator.bind(&Tensors::flat(&run.params, &run.grads)).unwrap();
+            let buffer = gpu.buffer(4_096);
             // One step has run, one is submitted, and one recorded when the device is lost.
             run.again(0.1);
             let mut file = Vec::new();
@@ -129,14 +154,16 @@ fn every_call_says_that_the_device_is_lost() {
             run.record(&mut recorded, 0.1).unwrap();
             let mut encoder = gpu.encoder();
             lose(&gpu, then);
-            refuses(&mut run, &mut other, &mut encoder);
+            refuses(&mut run, &mut other, &mut encoder, &buffer);
+            let again = accumulator.bind(&Tensors::flat(&run.params, &run.grads)).unwrap_err();
+            assert_eq!(again, BindError::Device(DeviceError::Lost));
             let added = accumulator.add(&gpu.queue, &mut encoder, &added);
             assert_eq!(added, Err(StepError::Device(DeviceError::Lost)));
             // The engine's next submission, with what was recorded before the loss.
             gpu.queue.submit([recorded.finish(), encoder.finish()]);
             gpu.device.poll(wgpu::PollType::Poll).unwrap();
             run.optimizer.take_report();
-            refuses(&mut run, &mut other, &mut gpu.encoder());
+            refuses(&mut run, &mut other, &mut gpu.encoder(), &buffer);
             let mut engine = checkpoint::Gpu::new(&mut run.optimizer, &gpu.queue);
             let loaded = checkpoint::load_from(&mut engine, std::io::Cursor::new(&file), &Load::default());
             assert_eq!(loaded.unwrap_err(), checkpoint::Error::Device(DeviceError::Lost));
@@ -150,7 +177,7 @@ fn every_call_says_that_the_device_is_lost() {
 /// A new device, a new optimizer and the last checkpoint.
 #[test]
 fn a_checkpoint_leads_back() {
-    for options in options() {
+    for options in options_of_state() {
         let (Some((lost, uncaught)), Some(gpu)) = (watched(), harness::test_gpu()) else { return };
         let Some(third) = harness::test_gpu() else { return };
         let mut whole = new_run(&third, options);

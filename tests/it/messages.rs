@@ -63,9 +63,77 @@ fn no_number_has_hundreds_of_digits() {
             note(options.validate().err().map(|error| error.to_string()));
         }
     }
-    note(schedule::multi_step(1.0, 0.1, [u64::MAX, 0]).validate().err().map(|error| error.to_string()));
+    let out_of_order = Schedule::from(1.0).then(u64::MAX, 1.0).then(0, 1.0);
+    note(out_of_order.validate().err().map(|error| error.to_string()));
     assert!(messages.len() > 100, "{}", messages.len());
     for message in messages {
         assert!(digits(&message).all(|digits| digits <= 17), "{message}");
     }
+}
+
+/// The sources of all errors, with their messages.
+fn sources(directory: &std::path::Path, texts: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, texts);
+        } else {
+            texts.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+/// A message ends with a bound (`must be …`) or, behind a colon or a semicolon, with what the caller can do.
+#[test]
+fn messages_end_with_what_the_caller_can_do() {
+    const VERBS: [&str; 22] = [
+        "add",
+        "advance",
+        "align",
+        "bind",
+        "choose",
+        "create",
+        "divide",
+        "free",
+        "give",
+        "hand",
+        "implement",
+        "join",
+        "load",
+        "open",
+        "place",
+        "put",
+        "read",
+        "request",
+        "set",
+        "submit",
+        "use",
+        "wait",
+    ];
+    // They end with the message of another error, of the device or of the operating system.
+    let wraps = |format: &str| ["{reason}", "{source}", "{conflict}"].iter().any(|end| format.ends_with(end));
+    let mut texts = Vec::new();
+    sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/error"), &mut texts);
+    let mut seen = 0;
+    for text in &texts {
+        for attribute in text.split("#[error(").skip(1) {
+            let Some(literal) = attribute.trim_start().strip_prefix('"') else { continue };
+            let mut quoted = false;
+            let end = literal.find(|c| {
+                c == '"' && !std::mem::replace(&mut quoted, false) || {
+                    quoted = c == '\\';
+                    false
+                }
+            });
+            let format = literal[..end.unwrap()].split_whitespace().collect::<Vec<_>>().join(" ");
+            let format = format.replace("\\ ", "");
+            let last = format.rsplit(": ").next().unwrap().rsplit("; ").next().unwrap();
+            let does = VERBS.contains(&last.split(' ').next().unwrap());
+            // Of a path's name and of a size, the bound is printed whole.
+            let bounded = format.contains("must ") || format.ends_with("{bound}") || format.ends_with("{}");
+            assert!(does || bounded || wraps(&format), "{format}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 70, "{seen}");
 }

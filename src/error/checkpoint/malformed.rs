@@ -49,7 +49,7 @@ pub enum Malformed {
         reason: String,
     },
     /// Two tensors have one name.
-    #[error("tensor {name:?} is there twice")]
+    #[error("tensor {name:?} is there twice: load another copy")]
     Duplicate {
         /// The name of both tensors.
         name: String,
@@ -81,7 +81,7 @@ pub enum Malformed {
         name: String,
     },
     /// A tensor is not in the shard that the index says, or is in a shard and not in the index.
-    #[error("index and shard {shard:?} do not agree on tensor {name:?}")]
+    #[error("index and shard {shard:?} do not agree on tensor {name:?}: load another copy")]
     Shard {
         /// The name of the tensor.
         name: String,
@@ -115,6 +115,6 @@ pub enum Malformed {
 fn size(expected: Option<u64>) -> String {
     match expected {
         Some(expected) => format!("must be {expected}"),
-        None => "its shape has more than can be counted".into(),
+        None => "its shape must have what can be counted".into(),
     }
 }

@@ -79,6 +79,16 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
         + "\nalias At = u32;\nalias Scalars = GroupScalars;\n"
         + NUMBER
         + &group_scalars(spec, key)
+        + &scaled(spec)
+}
+
+/// A group's scalars with everything that the trust ratio adds to a norm in the unit of large norms.
+fn scaled(spec: &RuleSpec) -> String {
+    let lines = spec.norm_scalars.iter().map(|name| format!("    x.{name} *= 0x1p-80f;\n"));
+    let lines: String = lines.collect();
+    format!(
+        "\nfn in_large_units(s: GroupScalars) -> GroupScalars {{\n    var x = s;\n{lines}    return x;\n}}\n"
+    )
 }
 
 pub(super) fn reduce(layout: &TableLayout, grads: Format) -> String {
