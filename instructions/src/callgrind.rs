@@ -11,6 +11,10 @@ pub(crate) const MEASURE: &str = "measure";
 /// The function whose instructions are counted. Patterns are no names for `--dump-after`.
 const COUNTED: &str = "counted_step";
 
+/// Has the C library copy and fill with vectors: of a string instruction every byte would count.
+const NO_STRINGS: &str =
+    "glibc.cpu.x86_rep_stosb_threshold=1000000000:glibc.cpu.x86_rep_movsb_threshold=1000000000";
+
 /// Counts the instructions per element of every rule in every format.
 pub(crate) fn count() -> Result<Vec<Count>, String> {
     let program = env::current_exe().map_err(|error| error.to_string())?;
@@ -19,6 +23,7 @@ pub(crate) fn count() -> Result<Vec<Count>, String> {
     valgrind.args(["--tool=callgrind", "--quiet", "--combine-dumps=yes"]);
     valgrind.arg(format!("--toggle-collect={COUNTED}")).arg(format!("--dump-after={COUNTED}"));
     valgrind.arg(format!("--callgrind-out-file={}", file.display())).arg(program).arg(MEASURE);
+    valgrind.env("GLIBC_TUNABLES", NO_STRINGS);
     let output = valgrind.output().map_err(|error| {
         format!(
             "valgrind cannot be run ({error}); it counts the instructions: install valgrind 3.19 or later"
