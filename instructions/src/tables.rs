@@ -10,9 +10,9 @@ pub(crate) struct Count {
     pub(crate) instructions: f64,
 }
 
-/// How far a count may be from the document's, as a part of it. The C library has a share in it: its copies
-/// are counted too, and where it puts an array decides how many elements are updated before a cache line
-/// begins. Another version may do both in another way.
+/// How far a count may be from the document's, as a part of it. Code elsewhere, and the path of the checkout,
+/// change the registers that the compiler chooses in a loop: counts of one source differed by up to a tenth.
+/// The C library's copies are counted too, and its versions copy in different ways.
 const MARGIN: f64 = 0.15;
 
 /// What stands before the table in `docs/instructions.md`.
@@ -173,10 +173,10 @@ mod tests {
     #[test]
     fn the_document_has_a_margin() {
         let mut written = counts();
-        written[3].instructions *= 1.02;
+        written[3].instructions *= 1.1;
         assert!(alike(&counts(), &written));
         assert!(!alike(&counts(), &written[..3]));
-        written[3].instructions *= 1.02;
+        written[3].instructions *= 1.1;
         assert!(!alike(&counts(), &written));
     }
 
