@@ -6,14 +6,17 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
-/// What this program is called with inside of Callgrind.
+/// The argument of this program inside of Callgrind.
 pub(crate) const MEASURE: &str = "measure";
 /// The function whose instructions are counted. Patterns are no names for `--dump-after`.
 const COUNTED: &str = "counted_step";
 
-/// Has the C library copy and fill with vectors: of a string instruction every byte would count.
-const NO_STRINGS: &str =
-    "glibc.cpu.x86_rep_stosb_threshold=1000000000:glibc.cpu.x86_rep_movsb_threshold=1000000000";
+/// Settings of the C library. It copies and fills with vectors: of a string instruction every byte would
+/// count. It maps each array by itself, so all begin at one place in their pages: the engine updates the
+/// elements in front of a cache line apart.
+const TUNABLES: &str = "glibc.cpu.x86_rep_stosb_threshold=1000000000:\
+                        glibc.cpu.x86_rep_movsb_threshold=1000000000:\
+                        glibc.malloc.mmap_threshold=4096";
 
 /// Counts the instructions per element of every rule in every format.
 pub(crate) fn count() -> Result<Vec<Count>, String> {
@@ -23,7 +26,7 @@ pub(crate) fn count() -> Result<Vec<Count>, String> {
     valgrind.args(["--tool=callgrind", "--quiet", "--combine-dumps=yes"]);
     valgrind.arg(format!("--toggle-collect={COUNTED}")).arg(format!("--dump-after={COUNTED}"));
     valgrind.arg(format!("--callgrind-out-file={}", file.display())).arg(program).arg(MEASURE);
-    valgrind.env("GLIBC_TUNABLES", NO_STRINGS);
+    valgrind.env("GLIBC_TUNABLES", TUNABLES);
     let output = valgrind.output().map_err(|error| {
         format!(
             "valgrind cannot be run ({error}); it counts the instructions: install valgrind 3.19 or later"

@@ -18,7 +18,7 @@ const FIRST_EPOCH: u32 = 1;
 /// Reports that are kept until somebody asks for them; older ones are dropped.
 const KEPT_REPORTS: usize = 1_024;
 
-/// What stands before the candidates in a step's request.
+/// The words before the candidates in a step's request.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Request {

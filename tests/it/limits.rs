@@ -88,7 +88,7 @@ fn runs(adapter: &Adapter, layout: &Layout, options: Options, set: impl FnOnce(&
 /// The limit that does not suffice, and what would; `None` if all suffice.
 type Need = Option<(&'static str, u64)>;
 
-/// Raises a limit to each need in turn. What is asked for suffices in the end, and one less does not.
+/// Raises a limit to each need in turn. Each need suffices, and one less does not.
 fn least(
     adapter: &Adapter,
     layout: &Layout,
@@ -144,8 +144,8 @@ const LIMITS: [(&str, Set); 16] = [
 
 const STORAGE: Set = |limits, n| limits.max_storage_buffers_per_shader_stage = n as u32;
 
-/// A step alone binds parameters, gradients and state. What looks at gradients first has a kernel that binds
-/// four.
+/// A step alone binds parameters, gradients and state. With options that look at gradients first, a kernel
+/// binds four.
 #[test]
 fn storage_buffers_of_every_rule_and_option() {
     let Some(adapter) = harness::test_adapter() else { return };

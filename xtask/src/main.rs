@@ -118,7 +118,7 @@ fn instructions(
 ) -> Result<(), Failure> {
     let what = "instructions of the CPU engine were not counted";
     let Some(()) = need.take(tools::valgrind(steps), what, skipped)? else { return Ok(()) };
-    // What is counted is what users run.
+    // Users run the release profile.
     let mut count = cargo(["run", "--release", "--quiet", "--package", "instructions", "--"]);
     steps.run("the CPU engine's instructions", count.args(args))
 }
