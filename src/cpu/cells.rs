@@ -7,8 +7,8 @@ use crate::random::random_four;
 use core::ops::Range;
 use multiversion::multiversion;
 
-/// Elements of a tile: of a copy in the nearest cache, and of sums side by side.
-pub(super) const TILE: usize = 128;
+/// Elements of a tile, a copy in the nearest cache: so many that what a tile costs once does not count.
+pub(super) const TILE: usize = 512;
 
 pub(super) type Tile = [f32; TILE];
 
@@ -105,13 +105,10 @@ pub(super) struct Draw {
 }
 
 impl Draw {
-    /// Of a tile's elements, from the lane on that is returned.
+    /// Of a tile's elements, from the vector on in which the first lies.
     #[inline(always)]
-    fn fill(&self, randoms: &mut Randoms) -> usize {
-        for (four, randoms) in (self.first / 4..).zip(&mut *randoms) {
-            *randoms = random_four(self.key, self.tensor, four, self.nth);
-        }
-        (self.first % 4) as usize
+    fn randoms(&self) -> Randoms {
+        core::array::from_fn(|i| random_four(self.key, self.tensor, self.first / 4 + i as u64, self.nth))
     }
 }
 
@@ -122,7 +119,7 @@ type Randoms = [[u32; 4]; TILE / 4 + 1];
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
     let codes = match cells {
-        Cells::None => return to.fill(0.0),
+        Cells::None => return,
         Cells::Read4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write1(x, scales) => {
@@ -157,9 +154,13 @@ pub(super) fn store_other(
     if let Cells::Write4(x) = cells {
         return x[range].copy_from_slice(from);
     }
-    let mut randoms: Randoms = [[0; 4]; TILE / 4 + 1];
-    let first = draw.map_or(0, |draw| draw.fill(&mut randoms));
-    let randoms = &randoms.as_flattened()[first..];
+    let all: Randoms;
+    let randoms = if let Some(draw) = draw {
+        all = draw.randoms();
+        &all.as_flattened()[(draw.first % 4) as usize..]
+    } else {
+        &[]
+    };
     let codes = match cells {
         Cells::Write1(x, scales) => {
             for block in scaled_blocks(range.clone()) {
@@ -180,9 +181,9 @@ pub(super) fn store_other(
             return;
         }
         Cells::Write2(x) => &mut x[range],
-        // A slot that is not kept.
-        Cells::None => return,
-        Cells::Read4(_) | Cells::Read2(_) => unreachable!("slices that are only read are not written"),
+        Cells::None | Cells::Read4(_) | Cells::Read2(_) => {
+            unreachable!("slices that are only read are not written")
+        }
         Cells::Write4(_) => unreachable!("f32 has been copied"),
     };
     // A loop for each, so that the format is not asked for every element.
@@ -226,9 +227,12 @@ fn put<T: Copy>(to: &mut [T], block: &[T; q8::BLOCK]) {
 }
 
 impl Cells<'_> {
-    /// Decodes `range` to the start of a tile; of no cells zeros.
+    /// Decodes `range` to the start of a tile; no cells leave it as it is.
     #[inline(always)]
     pub(super) fn load(&self, range: &Range<usize>, to: &mut Tile, format: Format) {
+        if matches!(self, Self::None) {
+            return;
+        }
         // A whole tile is copied without a call.
         match self.numbers(range).first_chunk() {
             Some(x) => *to = *x,
@@ -236,9 +240,12 @@ impl Cells<'_> {
         }
     }
 
-    /// Encodes the start of a tile.
+    /// Encodes the start of a tile, if there are cells.
     #[inline(always)]
     pub(super) fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
+        if matches!(self, Self::None) {
+            return;
+        }
         match self.numbers_mut(range).first_chunk_mut() {
             Some(x) => *x = *from,
             None => store_other(self, range.clone(), &from[..range.len()], format, draw),

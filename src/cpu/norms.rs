@@ -1,23 +1,26 @@
 //! Sums of squares.
 
-use super::cells::TILE;
 use multiversion::multiversion;
 
 /// Sums of squares of a tensor's part in a task: of its parameters and of their movement, or, first, of its
 /// gradients alone. Squares of f32 are exact in f64: none of them overflows or is lost.
 pub(super) type Sums = [f64; 2];
 
-/// Squares, beside each other: so many that the loops over them are vectorised.
-pub(super) struct Squares([f64; TILE]);
+/// Sums beside each other: so many that the loops over them are vectorised. Their number decides the order of
+/// a sum, and so its last bits.
+pub(super) const LANES: usize = 128;
+
+/// Squares, beside each other.
+pub(super) struct Squares([f64; LANES]);
 
 impl Squares {
     pub(super) fn new() -> Self {
-        Self([0.0; TILE])
+        Self([0.0; LANES])
     }
 
     /// In pairs.
     pub(super) fn sum(&mut self) -> f64 {
-        let mut half = TILE / 2;
+        let mut half = LANES / 2;
         while half > 0 {
             let (low, high) = self.0.split_at_mut(half);
             low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
@@ -28,7 +31,7 @@ impl Squares {
 
     #[inline(always)]
     pub(super) fn add(&mut self, x: &[f32]) {
-        let (tiles, rest) = x.as_chunks::<TILE>();
+        let (tiles, rest) = x.as_chunks::<LANES>();
         for x in tiles {
             for (sum, &x) in self.0.iter_mut().zip(x) {
                 *sum += f64::from(x) * f64::from(x);

@@ -17,10 +17,6 @@ use crate::rules::loops::{CHUNK, Constants, Factor, Loops, MAX_SLOTS};
 use core::ops::Range;
 use multiversion::multiversion;
 
-/// Elements that are updated in place before the work that follows the update, which finds them in the
-/// nearest cache.
-const STRIP: usize = 4 * TILE;
-
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
 
@@ -175,9 +171,11 @@ pub(super) fn layer_norms(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>)
 pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     let update = pass.loops.update[usize::from(pass.dispatched)];
     let mut values = Values::new();
-    let mut before = [0.0; STRIP];
+    let mut before = [0.0; TILE];
     let mut squares = [Squares::new(), Squares::new()];
-    let strip = if pass.norms || pass.zero || pass.weights.is_some() { STRIP } else { usize::MAX };
+    let reads = pass.norms || pass.weights.is_some();
+    // The work that follows the update finds its elements in the nearest cache.
+    let strip = if reads || pass.zero { TILE } else { usize::MAX };
     let tensor_ranges = &pass.plan.tensor_ranges[task.tensor_ranges.clone()];
     // Segments of one tensor are one run, unless each has sums of its own.
     let runs = tensor_ranges.chunk_by(|a, b| !pass.norms && a.span == b.span);
@@ -209,12 +207,16 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
             {
                 // As many chunks of a copy as it takes.
                 let copied = len.next_multiple_of(CHUNK).min(TILE);
-                let mut tiles = values.state.each_mut().map(|tile| &mut tile[..copied]);
                 let (mut p, mut g) = (&mut values.p[..copied], &values.g[..copied]);
                 if whole {
                     (p, g) = (pair.p.numbers_mut(&place.own), pair.g.numbers(&place.own));
-                    for (tile, cells) in tiles.iter_mut().zip(&mut *state) {
-                        *tile = cells.numbers_mut(&place.state);
+                }
+                let mut tiles: [&mut [f32]; MAX_SLOTS] = Default::default();
+                for ((to, tile), cells) in tiles.iter_mut().zip(&mut values.state).zip(&mut *state) {
+                    if whole {
+                        *to = cells.numbers_mut(&place.state);
+                    } else if !matches!(cells, Cells::None) {
+                        *to = &mut tile[..copied];
                     }
                 }
                 if pass.norms {
@@ -223,7 +225,7 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
                 update(constants, p, g, tiles);
             }
             if !whole {
-                values.store(storage, &place, &mut pair, state, &mut part.master, pass.key);
+                values.store(storage, &place, &mut pair, state, &mut part.master, pass.key, reads);
             }
             let p = if whole { pair.p.numbers(&place.own) } else { &values.p[..len] };
             if let (Some(weights), Cells::Write4(ema)) = (pass.weights, &mut part.ema) {

@@ -15,7 +15,7 @@ use crate::random::tensor_key;
 use core::ops::Range;
 
 /// Elements of a task, which one thread updates: few enough that all threads have work to the end.
-pub(super) const TASK: usize = 128 * TILE;
+pub(super) const TASK: usize = 32 * TILE;
 
 /// A tensor.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! A tile of a tensor: its place, and its way from memory to a copy and back.
 
 use super::cells::{Cells, Draw, TILE, Tile, store_other};
+use super::norms::LANES;
 use super::tasks::{Plan, TensorRange};
 use super::tensors::{Memory, Pair};
 use crate::formats::Format;
@@ -47,8 +48,11 @@ pub(super) fn of_tensor_range<'s>(
     part_kept: [usize; 2],
 ) -> (Pair<'s>, Place) {
     let (pair, begin) = memory.of(plan, tensor_range.span);
-    // Tiles have whole blocks.
-    let most = TILE - tensor_range.start % plan.scaled;
+    // Tiles have whole blocks. A first one without a whole block ends where all lanes of a sum have had a turn.
+    let most = match tensor_range.start % plan.scaled {
+        0 => TILE,
+        lane => LANES - lane,
+    };
     let (span, len) = (&plan.spans[tensor_range.span], (tensor_range.end - tensor_range.start).min(most));
     let (own, beside) = (tensor_range.start.wrapping_sub(begin), tensor_range.start - part_start);
     let (first, kind) = (tensor_range.start - span.start, span.kind);
@@ -122,8 +126,10 @@ impl Values {
         }
     }
 
-    /// Parameters and state back to memory; [`p`](Self::p) then is what the caller reads, or its master.
+    /// Parameters and state back to memory. With `reads`, [`p`](Self::p) then is what the caller reads, or its
+    /// master.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a tile's way to memory ends in as many places")]
     pub(super) fn store(
         &mut self,
         storage: &Storage,
@@ -132,12 +138,13 @@ impl Values {
         state: &mut [Cells<'_>],
         master: &mut Cells<'_>,
         key: Option<[f32; 3]>,
+        reads: bool,
     ) {
         let Place { tensor, first, .. } = *place;
         let draw = |nth: u32| key.map(|key| Draw { key, tensor, first, nth });
         if matches!(master, Cells::None) {
             pair.p.store(&place.own, &self.p, storage.params, draw(0));
-            if storage.params != Format::F32 {
+            if reads && storage.params != Format::F32 {
                 pair.p.load(&place.own, &mut self.p, storage.params);
             }
         } else {
