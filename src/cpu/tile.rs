@@ -48,7 +48,8 @@ pub(super) fn of_tensor_range<'s>(
     part_kept: [usize; 2],
 ) -> (Pair<'s>, Place) {
     let (pair, begin) = memory.of(plan, tensor_range.span);
-    // Tiles have whole blocks. A first one without a whole block ends where all lanes of a sum have had a turn.
+    // Tiles have whole blocks. A first one that begins inside of a block is shorter than a sum has lanes: its
+    // end decides which lane an element behind it goes to.
     let most = match tensor_range.start % plan.scaled {
         0 => TILE,
         lane => LANES - lane,
@@ -126,8 +127,8 @@ impl Values {
         }
     }
 
-    /// Parameters and state back to memory. With `reads`, [`p`](Self::p) then is what the caller reads, or its
-    /// master.
+    /// Parameters and state back to memory. With `reads`, [`p`](Self::p) then is what the caller reads, or
+    /// its master.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "a tile's way to memory ends in as many places")]
     pub(super) fn store(
