@@ -104,18 +104,23 @@ pub(super) struct Draw {
     pub(super) nth: u32,
 }
 
+/// Random numbers of a tile, which may begin and end inside of a vector of four.
+pub(super) type Randoms = [[u32; 4]; TILE / 4 + 1];
+
 impl Draw {
-    /// Of a tile's elements, from the vector on in which the first lies.
+    /// The random numbers of the next `len` elements, written to `randoms`.
     #[inline(always)]
-    fn randoms(&self) -> Randoms {
-        core::array::from_fn(|i| random_four(self.key, self.tensor, self.first / 4 + i as u64, self.nth))
+    fn numbers(self, len: usize, randoms: &mut Randoms) -> &[u32] {
+        let lead = (self.first % 4) as usize;
+        let vectors = &mut randoms[..(lead + len).div_ceil(4)];
+        for (vector, four) in vectors.iter_mut().zip(self.first / 4..) {
+            *vector = random_four(self.key, self.tensor, four, self.nth);
+        }
+        &vectors.as_flattened()[lead..][..len]
     }
 }
 
-/// Random numbers of a tile, which may begin and end inside of a vector of four.
-type Randoms = [[u32; 4]; TILE / 4 + 1];
-
-/// Part of a tile, or 2 bytes an element.
+/// Part of a tile, or fewer than 4 bytes an element.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
     let codes = match cells {
@@ -123,13 +128,16 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::Read4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write4(x) => return to.copy_from_slice(&x[range]),
         Cells::Write1(x, scales) => {
-            for block in scaled_blocks(range.clone()) {
-                let (scale, at, len) =
-                    (scales[block.start / q8::BLOCK], block.start - range.start, block.len());
-                let (codes, mut numbers) = (padded(&x[block]), [0.0; q8::BLOCK]);
-                numbers.iter_mut().zip(&codes).for_each(|(x, &code)| *x = q8::decode(code, scale));
-                put(&mut to[at..at + len], &numbers);
+            let (lead, mut scales) = (lead(&range), scales[range.start / q8::BLOCK..].iter());
+            let (first, whole) = x[range].split_at(lead);
+            let (to_first, to) = to.split_at_mut(lead);
+            let (blocks, last) = whole.as_chunks::<{ q8::BLOCK }>();
+            let (to_blocks, to_last) = to.as_chunks_mut::<{ q8::BLOCK }>();
+            decode_part(first, &mut scales, to_first);
+            for ((codes, to), &scale) in blocks.iter().zip(to_blocks).zip(&mut scales) {
+                q8::decode_block(codes, scale, to);
             }
+            decode_part(last, &mut scales, to_last);
             return;
         }
         Cells::Read2(x) => &x[range],
@@ -150,33 +158,35 @@ pub(super) fn store_other(
     from: &[f32],
     format: Format,
     draw: Option<Draw>,
+    randoms: &mut Randoms,
 ) {
-    if let Cells::Write4(x) = cells {
-        return x[range].copy_from_slice(from);
-    }
-    let all: Randoms;
-    let randoms = if let Some(draw) = draw {
-        all = draw.randoms();
-        &all.as_flattened()[(draw.first % 4) as usize..]
-    } else {
-        &[]
+    let randoms = match draw {
+        Some(draw) => Some(draw.numbers(from.len(), randoms)),
+        None => None,
     };
     let codes = match cells {
+        Cells::Write4(x) => return x[range].copy_from_slice(from),
         Cells::Write1(x, scales) => {
-            for block in scaled_blocks(range.clone()) {
-                let (at, len) = (block.start - range.start, block.len());
-                let from = padded(&from[at..at + len]);
-                let scale = q8::scale(&from);
-                scales[block.start / q8::BLOCK] = scale;
-                let mut codes = [0; q8::BLOCK];
-                let pairs = codes.iter_mut().zip(&from);
-                if draw.is_some() {
-                    let pairs = pairs.zip(padded(&randoms[at..at + len]));
-                    pairs.for_each(|((to, &x), random)| *to = q8::encode_stochastic(x, scale, random));
-                } else {
-                    pairs.for_each(|(to, &x)| *to = q8::encode(x, scale));
+            let (lead, mut scales) = (lead(&range), scales[range.start / q8::BLOCK..].iter_mut());
+            let (first, whole) = from.split_at(lead);
+            let (to_first, to) = x[range].split_at_mut(lead);
+            let (blocks, last) = whole.as_chunks::<{ q8::BLOCK }>();
+            let (to_blocks, to_last) = to.as_chunks_mut::<{ q8::BLOCK }>();
+            if let Some(randoms) = randoms {
+                let (random_first, randoms) = randoms.split_at(lead);
+                let (random_blocks, random_last) = randoms.as_chunks::<{ q8::BLOCK }>();
+                encode_part(first, Some(random_first), &mut scales, to_first);
+                let blocks = blocks.iter().zip(random_blocks).zip(to_blocks).zip(&mut scales);
+                for (((from, randoms), to), scale) in blocks {
+                    *scale = q8::encode_block_stochastic(from, randoms, to);
                 }
-                put(&mut x[block], &codes);
+                encode_part(last, Some(random_last), &mut scales, to_last);
+            } else {
+                encode_part(first, None, &mut scales, to_first);
+                for ((from, to), scale) in blocks.iter().zip(to_blocks).zip(&mut scales) {
+                    *scale = q8::encode_block(from, to);
+                }
+                encode_part(last, None, &mut scales, to_last);
             }
             return;
         }
@@ -184,45 +194,50 @@ pub(super) fn store_other(
         Cells::None | Cells::Read4(_) | Cells::Read2(_) => {
             unreachable!("slices that are only read are not written")
         }
-        Cells::Write4(_) => unreachable!("f32 has been copied"),
     };
     // A loop for each, so that the format is not asked for every element.
     let pairs = codes.iter_mut().zip(from);
-    match (format, draw) {
+    match (format, randoms) {
         (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
         (_, None) => pairs.for_each(|(to, &x)| *to = Format::Bf16.encode(x) as u16),
-        (Format::F16, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+        (Format::F16, Some(randoms)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
             *to = Format::F16.encode_stochastic(x, random) as u16;
         }),
-        (_, Some(_)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
+        (_, Some(randoms)) => pairs.zip(randoms).for_each(|((to, &x), &random)| {
             *to = Format::Bf16.encode_stochastic(x, random) as u16;
         }),
     }
 }
 
-/// The blocks of elements that have scales, or what there is of them.
-fn scaled_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let first = range.start / q8::BLOCK * q8::BLOCK;
-    (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
+/// How many of the elements `range` end the block that the first of them is in, unless it begins there.
+fn lead(range: &Range<usize>) -> usize {
+    (range.start.next_multiple_of(q8::BLOCK) - range.start).min(range.len())
 }
 
-/// A block, with zeros behind what there is of it: loops over as many elements as a compiler knows of have no
-/// ends to mind.
-#[inline(always)]
-fn padded<T: Copy + Default>(x: &[T]) -> [T; q8::BLOCK] {
-    x.first_chunk().copied().unwrap_or_else(|| {
-        let mut block = [T::default(); q8::BLOCK];
-        block[..x.len()].copy_from_slice(x);
-        block
-    })
+/// [`q8::decode_block`] of a block that the elements have a part of, if there is one.
+#[cold]
+fn decode_part<'s>(codes: &[u8], scales: &mut impl Iterator<Item = &'s u32>, to: &mut [f32]) {
+    if let Some(&scale) = (!codes.is_empty()).then(|| scales.next()).flatten() {
+        codes.iter().zip(to).for_each(|(&code, to)| *to = q8::decode(code, scale));
+    }
 }
 
-/// What there is of a block.
-#[inline(always)]
-fn put<T: Copy>(to: &mut [T], block: &[T; q8::BLOCK]) {
-    match to.first_chunk_mut() {
-        Some(whole) => *whole = *block,
-        None => to.copy_from_slice(&block[..to.len()]),
+/// [`q8::encode_block`] of a block that the elements have a part of, if there is one.
+#[cold]
+fn encode_part<'s>(
+    from: &[f32],
+    randoms: Option<&[u32]>,
+    scales: &mut impl Iterator<Item = &'s mut u32>,
+    to: &mut [u8],
+) {
+    let Some(scale) = (!from.is_empty()).then(|| scales.next()).flatten() else { return };
+    *scale = q8::scale(from);
+    let pairs = from.iter().zip(to);
+    match randoms {
+        None => pairs.for_each(|(&x, to)| *to = q8::encode(x, *scale)),
+        Some(randoms) => pairs.zip(randoms).for_each(|((&x, to), &random)| {
+            *to = q8::encode_stochastic(x, *scale, random);
+        }),
     }
 }
 
@@ -242,13 +257,20 @@ impl Cells<'_> {
 
     /// Encodes the start of a tile, if there are cells.
     #[inline(always)]
-    pub(super) fn store(&mut self, range: &Range<usize>, from: &Tile, format: Format, draw: Option<Draw>) {
+    pub(super) fn store(
+        &mut self,
+        range: &Range<usize>,
+        from: &Tile,
+        format: Format,
+        draw: Option<Draw>,
+        randoms: &mut Randoms,
+    ) {
         if matches!(self, Self::None) {
             return;
         }
         match self.numbers_mut(range).first_chunk_mut() {
             Some(x) => *x = *from,
-            None => store_other(self, range.clone(), &from[..range.len()], format, draw),
+            None => store_other(self, range.clone(), &from[..range.len()], format, draw, randoms),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A tile of a tensor: its place, and its way from memory to a copy and back.
 
-use super::cells::{Cells, Draw, TILE, Tile, store_other};
+use super::cells::{Cells, Draw, Randoms, TILE, Tile, store_other};
 use super::norms::LANES;
 use super::tasks::{Plan, TensorRange};
 use super::tensors::{Memory, Pair};
@@ -84,12 +84,13 @@ pub(super) struct Values {
     pub(super) p: Tile,
     pub(super) g: Tile,
     pub(super) state: [Tile; MAX_SLOTS],
+    randoms: Randoms,
 }
 
 impl Values {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS] }
+        Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS], randoms: [[0; 4]; TILE / 4 + 1] }
     }
 
     /// A tile's numbers, gradients times `power`.
@@ -143,16 +144,17 @@ impl Values {
     ) {
         let Place { tensor, first, .. } = *place;
         let draw = |nth: u32| key.map(|key| Draw { key, tensor, first, nth });
+        let randoms = &mut self.randoms;
         if matches!(master, Cells::None) {
-            pair.p.store(&place.own, &self.p, storage.params, draw(0));
+            pair.p.store(&place.own, &self.p, storage.params, draw(0), randoms);
             if reads && storage.params != Format::F32 {
                 pair.p.load(&place.own, &mut self.p, storage.params);
             }
         } else {
-            store_master(&self.p, place, &mut pair.p, master, storage.params);
+            store_master(&self.p, place, &mut pair.p, master, storage.params, randoms);
         }
         for (nth, (from, cells)) in (1..).zip(self.state.iter().zip(state)) {
-            cells.store(&place.state, from, storage.states, draw(nth));
+            cells.store(&place.state, from, storage.states, draw(nth), randoms);
         }
     }
 }
@@ -172,10 +174,17 @@ fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-fn store_master(p: &Tile, place: &Place, stored: &mut Cells<'_>, master: &mut Cells<'_>, params: Format) {
+fn store_master(
+    p: &Tile,
+    place: &Place,
+    stored: &mut Cells<'_>,
+    master: &mut Cells<'_>,
+    params: Format,
+    randoms: &mut Randoms,
+) {
     if let Cells::Write4(master) = master {
         master[place.beside.clone()].copy_from_slice(&p[..place.len()]);
-        store_other(stored, place.own.clone(), &p[..place.len()], params, None);
+        store_other(stored, place.own.clone(), &p[..place.len()], params, None, randoms);
     } else {
         let codes = stored.codes_mut(place.own.clone()).iter_mut();
         let rests = master.codes_mut(place.beside.clone()).iter_mut();

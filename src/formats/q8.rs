@@ -48,6 +48,10 @@ const NAN: u32 = 0x7fc0_0000;
 const ONE: u32 = 1 << 23;
 /// The exponent of the code for the value 1, which is the largest code.
 const TOP: u32 = 15;
+/// A sum of it and a number below it, 2²³, is an integer.
+const INTEGER: f32 = 8_388_608.0;
+/// Elements beside each other in a loop over a block.
+const LANES: usize = 8;
 /// Binary digits of a quotient after its leading one.
 const QUOTIENT: u32 = 14;
 /// The most powers of two below the smallest code that keep all their digits for rounding.
@@ -61,8 +65,17 @@ fn fraction(scale: u32) -> u32 {
 
 /// The scale of a block, in its stored form.
 #[must_use]
+#[inline(always)]
 pub fn scale(block: &[f32]) -> u32 {
-    let peak = block.iter().map(|x| x.to_bits() & MAGNITUDE).max().unwrap_or(0);
+    // Lanes beside each other, for a compiler to make them one vector.
+    let (mut peaks, mut largest) = ([0; LANES], [0; LANES]);
+    for part in block.chunks(LANES) {
+        for ((x, peak), largest) in part.iter().zip(&mut peaks).zip(&mut largest) {
+            *peak = (*peak).max(x.to_bits() & MAGNITUDE);
+            *largest = (*largest).max(x.to_bits());
+        }
+    }
+    let peak = peaks.into_iter().max().unwrap_or(0);
     if peak >= INFINITE {
         return NAN;
     }
@@ -71,8 +84,7 @@ pub fn scale(block: &[f32]) -> u32 {
     }
     // The minimum keeps the largest f32 from becoming an infinity.
     let rounded = ((peak + 0x80) & !0xff).min(INFINITE - 0x100);
-    // A fold over all elements, since the compiler vectorises no loop with an early exit.
-    let negative = block.iter().fold(false, |any, x| any | (x.to_bits() > UNSIGNED));
+    let negative = largest.into_iter().max().unwrap_or(0) > UNSIGNED;
     if negative { rounded } else { rounded | UNSIGNED }
 }
 
@@ -95,35 +107,60 @@ pub fn spacing(x: f64, scale: u32) -> f64 {
     unit * (power - f64::from(fraction(scale))).exp2()
 }
 
+/// The bit of a code that is its sign, or 0.
+#[inline(always)]
+fn sign_bit(scale: u32) -> u32 {
+    if scale & UNSIGNED == 0 { 0x80 } else { 0 }
+}
+
 /// Decodes a code in a block of this [`scale`].
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn decode(code: u8, scale: u32) -> f32 {
-    let exponent = scale >> 23 & 0xff;
-    if exponent == 0xff {
-        return f32::from_bits(NAN);
-    }
-    let fraction = fraction(scale);
-    let magnitude = if fraction == 3 { code & 0x7f } else { code };
-    let (bits, sign) = (u32::from(magnitude), u32::from(code ^ magnitude) << 24);
-    let value = if bits >> fraction == 0 {
-        f32::from(magnitude) * f32::from_bits((127 + 1 - TOP - fraction) << 23)
-    } else {
-        f32::from_bits((bits << (23 - fraction)) + ((127 - TOP) << 23))
-    };
+    let (code, fraction, sign_bit) = (u32::from(code), fraction(scale), sign_bit(scale));
+    let (magnitude, sign) = (code & !sign_bit, (code & sign_bit) << 24);
+    let normal = f32::from_bits((magnitude << (23 - fraction)) + ((127 - TOP) << 23));
+    let linear = magnitude as i32 as f32 * f32::from_bits((127 + 1 - TOP - fraction) << 23);
+    let value = if magnitude >> fraction == 0 { linear } else { normal };
     // The scale's mantissa with exponent 0: the product is a normal number even where the result is not.
     let product = (value * f32::from_bits(scale & (ONE - 1) | 127 << 23)).to_bits();
-    let stands = bits > 0 && (product >> 23) + exponent > 127;
-    f32::from_bits(if stands { sign | (product + (exponent << 23) - (127 << 23)) } else { 0 })
+    let power = (scale >> 23 & 0xff) as i32 - 127;
+    let smallest = ((1 - power) << 23).max(1);
+    let bits = if (product as i32) < smallest { 0 } else { product.wrapping_add((power as u32) << 23) | sign };
+    f32::from_bits(if is_lost(scale) { NAN } else { bits })
+}
+
+/// The number that the value 1 stands for, or 1 in a block without numbers.
+#[inline(always)]
+fn divisor(scale: u32) -> f32 {
+    if stands(scale) { f32::from_bits(scale & MAGNITUDE) } else { 1.0 }
 }
 
 /// Encodes a number in a block of this [`scale`] by round to nearest; ties go to the larger magnitude.
 ///
 /// The magnitude of `x` must not exceed the block's largest; a larger one becomes the largest code.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn encode(x: f32, scale: u32) -> u8 {
-    rounded(x, scale, 0, |lost| 1 << (lost - 1))
+    nearest(x, scale) as u8
+}
+
+#[inline(always)]
+fn nearest(x: f32, scale: u32) -> u32 {
+    let fraction = fraction(scale);
+    // The quotient decides as if it were exact. A tie has 6 bits at most, so its product with the scale is
+    // exactly an f32. An `x` below that product is below it by 2⁻²⁴ of it or more, and then the quotient does
+    // not round up to the tie.
+    let quotient = magnitude(x, scale) / divisor(scale);
+    let normal = (quotient.to_bits() + (1 << (22 - fraction))) >> (23 - fraction);
+    let normal = normal.wrapping_sub((127 - TOP) << fraction);
+    // Below the smallest exponent codes are linear. The sum rounds ties to even.
+    let units = quotient * f32::from_bits((127 - 1 + TOP + fraction) << 23);
+    let integer = units + INTEGER;
+    let down = units - (integer - INTEGER) == 0.5;
+    let linear = integer.to_bits().wrapping_sub(INTEGER.to_bits()) + u32::from(down);
+    let small = quotient < f32::from_bits((128 - TOP) << 23);
+    finished(x, scale, if small { linear } else { normal })
 }
 
 /// Encodes a number in a block of this [`scale`] by stochastic rounding, so that the expected value is `x`.
@@ -132,25 +169,19 @@ pub fn encode(x: f32, scale: u32) -> u8 {
 /// uniform 32-bit number. One expected value differs: below the smallest code of an unsigned block, the
 /// result is that code.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn encode_stochastic(x: f32, scale: u32, random: u32) -> u8 {
-    // The quotient gets stochastic rounding too. A quotient rounded down would lower a slow running mean in
-    // every step.
-    rounded(x, scale, random >> 16, |lost| random & ((1 << lost) - 1))
+    stochastic(x, scale, random) as u8
 }
 
-/// Encodes `x` by the rounding that `part` and `addend` define.
-///
-/// `part` is added to the quotient in units of 2⁻¹⁶ of its last digit. `addend` returns the number to add
-/// before the digits that a code has no place for are cut off; its argument is how many digits these are. The
-/// body has no branch, so the compiler vectorises loops over it.
 #[inline(always)]
-fn rounded(x: f32, scale: u32, part: u32, addend: impl Fn(u32) -> u32) -> u8 {
-    let (bits, exponent) = (x.to_bits(), scale >> 23 & 0xff);
-    let magnitude = bits & MAGNITUDE;
+fn stochastic(x: f32, scale: u32, random: u32) -> u32 {
+    let (magnitude, exponent) = (x.to_bits() & MAGNITUDE, scale >> 23 & 0xff);
     let divisor = (scale & (ONE - 1) | ONE) >> 8;
-    // Between 2^13 and 2^15, in units of 2^−14 of the mantissas' quotient.
-    let quotient = divided(((magnitude & (ONE - 1) | ONE) << 6) + ((part * divisor) >> 16), divisor);
+    // The quotient gets stochastic rounding too. A quotient rounded down would lower a slow running mean in
+    // every step. It lies between 2^13 and 2^15, in units of 2^−14 of the mantissas' quotient.
+    let part = ((random >> 16) * divisor) >> 16;
+    let quotient = divided(((magnitude & (ONE - 1) | ONE) << 6) + part, divisor);
     let below = quotient >> QUOTIENT == 0;
     let digits = if below { quotient << 1 } else { quotient };
     let power = (magnitude >> 23) as i32 + TOP as i32 - exponent as i32 - i32::from(below);
@@ -159,21 +190,81 @@ fn rounded(x: f32, scale: u32, part: u32, addend: impl Fn(u32) -> u32) -> u8 {
     let normal = digits.wrapping_add((power.wrapping_sub(1) as u32) << QUOTIENT);
     let linear = digits >> (more - more.min(MORE)).min(31);
     let position = if more == 0 { normal } else { linear };
-    let fraction = fraction(scale);
-    let lost = QUOTIENT - fraction + more.min(MORE);
-    let code = (position.wrapping_add(addend(lost)) >> lost).min(TOP << fraction);
-    let sign = if code == 0 { 0 } else { bits >> 24 & 0x80 };
-    let code = if fraction == 3 { code | sign } else { code.max(1) };
-    let none = magnitude < ONE || exponent == 0 || exponent == 0xff;
-    if none { 0 } else { code as u8 }
+    let lost = QUOTIENT - fraction(scale) + more.min(MORE);
+    let rounded = position.wrapping_add(random & ((1 << lost) - 1)) >> lost;
+    finished(x, scale, if self::magnitude(x, scale) > 0.0 { rounded } else { 0 })
 }
 
-/// Returns `⌊n / d⌋` exactly, for `n` below 2³¹ and `d` below 2¹⁶.
+/// Whether a block of this scale has numbers: it is not zero and not lost.
+#[inline(always)]
+fn stands(scale: u32) -> bool {
+    !matches!(scale & INFINITE, 0 | INFINITE)
+}
+
+/// The magnitude, or 0 for a number that becomes zero.
+#[inline(always)]
+fn magnitude(x: f32, scale: u32) -> f32 {
+    let smallest = if stands(scale) { f32::MIN_POSITIVE } else { f32::NAN };
+    if x.abs() >= smallest { x.abs() } else { 0.0 }
+}
+
+/// The code of `x` from its rounded magnitude. It has no branch, so the compiler vectorises loops over it.
+#[inline(always)]
+fn finished(x: f32, scale: u32, rounded: u32) -> u32 {
+    let least = if magnitude(x, scale) > 0.0 { scale >> 31 } else { 0 };
+    let code = rounded.min(TOP << fraction(scale)).max(least);
+    let sign = x.to_bits() >> 24 & sign_bit(scale);
+    if code == 0 { 0 } else { code | sign }
+}
+
+/// Returns `⌊n / d⌋` exactly, for `n` below 2³¹ − 2¹⁶, `d` below 2¹⁶ and a quotient below 2¹⁷.
 ///
-/// `(n + ½) / d` is at least `½ / d` away from every integer, which is far more than the rounding error of
-/// f64. Adding 2⁵² then removes the digits after the point.
+/// The quotient in f32 is off by 2⁻⁵ at most. So the nearest integer is the floor or one more.
 #[inline(always)]
 fn divided(n: u32, d: u32) -> u32 {
-    let quotient = (f64::from(n as i32) + 0.5) * (1.0 / f64::from(d as i32));
-    (quotient - 0.5 + (1u64 << 52) as f64).to_bits() as u32
+    let quotient = n as i32 as f32 * (1.0 / d as i32 as f32);
+    let near = (quotient + INTEGER).to_bits() as i32 - INTEGER.to_bits() as i32;
+    (near - i32::from(near * d as i32 > n as i32)) as u32
+}
+
+/// Decodes a block.
+#[inline(always)]
+pub(crate) fn decode_block(codes: &[u8; BLOCK], scale: u32, to: &mut [f32; BLOCK]) {
+    for (&code, to) in codes.iter().zip(to) {
+        *to = decode(code, scale);
+    }
+}
+
+/// Encodes a block and returns its scale.
+#[inline(always)]
+pub(crate) fn encode_block(from: &[f32; BLOCK], to: &mut [u8; BLOCK]) -> u32 {
+    let (scale, mut codes) = (scale(from), [0; BLOCK]);
+    for (&x, code) in from.iter().zip(&mut codes) {
+        *code = nearest(x, scale);
+    }
+    narrow(&codes, to);
+    scale
+}
+
+/// Encodes a block by stochastic rounding and returns its scale.
+#[inline(always)]
+pub(crate) fn encode_block_stochastic(
+    from: &[f32; BLOCK],
+    randoms: &[u32; BLOCK],
+    to: &mut [u8; BLOCK],
+) -> u32 {
+    let (scale, mut codes) = (scale(from), [0; BLOCK]);
+    for ((&x, &random), code) in from.iter().zip(randoms).zip(&mut codes) {
+        *code = stochastic(x, scale, random);
+    }
+    narrow(&codes, to);
+    scale
+}
+
+/// Apart from the arithmetic, which a compiler would do in 8 bits and in 32.
+#[inline(always)]
+fn narrow(codes: &[u32; BLOCK], to: &mut [u8; BLOCK]) {
+    for (&code, to) in codes.iter().zip(to) {
+        *to = code as u8;
+    }
 }

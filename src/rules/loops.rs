@@ -117,6 +117,8 @@ impl<R: CpuRule> Of<R> {
 /// Has the loops of a built-in rule compiled in this crate and in no other.
 macro_rules! compiled_here {
     () => {
+        const LEAVES_DROPPED: bool = true;
+
         #[inline(never)]
         fn loops() -> &'static $crate::rules::loops::Loops {
             $crate::rules::loops::Of::<Self>::LOOPS
@@ -135,44 +137,86 @@ fn slots<R: CpuRule>() -> usize {
     <R::State<f32> as Fields<f32>>::NAMES.len()
 }
 
-/// Chunks are copied to arrays that stay in registers, and that a compiler knows to be apart.
+/// Defines the loops of an update with one parameter for each slot. Of parameters a compiler knows that they do
+/// not overlap, so it updates one vector after the other, in place.
+macro_rules! updates {
+    ($($slot:ident $nth:literal),+) => {
+        /// Updates whole chunks. A slot that is not kept has one chunk of zeros.
+        #[inline(always)]
+        #[allow(clippy::too_many_arguments, reason = "one for each slot")]
+        fn chunks<R: CpuRule>(constants: Constants<'_>, p: &mut [f32], g: &[f32], $($slot: &mut [f32]),+) {
+            let (scalars, slots) = (scalars::<R, f32>(constants.scalars), slots::<R>());
+            let kept = [$(p.len() == $slot.len()),+];
+            $(let $slot = $slot.as_chunks_mut::<CHUNK>().0;)+
+            let chunks = p.as_chunks_mut::<CHUNK>().0.iter_mut().zip(g.as_chunks::<CHUNK>().0);
+            for (nth, (p, g)) in chunks.enumerate() {
+                let at = kept.map(|kept| if kept { nth } else { 0 });
+                for i in 0..CHUNK {
+                    let mut state = R::State::<f32>::from_fn(|slot| match slot {
+                        $($nth => $slot[at[$nth]][i],)+
+                        _ => unreachable!("rules with more slots are refused"),
+                    });
+                    R::update(&scalars, &mut p[i], constants.prepared(g[i]), &mut state);
+                    $(if $nth < slots {
+                        $slot[at[$nth]][i] = state.get($nth);
+                    })+
+                }
+            }
+        }
+
+        #[inline(never)]
+        #[allow(clippy::too_many_arguments, reason = "one for each slot")]
+        fn plain<R: CpuRule>(constants: Constants<'_>, p: &mut [f32], g: &[f32], $($slot: &mut [f32]),+) {
+            chunks::<R>(constants, p, g, $($slot),+);
+        }
+
+        #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
+        #[allow(clippy::too_many_arguments, reason = "one for each slot")]
+        fn best<R: CpuRule>(constants: Constants<'_>, p: &mut [f32], g: &[f32], $($slot: &mut [f32]),+) {
+            chunks::<R>(constants, p, g, $($slot),+);
+        }
+
+        fn update_plainly<R: CpuRule>(
+            constants: Constants<'_>,
+            p: &mut [f32],
+            g: &[f32],
+            state: [&mut [f32]; MAX_SLOTS],
+        ) {
+            in_runs::<R>(p, g, state, |p, g, [$($slot),+]| plain::<R>(constants, p, g, $($slot),+));
+        }
+
+        fn update<R: CpuRule>(
+            constants: Constants<'_>,
+            p: &mut [f32],
+            g: &[f32],
+            state: [&mut [f32]; MAX_SLOTS],
+        ) {
+            in_runs::<R>(p, g, state, |p, g, [$($slot),+]| best::<R>(constants, p, g, $($slot),+));
+        }
+    };
+}
+updates!(s0 0, s1 1, s2 2, s3 3, s4 4, s5 5, s6 6, s7 7);
+
+/// Hands an update its elements, with one chunk of zeros in place of each slot that is not kept. The next run
+/// does not read the values that an update writes to that chunk.
 #[inline(always)]
-fn update_plainly<R: CpuRule>(
-    constants: Constants<'_>,
+fn in_runs<R: CpuRule>(
     p: &mut [f32],
     g: &[f32],
-    state: [&mut [f32]; MAX_SLOTS],
+    mut state: [&mut [f32]; MAX_SLOTS],
+    update: impl Fn(&mut [f32], &[f32], [&mut [f32]; MAX_SLOTS]),
 ) {
-    let (scalars, slots) = (scalars::<R, f32>(constants.scalars), slots::<R>());
-    let mut state = state.map(|x| x.as_chunks_mut::<CHUNK>().0);
-    let chunks = p.as_chunks_mut::<CHUNK>().0.iter_mut().zip(g.as_chunks::<CHUNK>().0);
-    for (nth, (all_p, g)) in chunks.enumerate() {
-        let (mut p, g) = (*all_p, *g);
-        let mut own = [[0.0; CHUNK]; MAX_SLOTS];
-        for (own, x) in own.iter_mut().zip(&state).take(slots) {
-            if let Some(x) = x.get(nth) {
-                *own = *x;
-            }
+    let slots = slots::<R>();
+    let whole = R::LEAVES_DROPPED || state[..slots].iter().all(|slot| !slot.is_empty());
+    let run = if whole { p.len().max(CHUNK) } else { CHUNK };
+    for (nth, (p, g)) in p.chunks_mut(run).zip(g.chunks(run)).enumerate() {
+        let mut dropped = [[0.0; CHUNK]; MAX_SLOTS];
+        let mut all: [&mut [f32]; MAX_SLOTS] = Default::default();
+        for ((to, slot), zeros) in all.iter_mut().zip(&mut state).zip(&mut dropped).take(slots) {
+            *to = if slot.is_empty() { zeros } else { &mut slot[nth * run..][..p.len()] };
         }
-        for i in 0..CHUNK {
-            let mut state = R::State::<f32>::from_fn(|slot| own[slot][i]);
-            R::update(&scalars, &mut p[i], constants.prepared(g[i]), &mut state);
-            for (slot, own) in own.iter_mut().enumerate().take(slots) {
-                own[i] = state.get(slot);
-            }
-        }
-        *all_p = p;
-        for (own, x) in own.iter().zip(&mut state).take(slots) {
-            if let Some(x) = x.get_mut(nth) {
-                *x = *own;
-            }
-        }
+        update(p, g, all);
     }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
-fn update<R: CpuRule>(constants: Constants<'_>, p: &mut [f32], g: &[f32], state: [&mut [f32]; MAX_SLOTS]) {
-    update_plainly::<R>(constants, p, g, state);
 }
 
 #[inline(always)]

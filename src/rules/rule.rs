@@ -118,6 +118,11 @@ pub trait CpuRule: Rule {
     /// requires: in units of [`ulp`](crate::float::ulp) of its [error scale](crate::float::Scaled).
     const MAX_ULPS: f64;
 
+    /// Whether the update never changes a slot that is [not kept](Rule::keeps_slot). It then runs in longer
+    /// loops.
+    #[doc(hidden)]
+    const LEAVES_DROPPED: bool = false;
+
     /// The rule's loops, compiled in the crate that calls this. A built-in rule overrides it: its loops are
     /// compiled in this crate alone.
     // Hidden: a rule of one's own has nothing to override, and `Loops` is no part of the stable interface.

@@ -196,6 +196,55 @@ mod slots {
         }
     }
 
+    fields! {
+        /// State of [`Spills`].
+        struct SpillsState { sum }
+    }
+
+    /// A rule that writes to a slot it does not keep.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Spills;
+
+    impl Rule for Spills {
+        const NAME: &'static str = "spills";
+        const DEFAULT_LR: f64 = 1.0;
+        const WGSL: &'static str = "";
+        type Scalars<T: Float> = NineScalars<T>;
+        type State<T: Float> = SpillsState<T>;
+        fn validate(&self) -> Result<(), RuleError> {
+            Ok(())
+        }
+        fn keeps_slot(&self, _: usize) -> bool {
+            false
+        }
+        fn scalars(&self, lr: f64, _: u64, _: &mut f64) -> NineScalars<f64> {
+            NineScalars { lr }
+        }
+    }
+
+    impl CpuRule for Spills {
+        const MAX_ULPS: f64 = 1.0;
+        fn update<T: Float>(s: &NineScalars<T>, p: &mut T, g: T, state: &mut SpillsState<T>) {
+            state.sum = state.sum + g;
+            *p = *p - s.lr * state.sum;
+        }
+    }
+
+    /// An update reads zero from a slot that is not kept, whatever it has written there for other elements.
+    #[test]
+    fn dropped_values_are_not_read() {
+        for len in [1, 31, 32, 33, 1_000, 40_000] {
+            for dispatched in [true, false] {
+                let mut optimizer = cpu::Optimizer::new(single(Spills, len)).unwrap();
+                optimizer.set_dispatched(dispatched);
+                let (mut p, mut g) = (vec![0.0; len as usize], vec![1.0; len as usize]);
+                optimizer.step(Tensors::flat(&mut p, &mut g), 1.0).unwrap();
+                optimizer.step(Tensors::flat(&mut p, &mut g), 1.0).unwrap();
+                assert_eq!(p.iter().position(|&p| p != -2.0), None, "{len} {dispatched}");
+            }
+        }
+    }
+
     #[test]
     fn too_many() {
         let error = cpu::Optimizer::new(single(Nine, 1)).unwrap_err();
