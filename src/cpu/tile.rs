@@ -90,7 +90,12 @@ pub(super) struct Values {
 impl Values {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { p: [0.0; TILE], g: [0.0; TILE], state: [[0.0; TILE]; MAX_SLOTS], randoms: [[0; 4]; TILE / 4 + 1] }
+        Self {
+            p: [0.0; TILE],
+            g: [0.0; TILE],
+            state: [[0.0; TILE]; MAX_SLOTS],
+            randoms: [[0; 4]; TILE / 4 + 1],
+        }
     }
 
     /// A tile's numbers, gradients times `power`.

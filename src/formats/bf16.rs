@@ -2,7 +2,7 @@
 //! `shaders/parts/formats/bf16.wgsl` has the same functions.
 
 use super::MAGNITUDE;
-use super::half::{nearest, sign_16, stochastic};
+use super::half::nearest;
 
 const INFINITE: u32 = 0x7f80;
 const QUIET: u32 = 0x40;
@@ -20,11 +20,12 @@ pub(super) fn encode(x: f32) -> u32 {
 
 #[inline(always)]
 pub(super) fn encode_stochastic(x: f32, random: u32) -> u32 {
-    if !x.is_finite() {
-        return encode(x);
-    }
-    let bits = x.to_bits();
-    sign_16(bits) | stochastic(bits & MAGNITUDE, 16, random).min(INFINITE - 1)
+    let (bits, magnitude) = (x.to_bits(), x.to_bits() & MAGNITUDE);
+    // A finite number stays finite. The sum of one that is not is cut back to the number.
+    let most = magnitude.max((INFINITE << 16) - 1);
+    let sum = (magnitude + (random & 0xffff)).min(most);
+    let quiet = if magnitude > INFINITE << 16 { QUIET << 16 } else { 0 };
+    (bits & !MAGNITUDE | sum | quiet) >> 16
 }
 
 /// Splits an f32 into the nearest bf16 and the lower half of the f32's bits; ties go to the larger magnitude.

@@ -126,7 +126,8 @@ pub fn decode(code: u8, scale: u32) -> f32 {
     let product = (value * f32::from_bits(scale & (ONE - 1) | 127 << 23)).to_bits();
     let power = (scale >> 23 & 0xff) as i32 - 127;
     let smallest = ((1 - power) << 23).max(1);
-    let bits = if (product as i32) < smallest { 0 } else { product.wrapping_add((power as u32) << 23) | sign };
+    let bits =
+        if (product as i32) < smallest { 0 } else { product.wrapping_add((power as u32) << 23) | sign };
     f32::from_bits(if is_lost(scale) { NAN } else { bits })
 }
 
@@ -266,5 +267,25 @@ pub(crate) fn encode_block_stochastic(
 fn narrow(codes: &[u32; BLOCK], to: &mut [u8; BLOCK]) {
     for (&code, to) in codes.iter().zip(to) {
         *to = code as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every divisor, beside multiples of it over the whole range of numerators.
+    #[test]
+    fn divided_is_the_floor() {
+        let mut checked = 0u64;
+        for d in 1u32 << 15..1 << 16 {
+            for k in [1u32 << 13, (1 << 13) + d % 997, 1 << 14, 20_011, 32_767, 32_768] {
+                for n in [k * d - 1, k * d, k * d + 1, k * d + d / 2] {
+                    assert_eq!(divided(n, d), n / d, "{n} / {d}");
+                    checked += 1;
+                }
+            }
+        }
+        assert_eq!(checked, (1 << 15) * 24);
     }
 }
