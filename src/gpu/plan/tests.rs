@@ -293,3 +293,25 @@ fn reductions_visit_every_element_once() {
         }
     }
 }
+
+/// The drawing in ARCHITECTURE.md: six elements of one group, then five of another.
+#[test]
+fn the_drawn_example_holds() {
+    let spans =
+        [Span { tensor: 0, group: 0, start: 0, end: 6 }, Span { tensor: 1, group: 1, start: 6, end: 11 }];
+    let chunks = chunks(&spans, LIMITS.chunk_elements, 1);
+    let [chunk] = &chunks[..] else { panic!("{chunks:?}") };
+    assert_eq!((chunk.start, chunk.end, chunk.state_vectors), (0, 11, 3));
+    let rows = |dispatch: Dispatch| {
+        let row = |s: &Segment| ((s.vector, s.state, s.vectors, s.group), s.first, s.last);
+        dispatch.segments.iter().map(row).collect::<Vec<_>>()
+    };
+    let plain = Constraints::plain(false);
+    let step = dispatch(&chunk.tensor_ranges, chunk.start, plain, &LIMITS);
+    assert!(!step.aligned);
+    let b = [1, 1, 1, NONE];
+    assert_eq!(rows(step), [((0, 0, 2, 0), [0; 4], [0, 0, 1, 1]), ((2, 2, 1, 1), b, b)]);
+    let norms = reduction(&chunk.tensor_ranges, chunk.start, plain, Seams::Apart, &LIMITS);
+    let (a_ends, b_starts) = ([0, 0, NONE, NONE], [NONE, NONE, 1, 1]);
+    assert_eq!(rows(norms), [((0, 0, 2, 0), [0; 4], a_ends), ((1, 1, 2, 1), b_starts, b)]);
+}
