@@ -18,7 +18,7 @@ pub enum BindError {
         /// The tensor's name.
         tensor: String,
     },
-    /// The tensors are not as many as the layout's.
+    /// The number of tensors differs from the layout's.
     #[error("{found} tensors, must be {expected} as in the layout")]
     TensorCount {
         /// The number of tensors that were handed over.
@@ -76,8 +76,8 @@ pub enum BindError {
         usage: &'static str,
     },
     /// A buffer is of another device than the optimizer. wgpu tells devices of one instance apart. A buffer
-    /// of another instance is taken for one of the device, or wgpu panics. In a browser the device's handler
-    /// has the error.
+    /// of another instance is accepted as one of the device, or wgpu panics. In a browser the device's error
+    /// handler gets the error.
     #[error("{what}: the buffer is of another device, must be of the optimizer's: create it there")]
     OtherDevice {
         /// The name of the buffer.
@@ -106,7 +106,7 @@ pub enum BindError {
         size: u64,
     },
     /// Two ranges of one buffer share bytes. Bindings start at multiples of 256 bytes, so parameters and
-    /// gradients of one buffer have to lie in blocks of their own.
+    /// gradients of one buffer have to lie in separate blocks of 256 bytes.
     #[error("{first} and {second} share bytes {start}..{end} of one buffer: place them apart")]
     Overlap {
         /// The name of one range.

@@ -2,8 +2,8 @@
 
 use super::{DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
 
-/// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. Nothing
-/// has changed.
+/// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. The
+/// optimizer is unchanged.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {

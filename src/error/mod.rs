@@ -1,4 +1,4 @@
-//! Errors, one enum a stage, and one enum over all stages.
+//! Errors: one enum per stage, and one enum over all stages.
 
 mod bind;
 mod change;
@@ -82,7 +82,7 @@ pub enum Error {
     Device(#[from] DeviceError),
 }
 
-/// Memory of the host that cannot be allocated. Each stage has a variant of its own for it.
+/// Host memory that cannot be allocated. Each stage has its own variant for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutOfMemory {
     pub(crate) bytes: u64,
