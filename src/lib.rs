@@ -16,7 +16,8 @@
 //!         Group::new("no_decay", AdamW { weight_decay: 0.0, ..adamw }).tensor("h.0.ln.b", [768]),
 //!     ])?;
 //!     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-//!     let descriptor = wgpu::BufferDescriptor { label: None, size: layout.buffer_size(), usage, mapped_at_creation: false };
+//!     let size = layout.buffer_size();
+//!     let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
 //!     let (params, grads) = (device.create_buffer(&descriptor), device.create_buffer(&descriptor));
 //!
 //!     let mut optimizer = Optimizer::new(device, layout)?;

@@ -25,7 +25,7 @@ impl Optimizer {
     /// Writes state slot `slot` of `tensor` from one number per element, with rounding to nearest.
     ///
     /// # Errors
-    /// As [`read_state`](Self::read_state), and a [`StateError::Length`]. Nothing changes then.
+    /// The errors of [`read_state`](Self::read_state), and a [`StateError::Length`]. Nothing changes then.
     pub fn write_state(&mut self, slot: &str, tensor: &str, numbers: &[f32]) -> Result<(), StateError> {
         let (format, lead, _) = self.numbers_of(slot, tensor)?;
         let expected = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?.len;

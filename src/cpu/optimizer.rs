@@ -67,7 +67,7 @@ impl Optimizer {
     /// Allocates zeroed state for `layout`, with options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
     pub fn with_options(layout: Layout, options: Options) -> Result<Self, OptionsError> {
         options.validate()?;
         let share = |rule| Share::new(&layout, &options, rule);
@@ -203,7 +203,7 @@ impl Optimizer {
     /// State slot `slot` of `tensor` in its stored form, for writing.
     ///
     /// # Errors
-    /// As [`state`](Self::state).
+    /// The errors of [`state`](Self::state).
     pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, StateError> {
         let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let share = &mut self.shares[self.layout.rule_index(tensor.group)];

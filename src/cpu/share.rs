@@ -317,7 +317,7 @@ impl Share {
         }
         let Around { options, t, dispatched } = around;
         let storage = options.storage();
-        // Of tensors of each kind.
+        // For tensors of each kind.
         let storages = [storage, Storage { states: Format::F32, ..storage }];
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let (loops, slots) = (self.loops, self.spec.slots.len());

@@ -47,7 +47,7 @@ pub enum Error {
     Name {
         /// The path.
         path: PathBuf,
-        /// The kind of file that was asked for.
+        /// The requested kind of file.
         what: &'static str,
         /// The condition on its name.
         bound: &'static str,

@@ -2,7 +2,7 @@
 
 use super::{BindError, ChangeError, DeviceError, StateError, StepError};
 
-/// The error of an optimizer whose state is offloaded.
+/// The error of an optimizer with offloaded state.
 ///
 /// A step in progress keeps its position.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

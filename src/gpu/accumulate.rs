@@ -15,8 +15,10 @@ use crate::rules::Sgd;
 /// [`zero_gradients`](crate::Options::zero_gradients) resets the sums. Each addition rounds `a + g` once.
 ///
 /// ```no_run
-/// # use wgpu_optim::{wgpu, AdamW, Group, Layout, Optimizer, Options, Step, Tensors, accumulate::Accumulator};
-/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, params: &wgpu::Buffer, micro: &wgpu::Buffer, sum: &wgpu::Buffer) -> Result<(), wgpu_optim::Error> {
+/// # use wgpu_optim::wgpu::{self, Buffer, Device, Queue};
+/// # use wgpu_optim::{AdamW, Error, Group, Layout, Optimizer, Options, Step, Tensors};
+/// # use wgpu_optim::accumulate::Accumulator;
+/// # fn f(device: &Device, queue: &Queue, params: &Buffer, micro: &Buffer, sum: &Buffer) -> Result<(), Error> {
 /// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
 /// let mut accumulator = Accumulator::new(device, &layout)?;
 /// let add = accumulator.bind(&Tensors::flat(sum, micro))?;
@@ -39,7 +41,7 @@ impl Accumulator {
     /// Makes an accumulator for the tensors of `layout`. Its memory does not grow with them.
     ///
     /// # Errors
-    /// As [`Optimizer::new`].
+    /// The errors of [`Optimizer::new`].
     pub fn new(device: &wgpu::Device, layout: &Layout) -> Result<Self, OptionsError> {
         Self::stored(device, layout, Format::F32, Format::F32)
     }
@@ -48,7 +50,7 @@ impl Accumulator {
     /// digits below half a unit of its last place.
     ///
     /// # Errors
-    /// As [`Optimizer::new`].
+    /// The errors of [`Optimizer::new`].
     pub fn stored(
         device: &wgpu::Device,
         layout: &Layout,
@@ -69,7 +71,7 @@ impl Accumulator {
     /// gradients.
     ///
     /// # Errors
-    /// As [`Optimizer::bind`].
+    /// The errors of [`Optimizer::bind`].
     pub fn bind(&mut self, sums_and_gradients: &Tensors<'_>) -> Result<Bound, BindError> {
         self.0.bind(sums_and_gradients)
     }

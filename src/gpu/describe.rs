@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub struct Description {
     /// The buffers that the dispatches bind.
     pub buffers: Vec<Buffer>,
-    /// The dispatches, in order. Each one sees what those before it wrote.
+    /// The dispatches, in order. Each sees the writes of earlier dispatches.
     pub dispatches: Vec<Dispatch>,
     /// The places of a step's scalars in the bytes of [`Optimizer::next_scalars`].
     pub scalars: ScalarsLayout,
@@ -36,9 +36,9 @@ pub struct TableWords {
     pub header: &'static [&'static str],
     /// The word at which the first segment begins.
     pub first_segment: u32,
-    /// The words of a segment in a kernel whose text has `parts/segments/aligned.wgsl`.
+    /// The words of a segment in a kernel with `parts/segments/aligned.wgsl`.
     pub aligned: &'static [&'static str],
-    /// The words of a segment in a kernel whose text has `parts/segments/shared.wgsl`.
+    /// The words of a segment in a kernel with `parts/segments/shared.wgsl`.
     pub shared: &'static [&'static str],
     /// Words after each segment if numbers are rounded stochastically: the tensor's key, and four times the
     /// segment's first vector in the tensor, plus the lane of the tensor's first element.
@@ -170,7 +170,7 @@ impl Optimizer {
     /// candidate of the step's scalars, or a request with several for the control kernel.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// The errors of [`step`](Self::step).
     pub fn next_scalars(&mut self, tensors: &Bound, step: impl Into<Step>) -> Result<Vec<u8>, StepError> {
         self.write_scalars(tensors, step.into())?;
         self.count_step();

@@ -93,7 +93,7 @@ impl Optimizer {
     /// Allocates zeroed state for `layout` on `device`, with options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
     pub fn with_options(
         device: &wgpu::Device,
         layout: Layout,
@@ -106,7 +106,7 @@ impl Optimizer {
     /// target is faster on a device.
     ///
     /// # Errors
-    /// As [`with_options`](Self::with_options).
+    /// The errors of [`with_options`](Self::with_options).
     pub fn with_target(
         device: &wgpu::Device,
         layout: Layout,

@@ -179,7 +179,7 @@ impl Recorded {
     }
 }
 
-/// Records `dispatches`, whose pipelines have the scalars in bind group 1, if any.
+/// Records `dispatches`. Their pipelines have the scalars in bind group 1, if any.
 fn dispatch(
     pass: &mut wgpu::ComputePass<'_>,
     dispatches: &[BoundDispatch],

@@ -53,8 +53,9 @@ impl Group {
     ///
     /// ```
     /// use wgpu_optim::{AdamW, Group, Layout, cpu, schedule};
+    /// let body = schedule::cosine(1e-4, 0.0, 1_000);
     /// let layout = Layout::packed([
-    ///     Group::new("body", AdamW::default()).lr_factor(schedule::cosine(1e-4, 0.0, 1_000)).tensor("w", [4]),
+    ///     Group::new("body", AdamW::default()).lr_factor(body).tensor("w", [4]),
     ///     Group::new("head", AdamW::default()).lr_factor(1e-3).tensor("v", [2]),
     /// ])?;
     /// cpu::Optimizer::new(layout)?.step(cpu::Tensors::flat(&mut [0.0; 6], &[1.0; 6]), 1.0)?;

@@ -106,7 +106,7 @@ impl Layout {
     /// counts such dispatches.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// The errors of [`new`](Self::new).
     pub fn packed(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, 1)
     }

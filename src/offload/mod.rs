@@ -140,7 +140,7 @@ impl Offload {
     /// Allocates zeroed state as [`new`](Self::new), with other settings for the transfer.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if a field of `transfers` is 0.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if a field of `transfers` is 0.
     pub fn with_transfers(
         device: &wgpu::Device,
         layout: Layout,
@@ -298,7 +298,7 @@ impl Offload {
     /// Ends the freezing of a group.
     ///
     /// # Errors
-    /// As [`freeze`](Self::freeze).
+    /// The errors of [`freeze`](Self::freeze).
     pub fn unfreeze(&mut self, group: &str) -> Result<(), OffloadError> {
         self.between_steps()?;
         self.stale = true;

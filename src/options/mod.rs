@@ -27,7 +27,11 @@ pub(crate) use storage::every_format;
 /// use wgpu_optim::{Clip, LossScale, Options};
 /// const SKIP: Options = Options { skip_nonfinite: true, ..Options::DEFAULT };
 /// assert!(SKIP.skips() && !Options::default().skips());
-/// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: Some(LossScale::default()), ..Options::default() };
+/// let options = Options {
+///     clip: Some(Clip::GlobalNorm(1.0)),
+///     loss_scale: Some(LossScale::default()),
+///     ..Options::default()
+/// };
 /// assert!(options.validate().is_ok());
 /// assert!(Options { clip: Some(Clip::Value(-1.0)), ..options }.validate().is_err());
 /// ```

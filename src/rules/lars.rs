@@ -11,7 +11,8 @@ use crate::float::Float;
 ///
 /// ```text
 /// d = ±g                                                             (− if maximize)
-/// φ = trust_coefficient · ‖p‖ / (‖d‖ + weight_decay · ‖p‖ + eps) of each tensor, 1 where ‖p‖ or the divisor is 0
+/// φ = trust_coefficient · ‖p‖ / (‖d‖ + weight_decay · ‖p‖ + eps)     of each tensor; 1 if ‖p‖ or the
+///                                                                     divisor is 0
 /// d = φ · (d + weight_decay · p)
 /// ```
 ///

@@ -90,9 +90,9 @@ pub(crate) use dynamic::Refusal;
 macro_rules! for_each_rule {
     ($callback:ident) => {
         $callback! {
-            $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta, $crate::Adamax,
-            $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan, $crate::Lamb,
-            $crate::Lars
+            $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta,
+            $crate::Adamax, $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan,
+            $crate::Lamb, $crate::Lars
         }
     };
 }

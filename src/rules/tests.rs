@@ -5,7 +5,7 @@ use crate::bytes::bytes_moved;
 use crate::options::Options;
 use std::fs::{read_dir, read_to_string};
 
-/// The rule whose shader text a rule takes: its own, or that of another one.
+/// The rule that owns a rule's shader text: itself or another rule.
 fn owner_of_text(rule: &RuleSpec) -> &'static str {
     match rule.name {
         "adamw" => "adam",

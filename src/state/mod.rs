@@ -26,7 +26,7 @@ pub struct Stream {
 pub enum Content {
     /// Numbers, one for each element; not [`Format::Q8`].
     Numbers(Format),
-    /// The lower halves of numbers whose upper halves are the parameters.
+    /// The lower halves of numbers; the parameters are the upper halves.
     Remainders,
     /// The codes of [`q8`].
     Codes,

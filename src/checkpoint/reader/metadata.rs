@@ -7,7 +7,7 @@ use serde::de::{
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Reads metadata. A value that is no text is left out: an index has such values.
+/// Reads metadata. A value that is not a text is left out: an index has such values.
 pub(super) struct Texts;
 
 impl<'de> DeserializeSeed<'de> for Texts {
@@ -40,7 +40,7 @@ impl<'de> Visitor<'de> for Texts {
     }
 }
 
-/// A text, or something else, which is skipped.
+/// A text, or a value of another type, which is skipped.
 struct Text(Option<String>);
 
 impl<'de> Deserialize<'de> for Text {

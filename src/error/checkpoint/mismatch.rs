@@ -85,8 +85,8 @@ pub enum Mismatch {
         /// The optimizer's type.
         expected: String,
     },
-    /// State that the file lacks would begin in a group that has taken steps, and whose scalars depend on
-    /// their number.
+    /// State that the file lacks would start in a group that has taken steps, and the group's scalars depend
+    /// on their number.
     Age {
         /// The tensor's name.
         tensor: String,
