@@ -84,7 +84,8 @@ fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
         var sum = weight(B2 + digit);
         for (var j = 0u; j < HIDDEN; j += 2u) {
             let value = unpack(hidden[(example * HIDDEN + j) / 2u].value);
-            sum += value.x * weight(W2 + j * CLASSES + digit) + value.y * weight(W2 + (j + 1u) * CLASSES + digit);
+            let first = W2 + j * CLASSES + digit;
+            sum += value.x * weight(first) + value.y * weight(first + CLASSES);
         }
         let packed = pack(sum);
         output[scores + digit / 2u].value = packed;

@@ -15,7 +15,7 @@ pub use cpu_harness::{CpuRun, Stored, cpu_slot, cpu_snapshot};
 use wgpu_optim::Format;
 pub use wgpu_optim::wgpu;
 
-/// The Debian and Ubuntu package that brings a software Vulkan.
+/// The Debian and Ubuntu package with a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
 /// Set to any value, it lets tests that need an adapter pass without one.
 pub const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
@@ -82,7 +82,7 @@ pub fn choose(instance: &wgpu::Instance) -> Result<wgpu::Adapter, NoGpu> {
     found.ok_or_else(|| {
         NoGpu(match wanted {
             Some(name) => format!("no adapter's name contains WGPU_ADAPTER_NAME={name:?}"),
-            None => format!("no GPU adapter; the package {SOFTWARE_VULKAN} brings a software Vulkan"),
+            None => format!("no GPU adapter; the package {SOFTWARE_VULKAN} has a software Vulkan"),
         })
     })
 }

@@ -77,8 +77,8 @@ fn formats_of_the_documentation() {
 
 All numbers are bytes per parameter. The number before the slash is state, including the digits kept of the
 parameters. The number after the slash is read or written in a step. Rules keep one slot (SGD with momentum,
-Lion, AdaGrad), two (Adam and most of its family), three (with AMSGrad) or four (Adan). These are not included:
-an average of the weights (8 bytes moved, 4 of state), a scan of the gradients before the update and zeroed
+Lion, AdaGrad), two (Adam and most of its family), three (with AMSGrad) or four (Adan). Not included are an
+average of the weights (8 bytes moved, 4 of state), a scan of the gradients before the update and zeroed
 gradients (one gradient each), and the first phase of LAMB and LARS. `Layout::bytes_moved` counts them all.
 The code that the table describes computes it.
 

@@ -13,7 +13,7 @@ pub enum BindError {
         tensor: String,
     },
     /// A tensor was handed over twice.
-    #[error("tensor {tensor:?} is handed over twice: hand it over once")]
+    #[error("tensor {tensor:?} is given twice: give it once")]
     DuplicateTensor {
         /// The tensor's name.
         tensor: String,
@@ -57,10 +57,10 @@ pub enum BindError {
         bound: &'static str,
     },
     /// The options set gradients to zero, and their slice is shared.
-    #[error("grads are a shared slice, must be an exclusive one (`&mut`) where zero_gradients is set")]
+    #[error("grads are a shared slice, must be an exclusive one (`&mut`) with zero_gradients")]
     ReadOnly,
     /// A buffer of a tensor's own, with elements of 2 bytes, would share words with the tensor before it.
-    #[error("{what} start at element {offset} of the layout, must be even where elements have 2 bytes")]
+    #[error("{what} start at element {offset} of the layout, must be even for elements of 2 bytes")]
     OddElement {
         /// The name of the buffer.
         what: String,
@@ -78,7 +78,7 @@ pub enum BindError {
     /// A buffer is of another device than the optimizer. wgpu tells devices of one instance apart. A buffer
     /// of another instance is accepted as one of the device, or wgpu panics. In a browser the device's error
     /// handler gets the error.
-    #[error("{what}: the buffer is of another device, must be of the optimizer's: create it there")]
+    #[error("{what}: the buffer is of another device, must be of the optimizer's: create it on that device")]
     OtherDevice {
         /// The name of the buffer.
         what: String,

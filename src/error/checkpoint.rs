@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// The safetensors file has no metadata of an optimizer. It may contain parameters.
     #[error(
-        "{location} is no checkpoint of an optimizer, its metadata has no {key:?}: load a file of `save`"
+        "{location} is no checkpoint of an optimizer: its metadata has no {key:?}; load a file of `save`"
     )]
     NotACheckpoint {
         /// The file or stream.
@@ -102,7 +102,7 @@ pub enum Error {
         steps: usize,
     },
     /// A metadata key of the caller is reserved for the checkpoint.
-    #[error("metadata {key:?} is taken: choose another key")]
+    #[error("metadata {key:?} is reserved: choose another key")]
     Key {
         /// The key.
         key: String,

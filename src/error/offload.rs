@@ -39,9 +39,7 @@ pub enum OffloadError {
         end: usize,
     },
     /// A step is in progress, and the call is possible between steps only.
-    #[error(
-        "a step is under way: chunks of its gradients have not been worked on yet; advance it to its end"
-    )]
+    #[error("a step is in progress, with chunks of gradients left: advance it to its end")]
     StepUnderWay,
     /// The arguments of a step are refused.
     #[error(transparent)]

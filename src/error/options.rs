@@ -27,7 +27,7 @@ pub enum OptionsError {
         bound: &'static str,
     },
     /// The options set gradients to zero that lie on a device, and only the caller writes them there.
-    #[error("zero_gradients = true, must be false where state is offloaded")]
+    #[error("zero_gradients = true, must be false for offloaded state")]
     ZeroGradients,
     /// The number of parameters differs from the layout's.
     #[error("{found} parameters, must be {expected} as in the layout")]

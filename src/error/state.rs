@@ -22,7 +22,7 @@ pub enum StateError {
     },
     /// No configuration of the tensor's rule keeps the state slot.
     #[error(
-        "group {group:?}: the hyperparameters do without state slot {slot}: choose one of \
+        "group {group:?}: the hyperparameters need no state slot {slot}: choose one of \
          `Layout::kept_slots`"
     )]
     SlotNotKept {
@@ -32,7 +32,7 @@ pub enum StateError {
         slot: &'static str,
     },
     /// The state slot has codes that are not numbers.
-    #[error("{slot} of tensor {tensor:?} has codes that are no numbers: read them as they are stored")]
+    #[error("{slot} of tensor {tensor:?} has codes that are not numbers: read them in their stored form")]
     NoNumbers {
         /// The slot's name.
         slot: &'static str,
@@ -61,7 +61,7 @@ pub enum StateError {
     },
     /// The tensor shares words of 2-byte state with another tensor, as in a packed layout.
     #[error(
-        "{slot} of tensor {tensor:?} has 2 bytes an element, and shares words with another tensor: \
+        "{slot} of tensor {tensor:?} has 2 bytes per element and shares words with another tensor: \
          align tensors as `Layout::new` does"
     )]
     SharedWord {
@@ -134,8 +134,8 @@ pub enum StateMismatch {
     },
     /// A tensor has not taken the steps of its group, and the group's scalars depend on their number.
     #[error(
-        "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend on their \
-         number: put it in a group of its own"
+        "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, and its scalars depend on \
+         their number: put it in a group of its own"
     )]
     Age {
         /// The tensor's name.

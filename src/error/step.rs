@@ -61,7 +61,7 @@ pub enum StepError {
     },
     /// The momentum changes while a step that may have been skipped has no report, and the rule's scalars
     /// depend on the momenta of the taken steps.
-    #[error("{rule}: the momentum changes while {steps} steps are unreported: wait for their reports")]
+    #[error("{rule}: the momentum changes while {steps} steps have no report: wait for their reports")]
     UncertainMomentum {
         /// The rule's name.
         rule: &'static str,
@@ -70,7 +70,7 @@ pub enum StepError {
     },
     /// A group was frozen or thawed while steps that may have been skipped have no report.
     #[error(
-        "group {group:?} was frozen or thawed while {steps} steps are unreported that may have been skipped; \
+        "group {group:?} was frozen or thawed while {steps} steps that may have been skipped have no report; \
          wait for their reports"
     )]
     UncertainAge {

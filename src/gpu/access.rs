@@ -313,7 +313,7 @@ impl Optimizer {
                         odd.push(StateMismatch::Format {
                             tensor: names[j].into(),
                             slot: "states",
-                            found: "2 bytes an element, in words shared with other tensors",
+                            found: "2 bytes per element, in words shared with other tensors",
                             expected: "in words of its own",
                         });
                         break;

@@ -18,7 +18,8 @@ use crate::rules::Sgd;
 /// # use wgpu_optim::wgpu::{self, Buffer, Device, Queue};
 /// # use wgpu_optim::{AdamW, Error, Group, Layout, Optimizer, Options, Step, Tensors};
 /// # use wgpu_optim::accumulate::Accumulator;
-/// # fn f(device: &Device, queue: &Queue, params: &Buffer, micro: &Buffer, sum: &Buffer) -> Result<(), Error> {
+/// # fn f(device: &Device, queue: &Queue, buffers: [&Buffer; 3]) -> Result<(), Error> {
+/// # let [params, micro, sum] = buffers;
 /// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
 /// let mut accumulator = Accumulator::new(device, &layout)?;
 /// let add = accumulator.bind(&Tensors::flat(sum, micro))?;

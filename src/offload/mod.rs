@@ -159,7 +159,7 @@ impl Offload {
                 return Err(OptionsError::Format {
                     field,
                     format: format.name(),
-                    bound: "f32 where state is offloaded",
+                    bound: "f32 for offloaded state",
                 });
             }
         }

@@ -1,5 +1,5 @@
-//! The structure of the repository, as ARCHITECTURE.md and CONTRIBUTING.md have it: which module may import
-//! which, how long files are, how wide lines are.
+//! The structure of the repository according to ARCHITECTURE.md and CONTRIBUTING.md: imports between modules,
+//! lengths of files, widths of lines.
 
 mod map;
 mod ratchet;
@@ -47,8 +47,8 @@ pub(crate) fn draw(root: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Endings of the texts that have limits.
-const ENDINGS: [&str; 3] = [".rs", ".wgsl", ".md"];
+/// Endings of texts with limits.
+const ENDINGS: [&str; 5] = [".rs", ".wgsl", ".md", ".py", ".toml"];
 
 /// The texts that have limits, by path from the root: those that git tracks. Without git, or where it refuses
 /// the directory, those that are there.

@@ -17,22 +17,24 @@ use tools::Need;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  setup         make sure that there is a Vulkan driver
-  test [ARGS]   setup, then cargo test --workspace with ARGS: everything by default
+  setup         finds a Vulkan driver, or installs one
+  test [ARGS]   setup, then cargo test --workspace with ARGS; all tests by default
   bench [ARGS]  setup, then cargo bench with ARGS
-  crash [N]     kills processes that save checkpoints, N times each way: 100 by default
-  fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
-  webgpu        the code of docs/javascript.md on Dawn, over SwiftShader: takes node and npm
-  compilers     the kernels through Tint and, as naga writes them for DirectX, DXC: takes node, npm and pip
-  drivers       a part of the GPU's tests on SwiftShader, and on lavapipe with other vectors
-  emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
-  isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
+  crash [N]     kills processes that save checkpoints, N times each way; 100 by default
+  fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default; needs a nightly compiler and
+                cargo-fuzz
+  webgpu        runs the code of docs/javascript.md on Dawn, over SwiftShader; needs node and npm
+  compilers     compiles the kernels with Tint and, as naga writes them for DirectX, with DXC; needs node, npm
+                and pip
+  drivers       runs part of the GPU tests on SwiftShader, and on lavapipe with other vectors
+  emulate       tests the CPU engine on emulated processors; needs qemu-user and a linker for 64-bit ARM
+  isa [ARGS]    compiles the kernels with Mesa's compiler for AMD GPUs, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
-  instructions [ARG]  instructions of the CPU engine per element: --json, --check, --write; takes valgrind
-  house         the structure of the repository: module map, lengths of files, widths of lines;
-                with --bless lowers the lists of exceptions, with --map prints the map as the sources are
-  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test,
-                cargo xtask instructions --check and cargo xtask isa --check";
+  instructions [ARG]  counts the CPU engine's instructions: --json, --check, --write; needs valgrind
+  house         checks the structure of the repository: module map, lengths of files, widths of lines;
+                --bless lowers the lists of exceptions, --map prints the imports of the sources
+  ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
+                runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";
 
 /// Features of the library that can be had one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
@@ -133,7 +135,8 @@ const FUZZ_LIMITS: [&str; 2] = ["-malloc_limit_mb=64", "-rss_limit_mb=512"];
 
 fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
     if !can_fuzz() {
-        let message = "fuzzing takes a nightly compiler and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz";
+        let message = "fuzzing needs a nightly compiler and cargo-fuzz: rustup toolchain install nightly; \
+            cargo install cargo-fuzz";
         return Err(Failure::new(message));
     }
     // What is found goes to a copy: the corpus that is kept is small. What the fuzzer puts into the temporary
@@ -202,7 +205,7 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
         check.env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libfuzzer.a");
         steps.run("the fuzzer compiles", &mut check)?;
         eprintln!(
-            "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
+            "not fuzzed, without a nightly compiler and cargo-fuzz; tests damage the fuzzer's first files"
         );
     }
     // At the end, where it is seen.

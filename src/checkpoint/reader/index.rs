@@ -132,7 +132,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
                     weights = true;
                 }
                 "metadata" | "weight_map" => {
-                    return Err(A::Error::custom(format_args!("{key} is there twice")));
+                    return Err(A::Error::custom(format_args!("{key} occurs twice")));
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }

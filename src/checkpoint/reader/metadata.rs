@@ -33,7 +33,7 @@ impl<'de> Visitor<'de> for Texts {
             if let Some(text) = map.next_value::<Text>()?.0
                 && texts.insert(key, text).is_some()
             {
-                return Err(A::Error::custom("a key of the metadata is there twice"));
+                return Err(A::Error::custom("a key of the metadata occurs twice"));
             }
         }
         Ok(texts)

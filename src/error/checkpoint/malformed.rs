@@ -49,7 +49,7 @@ pub enum Malformed {
         reason: String,
     },
     /// Two tensors have one name.
-    #[error("tensor {name:?} is there twice: load another copy")]
+    #[error("tensor {name:?} occurs twice: load another copy")]
     Duplicate {
         /// The name of both tensors.
         name: String,

@@ -143,11 +143,11 @@ impl fmt::Display for Mismatch {
             }
             Self::Age { tensor, group, steps } => write!(
                 f,
-                "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend \
-                 on their number: put it in a group of its own"
+                "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, and its scalars \
+                 depend on their number: put it in a group of its own"
             ),
             Self::More { count } => write!(f, "and at least {count} more"),
-            Self::Seed => f.write_str("no seed, and rounding is at random here"),
+            Self::Seed => f.write_str("no seed, and rounding is stochastic here"),
             Self::LossScale { found: Some(found), bound } => {
                 write!(f, "loss scale {}, must be {bound}", Number(*found))
             }
