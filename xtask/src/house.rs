@@ -50,8 +50,8 @@ pub(crate) fn draw(root: &Path) -> Result<(), Failure> {
 /// Endings of texts with limits.
 const ENDINGS: [&str; 5] = [".rs", ".wgsl", ".md", ".py", ".toml"];
 
-/// The texts that have limits, by path from the root: those that git tracks. Without git, or where it refuses
-/// the directory, those that are there.
+/// The texts with limits, by path from the root: git's tracked files. Without git, or if it refuses the
+/// directory, all files.
 fn texts(root: &Path) -> Result<Vec<String>, String> {
     let mut git = Command::new("git");
     let output = git.current_dir(root).args(["ls-files", "-z"]).output().ok();
@@ -67,7 +67,7 @@ fn texts(root: &Path) -> Result<Vec<String>, String> {
     Ok(files)
 }
 
-/// The files below a folder, by path from the root, without hidden ones and those that a build makes.
+/// The files below a folder, by path from the root, without hidden files and those of a build.
 fn walk(root: &Path, folder: &str) -> Result<Vec<String>, String> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];

@@ -55,8 +55,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Show the content of a checkpoint or of another safetensors file
     ///
-    /// Lists rules, steps, groups, tensors and formats. Each slot has its least and largest number, its rms and
-    /// the count of numbers that are not finite.
+    /// Lists rules, steps, groups, tensors and formats. Each slot has its least and largest number, its rms
+    /// and the count of numbers that are not finite.
     Inspect {
         /// A safetensors file, or the index (.index.json) of several files
         #[arg(value_name = "FILE")]

@@ -1,7 +1,7 @@
-//! Reads Rust source as far as paths go: which names a file takes from the root of its crate.
+//! Reads the paths of Rust source: the names that a file takes from the root of its crate.
 //!
-//! Comments, documentation, strings and items under `#[cfg(test)]` are passed over, and so are the
-//! `$crate::…` of macros, which are resolved where a macro is used.
+//! It skips comments, documentation, strings and items under `#[cfg(test)]`. It also skips `$crate::…` of
+//! macros, which are resolved at the macro's use.
 
 /// A word, a `::` or another character of the source, outside of comments, strings and numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
