@@ -1,4 +1,4 @@
-//! Bad files: every one is an error that names what is wrong, and none is a panic.
+//! Bad files: each is an error that names the defect, and none is a panic.
 
 mod common;
 
