@@ -9,7 +9,7 @@ use crate::options::{Options, Rounding};
 use crate::rules::loops::Arithmetic;
 use crate::step::Step;
 
-/// Parameters and state at one moment, flat, as the layout places the tensors.
+/// Parameters and state at one moment, flat, with the tensors at the layout's offsets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The parameters.

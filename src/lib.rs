@@ -73,7 +73,7 @@
 //! the library cannot see the loss: the promise `lost` of the device tells the engine.
 //!
 //! State on the device is lost with it. To recover: open another device, create its buffers, create the
-//! optimizer anew with the same layout and options, load the last checkpoint with its parameters, and bind.
+//! optimizer again with the same layout and options, load the last checkpoint with its parameters, and bind.
 //! The run then goes on bit for bit, if the adapter is the same. State of an [`offload`]ed optimizer is in
 //! host memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one;
 //! a step that was in progress is lost with its gradients.

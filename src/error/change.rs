@@ -59,7 +59,7 @@ pub enum ChangeError {
     /// The device is lost, or has no memory for the new loss scale.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The host has too little memory to divide the tensors anew.
+    /// The host has too little memory to divide the tensors again.
     #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
     Memory {
         /// The number of bytes that were asked for.

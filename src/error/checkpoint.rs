@@ -33,8 +33,8 @@ pub enum Error {
         /// The error of the operating system or the stream.
         source: IoError,
     },
-    /// The file is no safetensors file, is cut short or damaged, or is not to be written because it would not
-    /// be read.
+    /// The file is not a safetensors file, or is cut short or damaged. In a save: a load would refuse the
+    /// file.
     #[error("{location}: {reason}")]
     Malformed {
         /// The file or stream.

@@ -94,7 +94,7 @@ impl Layout {
     ///
     /// # Errors
     /// A [`LayoutError`] if there are no groups, if a rule or a factor is refused, if a name occurs twice, or
-    /// if tensors overlap or lie too far out.
+    /// if tensors overlap or end beyond the largest element.
     pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, VECTOR)
     }
@@ -216,7 +216,7 @@ impl Layout {
     /// Bytes that a step moves on the GPU.
     ///
     /// Parameters and state are read and written. Gradients are read once, or twice if their norm is taken.
-    /// Layer-wise rules read the values behind their norms twice. Frozen groups move nothing. The count
+    /// Layer-wise rules read the values for their norms twice. Frozen groups move nothing. The count
     /// saturates at `u64::MAX`.
     #[must_use]
     pub fn bytes_moved(&self, options: &Options) -> u64 {

@@ -55,7 +55,7 @@ fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
                                     single,
                                     writable_gradients,
                                     groups,
-                                    // Only the tensors of a layer-wise rule can be so many.
+                                    // Only a layer-wise rule can have this many tensors.
                                     scalars_space: if groups > 50 { Space::Storage } else { Space::Uniform },
                                     candidate: candidate_of(spec, &Fused::default()),
                                     kept: Vec::clone(&kept),
@@ -259,7 +259,7 @@ fn check_formats(spec: &RuleSpec) {
     }
 }
 
-/// The first phase of a layer-wise rule, and the kernel behind it.
+/// The first phase of a layer-wise rule, and the kernel after it.
 fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     let groups = KernelKey { scalars_space: Space::Uniform, ..key.clone() };
     let for_layer_norms = groups.for_layer_norms();

@@ -1,4 +1,4 @@
-//! Tables of segments, as the shaders read them.
+//! Tables of segments, in the form that the shaders read.
 
 use bytemuck::{Pod, Zeroable};
 
