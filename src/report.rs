@@ -6,9 +6,10 @@
 pub struct Report {
     /// The step's number in the order of recording, from 0.
     pub step: u64,
-    /// Whether all steps so far ran in the order in which they were recorded. If not, the commands were
-    /// submitted in another order: parameters and counts are wrong from that step on, and the run has to
-    /// resume from a checkpoint.
+    /// Whether all steps so far ran in the order in which they were recorded.
+    ///
+    /// If not, the commands were submitted in another order: parameters and counts are wrong from that step
+    /// on, and the run has to resume from a checkpoint.
     pub in_order: bool,
     /// Whether all gradients of the step were finite.
     pub finite: bool,

@@ -37,8 +37,9 @@ impl<'a> Cpu<'a> {
         Self { optimizer, params: Form::None }
     }
 
-    /// Makes an engine for checkpoints of an offloaded optimizer, with its parameters. After a load,
-    /// [`Offload::upload`](crate::offload::Offload::upload) sends the parameters to the device.
+    /// Makes an engine for checkpoints of an offloaded optimizer, with its parameters.
+    ///
+    /// After a load, [`Offload::upload`](crate::offload::Offload::upload) sends the parameters to the device.
     ///
     /// # Errors
     /// An [`OffloadError`](crate::OffloadError) if a step is in progress.

@@ -104,8 +104,9 @@ const SCALE_END: &str = ".scale";
 /// Settings of a save.
 #[derive(Clone, Debug, Default)]
 pub struct Save {
-    /// Writes an index and several files, each with at most this many bytes of tensors; a larger tensor has a
-    /// file of its own. A stream takes one file, so [`save_to`] refuses this setting.
+    /// Writes an index and several files, each with at most this many bytes of tensors.
+    ///
+    /// A larger tensor has a file of its own. A stream takes one file, so [`save_to`] refuses this setting.
     pub shard_bytes: Option<u64>,
     /// Texts of the program by key, which [`Loaded::metadata`] returns. The keys `wgpu_optim` and
     /// `total_size` are reserved.

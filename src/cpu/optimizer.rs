@@ -154,9 +154,11 @@ impl Optimizer {
         self.options.set_clip(clip)
     }
 
-    /// Freezes a group. Until it is [thawed](Self::unfreeze), a step neither reads nor writes the group, and
-    /// no norm includes it. The group's count of steps rests too, like the count of a PyTorch parameter with
-    /// `grad` set to `None`.
+    /// Freezes a group.
+    ///
+    /// Until it is [thawed](Self::unfreeze), a step neither reads nor writes the group, and no norm includes
+    /// it. The group's count of steps rests too, like the count of a PyTorch parameter with `grad` set to
+    /// `None`.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown or memory is lacking.

@@ -75,9 +75,10 @@ pub enum BindError {
         /// The usage that the buffer lacks.
         usage: &'static str,
     },
-    /// A buffer is of another device than the optimizer. wgpu tells devices of one instance apart. A buffer
-    /// of another instance is accepted as one of the device, or wgpu panics. In a browser the device's error
-    /// handler gets the error.
+    /// A buffer is of another device than the optimizer.
+    ///
+    /// wgpu tells devices of one instance apart. A buffer of another instance is accepted as one of the
+    /// device, or wgpu panics. In a browser the device's error handler gets the error.
     #[error("{what}: the buffer is of another device, must be of the optimizer's: create it on that device")]
     OtherDevice {
         /// The name of the buffer.

@@ -40,8 +40,8 @@ pub struct TableWords {
     pub aligned: &'static [&'static str],
     /// The words of a segment in a kernel with `parts/segments/shared.wgsl`.
     pub shared: &'static [&'static str],
-    /// Words after each segment if numbers are rounded stochastically: the tensor's key, and four times the
-    /// segment's first vector in the tensor, plus the lane of the tensor's first element.
+    /// Number of words after each segment if numbers are rounded stochastically: the tensor's key, and four
+    /// times the segment's first vector in the tensor, plus the lane of the tensor's first element.
     pub by_tensor: u32,
 }
 
@@ -54,7 +54,7 @@ const TABLE_WORDS: TableWords = TableWords {
     by_tensor: (TENSOR_BYTES / 4) as u32,
 };
 
-/// A buffer.
+/// A buffer of a described step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Buffer {
@@ -67,7 +67,7 @@ pub struct Buffer {
     pub contents: Vec<u8>,
 }
 
-/// A dispatch.
+/// A dispatch of a described step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Dispatch {
@@ -81,7 +81,7 @@ pub struct Dispatch {
     pub workgroup_size: u32,
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
-    /// The bindings.
+    /// The bindings of the dispatch.
     pub bindings: Vec<Binding>,
 }
 
@@ -137,8 +137,10 @@ pub struct GroupScalars {
 }
 
 impl Optimizer {
-    /// Describes the dispatches of a step, completely enough to run the step without this crate. Parameters,
-    /// gradients and state are bound as in `tensors`; the groups that are frozen now are left out.
+    /// Describes the dispatches of a step, completely enough to run the step without this crate.
+    ///
+    /// Parameters, gradients and state are bound as in `tensors`; the groups that are frozen now are left
+    /// out.
     ///
     /// # Errors
     /// A [`BindError`] if a group was thawed since the binding was made, and the binding does not fit it, or

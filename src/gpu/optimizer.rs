@@ -225,15 +225,18 @@ impl Optimizer {
         self.steps
     }
 
-    /// Takes the oldest report that has arrived. A report arrives some steps after its step, while the device
-    /// is polled or submitted to; nothing waits for it. The last 1 024 are kept.
+    /// Takes the oldest report that has arrived.
+    ///
+    /// A report arrives some steps after its step, while the device is polled or submitted to; nothing waits
+    /// for it. The last 1 024 are kept.
     pub fn take_report(&mut self) -> Option<Report> {
         self.control.as_ref().and_then(Control::take_report)
     }
 
-    /// The buffer with the dynamic loss scale as its first f32. The engine multiplies its loss by it before
-    /// the backward pass. `None` without [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM`, `COPY_SRC`
-    /// and `COPY_DST`; only this optimizer writes it.
+    /// The buffer with the dynamic loss scale as its first f32.
+    ///
+    /// The engine multiplies its loss by it before the backward pass. `None` without [`Options::loss_scale`].
+    /// Usages are `STORAGE`, `UNIFORM`, `COPY_SRC` and `COPY_DST`; only this optimizer writes it.
     #[must_use]
     pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
         let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
@@ -289,9 +292,11 @@ impl Optimizer {
         self.options.set_clip(clip)
     }
 
-    /// Freezes a group, from the next recorded step on. Until it is [thawed](Self::unfreeze), a step neither
-    /// reads nor writes the group, and no norm includes it. The group's count of steps rests too, like the
-    /// count of a PyTorch parameter with `grad` set to `None`.
+    /// Freezes a group, from the next recorded step on.
+    ///
+    /// Until it is [thawed](Self::unfreeze), a step neither reads nor writes the group, and no norm includes
+    /// it. The group's count of steps rests too, like the count of a PyTorch parameter with `grad` set to
+    /// `None`.
     ///
     /// Bindings stay valid. The first step after a change plans its binding again, which allocates and may
     /// compile kernels.

@@ -200,8 +200,10 @@ impl Layout {
         self.tensors.iter().map(|t| t.len).sum()
     }
 
-    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors. A buffer down to `4 ·
-    /// len()` bytes works too; its last one to three elements then take a dispatch of their own.
+    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors.
+    ///
+    /// A buffer down to `4 · len()` bytes works too; its last one to three elements then take a dispatch of
+    /// their own.
     #[must_use]
     pub fn buffer_size(&self) -> u64 {
         self.buffer_size_as(Format::F32)

@@ -283,9 +283,10 @@ impl Offload {
         Ok(self.optimizer.set_clip(clip)?)
     }
 
-    /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients cross no more. The
-    /// next step divides the rest into new chunks; gradients that were requested for it have to be requested
-    /// again.
+    /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients cross no more.
+    ///
+    /// The next step divides the rest into new chunks; gradients that were requested for it have to be
+    /// requested again.
     ///
     /// # Errors
     /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.

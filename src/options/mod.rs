@@ -39,9 +39,10 @@ pub(crate) use storage::every_format;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Options {
-    /// Bounds the gradients. A norm takes a pass over the gradients: one gradient read per parameter and two
-    /// dispatches. A loss scale, skipping and reports share that pass. Norms per group take one more
-    /// dispatch.
+    /// Bounds the gradients.
+    ///
+    /// A norm takes a pass over the gradients: one gradient read per parameter and two dispatches. A loss
+    /// scale, skipping and reports share that pass. Norms per group take one more dispatch.
     pub clip: Option<Clip>,
     /// Skips a step in which any gradient of any tensor is infinite or NaN.
     ///
@@ -78,6 +79,7 @@ pub struct Options {
     /// rounding](Rounding::Stochastic) avoids this.
     pub states: Format,
     /// Keeps the state of tensors with fewer elements than this in f32, for any value of `states`. Default 0.
+    ///
     /// It is meant for biases and gains, and takes one more dispatch on the GPU. State in 8 bits takes whole
     /// blocks of 32 elements, and so does other state of the same tensors: f32 is smaller for tensors of up
     /// to 8 elements.

@@ -22,7 +22,7 @@ impl Target {
         }
     }
 
-    /// The targets.
+    /// All targets.
     pub const ALL: [Self; 2] = [Self::Gpu, Self::Software];
 
     /// The name on the command line.

@@ -146,8 +146,7 @@ pub fn reduction(
     Dispatch { segments, shift: 0, aligned, space, workgroups }
 }
 
-/// Whether all vectors belong wholly to one group, and with `by_tensor` also start at a multiple of four
-/// elements of their tensor.
+/// Whether all vectors belong wholly to one group. With `by_tensor` every tensor must also start at a vector.
 fn aligned(tensor_ranges: &[TensorRange], runs: &[Segment], constraints: Constraints) -> bool {
     let placed = !constraints.by_tensor || tensor_ranges.iter().all(|tensor_range| tensor_range.lane == 0);
     !constraints.by_element && placed && runs.iter().all(Segment::is_aligned)
