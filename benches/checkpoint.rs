@@ -3,10 +3,9 @@
 //!
 //!     cargo bench --bench checkpoint --features checkpoint -- [MILLIONS OF PARAMETERS] [DIRECTORY]
 //!
-//! A round is one of each, in turns: `save` (to the disk: what it writes is flushed), `cp` and then `sync` of
-//! the copy, and all state read back to host memory through a staging buffer as large as saving's. Printed
-//! are medians, and the time that copying and reading back take one after the other divided by that of
-//! saving.
+//! A round has one of each, in turns: `save` with its flush to the disk, `cp` and `sync` of the copy, and a
+//! read of all state to host memory through a staging buffer as large as saving's. It prints medians, and the
+//! time of copying and reading back together, divided by the time of saving.
 
 use harness::{Gpu, median, wgpu};
 use std::fs::File;
@@ -17,7 +16,7 @@ use wgpu_optim::checkpoint::{self, Save};
 use wgpu_optim::{Adam, Group, Layout, Optimizer};
 
 const ROUNDS: usize = 9;
-/// Bytes that are read back at a time.
+/// Bytes per read.
 const STAGING: u64 = 8 << 20;
 
 fn seconds(f: impl FnOnce()) -> f64 {
@@ -26,7 +25,7 @@ fn seconds(f: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Reads all state, and does nothing with it.
+/// Reads all state and discards it.
 fn read_back(gpu: &Gpu, optimizer: &Optimizer, staging: &wgpu::Buffer, memory: &mut [u8]) {
     for slot in ["exp_avg", "exp_avg_sq"] {
         for range in optimizer.state(slot, "w").expect("a slot of Adam") {
@@ -63,7 +62,7 @@ fn main() {
     let group = Group::new("all", Adam::default()).tensor("w", [elements]);
     let mut optimizer =
         Optimizer::new(&gpu.device, Layout::new([group]).expect("a good layout")).expect("enough memory");
-    // Zeros could be left out of a file by the disk.
+    // A disk could omit zeros from a file.
     for slot in ["exp_avg", "exp_avg_sq"] {
         for range in optimizer.state(slot, "w").expect("a slot of Adam") {
             let values: Vec<f32> = (0..range.len).map(|i| (i as f32).sin()).collect();
@@ -84,8 +83,8 @@ fn main() {
     save(&gpu, &mut optimizer, &path);
     let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
-        // Both make a new file, and each comes first by turns: who does finds the page cache's memory in
-        // another state.
+        // Both make a new file, and each comes first by turns: the first finds the page cache in another
+        // state.
         let (mut saved, mut copied) = (0.0, 0.0);
         for turn in [round % 2, 1 - round % 2] {
             if turn == 0 {

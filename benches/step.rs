@@ -1,7 +1,7 @@
 //! Bytes per second of every rule, beside a plain copy of the same size on the same device.
 //!
-//! Throughput counts what an update must move ([`Layout::bytes_moved`]). A sample is one
-//! submitted step, waited for.
+//! Throughput counts the bytes that an update must move ([`Layout::bytes_moved`]). A sample is one submitted
+//! step with the wait for it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use harness::{Copy, Gpu, wgpu};
@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Duration;
 use wgpu_optim::{AdamW, AnyRule, Clip, Group, Layout, Optimizer, Options, Rule, Sgd, Tensors};
 
-/// Every rule in the configuration that it is measured in: its defaults, but for the momentum of SGD.
+/// Every rule in its measured configuration: its defaults, except the momentum of SGD.
 fn measured() -> Vec<AnyRule> {
     let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
     AnyRule::all().into_iter().map(|rule| if rule.name() == Sgd::NAME { sgd.into() } else { rule }).collect()
@@ -80,7 +80,7 @@ fn benches(criterion: &mut Criterion) {
 }
 
 /// Unscale, finite check, clip by global norm, AdamW and zeroed gradients: in our passes, and in the separate
-/// ones that they replace. Prints the bytes that must be moved.
+/// passes that they replace. Prints the bytes that must be moved.
 fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
     const IN_PLACE: &str = "
         @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
@@ -101,7 +101,8 @@ fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
     let looks = Options { report: true, ..Options::default() };
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(IN_PLACE.into()) };
-    // SAFETY: the one index is compared with the length. Without checks, as what it is compared with.
+    // SAFETY: the only index is compared with the length. Without checks, like the kernels that it is timed
+    // beside.
     let module = unsafe {
         gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
     };
@@ -152,7 +153,7 @@ fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
         bytes(&looks) + 20
     );
     let mut group = criterion.benchmark_group("pipeline");
-    // `separate`: what reads and scales runs before the step, and a clear behind it.
+    // `separate`: passes that read and scale run before the step, and a clear after it.
     for (name, options, separate) in
         [("plain step", Options::default(), false), ("fused", fused, false), ("separate", looks, true)]
     {
@@ -176,7 +177,7 @@ fn pipeline(criterion: &mut Criterion, gpu: &Gpu, elements: u64) {
     group.finish();
 }
 
-/// Host time of the recording call alone: 512 tensors in a flat buffer.
+/// Host time of only the recording call: 512 tensors in a flat buffer.
 fn recording(criterion: &mut Criterion, gpu: &Gpu) {
     let layout = layout(AdamW::default(), 512, 4_096);
     let (params, grads) = (gpu.buffer(layout.buffer_size()), gpu.buffer(layout.buffer_size()));

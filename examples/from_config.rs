@@ -1,14 +1,14 @@
-//! Trains a network on handwritten digits as a JSON file says: tensors in groups of any rules, learning rate,
-//! options.
+//! Trains a network on handwritten digits from a JSON file with tensors in groups of any rules, learning rate
+//! and options.
 //!
 //! ```text
 //! cargo run --release --example from_config -- [FILE]
 //! ```
 //!
-//! The file is `examples/from_config.json` by default. A program that takes rules from a file needs no type
-//! of any rule: [`AnyRule`], [`Schedule`] and [`Options`] are read by serde, and a layout takes them as they
-//! are. A mistake in the file is an error that names its place and lists the names that are known there. The
-//! network computes on the CPU; the optimizer is on the GPU if there is one, and on the CPU if not.
+//! The file is `examples/from_config.json` by default. A program that takes rules from a file needs no rule's
+//! type: serde reads [`AnyRule`], [`Schedule`] and [`Options`], and a layout takes them unchanged. A mistake
+//! in the file is an error that names its place and lists the known names. The network computes on the CPU;
+//! the optimizer is on the GPU if there is one, and on the CPU if not.
 
 #[expect(dead_code, reason = "the network's shaders are other examples'")]
 mod digits;
@@ -29,14 +29,14 @@ use wgpu_optim::{cpu, wgpu};
 
 const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/from_config.json");
 
-/// The file.
+/// The contents of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
     seed: u64,
     steps: usize,
     batch: NonZeroUsize,
-    /// The share of held-out images that the network has to recognise in the end.
+    /// The share of held-out images that the network must recognise in the end.
     required_accuracy: f64,
     lr: Schedule,
     #[serde(default)]

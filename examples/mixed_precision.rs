@@ -1,21 +1,21 @@
-//! Trains a small neural network in mixed precision on the GPU, a thousand steps of which the host waits for
-//! none, and holds the loss curve against the CPU's.
+//! Trains a small neural network in mixed precision on the GPU and compares the loss curve with the CPU's.
+//! The host waits for none of the thousand steps.
 //!
 //! ```text
 //! cargo run --release --example mixed_precision -- [SEED] [PICTURE.svg]
 //! ```
 //!
-//! What to look at when you write an engine of your own:
+//! Points for an engine of your own:
 //! - parameters, state and gradients of the optimizer are f32; the network reads weights that are rounded to
 //!   f16 before every step;
 //! - the shader multiplies the loss by [`Optimizer::loss_scale`], where the device keeps it;
 //! - activations and gradients are stored in f16, so that a scale too large makes infinities of them; the
 //!   optimizer then skips the step and lowers the scale;
-//! - which steps were skipped is in the reports, which the host looks at when all is done.
+//! - the reports list the skipped steps; the host reads them at the end.
 //!
-//! Two references in f64 on the CPU go the same way: one rounds to f16 where the device does, with a loss
-//! scale and skips of its own; the other rounds nothing and skips the steps that the device has skipped. The
-//! example fails if the first skips or scales otherwise, or if losses differ by more than a bound. Relative
+//! Two references in f64 on the CPU train in the same way. One rounds to f16 where the device does, with its
+//! own loss scale and skips. The other does not round and skips the device's skipped steps. The example fails
+//! if the first reference skips or scales differently, or if losses differ by more than a bound. Relative
 //! differences, for seeds 0 to 39 with lavapipe (Mesa 22.3.6):
 //!
 //! | loss | beside | median | worst | bound |
@@ -24,11 +24,11 @@
 //! | each step | the same roundings | 1.8·10⁻³ | 1.1·10⁻² | 3·10⁻² |
 //! | means of 50 steps | no roundings | 5·10⁻⁴ | 3.8·10⁻³ | 10⁻² |
 //!
-//! The first two are so far above f32's precision because a sum whose last digit differs is now and then
-//! rounded to another f16, and training amplifies that: Adam divides by the root of a mean square, however
-//! small it is, and a ReLU is on or off. A gradient that is that near to f16's limit can overflow on one side
-//! alone, and the runs part. In these seeds none has; where the scale grows every 40 steps instead of every
-//! 100, one has in one seed of 30.
+//! The first two are far above f32's precision: a sum with another last digit is sometimes rounded to another
+//! f16, and training amplifies that. Adam divides by the root of even a tiny mean square, and a ReLU is on or
+//! off. A gradient that close to f16's limit can overflow on one side only, and the runs then differ. It did
+//! not happen in these seeds. With a scale that grows every 40 steps instead of every 100, it happened in one
+//! seed of 30.
 
 mod digits;
 #[path = "mixed_precision/picture.rs"]
@@ -53,21 +53,21 @@ const KERNELS: [&str; 5] =
     ["round_weights", "hidden_layer", "output_layer", "hidden_gradients", "parameter_gradients"];
 
 const STEPS: usize = 1_000;
-/// Images a step. Their losses take 256 bytes, the alignment of a dynamic offset: those of a step are a
-/// window of all.
+/// Images per step. Their losses take 256 bytes, the alignment of a dynamic offset, so the losses of a step
+/// are a window of all losses.
 const BATCH: usize = 64;
 const WARMUP_STEPS: usize = 50;
 const PEAK_LR: f64 = 2e-3;
 const MAX_NORM: f64 = 1.0;
 
-/// Steps in a mean loss.
+/// Steps per mean loss.
 const WINDOW: usize = 50;
-/// Bounds of relative differences: see above.
+/// Bounds of relative differences, with the reasons above.
 const WARMUP_BOUND: f64 = 1e-4;
 const STEP_BOUND: f64 = 0.03;
 const WINDOW_BOUND: f64 = 0.01;
 
-/// It overflows from the start, and again and again as it grows.
+/// A loss scale that overflows at the start, and again and again as it grows.
 fn loss_scale() -> LossScale {
     LossScale { initial: 24f64.exp2(), growth_interval: 100, ..LossScale::default() }
 }
@@ -106,7 +106,7 @@ fn run(gpu: &Gpu, seed: u64, picture: &Path) -> Done {
     if within { Ok(()) } else { Err("a bound is exceeded".into()) }
 }
 
-/// What is to be trained, from the same start and with the same batches on every device.
+/// The task, with the same start and batches on every device.
 struct Task {
     pixels: Vec<f32>,
     /// Image and label of each example of all batches in turn.
@@ -116,13 +116,13 @@ struct Task {
     lr: Schedule,
 }
 
-/// What became of the steps.
+/// The results of the steps.
 #[derive(Default)]
 struct Run {
     losses: Vec<f64>,
-    /// What the losses were multiplied by.
+    /// The factors of the losses.
     scales: Vec<f64>,
-    /// Steps that were not taken.
+    /// The skipped steps.
     skipped: Vec<usize>,
 }
 
@@ -132,13 +132,13 @@ impl Run {
         self.losses.chunks(window).map(|losses| losses.iter().sum::<f64>() / losses.len() as f64)
     }
 
-    /// Relative differences of such means.
+    /// Relative differences of mean losses.
     fn differences(&self, reference: &Self, window: usize) -> impl Iterator<Item = f64> {
         self.means(window).zip(reference.means(window)).map(|(a, b)| (a / b - 1.0).abs())
     }
 }
 
-/// NaN if any is.
+/// The largest number, or NaN if one is NaN.
 fn largest(differences: impl Iterator<Item = f64>) -> f64 {
     differences.max_by(f64::total_cmp).unwrap_or(f64::NAN)
 }
@@ -181,7 +181,7 @@ fn train(gpu: &Gpu, task: &Task) -> Result<Run, Box<dyn Error>> {
         network.record(&mut encoder.begin_compute_pass(&Default::default()), step);
         optimizer.step(&gpu.queue, &mut encoder, &tensors, lr)?;
         gpu.queue.submit([encoder.finish()]);
-        // Lets reports arrive that are there, and waits for none.
+        // Receives reports that have arrived, and waits for none.
         gpu.device.poll(wgpu::PollType::Poll)?;
     }
     // The one time that the host waits.
@@ -198,9 +198,9 @@ fn train(gpu: &Gpu, task: &Task) -> Result<Run, Box<dyn Error>> {
     Ok(run)
 }
 
-/// The network's kernels and what they are bound to.
+/// The network's kernels and their bindings.
 struct Network {
-    /// Those of [`KERNELS`].
+    /// The pipelines of [`KERNELS`].
     kernels: [wgpu::ComputePipeline; 5],
     group: wgpu::BindGroup,
     parameters: usize,

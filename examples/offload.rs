@@ -4,15 +4,15 @@
 //! cargo run --release --example offload -- [SEED]
 //! ```
 //!
-//! What to look at: the loop in [`update`]. The device computes gradients; they come to the host in chunks,
-//! and the new parameters go back. The device keeps nothing but parameters and gradients.
+//! The loop is in [`update`]. The device computes gradients; they come to the host in chunks, and the new
+//! parameters go back. The device keeps only parameters and gradients.
 //!
-//! This network is one chunk, and a clip by norm has to see all gradients before any is used: nothing
-//! overlaps here. So steps of [`MEASURED`] parameters without it are measured behind it: by that loop, which
-//! updates chunks while others are on their way, and by one that waits for all gradients first, by turns.
-//! Where device and host are the same processor, as with software Vulkan, there is nothing to gain.
+//! This network is one chunk, and a clip by norm needs all gradients before the update: nothing overlaps
+//! here. The example then measures steps of [`MEASURED`] parameters without a clip. By turns it uses the loop
+//! above, which updates chunks while others are in transfer, and a loop that waits for all gradients first.
+//! If device and host are the same processor, as with software Vulkan, there is no gain.
 //!
-//! It fails if it recognises fewer than 95 % of the images that it has not trained on.
+//! The example fails if the network recognises fewer than 95 % of the held-out images.
 
 mod digits;
 #[path = "digits/network.rs"]
@@ -28,15 +28,15 @@ use std::time::Instant;
 use wgpu_optim::offload::{Offload, Progress, Transfers};
 use wgpu_optim::{AdamW, Clip, Group, Layout, Options, Step, schedule, wgpu};
 
-/// Images a step: a window of the order, 256 bytes of indices.
+/// Images per step: a window of the order, 256 bytes of indices.
 const BATCH: usize = 64;
 const EPOCHS: usize = 20;
 const WARMUP_STEPS: usize = 50;
 const PEAK_LR: f64 = 1e-2;
 const REQUIRED_ACCURACY: f64 = 0.95;
-/// Parameters of the steps that are measured, in 16 chunks.
+/// Parameters of the measured steps, in 16 chunks.
 const MEASURED: usize = 1 << 24;
-/// Steps of each kind that are measured, behind one that is not.
+/// Measured steps of each kind, after one that is not measured.
 const ROUNDS: usize = 9;
 
 fn main() -> ExitCode {
@@ -52,7 +52,7 @@ fn run(gpu: &Gpu, seed: u64, _: &Path) -> Result<(), Box<dyn Error>> {
     measure(gpu)
 }
 
-/// A step: the device's gradients to the host, and the new parameters back.
+/// Takes a step: the device's gradients go to the host, and the new parameters back.
 fn update(
     gpu: &Gpu,
     offload: &mut Offload,
@@ -64,7 +64,7 @@ fn update(
         while let Some(chunk) = offload.wanted() {
             let mut encoder = gpu.encoder();
             offload.request(&mut encoder, grads, chunk)?;
-            // Also sends what has been updated.
+            // Also sends updated parameters.
             gpu.queue.submit([encoder.finish()]);
         }
         match offload.advance(&gpu.queue, params, step)? {
@@ -85,7 +85,7 @@ fn update(
     }
 }
 
-/// What it is worth that chunks are updated while others are on their way.
+/// Measures the gain of updating chunks while others are in transfer.
 fn measure(gpu: &Gpu) -> Result<(), Box<dyn Error>> {
     let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [MEASURED as u64])])?;
     let bytes = layout.buffer_size();

@@ -1,10 +1,10 @@
-//! A rule of one's own: AdEMAMix (Pagliardini, Ablin and Grangier, *The AdEMAMix Optimizer: Better, Faster,
+//! A user-defined rule: AdEMAMix (Pagliardini, Ablin and Grangier, *The AdEMAMix Optimizer: Better, Faster,
 //! Older*, ICLR 2025), which adds a second, much slower mean of the gradients to AdamW's, and warms up its
 //! weight and its decay.
 //!
-//! A struct of hyperparameters, a WGSL function, a host function for the scalars of a step, and, to have it
-//! verified like a built-in rule, the same function in Rust. Groups, offsets, chunks and the single dispatch
-//! come with it.
+//! It takes a struct of hyperparameters, a WGSL function, and a host function for the scalars of a step. The
+//! same function in Rust lets the checker verify it like a built-in rule. Groups, offsets, chunks and the
+//! single dispatch work unchanged.
 //!
 //!     cargo run --example own_rule
 //!
@@ -46,13 +46,13 @@ impl Default for AdEmaMix {
 }
 
 fields! {
-    /// What the host computes for each step; the shader's `s`.
+    /// Scalars that the host computes for each step; the shader's `s`.
     struct AdEmaMixScalars {
         decay, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, fast, slow, eps
     }
 }
 fields! {
-    /// What is kept for each parameter.
+    /// State per parameter.
     struct AdEmaMixState { exp_avg_fast, exp_avg_slow, exp_avg_sq }
 }
 
@@ -143,7 +143,7 @@ fn paper(rule: &AdEmaMix, lr: f64, theta: f64, gradients: impl Iterator<Item = f
         let alpha = (now * rule.alpha / period).min(rule.alpha);
         let (start, end) = (beta1.ln(), rule.beta3.ln());
         let exponent = start * end / ((1.0 - now / period) * end + now / period * start);
-        // Beyond the period the exponent would go on.
+        // Beyond the period the exponent would keep growing.
         let beta3 = if now < period { exponent.exp().min(rule.beta3) } else { rule.beta3 };
         m1 = beta1 * m1 + (1.0 - beta1) * g;
         m2 = beta3 * m2 + (1.0 - beta3) * g;
@@ -157,7 +157,7 @@ fn paper(rule: &AdEmaMix, lr: f64, theta: f64, gradients: impl Iterator<Item = f
 
 const STEPS: u64 = 200;
 const LR: f64 = 1e-2;
-/// 200 steps of half an ulp of f64 each, and room for the order of operations.
+/// 200 steps of half an ulp of f64 each, and a margin for the order of operations.
 const PAPER_TOLERANCE: f64 = 1e-12;
 
 /// Gradients that change their sign and size.

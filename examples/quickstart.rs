@@ -1,4 +1,4 @@
-//! Embedding the optimizer: layout, state, and a step recorded into an encoder of the engine's.
+//! Embedding the optimizer: layout, state, and a step recorded into the engine's encoder.
 //!
 //! In a crate of your own it needs the dependencies `wgpu-optim` and `pollster`.
 
@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let adapter = pollster::block_on(instance.request_adapter(&Default::default()))?;
     let (device, queue) = pollster::block_on(adapter.request_device(&Default::default()))?;
 
-    // Eight weights that decay and four biases that do not, one behind the other in a flat buffer.
+    // Eight weights that decay and four biases that do not, one after the other in a flat buffer.
     let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let layout = Layout::new([
         Group::new("decay", adamw).tensor("weight", [2, 4]),

@@ -1,27 +1,25 @@
-//! Trains the same networks with different storage of parameters and state, and holds the losses they end
-//! with against f32's.
+//! Trains the same networks with different storage of parameters and state, and compares their final losses
+//! with f32's.
 //!
 //! ```text
 //! cargo run --release --example storage_quality -- [all|digits|text] [SEEDS] [STEPS]
 //! ```
 //!
-//! Two tasks, both with AdamW on the GPU and networks on the CPU, which compute with the weights as they are
-//! stored:
+//! There are two tasks, with AdamW on the GPU and networks on the CPU that compute with the stored weights:
 //! - `digits`: the network, data and schedule of `train_digits`, five times for a seed, with another fifth of
 //!   the images held out each time;
 //! - `text`: a transformer of 112 000 parameters that guesses the next character of a novel
 //!   (`examples/text`); the last chapter is held out.
 //!
-//! A seed stands for initial weights, batches and random rounding, so that what differs within a seed is the
-//! storage. The final loss is the mean cross-entropy, after the last step, over all that is held out. Its
-//! mean over the seeds has to be within [`BOUND`] of f32's, on either side, for what is rounded at random.
+//! A seed sets initial weights, batches and stochastic rounding, so runs with one seed differ only in the
+//! storage. The final loss is the mean cross-entropy over the held-out data after the last step. With
+//! stochastic rounding, its mean over the seeds must be within [`BOUND`] of f32's, on either side.
 //!
-//! Training amplifies any difference, so that two runs end apart whatever they differ in. How far is seen in
-//! the second row, of which nothing is asked: all in f32, from initial weights that are rounded to bf16. A
-//! quick look with few steps ends before that; one with few seeds and all steps has no mean to speak of.
+//! Training amplifies any difference, so any two runs end apart. The second row shows how far, without a
+//! bound: all in f32, from initial weights rounded to bf16. A run with few steps ends too early for that; a
+//! run with few seeds has no reliable mean.
 //!
-//! Held-out losses of seeds 0 to 4 with lavapipe (Mesa 22.3.6), and how far those of all seeds lie from
-//! f32's:
+//! Held-out losses of seeds 0 to 4 with lavapipe (Mesa 22.3.6), and their differences from f32's:
 //!
 //! | storage | digits | from f32's | by seed | text | from f32's | by seed |
 //! | --- | --- | --- | --- | --- | --- | --- |
@@ -34,9 +32,8 @@
 //! | 8-bit states, at random | 0.0982 | −0.13 % | −1.19 to +1.74 | 1.7367 | −0.10 % | −0.31 to +0.10 |
 //! | bf16 and 8-bit, at random | 0.0981 | −0.20 % | −1.22 to +1.30 | 1.7392 | +0.04 % | −0.28 to +0.26 |
 //!
-//! To nearest, all seeds lie on one side: bf16 parameters lose small steps, and a slow running mean stands
-//! still in 8 bits, so that the steps are others than f32's; that this lowers the loss is these tasks'
-//! affair.
+//! With rounding to nearest, all seeds lie on one side. bf16 parameters lose small steps. A slow running mean
+//! stands still in 8 bits, so steps differ from f32's; that this lowers the loss is specific to these tasks.
 
 #[expect(dead_code, reason = "the network's shaders are other examples'")]
 mod digits;
@@ -57,25 +54,25 @@ use wgpu_optim::{Format, Master, Optimizer, Options, Rounding, Tensors};
 type Failure = Box<dyn Error + Send + Sync>;
 
 const SEEDS: u64 = 5;
-/// Of means of final losses beside f32's.
+/// Bound of the mean final loss relative to f32's.
 const BOUND: f64 = 0.01;
 
-/// A way to store what is trained.
+/// A storage of parameters and state.
 struct Storage {
     name: &'static str,
-    /// Initial weights are rounded to this.
+    /// Format to which initial weights are rounded.
     start: Format,
     options: Options,
-    /// Whether its loss has to be near the first's.
+    /// Whether the loss must be near the first storage's.
     bound: bool,
 }
 
-/// The ways to store; the first is what the others are held against.
+/// The storages. The others are compared with the first.
 fn storages(seed: u64) -> Vec<Storage> {
     let f32 = Options::default();
     let bf16 = Options { params: Format::Bf16, master: Master::None, ..f32 };
     let of = |name, options: Options| Storage { name, start: options.params, options, bound: false };
-    // Nothing is asked of what rounds to nearest: steps that are too small for the format are lost.
+    // Rounding to nearest has no bound: steps that are too small for the format are lost.
     let rounding = Rounding::Stochastic { seed };
     let bound = |name, options| Storage { bound: true, ..of(name, Options { rounding, ..options }) };
     vec![
@@ -90,7 +87,7 @@ fn storages(seed: u64) -> Vec<Storage> {
     ]
 }
 
-/// Trains, and returns what the losses are in the end.
+/// Trains, and returns the final losses.
 fn train(gpu: &Gpu, task: &dyn Task, storage: &Storage, progress: &ProgressBar) -> Result<Losses, Failure> {
     let round = |&p: &f32| storage.start.decode(storage.start.encode(p));
     let start: Vec<_> = task.initial_parameters().iter().map(round).collect();
@@ -115,7 +112,7 @@ fn train(gpu: &Gpu, task: &dyn Task, storage: &Storage, progress: &ProgressBar) 
     Ok(task.losses(&weights(&optimizer)))
 }
 
-/// What is to be trained for one seed.
+/// The task of one seed.
 fn tasks(name: &str, seed: u64, steps: Option<usize>) -> Result<Vec<Box<dyn Task>>, Failure> {
     let digits =
         |part| Digits::new(seed, part, steps.unwrap_or(Digits::STEPS)).map(|task| Box::new(task) as _);

@@ -4,14 +4,14 @@
 //! cargo run --release --example train_digits -- [SEED] [PICTURE.svg]
 //! ```
 //!
-//! What to look at when you write an engine of your own:
-//! - parameters and gradients are two flat buffers of one [`Layout`], which also tells the shader where each
-//!   tensor lies;
+//! Points for an engine of your own:
+//! - parameters and gradients are two flat buffers of one [`Layout`], which also gives the shader the start
+//!   of each tensor;
 //! - forward pass, backward pass and optimizer step of a batch go into one encoder (the loop in [`train`]);
 //! - the host sends the order of the images before an epoch and reads losses after it; between batches it
-//!   waits for nothing.
+//!   does not wait.
 //!
-//! It fails if it recognises fewer than 95 % of the images that it has not trained on.
+//! The example fails if the network recognises fewer than 95 % of the held-out images.
 
 mod digits;
 #[path = "digits/network.rs"]
@@ -27,8 +27,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use wgpu_optim::{Optimizer, Tensors, schedule};
 
-/// Images a step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of the
-/// order.
+/// Images per step. Their indices take 256 bytes, the alignment of a dynamic offset: a batch is a window of
+/// the order.
 const BATCH: usize = 64;
 const EPOCHS: usize = 40;
 const WARMUP_STEPS: usize = 50;
@@ -50,7 +50,7 @@ fn run(gpu: &Gpu, seed: u64, picture: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Trains for [`EPOCHS`] and returns what each of them has come to.
+/// Trains for [`EPOCHS`] and returns the means of each epoch.
 fn train(gpu: &Gpu, seed: u64) -> Result<Vec<Epoch>, Box<dyn Error>> {
     let mut random = Random(seed);
     let (pixels, labels) = digits::images()?;

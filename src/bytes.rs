@@ -9,8 +9,8 @@ use crate::rules::RuleSpec;
 
 /// Bytes that a step of a rule moves for a tensor of `len` elements.
 ///
-/// Everything that is written is read too, but for gradients that are set to zero. The first phase of a
-/// layer-wise rule reads parameters, gradients and the kept slots of its update direction.
+/// Every written value is read too, except gradients that are set to zero. The first phase of a layer-wise
+/// rule reads parameters, gradients and the kept slots of its update direction.
 #[must_use]
 pub(crate) fn bytes_moved(spec: &RuleSpec, kept: &[bool], options: &Options, len: u64) -> u128 {
     let kept = || spec.slots.iter().zip(kept).filter(|(_, kept)| **kept).map(|(slot, _)| slot);

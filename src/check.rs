@@ -9,29 +9,29 @@ use crate::options::{Options, Rounding};
 use crate::rules::loops::Arithmetic;
 use crate::step::Step;
 
-/// Parameters and state at one moment, flat, as the layout places the tensors.
+/// Parameters and state at one moment, flat, with the tensors at the layout's offsets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The parameters.
     pub params: Vec<f32>,
-    /// One vector for each slot of [`Layout::slot_names`]; empty where no rule keeps the slot.
+    /// One vector per slot of [`Layout::slot_names`]; empty if no rule keeps the slot.
     pub state: Vec<Vec<f32>>,
 }
 
-/// The element of a step that lies farthest from the reference. The default is no deviation at all.
+/// The element of a step that lies farthest from the reference. The default is no deviation.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Deviation {
     /// `"param"` or the slot's name.
     pub what: &'static str,
-    /// Its index in the flat space.
+    /// Index of the element in the flat space.
     pub index: u64,
-    /// What the device has.
+    /// Value on the device.
     pub got: f32,
-    /// What the reference has.
+    /// Value of the reference.
     pub want: f64,
-    /// Their distance, in units of [`ulp`] of the update's [`Scaled::error_scale`]; infinite if only one of
-    /// them is finite.
+    /// Distance of both values, in units of [`ulp`] of the update's [`Scaled::error_scale`]; infinite if only
+    /// one of them is finite.
     pub ulps: f64,
 }
 
@@ -43,8 +43,8 @@ impl core::fmt::Display for Deviation {
     }
 }
 
-/// Judges a run step by step: each step starts from the device's own values, so that errors are those of one
-/// step and do not add up.
+/// Checks a run step by step. Each step starts from the device's own values, so errors do not add up over
+/// steps.
 #[derive(Clone, Debug)]
 pub struct Checker {
     layout: Layout,
@@ -55,29 +55,29 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker for a run from its first step on.
+    /// Makes a checker for a run from its first step on.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
         let carries = vec![Carry::default(); layout.groups().len()];
         Self { names: layout.slot_names(), layout, options: Options::default(), carries, steps: 0 }
     }
 
-    /// The checker for a device that stores parameters and state as `options` say: it allows for their
-    /// roundings. Of parameters with master weights, these are judged.
+    /// Sets the storage of the device's parameters and state, so that the checker allows for their rounding.
+    /// With master weights, the master weights are checked.
     #[must_use]
     pub fn stored(self, options: Options) -> Self {
         Self { options, ..self }
     }
 
-    /// What a stored number may be off by, beside the number that was to be stored; `scale` is its block's.
+    /// The largest rounding error of a stored number; `scale` is the scale of its block.
     fn room(&self, format: Format, scale: u32, x: f64) -> f64 {
         let spacing = match format {
             Format::F32 => return 0.0,
             Format::Q8 => q8::spacing(x, scale),
             _ => format.spacing(x),
         };
-        // In blocks, a scale that is one of its own units off moves everything, and nothing but zero is
-        // rounded to zero where there is no sign.
+        // In a block, a scale that is off by one unit moves all numbers. In a block without signs, only zero
+        // rounds to zero.
         let shifted = if format == Format::Q8 { (x.abs() + spacing) * SCALE_UNIT } else { 0.0 };
         let half = self.options.rounding == Rounding::Nearest && !(format == Format::Q8 && x.abs() < spacing);
         shifted + if half { spacing / 2.0 } else { spacing }
@@ -120,7 +120,7 @@ impl Checker {
                     } else {
                         distance(got, want, size.error_scale(), self.room(format, scale, want))
                     };
-                    // NaN never comes out of `distance`.
+                    // `distance` never returns NaN.
                     if ulps > worst.ulps {
                         worst = Deviation { what, index: i as u64, got, want, ulps };
                     }
@@ -220,13 +220,13 @@ impl Checker {
     }
 }
 
-/// The values of a tensor, in the arithmetic of `T`. A slot that is not kept has none.
+/// The values of a tensor, in the arithmetic of `T`. A slot that is not kept has no values.
 struct Values<T> {
     params: Vec<T>,
     state: Vec<Vec<T>>,
 }
 
-/// What a unit of a scale's last place is beside the scale, at most.
+/// The largest ratio of a scale's last unit to the scale.
 const SCALE_UNIT: f64 = 1.0 / (1 << (q8::SCALE_BITS - 1)) as f64;
 
 /// The blocks of a tensor in the flat space.
@@ -238,7 +238,7 @@ fn blocks(tensor: &Tensor) -> impl Iterator<Item = core::ops::Range<usize>> + us
 
 fn distance(got: f32, want: f64, size: f64, room: f64) -> f64 {
     if !got.is_finite() || !want.is_finite() {
-        // A value that f32 cannot hold is as good as the infinity it becomes.
+        // A value beyond f32 equals the infinity that it becomes.
         let same = (f64::from(got) == want) || (got.is_nan() && want.is_nan());
         let overflow = got.is_infinite() && f64::from(want as f32) == f64::from(got);
         return if same || overflow { 0.0 } else { f64::INFINITY };

@@ -2,8 +2,8 @@
 //! in one pass over the data, recorded into the command encoder of the training engine that embeds it.
 //!
 //! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state
-//! and records. Its core call neither submits nor waits nor, once warm, allocates (wgpu does, while it
-//! records).
+//! and records. Its core call neither submits nor waits. Once warm it does not allocate; wgpu does while it
+//! records.
 //!
 //! ```no_run
 //! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
@@ -16,7 +16,8 @@
 //!         Group::new("no_decay", AdamW { weight_decay: 0.0, ..adamw }).tensor("h.0.ln.b", [768]),
 //!     ])?;
 //!     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-//!     let descriptor = wgpu::BufferDescriptor { label: None, size: layout.buffer_size(), usage, mapped_at_creation: false };
+//!     let size = layout.buffer_size();
+//!     let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
 //!     let (params, grads) = (device.create_buffer(&descriptor), device.create_buffer(&descriptor));
 //!
 //!     let mut optimizer = Optimizer::new(device, layout)?;
@@ -32,27 +33,27 @@
 //! }
 //! ```
 //!
-//! # What is where
+//! # Overview
 //!
 //! * [`Sgd`], [`Adam`], [`AdamW`], [`Adagrad`], [`RmsProp`], [`Adadelta`], [`Adamax`], [`NAdam`], [`RAdam`],
 //!   [`Lion`], [`AdaBelief`], [`Adan`], [`Lamb`], [`Lars`]: the rules, each with its equations, defaults and
 //!   deviations; [`Rule`] to write one.
-//! * [`Group`], [`Layout`]: tensors, where they lie, and what applies to them.
+//! * [`Group`], [`Layout`]: tensors, their places, their rules and hyperparameters.
 //! * [`Optimizer`], [`Tensors`], [`Bound`]: the GPU.
-//! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: what became of a step;
+//! * [`Options`]: clipping, skipped steps, loss scale, averages; [`Report`]: the outcome of a step;
 //!   [`accumulate`]: micro-batches.
-//! * [`Format`], [`Master`], [`Rounding`]: how parameters, gradients and state are stored; [`q8`]: state in 8
+//! * [`Format`], [`Master`], [`Rounding`]: storage of parameters, gradients and state; [`q8`]: state in 8
 //!   bits.
 //! * [`Schedule`], [`schedule`]: learning rates as functions of the step; [`recipes`]: a rule and a schedule
 //!   to begin with.
-//! * [`cpu`]: the same over slices, at `f32` (with feature `rayon` on all cores), at `f64` as the
+//! * [`cpu`]: the engine for slices, in `f32` (on all cores with feature `rayon`) and in `f64` as the
 //!   [reference](cpu::Reference); [`offload`]: state in host memory, parameters on the GPU.
 #![cfg_attr(feature = "checkpoint", doc = "* [`checkpoint`]: state in files, and runs that go on from them.")]
 //! * [`check`]: a device's step against the reference, in ulps.
 //!
 //! # Features
 //!
-//! | feature | what it adds |
+//! | feature | adds |
 //! | --- | --- |
 //! | `native` (default) | `gpu` with wgpu's Vulkan, Metal and DX12 backends |
 //! | `web` | `gpu` with the browser's WebGPU |
@@ -61,7 +62,7 @@
 //! | `serde` | hyperparameters and schedules that serialise, with unknown names refused |
 //! | `checkpoint` | state in safetensors files or streams, and runs that go on from them |
 //!
-//! Without features the CPU half is left: no wgpu, no threads, files or clocks.
+//! Without features the crate is the CPU half only: no wgpu, threads, files or clocks.
 //!
 //! # A lost device
 //!
@@ -71,11 +72,11 @@
 //! of the device, and neither does the submission of a step that was recorded before the loss. In a browser
 //! the library cannot see the loss: the promise `lost` of the device tells the engine.
 //!
-//! State on the device is gone with it. The way back: open another device, create its buffers, create the
-//! optimizer anew with the same layout and options, load the last checkpoint with its parameters, and bind.
+//! State on the device is lost with it. To recover: open another device, create its buffers, create the
+//! optimizer again with the same layout and options, load the last checkpoint with its parameters, and bind.
 //! The run then goes on bit for bit, if the adapter is the same. State of an [`offload`]ed optimizer is in
 //! host memory and stays whole. Between steps it can be saved after the loss too, and loaded into a new one;
-//! a step that was under way is lost with its gradients.
+//! a step that was in progress is lost with its gradients.
 //!
 //! # One device
 //!
@@ -85,7 +86,7 @@
 //! the device of a queue or an encoder. These are not refused: wgpu's validation or a panic of wgpu stops
 //! them.
 //!
-//! # What is promised of the numbers
+//! # Guarantees about numbers
 //!
 //! Two runs on one adapter are equal bit for bit. Each step of each element lies within [`CpuRule::MAX_ULPS`]
 //! of the f64 reference, on every device that computes as WGSL requires. Equality between different adapters
@@ -103,7 +104,7 @@ mod formats;
 mod gpu;
 #[cfg(feature = "gpu")]
 pub mod kernel {
-    //! The kernels of a step as data: their text, file by file, and everything that an engine in another
+    //! The kernels of a step as data: their text by file, and everything else that an engine in another
     //! language needs to run them.
 
     pub use crate::gpu::{

@@ -8,25 +8,25 @@ use crate::error::StepError;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Step {
-    /// Learning rate of this step, before a group's factor. Where it is so small that a scalar of the step is
-    /// below 1.2·10⁻³⁸, a device may take that scalar for zero.
+    /// Learning rate of this step, before a group's factor. A device may flush a scalar of the step below
+    /// 1.2·10⁻³⁸ to zero.
     pub lr: f64,
     /// Replaces the rule's momentum (SGD, LARS, RMSprop) or β₁ (the Adam family, Lion, Adan) in this step, as
     /// a one-cycle schedule does.
     pub momentum: Option<f64>,
     /// Gradient scale: the gradients are divided by it before anything else. It is a loss scale, the number
-    /// of micro-batches that the gradients are the sum of, or the product of both. Default 1.
+    /// of summed micro-batches, or the product of both. Default 1.
     pub grad_scale: f64,
 }
 
 impl Step {
-    /// The step with a momentum in the place of the rule's.
+    /// Sets a momentum that replaces the rule's.
     #[must_use]
     pub fn with_momentum(self, momentum: f64) -> Self {
         Self { momentum: Some(momentum), ..self }
     }
 
-    /// The step with gradients that are divided by `grad_scale`.
+    /// Sets the gradient scale, by which the gradients are divided.
     #[must_use]
     pub fn with_grad_scale(self, grad_scale: f64) -> Self {
         Self { grad_scale, ..self }

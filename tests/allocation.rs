@@ -45,8 +45,8 @@ unsafe impl GlobalAlloc for Traced {
 #[global_allocator]
 static ALLOCATOR: Traced = Traced;
 
-/// The source file that asked for memory: the innermost that is neither the standard library's, nor the
-/// tracer's, nor this one. Files, because symbols of inlined functions do not name their crate.
+/// The source file that allocated: the innermost file outside the standard library, the tracer and this test.
+/// Files are compared because symbols of inlined functions do not name their crate.
 fn culprit(trace: &mut backtrace::Backtrace) -> PathBuf {
     trace.resolve();
     let files = trace.frames().iter().flat_map(|f| f.symbols()).filter_map(|s| s.filename());
@@ -61,7 +61,7 @@ fn is_ours(file: &PathBuf) -> bool {
     root.join(file).starts_with(root.join("src"))
 }
 
-/// Who allocated while `work` ran.
+/// The files that allocated while `work` ran.
 fn culprits(work: impl FnOnce()) -> Vec<PathBuf> {
     TRACING.set(true);
     work();
@@ -79,7 +79,7 @@ fn a_warm_step_allocates_nothing_of_ours() {
         ema: Some(Ema { decay: 0.9, debias: true }),
         ..Options::default()
     };
-    // One after the other: what is traced is a whole thread's.
+    // One after the other: a trace covers a whole thread.
     for options in [Options::default(), all] {
         check(options);
     }
@@ -127,7 +127,7 @@ fn check(options: Options) {
         let ours: Vec<_> = found.iter().filter(|file| is_ours(file)).collect();
         assert!(ours.is_empty(), "{ours:?}");
     }
-    // wgpu itself allocates while it records; that it is seen shows that the tracing works.
+    // wgpu itself allocates while it records; the trace of it shows that the tracing works.
     assert!(all > 0, "nothing was traced");
 }
 

@@ -1,15 +1,15 @@
-//! The bar that a replay is judged by: as close to the truth as the other implementation's own f32.
+//! The bar for a replay: as close to the truth as the other implementation's own f32.
 
 use crate::number::fixed;
 use crate::trajectory::Target;
 use serde::Serialize;
 use wgpu_optim::float::ulp;
 
-/// How often the other implementation's largest error ours may be.
+/// Largest ratio of our largest error to the other implementation's.
 const PEER_FACTOR: f64 = 2.0;
-/// Where there is no other implementation: the allowance in ulps, times √T.
+/// The allowance in ulps, times √T, without another implementation.
 const ALONE: f64 = 4.0;
-/// How often the other implementation's pooled error ours may be, and what is added to it in ulps.
+/// Largest ratio of our pooled error to the other implementation's, and the allowance in ulps on top.
 const POOLED: (f64, f64) = (1.25, 0.05);
 
 /// One tensor of a replay.
@@ -21,10 +21,10 @@ pub struct TensorVerdict {
     pub max_abs_err: f64,
     /// The other implementation's.
     pub peer_max_abs_err: Option<f64>,
-    /// The largest distance that ours may have.
+    /// The largest allowed distance.
     #[serde(skip)]
     pub bound: f64,
-    /// Whether it is.
+    /// Whether our distance is within the bound.
     #[serde(skip)]
     pub pass: bool,
 }
@@ -34,17 +34,17 @@ pub struct TensorVerdict {
 pub struct Verdict {
     /// Whether every tensor and the pooled error pass.
     pub pass: bool,
-    /// The root mean square error of all parameters, in ulps of the largest of their tensor. In a file where
-    /// only some parameters have another implementation's value beside them, it is over those.
+    /// The root mean square error of all parameters, in ulps of the largest of their tensor. If only some
+    /// parameters have another implementation's value, it is over those.
     pub rms_ulps: f64,
-    /// The other implementation's, of the same parameters.
+    /// The other implementation's root mean square error of the same parameters.
     pub peer_rms_ulps: Option<f64>,
     /// Every tensor that was compared.
     pub tensors: Vec<TensorVerdict>,
 }
 
 impl Verdict {
-    /// The failures, for people.
+    /// The failures as readable lines.
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         let mut failures: Vec<_> = (self.tensors.iter().filter(|t| !t.pass))
@@ -61,7 +61,7 @@ impl Verdict {
     }
 }
 
-/// Judges `ours`, a vector for each target, after a run of `steps`.
+/// Judges `ours`, one vector per target, after a run of `steps`.
 #[must_use]
 pub fn judge(targets: &[Target], ours: &[Vec<f64>], steps: usize) -> Verdict {
     let root = (steps as f64).sqrt();

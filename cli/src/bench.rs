@@ -11,29 +11,29 @@ use wgpu_optim::{
     AnyRule, DynRule, Format, Group, Layout, LayoutError, Optimizer, Options, StepError, Tensors, cpu,
 };
 
-/// Samples of step and copy each, of which the medians are reported.
+/// Number of samples of step and copy. Their medians are reported.
 pub const SAMPLES: usize = 11;
-/// A sample repeats its work until it takes about this long, in seconds: submitting and waiting cost some
-/// tens of microseconds.
+/// Approximate duration of a sample in seconds. A sample repeats its work, because submitting and waiting
+/// take some tens of microseconds.
 const SAMPLE_SECONDS: f64 = 0.02;
-/// The most repetitions: each keeps its scalars until the submission is done.
+/// Largest number of repetitions: each keeps its scalars until the submission is done.
 const MAX_REPEATS: u32 = 64;
 /// Bytes of an f32.
 const ELEMENT: u64 = 4;
 /// The copy kernel's size is a multiple of this, in elements.
 const COPY_MULTIPLE: u64 = 64;
 
-/// Elements that a thread of the CPU's copy takes at a time, as in a step.
+/// Elements per task of the CPU's copy, as in a step.
 const COPY_BLOCK: usize = 1 << 14;
 
 /// The size and the storage of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Parameters.
+    /// Number of parameters.
     pub elements: u64,
-    /// Tensors that they are split into.
+    /// Number of tensors.
     pub tensors: u64,
-    /// How everything is stored.
+    /// Storage of parameters, gradients and state.
     pub storage: Options,
 }
 
@@ -42,38 +42,39 @@ pub struct Request {
 pub struct Measurement {
     /// The rule.
     pub rule: &'static str,
-    /// Which configuration of it.
+    /// The rule's configuration.
     #[serde(skip)]
     pub variant: &'static str,
-    /// How parameters, gradients and state are stored.
+    /// Formats of parameters, gradients and state.
     pub format: String,
-    /// Where it ran.
+    /// The device.
     #[serde(flatten)]
     pub label: Label,
-    /// Parameters.
+    /// Number of parameters.
     pub elements: u64,
-    /// Tensors that they are split into.
+    /// Number of tensors.
     pub tensors: u64,
     /// Parameters and kept state read and written once, gradients read once.
     pub bytes_per_step: u64,
-    /// A step, from submission to completion.
+    /// Seconds of a step, from submission to completion.
     pub seconds: f64,
-    /// Billions of bytes a second of the step.
+    /// Billions of bytes per second of the step.
     pub gb_per_s: f64,
-    /// Those of a copy of as many elements; on the CPU by the same threads.
+    /// Billions of bytes per second of a copy with the same number of elements; on the CPU by the same
+    /// threads.
     pub copy_gb_per_s: f64,
-    /// The time of a step of the same rule where all parameters are one tensor, measured in turn; only on the
+    /// Seconds of a step of the same rule with all parameters in one tensor, measured in turn; only on the
     /// GPU, for several tensors.
     #[serde(skip)]
     pub one_tensor_seconds: Option<f64>,
-    /// Microseconds of host time of the call that records a step; 0 on the CPU, where nothing is recorded.
+    /// Microseconds of host time per call that records a step; 0 on the CPU, which records nothing.
     pub record_us: f64,
 }
 
-/// Measures a rule in the configuration that it is mostly used with; `tick` is called [`SAMPLES`] times.
+/// Measures a rule in its most common configuration; `tick` is called [`SAMPLES`] times.
 ///
 /// # Errors
-/// [`Error`] says why the device cannot take the steps.
+/// An [`Error`] if the device cannot take the steps.
 pub fn bench(
     rule: AnyRule,
     device: &Device,
@@ -121,10 +122,10 @@ struct Samples {
     record: Vec<f64>,
 }
 
-/// Something to time, so many times in a row.
+/// Work to time, with a number of repetitions.
 type Work<'a> = dyn FnMut(u32) -> Result<(), StepError> + 'a;
 
-/// Names of the formats of parameters, gradients and state; one if they are the same.
+/// Names of the formats of parameters, gradients and state; one name if all are equal.
 #[must_use]
 pub fn stored(storage: &Options) -> String {
     let names = [storage.params, storage.grads, storage.states].map(Format::name);
@@ -198,8 +199,8 @@ impl Bench<'_> {
         Ok(Samples { step, copy, one_tensor: None, record: vec![0.0] })
     }
 
-    /// Warms all up, then takes samples of them in turn, so that all see the same machine. Also returns how
-    /// often the first one was run to warm up.
+    /// Warms all works up, then samples them in turn, so that all see the same machine. Also returns the
+    /// number of warm-up runs of the first work.
     fn sample(&mut self, work: &mut [&mut Work<'_>]) -> Result<(Vec<Vec<f64>>, usize), Error> {
         let time = |work: &mut Work<'_>, repeats: u32| -> Result<f64, Error> {
             let start = Instant::now();
@@ -223,7 +224,7 @@ impl Bench<'_> {
     }
 }
 
-/// Something that submits steps and waits for them; the host times of the recording calls go to `record`.
+/// Work that submits steps and waits for them; the host times of the recording calls go to `record`.
 fn stepper<'a>(
     gpu: &'a Gpu,
     layout: Layout,
@@ -246,8 +247,8 @@ fn stepper<'a>(
     })
 }
 
-/// Contiguous tensors of nearly equal size; more than one are in two groups by turns.
-/// A layout of so many parameters in so many tensors, which take turns in two groups if there are several.
+/// Makes a layout of contiguous tensors with nearly equal sizes. Several tensors alternate between two
+/// groups.
 ///
 /// # Errors
 /// A [`LayoutError`] if the rule's hyperparameters are out of range.
@@ -265,7 +266,7 @@ pub fn layout(rule: &DynRule, elements: u64, tensors: u64) -> Result<Layout, Lay
     Layout::new([even, odd].into_iter().take(tensors.min(2) as usize))
 }
 
-/// Numbers between −1 and 1. Their values do not matter to the time, as long as they stay finite.
+/// Numbers between −1 and 1. Their values do not change the time as long as they stay finite.
 fn pattern(len: u64) -> Vec<f32> {
     (0..len).map(|i| (i.wrapping_mul(0x9E37_79B9) as u32 as i32) as f32 / i32::MAX as f32).collect()
 }

@@ -1,9 +1,9 @@
-//! The recorded runs that come with the program; `trajectories/README.md` says where they are from.
+//! The recorded runs of the program; `trajectories/README.md` has their sources.
 
-/// A recording, in the parts that it is stored in.
+/// A recording in its stored parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Recording {
-    /// Its name.
+    /// The recording's name.
     pub name: &'static str,
     parts: [&'static [u8]; 4],
 }
@@ -30,7 +30,7 @@ macro_rules! recording {
     };
 }
 
-/// All of them.
+/// All recordings.
 pub const RECORDINGS: [Recording; 3] = [
     recording!("digits-adam"),
     recording!("digits-adamw-clip-warmup-cosine"),

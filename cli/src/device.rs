@@ -1,15 +1,15 @@
-//! Which device does the work.
+//! The choice and opening of a device.
 
 use harness::{Gpu, NoGpu, SOFTWARE_VULKAN, wgpu};
 use serde::Serialize;
 
-/// The device that the user asks for.
+/// The device that the user requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// The best adapter, or the CPU where there is none.
+    /// The best adapter, or the CPU without one.
     #[default]
     Auto,
-    /// The best adapter; an error where there is none.
+    /// The best adapter; an error without one.
     Gpu,
     /// The CPU engine in f32.
     Cpu,
@@ -25,10 +25,10 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens a device. Where it is the CPU for want of an adapter, the second value is a line that says so.
+    /// Opens a device. If it is the CPU for want of an adapter, the second value is a line that says so.
     ///
     /// # Errors
-    /// [`NoGpu`] if an adapter was asked for by name and there is none.
+    /// [`NoGpu`] if the user asked for an adapter and there is none.
     pub fn open(choice: Choice) -> Result<(Self, Option<String>), NoGpu> {
         if choice == Choice::Cpu {
             return Ok((Self::Cpu, None));
@@ -65,22 +65,22 @@ impl std::fmt::Display for Label {
     }
 }
 
-/// The line that says why the work is done on the CPU, and how to change that.
+/// The line with the reason for running on the CPU, and advice to change that.
 #[must_use]
 pub fn fallback(error: &NoGpu) -> String {
     let reason = error.to_string();
     let hint = if reason.contains(SOFTWARE_VULKAN) {
         String::new()
     } else {
-        format!("; the package {SOFTWARE_VULKAN} brings a software Vulkan")
+        format!("; the package {SOFTWARE_VULKAN} has a software Vulkan")
     };
     format!("running on the CPU: {reason}{hint}")
 }
 
-/// Why a device cannot do what it is asked to.
+/// The reason that a device cannot do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Memory, most likely.
+    /// The device refuses, most likely for memory.
     #[error("the device refuses: {0}")]
     Refused(String),
     /// The library refuses.
@@ -95,7 +95,7 @@ impl<E: Into<wgpu_optim::Error>> From<E> for Error {
     }
 }
 
-/// Refuses elements that no buffer holds, before time is spent on making them.
+/// Refuses more elements than a buffer holds, before any work.
 ///
 /// # Errors
 /// [`Error::Refused`].
@@ -107,7 +107,7 @@ pub fn fits(gpu: &Gpu, elements: u64) -> Result<(), Error> {
     Err(Error::Refused(format!("{elements} elements = {bytes} bytes, max_buffer_size is {bound}")))
 }
 
-/// Runs `make` and returns the device's objection, mostly to memory, as an error. Without it wgpu panics.
+/// Runs `make` and returns the device's error, mostly about memory. Without this wgpu panics.
 ///
 /// # Errors
 /// [`Error::Refused`].
@@ -115,7 +115,7 @@ pub fn guarded<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, Error> {
     let memory = gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
     let made = make();
-    // The inner scope goes first, and both go whatever they hold.
+    // The inner scope is popped first; both are popped with any content.
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
     match errors.into_iter().flatten().next() {
         None => Ok(made),

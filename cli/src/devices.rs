@@ -1,4 +1,4 @@
-//! The adapters of the machine, and which one would be chosen.
+//! The adapters of the machine, and the one that would be chosen.
 
 use harness::{SOFTWARE_VULKAN, adapters, choose, instance};
 use serde::Serialize;
@@ -16,18 +16,18 @@ pub struct Row {
     pub kind: Option<String>,
     /// The driver and its version.
     pub driver: Option<String>,
-    /// The limits that bound what a step can do.
+    /// The limits that bound a step.
     pub limits: Option<Limits>,
-    /// Whether it is what `--device` would take.
+    /// Whether `--device` would choose it.
     pub chosen: bool,
 }
 
-/// Limits by their names in `wgpu::Limits`.
+/// Limits with their names in `wgpu::Limits`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Limits {
     /// Bytes of a buffer.
     pub max_buffer_size: u64,
-    /// Bytes that a dispatch sees of a buffer; longer ones take several dispatches.
+    /// Bytes of a buffer that one dispatch binds. Longer buffers take several dispatches.
     pub max_storage_buffer_binding_size: u64,
     /// Parameters, gradients, a table and the state slots.
     pub max_storage_buffers_per_shader_stage: u32,
@@ -82,5 +82,5 @@ pub fn devices(choice: crate::device::Choice) -> Vec<Row> {
 /// Advice for a machine without an adapter.
 #[must_use]
 pub fn hint() -> String {
-    format!("no GPU adapter; the package {SOFTWARE_VULKAN} brings a software Vulkan")
+    format!("no GPU adapter; the package {SOFTWARE_VULKAN} has a software Vulkan")
 }

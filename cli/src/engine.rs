@@ -1,11 +1,12 @@
-//! One optimizer, wherever it runs.
+//! One optimizer on any device.
 
 use crate::device::{Error, fits, guarded};
 use harness::{Gpu, Stored, wgpu};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{Bound, Layout, Optimizer, Options, OptionsError, Step, StepError, Tensors, cpu};
 
-/// Steps that may be under way on the device before it is waited for: each keeps a copy of its gradients.
+/// Largest number of steps in flight before the program waits for the device: each keeps a copy of its
+/// gradients.
 const IN_FLIGHT: u64 = 16;
 
 /// Parameters and state, flat; state as [`Snapshot`] has it.
@@ -26,9 +27,9 @@ pub(crate) trait Engine<T> {
     fn layout(&self) -> &Layout;
     /// Takes a step.
     fn step(&mut self, grads: &[T], step: Step) -> Result<(), StepError>;
-    /// Its parameters and state now.
+    /// The current parameters and state.
     fn values(&mut self) -> Values<T>;
-    /// The parameters alone.
+    /// The current parameters.
     fn params(&mut self) -> Vec<T>;
 }
 
@@ -63,7 +64,7 @@ impl Engine<f64> for Reference {
     }
 }
 
-/// On the CPU.
+/// The engine on the CPU.
 pub(crate) struct Host {
     optimizer: cpu::Optimizer,
     params: Stored,
@@ -96,7 +97,7 @@ impl Engine<f32> for Host {
     }
 }
 
-/// On an adapter.
+/// The engine on an adapter.
 pub(crate) struct Device<'a> {
     gpu: &'a Gpu,
     optimizer: Optimizer,
@@ -125,7 +126,7 @@ impl Engine<f32> for Device<'_> {
         let mut encoder = self.gpu.encoder();
         let mut recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);
         if let Err(StepError::UncertainMomentum { .. }) = recorded {
-            // The scalars depend on which of the steps under way are skipped.
+            // The scalars depend on which steps in flight are skipped.
             self.gpu.wait();
             recorded = self.optimizer.step(&self.gpu.queue, &mut encoder, &self.bound, step);
         }

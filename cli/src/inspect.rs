@@ -6,36 +6,36 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use wgpu_optim::checkpoint::{Error, Metadata, Reader};
 
-/// Elements that are read at a time.
+/// Elements per read.
 const PART: u64 = 1 << 20;
 
-/// All that is told of a file.
+/// The content of a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// The path.
+    /// The path of the file.
     pub file: String,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// The run of a checkpoint; none for another file.
+    /// The run of a checkpoint; none for other files.
     pub run: Option<Run>,
     /// Other metadata.
     pub metadata: BTreeMap<String, String>,
     /// The slots of all tensors together.
     pub slots: Vec<Slot>,
-    /// Of every tensor, in every slot.
+    /// Every tensor in every slot.
     pub tensors: Vec<Tensor>,
 }
 
-/// The run that a checkpoint was made of.
+/// The run of a checkpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// The program that has saved it.
+    /// The program that saved the checkpoint.
     pub writer: String,
     /// The names of the groups' rules, each once, joined by " + ".
     pub rule: String,
-    /// Steps recorded.
+    /// Number of recorded steps.
     pub steps: u64,
-    /// Steps taken.
+    /// Number of taken steps.
     pub taken: u64,
     /// Loss scale and good steps.
     pub loss_scale: Option<(f32, u32)>,
@@ -48,21 +48,21 @@ pub struct Run {
 /// A group.
 #[derive(Clone, Debug, Serialize)]
 pub struct Group {
-    /// Its name.
+    /// The group's name.
     pub name: String,
-    /// The name of its rule.
+    /// The name of the group's rule.
     pub rule: String,
-    /// Its hyperparameters, as JSON.
+    /// The hyperparameters as JSON.
     pub hyperparameters: Value,
-    /// Its learning rate's factor, as JSON; null if it is a function.
+    /// The factor of the learning rate as JSON; null if it is a function.
     pub lr_factor: Value,
     /// The number that the rule carries; null if it is not finite.
     pub carry: f64,
-    /// Steps that the group has taken.
+    /// Number of steps that the group has taken.
     pub taken: u64,
-    /// Whether it is frozen.
+    /// Whether the group is frozen.
     pub frozen: bool,
-    /// Its tensors.
+    /// The group's tensors.
     pub tensors: Vec<String>,
 }
 
@@ -71,15 +71,15 @@ pub struct Group {
 pub struct Slot {
     /// The name.
     pub slot: String,
-    /// How it is stored, in all ways that occur.
+    /// All formats that occur.
     pub formats: Vec<String>,
-    /// Of how many tensors.
+    /// Number of tensors.
     pub tensors: u64,
-    /// Elements of them.
+    /// Number of elements.
     pub elements: u64,
-    /// Bytes, those of scales included.
+    /// Bytes, including scales.
     pub bytes: u64,
-    /// Its numbers.
+    /// A summary of the numbers.
     #[serde(flatten)]
     pub numbers: Numbers,
 }
@@ -89,29 +89,29 @@ pub struct Slot {
 pub struct Tensor {
     /// The tensor.
     pub name: String,
-    /// The slot; empty in a file that is no checkpoint.
+    /// The slot; empty in a file that is not a checkpoint.
     pub slot: String,
-    /// How it is stored.
+    /// The format of the numbers.
     pub format: String,
-    /// Its dimensions.
+    /// The dimensions of the tensor.
     pub shape: Vec<u64>,
-    /// Its bytes, those of scales included.
+    /// Bytes, including scales.
     pub bytes: u64,
-    /// Its numbers.
+    /// A summary of the numbers.
     #[serde(flatten)]
     pub numbers: Numbers,
 }
 
-/// A summary of numbers; empty for a slot whose stored values are no numbers, as remainders are.
+/// A summary of numbers; empty for stored values that are not numbers, such as remainders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Numbers {
-    /// How many are infinite or NaN.
+    /// Count of infinite numbers and NaN.
     pub nonfinite: u64,
-    /// The least finite one.
+    /// The least finite number.
     pub min: Option<f32>,
-    /// The largest finite one.
+    /// The largest finite number.
     pub max: Option<f32>,
-    /// The root of the mean square of the finite ones.
+    /// The root mean square of the finite numbers.
     pub rms: Option<f64>,
     #[serde(skip)]
     squares: f64,
@@ -151,7 +151,7 @@ impl Numbers {
     }
 }
 
-/// Reads a file from end to end, a part at a time; `progress` is told how many bytes of how many are done.
+/// Reads a whole file in parts; `progress` gets the bytes done and the bytes in all.
 ///
 /// # Errors
 /// The errors of [`Reader`] and [`Metadata`].
@@ -176,7 +176,7 @@ pub fn inspect(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspec
             Some(_) => tensor.name().split_once('/').unwrap_or(("", tensor.name())),
             None => ("", tensor.name()),
         };
-        // Scales are told of with their codes.
+        // Scales are listed with their codes.
         let codes = slot.strip_suffix(".scale").and_then(|slot| reader.tensor(&[slot, "/", name].concat()));
         if codes.is_some() {
             continue;

@@ -1,4 +1,4 @@
-//! The kernels of a step as data, composed on a device that does nothing.
+//! The kernels of a step as data, composed on a device that computes nothing.
 
 use crate::bench::layout;
 use crate::device::Error;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wgpu_optim::kernel::{Binding, Buffer, Description, Dispatch, Target};
 use wgpu_optim::{AnyRule, Bound, DynRule, Layout, Optimizer, Options, Tensors};
 
-/// Storage buffers that a kernel may have: those of every rule in every format.
+/// Storage buffers per kernel: enough for every rule in every format.
 const STORAGE_BUFFERS: u32 = 16;
 
 /// The step that is described.
@@ -15,15 +15,15 @@ const STORAGE_BUFFERS: u32 = 16;
 pub struct Request {
     /// The rule.
     pub rule: AnyRule,
-    /// Parameters.
+    /// Number of parameters.
     pub elements: u64,
-    /// Tensors that they are split into.
+    /// Number of tensors.
     pub tensors: u64,
     /// Storage, and the options around the update.
     pub options: Options,
     /// The kind of device that the kernels are for.
     pub target: Target,
-    /// Steps whose scalars are computed.
+    /// Number of steps with computed scalars.
     pub steps: u64,
     /// The learning rate of these steps.
     pub lr: f64,
@@ -41,7 +41,7 @@ pub struct Described {
 /// Describes a step over flat buffers.
 ///
 /// # Errors
-/// [`Error`] if the library refuses.
+/// An [`Error`] if the library refuses.
 pub fn describe(request: &Request) -> Result<Described, Error> {
     let layout = layout(&DynRule::from(request.rule), request.elements, request.tensors)?;
     let (mut optimizer, bound) = bind(layout, request.options, request.target)?;
@@ -58,7 +58,7 @@ pub fn describe(request: &Request) -> Result<Described, Error> {
 /// An optimizer on a device that computes nothing, bound to flat buffers.
 ///
 /// # Errors
-/// [`Error`] if the library refuses.
+/// An [`Error`] if the library refuses.
 pub fn bind(layout: Layout, options: Options, target: Target) -> Result<(Optimizer, Bound), Error> {
     let (device, _queue) = noop()?;
     let bytes = |element: u64| (layout.len() * element).next_multiple_of(16);
@@ -72,7 +72,7 @@ pub fn bind(layout: Layout, options: Options, target: Target) -> Result<(Optimiz
     Ok((optimizer, bound))
 }
 
-/// Enlarges the buffer of the scalars to what a step uploads.
+/// Enlarges the buffer of the scalars to the bytes that a step uploads.
 fn make_room(description: &mut Description, bytes: u64) {
     let Some(sent) = description.scalars.buffer else { return };
     let buffer = &mut description.buffers[sent].bytes;
@@ -83,7 +83,7 @@ fn make_room(description: &mut Description, bytes: u64) {
     }
 }
 
-/// A device that checks what it is given and computes nothing.
+/// A device that validates its input and computes nothing.
 fn noop() -> Result<(wgpu::Device, wgpu::Queue), Error> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::NOOP;

@@ -8,9 +8,9 @@ use program::{args::Arguments, commands, overview};
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-/// A check that failed.
+/// Exit status for a failed check.
 const FAILED: u8 = 1;
-/// Bad input, as for bad usage.
+/// Exit status for bad input and bad usage.
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match passed {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
-        // Whoever reads our output has had enough.
+        // The reader of the output has closed the pipe.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             program::output::error(&error);

@@ -1,12 +1,12 @@
-//! Numbers in messages and tables, where none takes hundreds of digits.
+//! Numbers in messages and tables, without hundreds of digits.
 
-/// A number with so many decimals, or with an exponent where it is large.
+/// A number with `decimals` decimals, or with an exponent if it is large.
 #[must_use]
 pub fn fixed(x: f64, decimals: usize) -> String {
     if x.abs() < 1e9 || !x.is_finite() { format!("{x:.decimals$}") } else { format!("{x:.decimals$e}") }
 }
 
-/// A number in the fewest digits that read back as the same one.
+/// A number in the fewest digits that read back as the same number.
 #[must_use]
 pub fn shortest(x: f64) -> String {
     let plain = x == 0.0 || !x.is_finite() || (1e-9..1e16).contains(&x.abs());

@@ -3,7 +3,7 @@
 use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::{Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, Lamb, Lars, NAdam, RAdam, RmsProp, Sgd};
 
-/// A rule as it is configured, with a name for that.
+/// A configured rule with a name for the configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preset {
     /// The configuration's name.
@@ -16,7 +16,7 @@ fn preset(name: &'static str, rule: impl Into<AnyRule>) -> Preset {
     Preset { name, rule: rule.into() }
 }
 
-/// The configurations that `verify` checks: `rule` as it is, and for some rules those that take other
+/// The configurations for `verify`: `rule` unchanged, and for some rules configurations that take other
 /// branches of the update.
 #[must_use]
 pub fn variants(rule: AnyRule) -> Vec<Preset> {
@@ -82,8 +82,7 @@ fn more(rule: AnyRule) -> Vec<Preset> {
     }
 }
 
-/// The configuration that `bench` measures: `rule` as it is, but SGD with the momentum that it is mostly used
-/// with.
+/// The configuration for `bench`: `rule` unchanged, except SGD, which gets its most common momentum.
 #[must_use]
 pub fn bench(rule: AnyRule) -> Preset {
     match rule {

@@ -1,4 +1,4 @@
-//! Rosenbrock's function with every rule: the paths, and where they end.
+//! Rosenbrock's function with every rule: the paths and their ends.
 
 use crate::device::{Device, Error, Label};
 use crate::engine::{self, Engine};
@@ -8,24 +8,24 @@ use std::io;
 use wgpu_optim::float::Float;
 use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, Step};
 
-/// Where every rule starts.
+/// The start of every rule.
 const START: [f64; 2] = [-1.0, 1.0];
-/// The rules whose end has to be the reference's.
+/// The rules that must end where the reference ends.
 const JUDGED: [&str; 2] = ["sgd", "adam"];
-/// How far from the reference such an end may be, in each coordinate. The valley contracts the rounding
-/// errors of SGD and Adam: 5 000 steps measured 2·10⁻⁶. Rules that step by signs, or whose steps do not
-/// shrink, jump about the minimum, and f32 soon jumps another way than f64.
+/// Largest distance from the reference's end in each coordinate. The valley contracts the rounding errors of
+/// SGD and Adam: 5 000 steps measured 2·10⁻⁶. Rules with steps by signs, or with steps that do not shrink,
+/// jump around the minimum, and f32 soon jumps differently from f64.
 pub const TOLERANCE: f64 = 1e-5;
 /// The part of the plane that the picture shows.
 const X: std::ops::Range<f64> = -1.5..1.5;
 const Y: std::ops::Range<f64> = -0.3..1.5;
-/// Values of the function that have a line.
+/// Values of the function with a level line.
 const LEVELS: [f64; 8] = [0.02, 0.2, 1.0, 4.0, 15.0, 50.0, 130.0, 300.0];
-/// Panels beside each other.
+/// Number of panels per row.
 const COLUMNS: usize = 4;
 /// Width and height of a panel, in pixels.
 const PANEL: (u32, u32) = (320, 260);
-/// Points of a path that are drawn.
+/// Largest number of drawn points per path.
 const DRAWN: usize = 500;
 
 /// `(1 − x)² + 100 (y − x²)²`.
@@ -37,7 +37,7 @@ fn gradient([x, y]: [f64; 2]) -> [f64; 2] {
     [-2.0 * (1.0 - x) - 400.0 * x * (y - x * x), 200.0 * (y - x * x)]
 }
 
-/// How to run.
+/// Settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// Steps.
@@ -51,7 +51,7 @@ pub struct Request {
 pub struct Path {
     /// The rule.
     pub rule: &'static str,
-    /// Where it ran.
+    /// The device.
     #[serde(flatten)]
     pub label: Label,
     /// Learning rate.
@@ -60,13 +60,13 @@ pub struct Path {
     pub steps: u64,
     /// The final point.
     pub end: [f64; 2],
-    /// The function there.
+    /// The function at the final point.
     pub value: f64,
     /// The final point of the f64 reference.
     pub reference: [f64; 2],
-    /// The larger coordinate of their distance.
+    /// The larger coordinate of the distance of both points.
     pub distance: f64,
-    /// Whether both went beyond all bounds.
+    /// Whether both runs diverged.
     pub diverged: bool,
     /// For rules that contract rounding errors and have not diverged: whether the distance is within bounds.
     pub pass: Option<bool>,
@@ -77,7 +77,7 @@ pub struct Path {
 /// Runs a rule; `tick` is called after every step.
 ///
 /// # Errors
-/// [`Error`] says why the device cannot take the steps.
+/// An [`Error`] if the device cannot take the steps.
 pub fn run(rule: AnyRule, device: &Device, request: Request, tick: &mut dyn FnMut()) -> Result<Path, Error> {
     let rule = DynRule::from(rule);
     let layout = Layout::new([Group::new("all", rule.clone()).tensor("xy", [2])])?;
@@ -94,7 +94,7 @@ pub fn run(rule: AnyRule, device: &Device, request: Request, tick: &mut dyn FnMu
     let (end, reference) = (last(&points), last(&reference));
     let finite = |point: [f64; 2]| point.iter().all(|x| x.is_finite());
     let diverged = !finite(end) && !finite(reference);
-    // Of one that has diverged alone: infinite.
+    // The distance is infinite if only one run diverged.
     let apart = |i: usize| {
         if finite(end) == finite(reference) { (end[i] - reference[i]).abs() } else { f64::INFINITY }
     };
@@ -114,7 +114,7 @@ pub fn run(rule: AnyRule, device: &Device, request: Request, tick: &mut dyn FnMu
     })
 }
 
-/// The points of a run, the start among them. Gradients are taken in f64 at the engine's own point.
+/// The points of a run, including the start. Gradients are taken in f64 at the engine's own point.
 fn path<T: Float>(
     engine: &mut dyn Engine<T>,
     lr: f64,
@@ -133,11 +133,11 @@ fn path<T: Float>(
     Ok(points)
 }
 
-/// The text of an SVG picture. Every path has a panel of its own, over the function's level lines, because in
-/// one panel all would lie in one valley.
+/// The text of an SVG picture. Every path has its own panel over the function's level lines, because all
+/// paths lie in one valley.
 ///
 /// # Errors
-/// The drawing library's.
+/// The errors of the drawing library.
 pub fn draw(paths: &[Path]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
     let columns = paths.len().clamp(1, COLUMNS);
     let rows = paths.len().div_ceil(columns).max(1);
@@ -177,12 +177,12 @@ fn level_line(level: f64, branch: f64) -> impl Iterator<Item = (f64, f64)> {
     const POINTS: usize = 200;
     (0..=POINTS).map(move |i| {
         let x = X.start + (X.end - X.start) * i as f64 / POINTS as f64;
-        // Not a number, and so no part of the line, where there is no such y.
+        // NaN, and so not part of the line, if there is no such y.
         (x, x * x + branch * (level - (1.0 - x).powi(2)).sqrt() / 10.0)
     })
 }
 
-/// The parts of a line that lie inside of the picture.
+/// The parts of a line inside the picture.
 fn pieces(line: impl Iterator<Item = (f64, f64)>) -> Vec<Vec<(f64, f64)>> {
     let mut pieces = vec![Vec::new()];
     for (x, y) in line {

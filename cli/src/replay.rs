@@ -8,10 +8,10 @@ use std::sync::Arc;
 use wgpu_optim::float::Float;
 use wgpu_optim::{AnyRule, DynRule, Group, Layout, Options, RuleError, Schedule, Step};
 
-/// Added to the norm that gradients are clipped by, as PyTorch's `clip_grad_norm_` does.
+/// Added to the norm of the gradients before clipping, as in PyTorch's `clip_grad_norm_`.
 const NORM_EPS: f64 = 1e-6;
 
-/// The engine that a run is replayed on.
+/// The engine for a replay.
 #[derive(Clone, Copy, Debug)]
 pub enum On<'a> {
     /// An adapter.
@@ -25,18 +25,18 @@ pub enum On<'a> {
 /// Replays and judges a run; `tick` is called after every step.
 ///
 /// # Errors
-/// [`Error`] says why a rule or the library refuses the run.
+/// An [`Error`] if a rule or the library refuses the run.
 pub fn replay(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Verdict, Error> {
     let ours = run(trajectory, on, tick)?;
     Ok(judge(&trajectory.targets, &ours, trajectory.steps()))
 }
 
-/// The result of a run on `on`: a vector for each of the run's targets.
+/// The result of a run on `on`: one vector per target of the run.
 ///
 /// # Errors
-/// [`Error`] says why a rule or the library refuses the run.
+/// An [`Error`] if a rule or the library refuses the run.
 pub fn run(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Result<Vec<Vec<f64>>, Error> {
-    // The reference has no options: it is not given the steps that are skipped, and does not count them.
+    // The reference has no options: it neither gets nor counts skipped steps.
     let counted = |t: &usize| !matches!(on, On::Reference) || !is_skipped(trajectory, *t);
     let layout = layout(trajectory, (0..trajectory.steps()).filter(counted))?;
     refuse_other_state(trajectory, &layout)?;
@@ -63,7 +63,7 @@ pub fn run(trajectory: &Trajectory, on: On<'_>, tick: &mut dyn FnMut()) -> Resul
     }
 }
 
-/// The file's groups as the library has them, for an engine that counts the steps `counted` of the file.
+/// The file's groups as groups of the library, for an engine that counts the steps `counted` of the file.
 fn layout(trajectory: &Trajectory, counted: impl Iterator<Item = usize>) -> Result<Layout, Error> {
     let momentum = trajectory.momentum.as_ref();
     let momentum = momentum.map(|all| counted.map(|t| all[t]).collect::<Arc<[f64]>>());
@@ -93,8 +93,8 @@ fn layout(trajectory: &Trajectory, counted: impl Iterator<Item = usize>) -> Resu
 
 /// The rule for a run in which `momentum` replaces its own in every step; `None` for a rule without momentum.
 ///
-/// The configured value is then never used, but it decides whether a velocity is kept, and the file need not
-/// have one at all.
+/// The configured value is then never used, but it decides whether a velocity is kept. The file may have
+/// none.
 fn driven(rule: AnyRule, momentum: &[f64]) -> Option<AnyRule> {
     let largest = momentum.iter().copied().fold(0.0, f64::max);
     let driven = rule.with_momentum(largest)?;
@@ -105,7 +105,7 @@ fn driven(rule: AnyRule, momentum: &[f64]) -> Option<AnyRule> {
     Some(if needs_more || incomplete { driven } else { rule })
 }
 
-/// Refuses expected state that would not be there to compare.
+/// Refuses expected state that the engine does not keep.
 fn refuse_other_state(trajectory: &Trajectory, layout: &Layout) -> Result<(), Error> {
     for target in trajectory.targets.iter().filter(|target| target.slot != "param") {
         let tensor = layout.tensor(&target.tensor).map_err(|error| Error::Setup(error.into()))?;
@@ -122,7 +122,7 @@ fn refuse_other_state(trajectory: &Trajectory, layout: &Layout) -> Result<(), Er
     Ok(())
 }
 
-/// The options for everything that the file has around the update.
+/// The options for the file's settings around the update.
 fn options(trajectory: &Trajectory) -> Options {
     Options {
         clip: trajectory.clip.as_ref().map(|clip| match clip {
@@ -142,7 +142,7 @@ fn is_skipped(trajectory: &Trajectory, t: usize) -> bool {
     trajectory.skip_nonfinite && trajectory.grads[t].iter().any(|g| !g.is_finite())
 }
 
-/// Gradients and arguments of a step (from 0); `None` if the engine is not given it.
+/// Gradients and arguments of a step (from 0); `None` if the engine does not get the step.
 type Taken<'a, T> = dyn Fn(usize) -> Option<(Vec<T>, Step)> + 'a;
 
 fn drive<T: Float>(
@@ -169,8 +169,8 @@ fn pick<T: Float>(layout: &Layout, values: &Values<T>, target: &Target) -> Resul
     Ok(flat[tensor.range()].iter().map(|x| x.to_f64()).collect())
 }
 
-/// The gradients of step `t` (from 0) as the rule takes them, for the reference, which has no options; `None`
-/// if the step is to be skipped.
+/// The gradients of step `t` (from 0) after scaling and clipping, for the reference, which has no options;
+/// `None` for a skipped step.
 fn prepare(trajectory: &Trajectory, t: usize) -> Option<Vec<f64>> {
     if is_skipped(trajectory, t) {
         return None;
@@ -182,7 +182,7 @@ fn prepare(trajectory: &Trajectory, t: usize) -> Option<Vec<f64>> {
         Some(Clip::GlobalNorm(bound)) => {
             let norm = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
             let factor = bound / (norm + NORM_EPS);
-            // A gradient that is not a number makes all of them that, as in PyTorch.
+            // One NaN makes all gradients NaN, as in PyTorch.
             if factor < 1.0 || factor.is_nan() {
                 grads.iter_mut().for_each(|g| *g *= factor);
             }

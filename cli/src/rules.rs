@@ -4,8 +4,7 @@ use crate::trajectory::Error;
 use serde_json::{Map, Value};
 use wgpu_optim::AnyRule;
 
-/// The rule called `name` with the hyperparameters of a JSON object; those that it leaves out have their
-/// defaults.
+/// The rule `name` with the hyperparameters of a JSON object; missing ones have their defaults.
 ///
 /// # Errors
 /// [`Error::UnknownRule`], which lists the known rules. [`Error::Hyperparameter`] for a name that the rule
@@ -13,7 +12,7 @@ use wgpu_optim::AnyRule;
 pub fn configure(name: &str, hyper: &Map<String, Value>) -> Result<AnyRule, Error> {
     let default = AnyRule::by_name(name)
         .map_err(|_| Error::UnknownRule { rule: name.into(), known: AnyRule::NAMES.join(", ") })?;
-    // One at a time: serde names an unknown field, but not the field whose value it cannot take.
+    // One at a time: serde names an unknown field, but not a field with a bad value.
     for (field, value) in hyper {
         let single = [(field.clone(), value.clone())].into_iter().collect();
         parse(name, single).map_err(|source| Error::Hyperparameter {
@@ -42,7 +41,7 @@ pub fn hyperparameters(rule: AnyRule) -> Map<String, Value> {
     }
 }
 
-/// The rule with another value of a hyperparameter, or as it is if it has none of that name.
+/// The rule with another value of a hyperparameter, or unchanged if it has none of that name.
 #[must_use]
 pub fn with_hyperparameter(rule: AnyRule, name: &str, value: impl Into<Value>) -> AnyRule {
     let mut hyper = hyperparameters(rule);

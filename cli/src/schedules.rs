@@ -5,21 +5,21 @@ use serde::Serialize;
 use std::io;
 use wgpu_optim::{Schedule, ScheduleError, schedule};
 
-/// Panels beside each other in a picture of many.
+/// Number of panels per row in a picture of many.
 const COLUMNS: usize = 4;
 /// Width and height of a panel among many, in pixels.
 const SMALL: (u32, u32) = (300, 200);
-/// Those of a picture of one or two.
+/// Width and height of a panel in a picture of one or two, in pixels.
 const LARGE: (u32, u32) = (640, 360);
 
 /// A step's values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Point {
-    /// Counted from 0.
+    /// The step, counted from 0.
     pub step: u64,
     /// Learning rate.
     pub lr: f64,
-    /// Where the schedule drives it.
+    /// The momentum, if the schedule sets one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
 }
@@ -27,9 +27,9 @@ pub struct Point {
 /// The first `steps` values of a schedule.
 ///
 /// # Errors
-/// The schedule's own.
+/// The errors of the schedule.
 pub fn points(schedule: &Schedule, steps: u64) -> Result<Vec<Point>, ScheduleError> {
-    // A field that these steps do not reach can be wrong too.
+    // A field that these steps do not use can be wrong too.
     schedule.validate()?;
     let point = |step| schedule.at(step).map(|at| Point { step, lr: at.lr, momentum: at.momentum });
     (0..steps).map(point).collect()
@@ -56,15 +56,15 @@ pub fn examples() -> Vec<Schedule> {
     ]
 }
 
-/// One line of a picture, with a panel of its own.
+/// One curve of a picture, with a panel of its own.
 #[derive(Clone, Debug)]
 pub struct Curve {
     title: String,
-    /// One a step.
+    /// One value per step.
     values: Vec<f64>,
 }
 
-/// The learning rate of `points` and, where there is one, the momentum.
+/// The learning rate of `points`, and the momentum if there is one.
 #[must_use]
 pub fn curves(name: &str, points: &[Point]) -> Vec<Curve> {
     let lr = Curve { title: name.into(), values: points.iter().map(|p| p.lr).collect() };
@@ -77,7 +77,7 @@ pub fn curves(name: &str, points: &[Point]) -> Vec<Curve> {
 /// The text of an SVG picture of all curves.
 ///
 /// # Errors
-/// The drawing library's.
+/// The errors of the drawing library.
 pub fn draw(curves: &[Curve]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
     let few = curves.len() <= 2;
     let (columns, (width, height)) = if few { (1, LARGE) } else { (COLUMNS, SMALL) };

@@ -10,22 +10,21 @@ use serde::Serialize;
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::{AnyRule, DynRule, Format, Group, Layout, LayoutError, Options, RuleError, Step};
 
-/// Elements between two tensors that belong to none. The device must not touch them. It is not a multiple of
-/// a vector's width.
+/// Elements between two tensors, which the device must not change. Not a multiple of a vector's width.
 const GAP: u64 = 5;
 /// Share of parameters and gradients that are zero.
 const ZEROS: f64 = 0.05;
 
-/// How much to check.
+/// The size of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Parameters.
+    /// Number of parameters.
     pub elements: u64,
-    /// Steps.
+    /// Number of steps.
     pub steps: u64,
-    /// Of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// How everything is stored.
+    /// Storage of parameters, gradients and state.
     pub storage: Options,
 }
 
@@ -34,37 +33,37 @@ pub struct Request {
 pub struct Row {
     /// The rule.
     pub rule: &'static str,
-    /// Which configuration of it.
+    /// The rule's configuration.
     pub variant: &'static str,
-    /// Where it ran.
+    /// The device.
     #[serde(flatten)]
     pub label: Label,
-    /// Parameters.
+    /// Number of parameters.
     pub elements: u64,
-    /// Steps.
+    /// Number of steps.
     pub steps: u64,
-    /// Of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// The largest error that is allowed.
+    /// The largest allowed error.
     pub budget_ulps: f64,
-    /// The largest error that was found; infinite (in JSON: null) where only one of the two values is finite.
+    /// The largest error found; infinite (null in JSON) if only one of both values is finite.
     pub worst_ulps: f64,
     /// `param`, a slot, or `padding`.
     pub what: &'static str,
-    /// The element, in the flat space.
+    /// The element's index in the flat space.
     pub index: u64,
-    /// The device's value there.
+    /// The device's value of the element.
     pub got: f32,
-    /// The reference's value there.
+    /// The reference's value of the element.
     pub want: f64,
-    /// Whether the worst error is allowed.
+    /// Whether the worst error is within the budget.
     pub pass: bool,
 }
 
 /// Checks a configuration of a rule; `tick` is called after every step.
 ///
 /// # Errors
-/// [`Error`] says why the device cannot take the steps.
+/// An [`Error`] if the device cannot take the steps.
 pub fn verify(
     preset: Preset,
     device: &Device,
@@ -115,7 +114,7 @@ fn check(
     tick: &mut dyn FnMut(),
 ) -> Result<Deviation, Error> {
     let mut checker = Checker::new(engine.layout().clone()).stored(request.storage);
-    // Nothing more is kept before the first step.
+    // Before the first step there is neither a master nor a remainder.
     let mut before = Snapshot { params: params.to_vec(), ..Snapshot::from(engine.values()) };
     let mut worst: Option<Deviation> = None;
     for _ in 0..request.steps {
@@ -131,11 +130,11 @@ fn check(
         before = after;
         tick();
     }
-    // Without a step there is nothing to be wrong.
+    // Without a step there is no error.
     Ok(worst.unwrap_or_default())
 }
 
-/// An element between tensors that has changed.
+/// A changed element between tensors.
 fn touched(layout: &Layout, before: &[f32], after: &[f32]) -> Option<Deviation> {
     let mut end = 0;
     for tensor in layout.by_offset() {
@@ -178,7 +177,7 @@ fn layout(elements: u64, rule: AnyRule) -> Result<Layout, LayoutError> {
     Layout::new(groups.into_iter().filter(|(_, tensors)| *tensors > 0).map(|(group, _)| group))
 }
 
-/// Values of either sign with magnitudes 10^U(−6, 3), some of them zero, as `format` has them.
+/// Values of either sign with magnitudes 10^U(−6, 3), some of them zero, rounded to `format`.
 fn values(rng: &mut Xoshiro256PlusPlus, len: u64, format: Format) -> Vec<f32> {
     let value = |_| {
         if rng.random_bool(ZEROS) {

@@ -1,5 +1,4 @@
-//! A check that cannot fail is worth nothing: good runs pass, and the smallest error that the bar promises to
-//! see fails.
+//! The bar itself: good runs pass, and the smallest error that the bar promises to detect fails.
 
 mod common;
 
@@ -69,7 +68,7 @@ fn without_a_peer_the_allowance_is_four_root_t() {
         let verdict = judged(&good);
         assert!(verdict.pass && verdict.peer_rms_ulps.is_none());
         assert!(verdict.tensors.iter().all(|t| t.peer_max_abs_err.is_none()));
-        // 4 · √4 = 8, give or take the run's own error of less than 2.
+        // 4 · √4 = 8, within the run's own error of less than 2.
         assert_eq!(STEPS, 4);
         assert!(judged(&moved(&good, "expect/param/a", 6.0)).pass, "{rule}");
         assert!(!judged(&moved(&good, "expect/param/a", 10.0)).pass, "{rule}");

@@ -11,7 +11,7 @@ use wgpu_optim::AnyRule;
 /// value.
 ///
 /// A run is at most 61 steps of about ten roundings, each of at most 1.1e-16 of the largest value: 7e-14 if
-/// all of them went one way. The worst measured is 2e-15. A wrong formula is off by far more than either.
+/// all of them went one way. The worst measured is 2e-15. A wrong formula is off by far more.
 const REFERENCE_BOUND: f64 = 1e-13;
 
 /// The golden files in a directory of the repository.
@@ -89,7 +89,7 @@ fn all_pass(on: On<'_>) {
     for (file, trajectory) in runs() {
         let verdict = replay(&trajectory, on, &mut || ()).unwrap_or_else(|e| panic!("{file}: {e}"));
         let (rms, peer) = (verdict.rms_ulps, verdict.peer_rms_ulps);
-        // Runs with several rules have a truth alone.
+        // Runs with several rules have only a truth, without a peer.
         assert_eq!(peer.is_none(), is_mixed(&trajectory), "{file}");
         println!("{:8} rms {rms:.4} peer {peer:.4?}  {file}", verdict.pass);
         failed.extend(verdict.failures().into_iter().map(|f| format!("{file}: {f}")));

@@ -1,5 +1,5 @@
-//! Runs that begin in PyTorch go on here. Runs that begin here went on there, in `interop/golden.py --check`,
-//! from files that are still saved alike.
+//! Runs that begin in PyTorch continue here. Runs that began here were continued there by `interop/golden.py
+//! --check`, from files that are still saved the same way.
 
 use harness::{CpuRun, GpuRun};
 use optim::bar::judge;
@@ -10,10 +10,10 @@ use wgpu_optim::check::Snapshot;
 use wgpu_optim::checkpoint::{self, Cpu, Gpu, Load, Metadata, Parameters, Reader, Save};
 use wgpu_optim::{Group, Layout, Options, Schedule};
 
-/// The rules that PyTorch has too, and its files.
+/// The rules that PyTorch has too, and their files.
 const RULES: [&str; 9] =
     ["sgd", "adam", "adamw", "adagrad", "rmsprop", "adadelta", "adamax", "nadam", "radam"];
-/// Steps in PyTorch, before those here; and the other way round.
+/// Steps in PyTorch before the steps here, and the other way round.
 const HALF: usize = 10;
 /// The largest difference of a number after `HALF` steps, in units of the largest of its tensor: powers and
 /// roots of scalars depend on the system's library.
@@ -115,8 +115,8 @@ fn a_run_begins_with_the_files_of_a_model() {
     }
 }
 
-/// The state of apex, TransformerEngine, Megatron, DCP and Lightning, with numpy's numbers and with keys that
-/// others have put in, loads strictly and goes on: it is that of PyTorch.
+/// The state of apex, TransformerEngine, Megatron, DCP and Lightning, with numpy's numbers and with further
+/// keys, loads strictly and continues: it equals PyTorch's.
 #[test]
 fn a_run_goes_on_from_every_form() {
     let forms =
@@ -169,8 +169,8 @@ fn a_parameter_without_state_is_left_out_or_zero() {
     assert_eq!(whole.params()[range.clone()], run.params[range]);
 }
 
-/// A group that had no gradients counts its steps from its first, as its parameters do in PyTorch, whose end
-/// it comes to.
+/// A group that had no gradients counts its steps from its first, as its parameters do in PyTorch, and
+/// reaches the same result.
 #[test]
 fn a_group_without_state_begins_late() {
     /// Ten steps of AdamW in f32, from f32: a few units in the last place of the largest parameter.
@@ -210,8 +210,7 @@ fn begin(rule: &str, directory: &Path) {
     same_run(&ours, &theirs);
 }
 
-/// Asserts that two checkpoints have the same tensors and say the same of the run, but for writer and
-/// options.
+/// Asserts that two checkpoints have the same tensors and the same record, except writer and options.
 fn same_run(ours: &Reader, theirs: &Reader) {
     let form = |reader: &Reader| -> Vec<_> {
         reader.tensors().iter().map(|t| (t.name().to_owned(), t.dtype(), t.shape().to_vec())).collect()
@@ -239,7 +238,7 @@ fn same_run(ours: &Reader, theirs: &Reader) {
     }
 }
 
-/// Asserts that PyTorch went on from the values that are saved here, and that its end is within the bar.
+/// Asserts that PyTorch continued from the values that are saved here, and that its result is within the bar.
 fn went_on(rule: &str, directory: &Path) {
     let run = Trajectory::read(&file(&format!("{rule}.safetensors"))).unwrap();
     let saved = directory.join(format!("{rule}.safetensors"));

@@ -16,14 +16,14 @@ use wgpu_optim::{
 /// beside it.
 const NPM_VARIABLE: &str = "WGPU_OPTIM_NPM";
 const STEPS: usize = 6;
-/// So large that a step moves a parameter of 2 bytes by several of its units.
+/// A learning rate so large that a step moves a parameter of 2 bytes by several of its units.
 const LR: f64 = 0.05;
 /// The step with an infinite gradient, where steps may be skipped.
 const SKIPPED: usize = 2;
 /// Longer than a run takes on any machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// One of so many elements may be rounded the other way: fewer than one of a thousand f32 lie so close to the
-/// middle between two stored numbers.
+/// One element in this many may be rounded the other way: fewer than one f32 in a thousand lies that close to
+/// the middle between two stored numbers.
 const ROUNDED: usize = 200;
 
 /// A run that JavaScript takes.
@@ -113,7 +113,7 @@ impl Case {
         codes.map(|code| self.options.params.decode(code)).take(self.elements as usize).collect()
     }
 
-    /// The same by the engine in Rust: in f64 where no option asks for more than the rule.
+    /// The parameters by the engine in Rust: in f64 if no option goes beyond the rule.
     fn in_rust(&self) -> Vec<f64> {
         let (start, grads) = (self.start(), self.grads());
         if self.options == Options::default() {
@@ -130,9 +130,9 @@ impl Case {
         run.params().into_iter().map(f64::from).collect()
     }
 
-    /// A step of the rule errs by at most `max_ulps` of the largest term. What it leaves behind in
-    /// parameters and state is not enlarged by later steps, so errors add up at most. The terms are the
-    /// parameter and its moves, of which each is as large as the learning rate.
+    /// A step of the rule errs by at most `max_ulps` of the largest term. Later steps do not enlarge the
+    /// error in parameters and state, so errors at most add up. The terms are the parameter and its moves.
+    /// Each move is as large as the learning rate.
     fn room(&self, start: f32, want: f64) -> f64 {
         let rule = DynRule::from(self.rule);
         let size = f64::from(start.abs()).max(want.abs()) + STEPS as f64 * LR;

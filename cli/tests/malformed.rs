@@ -1,4 +1,4 @@
-//! Bad files: every one is an error that names what is wrong, and none is a panic.
+//! Bad files: each is an error that names the defect, and none is a panic.
 
 mod common;
 
@@ -131,7 +131,7 @@ fn tensors() {
     refused(&sgd().with_f64("expect/param/a", &[6], &[0.0; 6]), &["\"expect/param/a\"", "[6]"]);
     refused(&sgd().with_f32("peer/param/b", &[1], &[0.0]), &["\"peer/param/b\"", "[1]"]);
     refused(&sgd().with_f32("param/c", &[0], &[]), &["c"]);
-    refused(&sgd().with_f32("extra", &[1], &[0.0]), &["\"extra\"", "no place"]);
+    refused(&sgd().with_f32("extra", &[1], &[0.0]), &["\"extra\"", "not part of the format"]);
     refused(&sgd().with_f32("grad/5/a", &[2, 3], &[0.0; 6]), &["\"grad/5/a\"", "1 to 4"]);
     refused(&sgd().with_f32("peer/exp_avg/a", &[2, 3], &[0.0; 6]), &["\"peer/exp_avg/a\""]);
 }

@@ -1,4 +1,4 @@
-//! What tests share that needs no GPU: every rule's options, data, layouts, runs of the CPU engine, and their
+//! Shared code of tests without a GPU: every rule's options, data, layouts, runs of the CPU engine, and their
 //! state in the flat space.
 
 mod cases;
@@ -9,17 +9,17 @@ pub use run::{CpuRun, Form, Stored};
 use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::{Clip, DynRule, Ema, Group, Layout, LossScale, Options, cpu};
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): data that is the same in every run.
+/// SplitMix64 (Steele, Lea and Flood, 2014): the same data in every run.
 pub struct Random(u64);
 
 impl Random {
-    /// Starts anywhere.
+    /// Starts from any seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// 64 of them.
+    /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -28,7 +28,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In [0, 1).
+    /// The next number in [0, 1).
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -38,7 +38,7 @@ impl Random {
         self.bits() % n
     }
 
-    /// Nine decades, both signs, one zero in sixteen.
+    /// The next value: nine decades, both signs, one zero in sixteen.
     pub fn value(&mut self) -> f32 {
         if self.below(16) == 0 {
             return 0.0;
@@ -47,19 +47,19 @@ impl Random {
         (sign * 10f64.powf(self.unit() * 9.0 - 6.0)) as f32
     }
 
-    /// So many [values](Self::value).
+    /// The next `len` [values](Self::value).
     pub fn values(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.value()).collect()
     }
 }
 
-/// The learning rate of step `t`: no two alike.
+/// The learning rate of step `t`: all are different.
 #[must_use]
 pub fn lr(t: usize) -> f64 {
     0.01 / (1.0 + t as f64)
 }
 
-/// One tensor, `w`.
+/// A layout with one tensor, `w`.
 ///
 /// # Panics
 /// Never.
@@ -68,7 +68,7 @@ pub fn single(rule: impl Into<DynRule>, len: u64) -> Layout {
     Layout::new([Group::new("all", rule).tensor("w", [len])]).unwrap()
 }
 
-/// Enough for some ten blocks, in tensors of all sizes, two groups by turns, with gaps.
+/// A layout of some ten tasks, in tensors of all sizes, in two alternating groups, with gaps.
 ///
 /// # Panics
 /// Never.
@@ -86,7 +86,7 @@ pub fn many(rule: impl Into<DynRule>) -> Layout {
     Layout::new(groups).unwrap()
 }
 
-/// All that can stand around an update, in f32.
+/// All options around an update, in f32.
 #[must_use]
 pub fn all(clip: Clip) -> Options {
     Options {
@@ -118,7 +118,7 @@ pub fn assert_same_bits(a: &Snapshot, b: &Snapshot, context: &str) {
     }
 }
 
-/// The budget of a layout's steps, in ulps: that of the rule that allows the most.
+/// The budget of a layout's steps, in ulps: the largest budget of its rules.
 ///
 /// # Panics
 /// For a rule without a CPU implementation.
@@ -128,7 +128,7 @@ pub fn budget(layout: &Layout) -> f64 {
     ulps.fold(0.0, f64::max)
 }
 
-/// Fails with the worst element if a step lies outside of the rules' budget.
+/// Fails with the worst element if a step exceeds the rules' budget.
 ///
 /// # Panics
 /// So.
@@ -137,7 +137,7 @@ pub fn assert_within_budget(layout: &Layout, deviation: &Deviation, context: &st
     assert!(deviation.ulps <= budget, "{rule} {context}: {deviation}, budget {budget}");
 }
 
-/// Parameters and state of an optimizer on the CPU, in the flat space as the harness has the GPU's.
+/// Parameters and state of an optimizer on the CPU, in the flat space.
 ///
 /// # Panics
 /// For parameters that are stored in blocks.
@@ -147,7 +147,7 @@ pub fn cpu_snapshot(optimizer: &cpu::Optimizer, params: cpu::State<'_>) -> Snaps
     let state = layout.slot_names().into_iter().map(|slot| {
         let mut flat = Vec::new();
         for tensor in layout.tensors() {
-            // A tensor whose rule lacks the slot has none of it.
+            // A tensor with a rule that lacks the slot has no such state.
             let Ok(Some(_)) = optimizer.state(slot, &tensor.name) else { continue };
             flat.resize(layout.len() as usize, 0.0);
             flat[tensor.range()].copy_from_slice(&optimizer.read_state(slot, &tensor.name).unwrap());
@@ -171,8 +171,8 @@ pub fn cpu_snapshot(optimizer: &cpu::Optimizer, params: cpu::State<'_>) -> Snaps
     Snapshot { params, state }
 }
 
-/// What is stored of a slot in the flat space, for each element that a tensor has: codes of 2 bytes, and of
-/// everything else the bits of the numbers. Empty where it is not kept, `None` if there is no such slot.
+/// The stored values of a slot in the flat space, per element: codes of 2 bytes, otherwise the bits of the
+/// numbers. Empty if the slot is not kept; `None` if there is no such slot.
 ///
 /// # Panics
 /// Never.
@@ -181,7 +181,7 @@ pub fn cpu_slot(optimizer: &cpu::Optimizer, slot: &str) -> Option<Vec<u32>> {
     let layout = optimizer.layout();
     let (mut flat, mut known) = (Vec::new(), false);
     for tensor in layout.tensors() {
-        // A tensor whose rule lacks the slot has none of it.
+        // A tensor with a rule that lacks the slot has no such state.
         let Ok(part) = optimizer.state(slot, &tensor.name) else { continue };
         known = true;
         let Some(part) = part else { continue };
@@ -204,7 +204,7 @@ pub fn joined(code: u32, remainder: u32) -> f32 {
 }
 
 /// Runs `steps` steps of the CPU engine on random gradients; every element of every step must be within the
-/// rule's budget. Returns the worst.
+/// rule's budget. Returns the worst error.
 ///
 /// # Panics
 /// If one is not.

@@ -1,13 +1,13 @@
-//! The fixture of the CPU engine: an optimizer with the slices that it updates.
+//! The fixture of the CPU engine: an optimizer with its slices.
 
 use crate::{cpu_slot, cpu_snapshot};
 use wgpu_optim::check::Snapshot;
 use wgpu_optim::{Format, Layout, Options, Report, Step, cpu};
 
-/// Numbers as a slice stores them.
+/// Numbers in stored form.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// In 4 bytes.
+    /// Numbers of 4 bytes.
     F32(Vec<f32>),
     /// Codes of 2 bytes.
     U16(Vec<u16>),
@@ -32,7 +32,7 @@ impl Stored {
         }
     }
 
-    /// As [`cpu_snapshot`] takes them.
+    /// The numbers as state for [`cpu_snapshot`].
     #[must_use]
     pub fn state(&self) -> cpu::State<'_> {
         match self {
@@ -41,7 +41,7 @@ impl Stored {
         }
     }
 
-    /// As parameters.
+    /// The numbers as parameters.
     pub fn params(&mut self) -> cpu::Params<'_> {
         match self {
             Self::F32(x) => x.into(),
@@ -49,7 +49,7 @@ impl Stored {
         }
     }
 
-    /// As gradients that are read.
+    /// The numbers as gradients for reading.
     #[must_use]
     pub fn grads(&self) -> cpu::Grads<'_> {
         match self {
@@ -58,7 +58,7 @@ impl Stored {
         }
     }
 
-    /// As gradients that may be set to zero.
+    /// The numbers as gradients that may be set to zero.
     pub fn grads_mut(&mut self) -> cpu::Grads<'_> {
         match self {
             Self::F32(x) => x.into(),
@@ -66,8 +66,8 @@ impl Stored {
         }
     }
 
-    /// The slices of parameters and gradients of each tensor, in the order of the flat space; behind them
-    /// those of tensors without elements.
+    /// The slices of parameters and gradients of each tensor, in the order of the flat space; then those of
+    /// tensors without elements.
     fn each<'a>(
         layout: &'a Layout,
         params: &'a mut Self,
@@ -99,19 +99,19 @@ fn pieces<'a, T>(layout: &'a Layout, mut rest: &'a mut [T]) -> impl Iterator<Ite
     pieces.chain(layout.tensors().iter().filter(|tensor| tensor.len == 0).map(|_| Default::default()))
 }
 
-/// How a run hands its tensors over.
+/// The form in which a run passes its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form {
-    /// One slice.
+    /// One slice for all tensors.
     Flat,
-    /// Slices of tensors, in the order of the flat space or backwards.
+    /// One slice per tensor, in the order of the flat space or backwards.
     Each {
-        /// Which.
+        /// Whether the order is backwards.
         backwards: bool,
     },
 }
 
-/// An optimizer with its parameters and gradients, as its options store them. What the library refuses is a
+/// An optimizer with its parameters and gradients in the options' formats. A refusal by the library is a
 /// panic.
 #[derive(Clone, Debug)]
 pub struct CpuRun {
@@ -119,14 +119,14 @@ pub struct CpuRun {
     pub optimizer: cpu::Optimizer,
     /// The parameters, in the flat space.
     pub params: Stored,
-    /// The gradients, as the last step has left them.
+    /// The gradients after the last step.
     pub grads: Stored,
-    /// [`Form::Flat`] by default.
+    /// The form of the tensors; [`Form::Flat`] by default.
     pub form: Form,
 }
 
 impl CpuRun {
-    /// A run from parameters in the flat space.
+    /// Makes a run from parameters in the flat space.
     #[must_use]
     pub fn new(layout: Layout, options: Options, start: &[f32]) -> Self {
         let optimizer = cpu::Optimizer::with_options(layout, options).unwrap();
@@ -134,7 +134,7 @@ impl CpuRun {
         Self { optimizer, params, grads, form: Form::Flat }
     }
 
-    /// A step on gradients in the flat space.
+    /// Takes a step on gradients in the flat space.
     pub fn step(&mut self, grads: &[f32], step: impl Into<Step>) -> Option<Report> {
         self.grads = Stored::new(self.optimizer.options().grads, grads);
         let layout = self.optimizer.layout().clone();
@@ -176,13 +176,13 @@ impl CpuRun {
         if kept { self.optimizer.read_state(slot, tensor).unwrap() } else { Vec::new() }
     }
 
-    /// [`cpu_slot`].
+    /// The stored values of a slot, by [`cpu_slot`].
     #[must_use]
     pub fn slot(&self, slot: &str) -> Vec<u32> {
         cpu_slot(&self.optimizer, slot).unwrap()
     }
 
-    /// [`cpu_snapshot`].
+    /// Parameters and state, by [`cpu_snapshot`].
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         cpu_snapshot(&self.optimizer, self.params.state())

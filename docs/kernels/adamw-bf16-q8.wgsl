@@ -22,11 +22,10 @@ fn update(s: Scalars, at: At) {
 
 // ==== kernels/step.wgsl ====
 
-// The update of a step. Each thread finds its vector, four elements, and has the rule update it.
+// The update of a step. Each thread finds its vector of four elements and calls the rule's update.
 //
-// A dispatch has a table of segments. A segment is a run of vectors that lie side by side in the parameters,
-// in the gradients and in the state. Each takes 1 << shift workgroups, so a workgroup finds its segment by a
-// shift.
+// A dispatch has a table of segments. A segment is a run of adjacent vectors in the parameters, in the
+// gradients and in the state. It takes 1 << shift workgroups, so a workgroup finds its segment by a shift.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -53,7 +52,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 // The first vector of the step's scalars: factor of the gradients, whether the step is skipped, and the bound
 // of the gradients in the last component.
 var<private> step_header: vec4<f32>;
-// The factor of the vector's gradients, and the rest of a factor that is no normal number.
+// The factor of the vector's gradients, and the rest of a factor that is not a normal number.
 var<private> factor: Number;
 var<private> rest: Number;
 
@@ -64,7 +63,8 @@ fn prepare(s: Scalars) {
     prepare_random();
 }
 
-// A factor beyond the normal numbers is sent negative, and times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it is large.
+// A factor beyond the normal numbers is sent with a negative sign, times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it
+// is large.
 fn split_factor(x: Number) {
     factor = x;
     if SPLITS {
@@ -155,7 +155,7 @@ fn read_g(at: At) -> vec4<f32> {
 
 // ==== parts/grads/zeroed.wgsl ====
 
-// Gradients are set to zero when they have been read, and in a skipped step too.
+// Gradients are set to zero after they are read, also in a skipped step.
 
 fn zero_g(at: At) {
     store_g(at, keep_half(at, old_g, Half()));
@@ -168,8 +168,8 @@ fn rest_g(at: At) {
 
 // ==== parts/slots/block.wgsl ====
 
-// State slot `exp_avg`, in blocks that have a scale each. A block's scale follows from all of its values, so
-// they are stored behind the update.
+// State slot `exp_avg`, in blocks with one scale each. A block's scale depends on all of its values, so they are
+// stored after the update.
 
 var<private> old_exp_avg: u32;
 var<private> old_scale_exp_avg: u32;
@@ -180,7 +180,7 @@ fn fetch_exp_avg(at: At) {
     old_scale_exp_avg = exp_avg_buffer[scale_at(at)];
 }
 
-// A value that the rule does not write is encoded to the code that it had.
+// A value that the rule does not write is encoded to its old code.
 fn read_exp_avg(at: At) -> vec4<f32> {
     if !LOADS_FIRST {
         fetch_exp_avg(at);
@@ -211,8 +211,8 @@ fn store_exp_avg(at: At, thread: u32) {
 
 // ==== parts/slots/block.wgsl ====
 
-// State slot `exp_avg_sq`, in blocks that have a scale each. A block's scale follows from all of its values, so
-// they are stored behind the update.
+// State slot `exp_avg_sq`, in blocks with one scale each. A block's scale depends on all of its values, so they are
+// stored after the update.
 
 var<private> old_exp_avg_sq: u32;
 var<private> old_scale_exp_avg_sq: u32;
@@ -223,7 +223,7 @@ fn fetch_exp_avg_sq(at: At) {
     old_scale_exp_avg_sq = exp_avg_sq_buffer[scale_at(at)];
 }
 
-// A value that the rule does not write is encoded to the code that it had.
+// A value that the rule does not write is encoded to its old code.
 fn read_exp_avg_sq(at: At) -> vec4<f32> {
     if !LOADS_FIRST {
         fetch_exp_avg_sq(at);
@@ -254,7 +254,7 @@ fn store_exp_avg_sq(at: At, thread: u32) {
 
 // ==== parts/slots/dropped.wgsl ====
 
-// State slot `max_exp_avg_sq`, which the hyperparameters do not need: there is no memory for it.
+// State slot `max_exp_avg_sq`, which the hyperparameters do not need. It has no memory.
 
 fn read_max_exp_avg_sq(at: At) -> vec4<f32> {
     return vec4<f32>();
@@ -264,18 +264,18 @@ fn write_max_exp_avg_sq(at: At, x: vec4<f32>) {}
 
 // ==== parts/blocks/shared.wgsl ====
 
-// Stores state in blocks. The threads of a block lie side by side and share the largest of their values: no
+// Stores state in blocks. The adjacent threads of a block share the largest of their values. There are no
 // atomics, and two barriers for all slots together.
 
 const BLOCKS = WORKGROUP_SIZE / BLOCK_VECTORS;
 // Rounds in which each thread finds the scale of one block. A compiler unrolls a loop of a known length.
 const SCALE_ROUNDS = (BLOCK_SLOTS * BLOCKS + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
 
-// Of each slot one after the other: the largest value of each thread, and the scale of each block.
+// Per slot, one after the other: the largest value of each thread, and the scale of each block.
 var<workgroup> peaks: array<u32, BLOCK_SLOTS * WORKGROUP_SIZE>;
 var<workgroup> scales: array<u32, BLOCK_SLOTS * BLOCKS>;
 
-// A block's scale lies behind all codes of its slot.
+// The scales of a slot lie after all of its codes.
 fn scale_at(at: At) -> u32 {
     return table.header.scales + at.state / BLOCK_VECTORS;
 }
@@ -283,8 +283,8 @@ fn scale_at(at: At) -> u32 {
 fn store_blocks(at: At, own: bool, thread: u32) {
     share_peaks(at, own, thread);
     workgroupBarrier();
-    // One thread looks at a whole block, and all threads read its result: on software Vulkan a load from a
-    // computed address is a load for each thread, which costs more than a barrier.
+    // One thread reads a whole block, and all threads read its result. On software Vulkan a load from a
+    // computed address is one load per thread, which takes longer than a barrier.
     for (var round = 0u; round < SCALE_ROUNDS; round++) {
         let i = round * WORKGROUP_SIZE + thread;
         if i < BLOCK_SLOTS * BLOCKS {
@@ -340,7 +340,7 @@ fn load_p(at: At) -> Half {
 
 // ==== parts/store/vectors.wgsl ====
 
-// Stores of `p`: one vector of the buffer. Lanes of padding hold the bits that they had.
+// Stores of `p`: one vector of the buffer. Lanes of padding hold their old bits.
 
 fn store_p(at: At, next: Half) {
     p_buffer[at.vector + table.header.p] = next;
@@ -356,7 +356,7 @@ fn load_g(at: At) -> Half {
 
 // ==== parts/store/vectors.wgsl ====
 
-// Stores of `g`: one vector of the buffer. Lanes of padding hold the bits that they had.
+// Stores of `g`: one vector of the buffer. Lanes of padding hold their old bits.
 
 fn store_g(at: At, next: Half) {
     g_buffer[at.vector + table.header.g] = next;
@@ -364,7 +364,7 @@ fn store_g(at: At, next: Half) {
 
 // ==== parts/segments/aligned.wgsl ====
 
-// Segments of whole vectors, each of one group.
+// Segments of whole vectors of one group.
 
 struct Segment {
     // First vector in the parameters and gradients.
@@ -375,7 +375,7 @@ struct Segment {
     group: u32,
 }
 
-// Where a thread's vector lies: in the parameters and gradients (before the header's offsets), and in the
+// The place of a thread's vector: in the parameters and gradients (before the header's offsets), and in the
 // state.
 struct At {
     vector: u32,
@@ -406,7 +406,7 @@ fn keep_codes(at: At, old: u32, next: u32) -> u32 {
 
 // ==== parts/lib/table.wgsl ====
 
-// What stands before the segments in a table.
+// The header before the segments in a table.
 
 struct Header {
     // Segments in the table.
@@ -415,16 +415,16 @@ struct Header {
     shift: u32,
     // Workgroups in a row of the 2-D dispatch.
     stride: u32,
-    // Where vector 0 lies in the bound parameters and gradients: in vectors, or in elements where they are
+    // Position of vector 0 in the bound parameters and gradients: in vectors, or in elements if they are
     // loaded one by one.
     p: u32,
     g: u32,
-    // Last element of the bound parameters and gradients, where they are loaded one by one.
+    // Last element of the bound parameters and gradients, if they are loaded one by one.
     p_last: u32,
     g_last: u32,
-    // Where the partial sums of the reduction of these gradients begin.
+    // Position of the first partial sum of this reduction.
     partials: u32,
-    // Where the scales of state in blocks begin, in words.
+    // Position of the first scale of state in blocks, in words.
     scales: u32,
 }
 
@@ -443,8 +443,8 @@ fn random(nth: u32) -> vec4<u32> {
 
 // ==== parts/formats/f32.wgsl ====
 
-// f32, four to a vector. Buffers are read as integers so that what is not updated keeps its bits, NaN
-// payloads included.
+// f32, four to a vector. Buffers are read as integers, so that lanes without an update keep their bits,
+// including NaN payloads.
 
 alias F32 = vec4<u32>;
 
@@ -456,14 +456,14 @@ fn encode_f32(x: vec4<f32>) -> F32 {
     return bitcast<F32>(x);
 }
 
-// An f32 has nothing to round.
+// An f32 needs no rounding.
 fn encode_f32_stochastic(x: vec4<f32>, random: vec4<u32>) -> F32 {
     return encode_f32(x);
 }
 
 // ==== parts/formats/half.wgsl ====
 
-// What the formats of 2 bytes have in common: two to a word, a vector in two words, and rounding in integers,
+// Common code of the 2-byte formats: two numbers per word, a vector in two words, and rounding in integers,
 // which is the same on every device.
 
 alias Half = vec2<u32>;
@@ -483,18 +483,18 @@ fn sign_16(bits: vec4<u32>) -> vec4<u32> {
     return (bits >> vec4<u32>(16u)) & vec4<u32>(0x8000u);
 }
 
-// m / 2^shift, of two equally near the even one; 24 digits at most where the shift is above 16.
+// m / 2^shift, rounded to nearest, ties to even; m has at most 24 digits if the shift is above 16.
 fn nearest(m: vec4<u32>, shift: vec4<u32>) -> vec4<u32> {
     let s = min(shift, vec4<u32>(25u));
     let one = vec4<u32>(1u);
     return (m + (one << (s - one)) - one + ((m >> s) & one)) >> s;
 }
 
-// m / 2^shift, rounded up with the probability that its fraction says.
+// m / 2^shift, rounded up with a probability equal to its fraction.
 fn stochastic(m: vec4<u32>, shift: vec4<u32>, random: vec4<u32>) -> vec4<u32> {
     let one = vec4<u32>(1u);
     let most = min(shift, vec4<u32>(31u));
-    // Probabilities below 2⁻³¹ have to do.
+    // Probabilities below 2⁻³¹ are lost.
     let digits = m >> min(shift - most, vec4<u32>(31u));
     return (digits + (random & ((one << most) - one))) >> most;
 }
@@ -523,8 +523,8 @@ fn encode_bf16_stochastic(x: vec4<f32>, random: vec4<u32>) -> Half {
     return packed(select(code, codes_bf16(bits), magnitude >= INFINITE_F32));
 }
 
-// An f32 in two halves: the bf16 that is nearest, of two the larger in magnitude, and the lower half of its
-// bits. They are the f32 again, bit for bit, but for what NaN carries in its lower half.
+// An f32 in two halves: the nearest bf16, with ties away from zero, and the lower half of the bits. Together
+// they restore the f32 bit for bit, except a NaN's payload in the lower half.
 fn bits_to_split(x: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(x);
     let nan = (bits & vec4<u32>(0xffff0000u)) | vec4<u32>(0x00400000u);
@@ -541,7 +541,7 @@ fn remainder_of_bf16(x: vec4<f32>) -> Half {
 
 fn bf16_with_remainder(raw: Half, remainder: Half) -> vec4<f32> {
     let code = unpacked(raw);
-    // A zero with such a remainder is the caller's, and not what we have written.
+    // A zero with this remainder comes from the caller, not from a kernel.
     let is_zero = (code & vec4<u32>(0x7fffu)) == vec4<u32>(0u);
     let rest = unpacked(remainder);
     let low = select(rest, vec4<u32>(0u), is_zero & (rest >= vec4<u32>(0x8000u)));
@@ -551,17 +551,17 @@ fn bf16_with_remainder(raw: Half, remainder: Half) -> vec4<f32> {
 
 // ==== parts/formats/q8.wgsl ====
 
-// Blocks of numbers of 8 bits: a sign and 4 + 3 bits, or 4 + 4 bits where nothing is negative, as the scale's
-// sign bit says.
+// Blocks of 8-bit numbers: a sign and 4 + 3 bits, or 4 + 4 bits in a block without negative numbers, which
+// the scale's sign bit marks.
 //
-// Codes and numbers meet on a ladder, on which the rungs of all codes lie at equal distances of their bits.
-// Numbers count in 2⁻¹⁵ of the scale, so the least one with an exponent of its own is 2. Below it codes are
-// linear. A number r lies at r + max(r, 2): at twice the number, or 2 above it. What lies at l is the
-// number min(l / 2, l − 2). Code 0 is the rung 2.0. The bits of a rung, without those behind its code's
-// fraction, end with the code.
+// Codes and numbers meet on a ladder of floats, on which the rungs of all codes have equally spaced bits.
+// Numbers count in 2⁻¹⁵ of the scale, so the least number with its own exponent is 2. Below it codes are
+// linear. A number r lies at r + max(r, 2): at twice the number, or 2 above it. A rung l is the number min(l
+// / 2, l − 2). Code 0 is the rung 2.0. The bits of a rung, without the bits after the code's fraction, end
+// with the code.
 //
-// Results must have the same bits everywhere. So a float operation either is exact or makes a guess that the
-// next lines put right.
+// Results must have the same bits everywhere. A float operation is therefore exact, or a guess that the next
+// lines correct.
 
 const ONE_Q8 = 0x800000u;
 const BYTES_Q8 = vec4<u32>(0u, 8u, 16u, 24u);
@@ -571,7 +571,7 @@ fn unsigned_q8(scale: u32) -> u32 {
     return bitcast<u32>(bitcast<i32>(scale) >> 31u);
 }
 
-// Bits of a rung behind its code's fraction.
+// Bits of a rung after its code's fraction.
 fn rest_q8(scale: u32) -> u32 {
     return 20u + unsigned_q8(scale);
 }
@@ -582,7 +582,7 @@ fn decode_q8(raw: u32, scale: u32) -> vec4<f32> {
     let magnitudes = raw & (unsigned_q8(scale) | 0x7f7f7f7fu);
     let code = (vec4<u32>(magnitudes) >> BYTES_Q8) & vec4<u32>(0xffu);
     let rung = bitcast<vec4<f32>>((code << vec4<u32>(rest_q8(scale))) | vec4<u32>(0x40000000u));
-    // The product is of the scale's digits and thus a normal number. Where it is none with the scale's
+    // The product uses the scale's digits, so it is a normal number. If it is not normal with the scale's
     // exponent, the result is zero.
     let unit = bitcast<f32>((scale & 0x7fffffu) | 0x38000000u);
     let product = bitcast<vec4<i32>>(min(rung * (0.5 * unit), rung * unit - 2.0 * unit));
@@ -593,17 +593,17 @@ fn decode_q8(raw: u32, scale: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(select(number, vec4<u32>(none), product < vec4<i32>(least)));
 }
 
-// The largest magnitude of a vector, shifted by one bit, and in that bit whether anything is negative.
+// The largest magnitude of a vector, shifted by one bit; the free bit is set if a number is negative.
 fn peak(bits: vec4<u32>) -> u32 {
-    // The most of all bits are those of the most negative number, if there is one. The most as integers with
-    // a sign are those of the most positive one.
+    // As unsigned integers, the largest bits are the most negative number's, if there is one. As signed
+    // integers, the largest bits are the most positive number's.
     let most = max(max(bits.x, bits.y), max(bits.z, bits.w));
     let i = bitcast<vec4<i32>>(bits);
     let other = bitcast<u32>(max(max(i.x, i.y), max(i.z, i.w)));
     return max(most << 1u, other << 1u) + select(0u, 1u, most > 0x80000000u);
 }
 
-// A block's scale: of 16 bits, so that products are exact.
+// A block's scale. It has 16 bits, so that products are exact.
 fn scale_q8(peak: u32) -> u32 {
     let most = peak >> 1u;
     let rounded = min((most + 0x80u) & 0xffffff00u, 0x7f7fff00u) | ((peak ^ 1u) << 31u);
@@ -622,19 +622,20 @@ fn encode_q8(x: vec4<f32>, scale: u32) -> u32 {
     let number = abs(x) * bitcast<f32>(power);
     let unit = bitcast<f32>((scale & 0x7fffffu) | 0x38800000u);
     let above = max(number, vec4<f32>(2.0 * unit));
-    // About where the numbers lie. Without negative numbers what is not zero has at least code 1.
+    // The approximate places of the numbers. In a block without negative numbers, a number other than zero
+    // has at least code 1.
     let lowest = bitcast<f32>(0x40000000u | (unsigned_q8(scale) & 0x80000u));
     let place = max((number + above) * (1.0 / unit), vec4<f32>(lowest));
-    // The code below, if the guess is not off by one, as it may be close to a code. The middle between it and
-    // the next code decides, in both cases. The comparison is of integers: a compiler might make the
-    // difference of floats a sum on the other side, which is rounded.
+    // The code below, unless the guess is off by one, close to a code. The middle between it and the next
+    // code decides in both cases. The comparison is in integers: a compiler could turn a difference of floats
+    // into a sum on the other side, which is rounded.
     let rung = bitcast<vec4<u32>>(place) >> rest;
     let middle = bitcast<vec4<f32>>((rung << rest) | vec4<u32>(1u << (rest.x - 1u)));
     let tie = bitcast<vec4<i32>>(middle * unit - above);
     let code = rung + select(vec4<u32>(0u), vec4<u32>(1u), bitcast<vec4<i32>>(number) >= tie);
     let signed = code + ((bitcast<vec4<u32>>(x) >> vec4<u32>(31u)) << vec4<u32>(7u));
-    // Zero, without a sign, is what is below the least normal number or, beside negative numbers, below half
-    // of the least code.
+    // Numbers below the least normal number become zero without a sign. In a block with negative numbers, so
+    // do numbers below half of the least code.
     let least = max(bitcast<f32>(scale) * 0x1p-18f, 0x1p-126f);
     let byte = select(signed, vec4<u32>(0u), abs(x) < vec4<f32>(least));
     let word = (byte.x & 0xffu) | ((byte.y & 0xffu) << 8u) | ((byte.z & 0xffu) << 16u) | (byte.w << 24u);
@@ -647,8 +648,8 @@ fn encode_q8_stochastic(x: vec4<f32>, scale: u32, random: vec4<u32>) -> u32 {
     let unsigned = unsigned_q8(scale);
     let fraction = 3u - unsigned;
     let bits = bitcast<vec4<u32>>(x);
-    // The quotient of the mantissas, of 14 or 15 bits. If it always were rounded down, a slow running mean
-    // would sink by that in every step. So the upper half of the random bits is added behind its last digit.
+    // The quotient of the mantissas, of 14 or 15 bits. If it were always rounded down, a slow running mean
+    // would sink in every step. The upper half of the random bits is therefore added after its last digit.
     let divisor = ((scale & 0x7fffffu) | ONE_Q8) >> 8u;
     let mantissa = ((bits << vec4<u32>(6u)) & vec4<u32>(0x1fffffc0u)) | vec4<u32>(0x20000000u);
     let dividend = mantissa + (((random >> vec4<u32>(16u)) * divisor) >> vec4<u32>(16u));
@@ -657,22 +658,22 @@ fn encode_q8_stochastic(x: vec4<f32>, scale: u32, random: vec4<u32>) -> u32 {
     let inverse = (1.0 - 0x1p-19f) / f32(divisor);
     let near = bitcast<vec4<u32>>(vec4<f32>(dividend) * inverse + 8388607.5) & vec4<u32>(0xffffu);
     let quotient = near + select(zero, one, dividend - near * divisor >= vec4<u32>(divisor));
-    // Its digits from one place on, and the power of two of the number above the least code with an exponent.
+    // The digits from one place on, and the power of two of the number above the least code with an exponent.
     let short = quotient < vec4<u32>(1u << 14u);
     let digits = quotient << select(vec4<u32>(16u), vec4<u32>(17u), short);
     let exponent = (scale >> 23u) & 0xffu;
     let own = (bits >> vec4<u32>(23u)) & vec4<u32>(0xffu);
     let power = bitcast<vec4<i32>>(own + (14u - exponent) - select(zero, one, short));
-    // The digits as a number with a fixed point behind the code's last bit. Where codes are linear, each
-    // power moves the digits by one place, and rounding takes one more random bit, up to 16 more.
+    // The digits as a number with a fixed point after the code's last bit. For linear codes, each power moves
+    // the digits by one place, and rounding takes one more random bit, up to 16 more.
     let point = 30u - fraction;
     let place = digits >> bitcast<vec4<u32>>(clamp(-power, vec4<i32>(0), vec4<i32>(31)));
     let draw = random << bitcast<vec4<u32>>(clamp(power + 16, vec4<i32>(0), vec4<i32>(16)));
     let part = (place + (draw & vec4<u32>((1u << point) - 1u))) >> vec4<u32>(point);
     let code = part + (bitcast<vec4<u32>>(max(power, vec4<i32>(0))) << vec4<u32>(fraction));
-    // What is not zero stays so without negative numbers.
+    // In a block without negative numbers, a number other than zero does not become zero.
     let inside = clamp(code, vec4<u32>(unsigned & 1u), vec4<u32>(15u << fraction));
-    // Below the least normal number, or where there are no digits left beside negative numbers.
+    // Below the least normal number, or without digits left in a block with negative numbers.
     let least = max(bitcast<f32>(scale) * 0x1p-45f, 0x1p-126f);
     let byte = select(inside, zero, abs(x) < vec4<f32>(least)) << BYTES_Q8;
     let codes = byte.x | byte.y | byte.z | byte.w;
@@ -684,8 +685,8 @@ fn encode_q8_stochastic(x: vec4<f32>, scale: u32, random: vec4<u32>) -> u32 {
 
 // ==== parts/lib/arithmetic.wgsl ====
 
-// Helpers for rules. A scalar is a `Number`: an f32 or, where the lanes of a vector may be of several groups,
-// a vec4<f32>. A `Choice` is a bool or a vec4<bool> likewise.
+// Helpers for rules. A scalar is a `Number`: an f32, or a vec4<f32> if the lanes of a vector may belong to
+// several groups. A `Choice` is a bool, or a vec4<bool> in the same case.
 
 // Whether an option's scalar is set.
 fn on(w: Number) -> Choice {
@@ -697,7 +698,7 @@ fn weighted(w: Number, x: vec4<f32>) -> vec4<f32> {
     return select(vec4<f32>(0.0), w * x, on(w));
 }
 
-// w · next + (1 − w) · old, in the form that does not cancel; `rest` is 1 − w.
+// w · next + (1 − w) · old, in the form without cancellation; `rest` is 1 − w.
 fn toward(old: vec4<f32>, next: vec4<f32>, w: Number, rest: Number) -> vec4<f32> {
     let d = next - old;
     return select(old + w * d, next - rest * d, w >= Number(0.5));
@@ -707,7 +708,7 @@ fn is_nan(x: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
 }
 
-// The sign: 0 of a zero, and NaN of a NaN.
+// The sign: 0 for a zero, and NaN for a NaN.
 fn sign_of(x: vec4<f32>) -> vec4<f32> {
     return select(sign(x), x, is_nan(x));
 }

@@ -22,11 +22,10 @@ fn update(s: Scalars, at: At) {
 
 // ==== kernels/step.wgsl ====
 
-// The update of a step. Each thread finds its vector, four elements, and has the rule update it.
+// The update of a step. Each thread finds its vector of four elements and calls the rule's update.
 //
-// A dispatch has a table of segments. A segment is a run of vectors that lie side by side in the parameters,
-// in the gradients and in the state. Each takes 1 << shift workgroups, so a workgroup finds its segment by a
-// shift.
+// A dispatch has a table of segments. A segment is a run of adjacent vectors in the parameters, in the
+// gradients and in the state. It takes 1 << shift workgroups, so a workgroup finds its segment by a shift.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -53,7 +52,7 @@ fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 // The first vector of the step's scalars: factor of the gradients, whether the step is skipped, and the bound
 // of the gradients in the last component.
 var<private> step_header: vec4<f32>;
-// The factor of the vector's gradients, and the rest of a factor that is no normal number.
+// The factor of the vector's gradients, and the rest of a factor that is not a normal number.
 var<private> factor: Number;
 var<private> rest: Number;
 
@@ -64,7 +63,8 @@ fn prepare(s: Scalars) {
     prepare_random();
 }
 
-// A factor beyond the normal numbers is sent negative, and times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it is large.
+// A factor beyond the normal numbers is sent with a negative sign, times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it
+// is large.
 fn split_factor(x: Number) {
     factor = x;
     if SPLITS {
@@ -157,7 +157,7 @@ fn read_g(at: At) -> vec4<f32> {
 
 // ==== parts/grads/kept.wgsl ====
 
-// Gradients stay as they are.
+// Gradients are not changed.
 
 fn zero_g(at: At) {}
 
@@ -221,7 +221,7 @@ fn write_exp_avg_sq(at: At, x: vec4<f32>) {
 
 // ==== parts/slots/dropped.wgsl ====
 
-// State slot `max_exp_avg_sq`, which the hyperparameters do not need: there is no memory for it.
+// State slot `max_exp_avg_sq`, which the hyperparameters do not need. It has no memory.
 
 fn read_max_exp_avg_sq(at: At) -> vec4<f32> {
     return vec4<f32>();
@@ -271,7 +271,7 @@ fn load_p(at: At) -> F32 {
 
 // ==== parts/store/vectors.wgsl ====
 
-// Stores of `p`: one vector of the buffer. Lanes of padding hold the bits that they had.
+// Stores of `p`: one vector of the buffer. Lanes of padding hold their old bits.
 
 fn store_p(at: At, next: F32) {
     p_buffer[at.vector + table.header.p] = next;
@@ -287,7 +287,7 @@ fn load_g(at: At) -> F32 {
 
 // ==== parts/segments/aligned.wgsl ====
 
-// Segments of whole vectors, each of one group.
+// Segments of whole vectors of one group.
 
 struct Segment {
     // First vector in the parameters and gradients.
@@ -298,7 +298,7 @@ struct Segment {
     group: u32,
 }
 
-// Where a thread's vector lies: in the parameters and gradients (before the header's offsets), and in the
+// The place of a thread's vector: in the parameters and gradients (before the header's offsets), and in the
 // state.
 struct At {
     vector: u32,
@@ -329,7 +329,7 @@ fn keep_codes(at: At, old: u32, next: u32) -> u32 {
 
 // ==== parts/lib/table.wgsl ====
 
-// What stands before the segments in a table.
+// The header before the segments in a table.
 
 struct Header {
     // Segments in the table.
@@ -338,16 +338,16 @@ struct Header {
     shift: u32,
     // Workgroups in a row of the 2-D dispatch.
     stride: u32,
-    // Where vector 0 lies in the bound parameters and gradients: in vectors, or in elements where they are
+    // Position of vector 0 in the bound parameters and gradients: in vectors, or in elements if they are
     // loaded one by one.
     p: u32,
     g: u32,
-    // Last element of the bound parameters and gradients, where they are loaded one by one.
+    // Last element of the bound parameters and gradients, if they are loaded one by one.
     p_last: u32,
     g_last: u32,
-    // Where the partial sums of the reduction of these gradients begin.
+    // Position of the first partial sum of this reduction.
     partials: u32,
-    // Where the scales of state in blocks begin, in words.
+    // Position of the first scale of state in blocks, in words.
     scales: u32,
 }
 
@@ -366,8 +366,8 @@ fn random(nth: u32) -> vec4<u32> {
 
 // ==== parts/formats/f32.wgsl ====
 
-// f32, four to a vector. Buffers are read as integers so that what is not updated keeps its bits, NaN
-// payloads included.
+// f32, four to a vector. Buffers are read as integers, so that lanes without an update keep their bits,
+// including NaN payloads.
 
 alias F32 = vec4<u32>;
 
@@ -379,15 +379,15 @@ fn encode_f32(x: vec4<f32>) -> F32 {
     return bitcast<F32>(x);
 }
 
-// An f32 has nothing to round.
+// An f32 needs no rounding.
 fn encode_f32_stochastic(x: vec4<f32>, random: vec4<u32>) -> F32 {
     return encode_f32(x);
 }
 
 // ==== parts/lib/arithmetic.wgsl ====
 
-// Helpers for rules. A scalar is a `Number`: an f32 or, where the lanes of a vector may be of several groups,
-// a vec4<f32>. A `Choice` is a bool or a vec4<bool> likewise.
+// Helpers for rules. A scalar is a `Number`: an f32, or a vec4<f32> if the lanes of a vector may belong to
+// several groups. A `Choice` is a bool, or a vec4<bool> in the same case.
 
 // Whether an option's scalar is set.
 fn on(w: Number) -> Choice {
@@ -399,7 +399,7 @@ fn weighted(w: Number, x: vec4<f32>) -> vec4<f32> {
     return select(vec4<f32>(0.0), w * x, on(w));
 }
 
-// w · next + (1 − w) · old, in the form that does not cancel; `rest` is 1 − w.
+// w · next + (1 − w) · old, in the form without cancellation; `rest` is 1 − w.
 fn toward(old: vec4<f32>, next: vec4<f32>, w: Number, rest: Number) -> vec4<f32> {
     let d = next - old;
     return select(old + w * d, next - rest * d, w >= Number(0.5));
@@ -409,7 +409,7 @@ fn is_nan(x: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
 }
 
-// The sign: 0 of a zero, and NaN of a NaN.
+// The sign: 0 for a zero, and NaN for a NaN.
 fn sign_of(x: vec4<f32>) -> vec4<f32> {
     return select(sign(x), x, is_nan(x));
 }

@@ -1,7 +1,7 @@
-// Two f16 numbers in a u32, in integers: WGSL leaves open in which direction pack2x16float rounds and what it
-// makes of numbers out of range, and lets both it and unpack2x16float flush subnormal numbers.
+// Two f16 numbers in a u32, in integers: WGSL leaves the rounding of pack2x16float and its result for numbers
+// out of range open. pack2x16float and unpack2x16float may flush subnormal numbers.
 
-// Rounds to nearest, ties to even, and to infinity from 65520 on. What is not a number becomes infinite too.
+// Rounds to nearest, ties to even, and to infinity from 65520 on. NaN becomes infinite too.
 fn pack(x: vec2<f32>) -> u32 {
     let bits = bitcast<vec2<u32>>(x);
     let magnitude = bits & vec2<u32>(0x7fffffffu);
@@ -21,7 +21,7 @@ fn halves(packed: u32) -> vec2<u32> {
     return vec2<u32>(packed & 0xffffu, packed >> 16u);
 }
 
-// The numbers, where they are finite.
+// The numbers, if they are finite.
 fn unpack(packed: u32) -> vec2<f32> {
     let half = halves(packed);
     let magnitude = half & vec2<u32>(0x7fffu);

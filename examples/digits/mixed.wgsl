@@ -1,21 +1,20 @@
 // The network of mlp.wgsl in mixed precision: f16 in memory, sums in f32, and the loss multiplied by a scale.
 // It follows f16.wgsl.
 //
-// A thread computes two neighbours, which share a u32. All sizes are even, and so is where each tensor
-// starts.
+// A thread computes two neighbours, which share a u32. All sizes and all starts of tensors are even.
 
 override WORKGROUP: u32;
 override PIXELS: u32;
 override HIDDEN: u32;
 override CLASSES: u32;
-// Where each tensor starts in the flat buffers of parameters, weights and gradients.
+// The start of each tensor in the flat buffers of parameters, weights and gradients.
 override W1: u32; // [PIXELS, HIDDEN]
 override B1: u32; // [HIDDEN]
 override W2: u32; // [HIDDEN, CLASSES]
 override B2: u32; // [CLASSES]
 
-// A sum that has overflowed f16 is this for `pack`, and no infinity: WGSL lets arithmetic assume that there
-// are none.
+// `pack` stores this for a sum that has overflowed f16, and no infinity: WGSL lets arithmetic assume that
+// there are no infinities.
 const OVERFLOW = vec2<f32>(1e6);
 const INFINITY = vec2<u32>(0x7f800000u);
 
@@ -41,12 +40,12 @@ struct Neurons {
 @group(0) @binding(7) var<storage, read_write> output: array<Neurons>; // [examples, CLASSES / 2]
 @group(0) @binding(8) var<uniform> loss_scale: f32;
 
-// The parameters at `at` and behind it.
+// The parameters at `at` and after it.
 fn weight(at: u32) -> vec2<f32> {
     return unpack(weights[at / 2u]);
 }
 
-// A thread for two parameters.
+// One thread per two parameters.
 @compute @workgroup_size(WORKGROUP)
 fn round_weights(@builtin(global_invocation_id) id: vec3<u32>) {
     if id.x < arrayLength(&weights) {
@@ -54,7 +53,7 @@ fn round_weights(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 }
 
-// A thread for each example and two hidden neurons.
+// One thread per example and two hidden neurons.
 @compute @workgroup_size(WORKGROUP)
 fn hidden_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x / (HIDDEN / 2u);
@@ -70,8 +69,7 @@ fn hidden_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     hidden[id.x].value = pack(max(sum, vec2<f32>()));
 }
 
-// A thread for each example: digit scores, their softmax in f32, the loss and its scaled gradient by the
-// scores.
+// One thread per example: digit scores, their softmax in f32, the loss and its scaled gradient by the scores.
 @compute @workgroup_size(WORKGROUP)
 fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x;
@@ -84,7 +82,8 @@ fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
         var sum = weight(B2 + digit);
         for (var j = 0u; j < HIDDEN; j += 2u) {
             let value = unpack(hidden[(example * HIDDEN + j) / 2u].value);
-            sum += value.x * weight(W2 + j * CLASSES + digit) + value.y * weight(W2 + (j + 1u) * CLASSES + digit);
+            let first = W2 + j * CLASSES + digit;
+            sum += value.x * weight(first) + value.y * weight(first + CLASSES);
         }
         let packed = pack(sum);
         output[scores + digit / 2u].value = packed;
@@ -107,7 +106,7 @@ fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     losses[example] = log(total) - (unpack(output[scores + label / 2u].value)[label % 2u] - largest);
 }
 
-// A thread for each example and two hidden neurons.
+// One thread per example and two hidden neurons.
 @compute @workgroup_size(WORKGROUP)
 fn hidden_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x / (HIDDEN / 2u);
@@ -127,7 +126,7 @@ fn hidden_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     hidden[id.x].gradient = pack(select(vec2<f32>(), select(sum, OVERFLOW, overflow), lit));
 }
 
-// A thread for two parameters: the scaled gradients of the batch's mean loss.
+// One thread per two parameters: the scaled gradients of the batch's mean loss.
 @compute @workgroup_size(WORKGROUP)
 fn parameter_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     let at = 2u * id.x;

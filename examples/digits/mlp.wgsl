@@ -1,14 +1,13 @@
 // Forward and backward pass of a multilayer perceptron: pixels, a ReLU layer, softmax cross-entropy.
 //
-// Every kernel gives one thread one number to compute and lets it loop over all that the number is a sum of.
-// That is not the quickest way, but each sum has a fixed order and no atomics: the same seed gives the same
-// bits.
+// Every thread computes one number and loops over the terms of its sum. That is not the fastest way, but each
+// sum has a fixed order and no atomics: the same seed gives the same bits.
 
 override WORKGROUP: u32;
 override PIXELS: u32;
 override HIDDEN: u32;
 override CLASSES: u32;
-// Where each tensor starts in the flat buffers of parameters and gradients.
+// The start of each tensor in the flat buffers of parameters and gradients.
 override W1: u32; // [PIXELS, HIDDEN]
 override B1: u32; // [HIDDEN]
 override W2: u32; // [HIDDEN, CLASSES]
@@ -35,7 +34,7 @@ struct Outcome {
 @group(0) @binding(6) var<storage, read_write> output: array<Neuron>; // [examples, CLASSES]
 @group(0) @binding(7) var<storage, read_write> outcomes: array<Outcome>; // [images]
 
-// A thread for each example and hidden neuron.
+// One thread per example and hidden neuron.
 @compute @workgroup_size(WORKGROUP)
 fn hidden_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x / HIDDEN;
@@ -51,7 +50,7 @@ fn hidden_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     hidden[id.x].value = max(sum, 0.0);
 }
 
-// A thread for each example: digit scores, their softmax, the loss and its gradient by the scores.
+// One thread per example: digit scores, their softmax, the loss and its gradient by the scores.
 @compute @workgroup_size(WORKGROUP)
 fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x;
@@ -83,7 +82,7 @@ fn output_layer(@builtin(global_invocation_id) id: vec3<u32>) {
     outcomes[image] = Outcome(log(total) - (score - largest), select(0.0, 1.0, score == largest));
 }
 
-// A thread for each example and hidden neuron.
+// One thread per example and hidden neuron.
 @compute @workgroup_size(WORKGROUP)
 fn hidden_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     let example = id.x / HIDDEN;
@@ -98,7 +97,7 @@ fn hidden_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     hidden[id.x].gradient = select(0.0, sum, hidden[id.x].value > 0.0);
 }
 
-// A thread for each parameter: the gradient of the batch's mean loss, at the place that the parameter has.
+// One thread per parameter: the gradient of the batch's mean loss, at the parameter's place.
 @compute @workgroup_size(WORKGROUP)
 fn parameter_gradients(@builtin(global_invocation_id) id: vec3<u32>) {
     let at = id.x;

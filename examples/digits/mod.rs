@@ -1,5 +1,5 @@
-//! What the examples with handwritten digits share: the images, the network's shape and start, and ways to
-//! run shaders.
+//! Shared code of the examples with handwritten digits: the images, the network's shape and start, and the
+//! running of shaders.
 
 use harness::Gpu;
 use std::error::Error;
@@ -45,7 +45,7 @@ pub fn main(name: &str, run: fn(&Gpu, u64, &Path) -> Done) -> ExitCode {
     }
 }
 
-/// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one a pixel,
+/// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one per pixel,
 /// and a label.
 pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ pub fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T]) -> wgpu::Buffer {
     buffer
 }
 
-/// Compiles the kernels of a shader. They learn from the layout where each tensor lies.
+/// Compiles the kernels of a shader. Constants from the layout give them the start of each tensor.
 pub fn kernels<const N: usize>(
     device: &wgpu::Device,
     shader: &str,
@@ -136,7 +136,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In [0, 1).
+    /// The next number in [0, 1).
     pub fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }

@@ -7,19 +7,19 @@ use wgpu_optim::{Layout, wgpu};
 const SHADER: &str = include_str!("mlp.wgsl");
 const KERNELS: [&str; 4] = ["hidden_layer", "output_layer", "hidden_gradients", "parameter_gradients"];
 
-/// The network's kernels and the buffers they work in.
+/// The network's kernels and their buffers.
 pub struct Network {
     bindings: wgpu::BindGroupLayout,
-    /// In the order of their bindings, from 1 on; binding 0 is the batch.
+    /// The buffers in the order of their bindings, from 1 on; binding 0 is the batch.
     buffers: [wgpu::Buffer; 7],
-    /// Loss and correctness (1 or 0) of each image, from when it was last looked at.
+    /// Loss and correctness (1 or 0) of each image, from its last forward pass.
     pub outcomes: wgpu::Buffer,
-    /// Those of [`KERNELS`].
+    /// The pipelines of [`KERNELS`].
     kernels: [wgpu::ComputePipeline; 4],
     parameters: usize,
 }
 
-/// Where the network finds the images to look at: windows of `examples` indices in one buffer.
+/// The images of the passes: windows of `examples` indices in one buffer.
 pub struct Batch {
     group: wgpu::BindGroup,
     examples: usize,
@@ -28,7 +28,7 @@ pub struct Batch {
 impl Network {
     /// `data` are images, labels, parameters and gradients.
     pub fn new(gpu: &Gpu, layout: &Layout, data: [wgpu::Buffer; 4], images: usize) -> Self {
-        // Two f32 an element, and room for a batch of all images.
+        // Two f32 per element, and room for a batch of all images.
         let pairs = |elements: usize| gpu.buffer((images * elements * 8) as u64);
         let (hidden, output, outcomes) = (pairs(HIDDEN), pairs(CLASSES), pairs(1));
         let [pixels, labels, params, grads] = data;
@@ -42,7 +42,7 @@ impl Network {
         }
     }
 
-    /// Batches of `examples` images, whose indices `order` has.
+    /// Batches of `examples` images, with indices in `order`.
     pub fn batch(&self, gpu: &Gpu, order: &wgpu::Buffer, examples: usize) -> Batch {
         let size = wgpu::BufferSize::new((examples * size_of::<u32>()) as u64);
         let window = wgpu::BufferBinding { buffer: order, offset: 0, size };
@@ -85,13 +85,13 @@ fn bindings(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
 }
 
-/// Means of an epoch. Training images are looked at in the course of it, held-out ones at its end.
+/// Means of an epoch. Training images are evaluated during the epoch, held-out images at its end.
 pub struct Epoch {
-    /// Mean cross-entropy of the images that are trained on, nats.
+    /// Mean cross-entropy of the training images, in nats.
     pub training_loss: f64,
-    /// Of those that are not.
+    /// Mean cross-entropy of the held-out images, in nats.
     pub held_out_loss: f64,
-    /// Share of the latter that is recognised.
+    /// Share of the held-out images that is recognised.
     pub accuracy: f64,
 }
 

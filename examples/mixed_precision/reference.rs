@@ -1,4 +1,4 @@
-//! The same training on the CPU in f64, and what rounds to f16 in it.
+//! The training on the CPU in f64, with its rounding to f16.
 
 use crate::digits::{CLASSES, PIXELS};
 use crate::{BATCH, MAX_NORM, Run, Task, loss_scale};

@@ -5,7 +5,7 @@ use crate::reference::f16;
 
 const INFINITY: u16 = 0x7c00;
 
-/// What the bits of an f16 mean.
+/// The value of the bits of an f16.
 fn value(bits: u16) -> f64 {
     let (exponent, fraction) = (bits >> 10 & 0x1f, f64::from(bits & 0x3ff));
     let magnitude = match exponent {
@@ -16,13 +16,13 @@ fn value(bits: u16) -> f64 {
     if bits >> 15 == 1 { -magnitude } else { magnitude }
 }
 
-/// Each f16, the middle between it and the next, the numbers on either side of that, and what they are to
-/// be rounded to.
+/// Each f16, the middle between it and the next, and the numbers on either side of the middle, with the
+/// expected results of rounding.
 fn cases() -> Vec<(f32, u16)> {
     let mut cases =
         vec![(f32::from_bits(1), 0), (f32::MAX, INFINITY), (f32::INFINITY, INFINITY), (1e6, INFINITY)];
     for bits in 0..INFINITY {
-        // Were f16 to go on, it would with 2¹⁶.
+        // The next f16 would be 2¹⁶.
         let next = value(bits + 1).min(65_536.0);
         let middle = f64::midpoint(value(bits), next) as f32;
         let even = bits + bits % 2;
@@ -41,7 +41,7 @@ fn the_reference_rounds_to_nearest() {
         assert_eq!(got.to_bits(), want.to_bits(), "{x:e}: {got:e} instead of {want:e}");
     }
     assert!(f16(f64::NAN).is_nan());
-    // What f32 would round to a tie first.
+    // Numbers that f32 would first round to a tie.
     assert_eq!(f16(1.0 + 2f64.powi(-11) + 2f64.powi(-40)), 1.0 + 2f64.powi(-10));
 }
 

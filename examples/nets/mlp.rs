@@ -1,11 +1,11 @@
-//! The network for the digits, of one hidden layer: the same as in `examples/digits/mlp.wgsl`.
+//! The network for the digits with one hidden layer, as in `examples/digits/mlp.wgsl`.
 
 use super::{Tensors, TensorsMut, cross_entropy, relu, relu_backward};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, Axis, NdFloat};
 use wgpu_optim::Layout;
 
-/// The scores of `images`, one a row, and the hidden layer that they follow from.
+/// The scores of `images`, one per row, and the hidden layer.
 pub fn scores<F: NdFloat>(
     layout: &Layout,
     params: &[F],
@@ -17,7 +17,7 @@ pub fn scores<F: NdFloat>(
     (hidden.dot(&params.matrix("W2")) + params.vector("B2"), hidden)
 }
 
-/// The mean loss of `images`, one a row, and with `grads` its gradients.
+/// The mean loss of `images`, one per row, and with `grads` its gradients.
 pub fn loss<F: NdFloat>(
     layout: &Layout,
     params: &[F],

@@ -1,5 +1,5 @@
-//! Networks on the CPU with gradients by hand, small enough to be read. They are generic over the number, so
-//! that `f64` can check what `f32` trains.
+//! Small networks on the CPU with hand-written gradients. They are generic over the number, so that `f64` can
+//! check what `f32` trains.
 
 pub mod mlp;
 pub mod transformer;
@@ -46,7 +46,7 @@ impl<F> TensorsMut<'_, F> {
     }
 }
 
-/// Where a tensor lies, and its rows and columns; a vector has one row.
+/// The place, rows and columns of a tensor; a vector has one row.
 fn place(layout: &Layout, name: &str) -> (std::ops::Range<usize>, (usize, usize)) {
     let tensor = layout.tensor(name).expect("a network asks for tensors of its own");
     let columns = tensor.shape.last().map_or(1, |&n| n as usize);
@@ -83,7 +83,7 @@ pub fn relu<F: NdFloat>(x: &mut Array2<F>) {
     x.mapv_inplace(|x| x.max(F::zero()));
 }
 
-/// Gradients by what went into a ReLU, from those by what came `out` of it.
+/// Gradients by the input of a ReLU, from gradients by its output `out`.
 pub fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
     Zip::from(gradients).and(out).for_each(|g, &y| {
         if y <= F::zero() {
@@ -94,10 +94,10 @@ pub fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
 
 #[cfg(test)]
 pub mod tests {
-    /// The digits of f64 that a central difference loses: h² of its error of truncation, ε/h of rounding.
+    /// The error of a central difference in f64: h² by truncation, ε/h by rounding.
     const TOLERANCE: f64 = 1e-8;
 
-    /// Holds the gradients of `loss` against central differences, in every parameter.
+    /// Compares the gradients of `loss` with central differences, in every parameter.
     pub fn check_gradients(params: &[f64], loss: impl Fn(&[f64], Option<&mut [f64]>) -> f64) {
         const H: f64 = 1e-5;
         let mut grads = vec![0.0; params.len()];

@@ -10,7 +10,7 @@ use wgpu_optim::{AdamW, Error, Group, Layout};
 /// Added to mean squares.
 const EPS: f64 = 1e-5;
 
-/// Its sizes.
+/// The sizes of the transformer.
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub vocabulary: usize,
@@ -61,7 +61,8 @@ impl Transformer {
         params
     }
 
-    /// The mean loss of `windows`, each of a character more than the context, and with `grads` its gradients.
+    /// The mean loss of `windows`, and with `grads` its gradients. A window has one character more than the
+    /// context.
     pub fn loss<F: NdFloat>(&self, params: &[F], windows: &[&[u8]], grads: Option<&mut [F]>) -> f64 {
         let Shape { context, width, blocks, .. } = self.shape;
         let params = Tensors { layout: &self.layout, flat: params };
@@ -113,7 +114,7 @@ impl Transformer {
         Trace { attention, qkv, weights, mixed, mlp, hidden }
     }
 
-    /// From gradients by what comes out of a block to those by what goes in.
+    /// Turns gradients by a block's output into gradients by its input.
     fn block_backward<F: NdFloat>(
         &self,
         params: &Tensors<'_, F>,
@@ -180,7 +181,7 @@ impl Transformer {
         num(((self.shape.width / self.shape.heads) as f64).sqrt().recip())
     }
 
-    /// Where head `i` of all windows' has its queries (part 0), keys (1) or values (2).
+    /// The place of head `i` of all windows' queries (part 0), keys (1) or values (2).
     fn place(&self, i: usize, part: usize) -> [std::ops::Range<usize>; 2] {
         let Shape { context, width, heads, .. } = self.shape;
         let (window, head, size) = (i / heads, i % heads, width / heads);
@@ -199,7 +200,7 @@ impl Transformer {
     }
 }
 
-/// What a block's backward pass needs of the forward pass.
+/// Values of the forward pass for a block's backward pass.
 struct Trace<F> {
     attention: Norm<F>,
     qkv: Array2<F>,
@@ -288,7 +289,7 @@ mod tests {
         for ((i, at, seen), &weight) in weights.indexed_iter() {
             assert_eq!(weight > 0.0, seen <= at, "head {i}, position {at}, {seen}");
         }
-        // What comes first sees itself alone.
+        // The first position sees only itself.
         for window in [0, shape.context] {
             assert_eq!(mixed.row(window), qkv.slice(s![window, 2 * shape.width..]));
         }

@@ -10,7 +10,7 @@ use wgpu_optim::{Layout, Schedule, schedule};
 
 const WARMUP_STEPS: usize = 50;
 
-/// What is trained: from the same start and with the same batches, however it is stored.
+/// A task, with the same start and batches for every storage.
 pub trait Task: Sync {
     fn layout(&self) -> &Layout;
     fn initial_parameters(&self) -> &[f32];
@@ -18,7 +18,7 @@ pub trait Task: Sync {
     fn steps(&self) -> usize;
     /// The gradients of a step's batch.
     fn gradients(&self, step: usize, params: &[f32], grads: &mut [f32]);
-    /// The mean losses over everything that is held out, and over everything else.
+    /// The mean losses over the held-out data, and over the rest.
     fn losses(&self, params: &[f32]) -> Losses;
 }
 
@@ -59,8 +59,8 @@ impl Images {
 }
 
 impl Digits {
-    /// Parts of the images, each of which is held out once: a single one's 359 have a loss that a few of them
-    /// decide.
+    /// Parts of the images. Each part is held out once, because a few of the 359 images of one part decide
+    /// its loss.
     pub const PARTS: usize = 5;
     pub const STEPS: usize = 40 * 22; // 40 epochs
     const BATCH: usize = 64;
@@ -81,7 +81,7 @@ impl Digits {
         let mut order = Vec::new();
         while order.len() < steps * Self::BATCH {
             random.shuffle(&mut epoch);
-            // The rest is left out, a different one every epoch.
+            // The rest is left out, a different rest in every epoch.
             order.extend(&epoch[..epoch.len() / Self::BATCH * Self::BATCH]);
         }
         order.truncate(steps * Self::BATCH);
@@ -129,9 +129,9 @@ pub struct Text {
     lr: Schedule,
     /// Characters by their number in the vocabulary.
     characters: Vec<u8>,
-    /// What is held out begins here.
+    /// Start of the held-out data.
     held_out: usize,
-    /// Where the windows of all steps begin.
+    /// Starts of the windows of all steps.
     order: Vec<usize>,
 }
 
@@ -161,12 +161,12 @@ impl Text {
         Ok(Self { network, start, lr: lr(Self::PEAK_LR, steps), characters, held_out, order })
     }
 
-    /// A window's characters, and the one behind it.
+    /// A window's characters, and the next one.
     fn window(&self, start: usize) -> &[u8] {
         &self.characters[start..=start + Self::CONTEXT]
     }
 
-    /// The mean loss over windows side by side; what is left behind the last is too short for one.
+    /// The mean loss over adjacent windows. The rest after the last window is too short for one.
     fn mean_loss(&self, params: &[f32], range: Range<usize>) -> f64 {
         let windows = (range.len() - 1) / Self::CONTEXT;
         let windows: Vec<_> = (0..windows).map(|i| self.window(range.start + i * Self::CONTEXT)).collect();

@@ -1,4 +1,4 @@
-"""Writes persuasion.txt beside this file: the first ten chapters of Jane Austen's novel, as they are in the R package janeaustenr.
+"""Writes persuasion.txt beside this file: ten chapters of Jane Austen's novel from the R package janeaustenr.
 
     python make.py [DIRECTORY]
 
@@ -13,7 +13,8 @@ from pathlib import Path
 import rdata
 
 directory = Path(sys.argv[1] if len(sys.argv) > 1 else "/usr/lib/R/site-library/janeaustenr/data")
-# R's database of lazily loaded objects: an index of places, and at each a length of four bytes and a compressed object.
+# R's database of lazily loaded objects: an index of places, each with a length of four bytes and a
+# compressed object.
 index = rdata.read_rds(directory / "Rdata.rdx")
 start, size = (int(n) for n in index["variables"]["persuasion"])
 compressed = (directory / "Rdata.rdb").read_bytes()[start : start + size]

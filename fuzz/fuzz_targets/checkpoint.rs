@@ -1,11 +1,11 @@
-//! Loads what the fuzzer makes up onto optimizers of several rules and formats, and steps where it can be
-//! loaded: an error or a load, never a panic; no allocation above 64 MiB (`-malloc_limit_mb`) and all memory
-//! of the process, the fuzzer's own too, below 512 MiB (`-rss_limit_mb`). That a load takes no more than the
-//! file's size and 64 MiB is checked in `tests/checkpoint/memory.rs`.
+//! Loads the fuzzer's input onto optimizers of several rules and formats, and takes a step after a successful
+//! load. The result is an error or a load, never a panic. No allocation exceeds 64 MiB (`-malloc_limit_mb`),
+//! and the process, including the fuzzer, stays below 512 MiB (`-rss_limit_mb`). `tests/checkpoint/memory.rs`
+//! checks that a load takes at most the file's size and 64 MiB.
 //!
-//! The input is the file itself. Where it does not begin with the length of its header it is also tried as a
-//! header, with the length put before it and as many zeros behind it as its tensors take, so that the fuzzer
-//! need not guess numbers; and always as an index.
+//! The input is the file itself. If it does not begin with the length of its header, it is also tried as a
+//! header, with the length before it and zeros for its tensors after it, so that the fuzzer need not guess
+//! numbers. It is always tried as an index too.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ use wgpu_optim::{
     AdamW, Clip, DynRule, Ema, Format, Group, Layout, LossScale, Master, NAdam, Options, Rounding, cpu,
 };
 
-/// What an index finds under the name "a".
+/// The file that an index finds under the name "a".
 const SHARD: &[u8] = include_bytes!("../../tests/interop/adamw-10.safetensors");
 /// Bytes of zeros that stand for data.
 const MAX_DATA: u64 = 1 << 16;
@@ -27,7 +27,7 @@ thread_local! {
     static DIRECTORY: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
 }
 
-/// A directory of this process's, with a good shard.
+/// A directory of this process, with a good shard.
 fn directory() -> PathBuf {
     DIRECTORY.with_borrow_mut(|directory| {
         let make = || {
@@ -46,7 +46,7 @@ fn layout(decay: impl Into<DynRule>, plain: impl Into<DynRule>) -> Layout {
     Layout::packed([decay, Group::new("plain", plain).tensor("b", [3])]).expect("a good layout")
 }
 
-/// Loads, and where that succeeds steps.
+/// Loads, and takes a step if that succeeds.
 fn onto(layout: Layout, options: Options, path: &Path) {
     let mut optimizer = cpu::Optimizer::with_options(layout, options).expect("memory");
     let (mut wide, mut narrow) = ([0.0f32; 20], [0u16; 20]);
@@ -58,7 +58,7 @@ fn onto(layout: Layout, options: Options, path: &Path) {
         hyperparameters: Differing::Ignore,
         options: Differing::Ignore,
     };
-    // Values of the file, which have to be refused or to work.
+    // Values of the file, which must be refused or work.
     let taking = Load { hyperparameters: Differing::Take, options: Differing::Take, ..lenient };
     for load in [Load::default(), lenient, taking] {
         let engine = Cpu::new(&mut optimizer);

@@ -1,8 +1,8 @@
-//! The copy kernel that bandwidth is compared with.
+//! The copy kernel, to which bandwidths are compared.
 
 use crate::{Gpu, wgpu};
 
-/// The yardstick for bandwidth: a plain copy, one `vec4<f32>` a thread, 8 bytes moved an element.
+/// The measure of bandwidth: a plain copy, one `vec4<f32>` per thread, 8 bytes moved per element.
 #[derive(Debug)]
 pub struct Copy {
     pipeline: wgpu::ComputePipeline,
@@ -10,8 +10,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Prepares to copy `elements` (a multiple of 64) f32 from `from` to `to`, in as many dispatches as the
-    /// binding limit asks for.
+    /// Prepares to copy `elements` (a multiple of 64) f32 from `from` to `to`. The binding limit sets the
+    /// number of dispatches.
     #[must_use]
     pub fn new(gpu: &Gpu, from: &wgpu::Buffer, to: &wgpu::Buffer, elements: u64) -> Self {
         const SOURCE: &str = "

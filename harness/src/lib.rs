@@ -1,5 +1,5 @@
-//! What the tests, benches, examples and the program of wgpu-optim share: opening a device, moving data, runs
-//! on a GPU, and the copy kernel that bandwidth is compared with.
+//! Shared code of the tests, benches, examples and program of wgpu-optim: opens a device, moves data, runs on
+//! a GPU, and has the copy kernel for comparison of bandwidths.
 
 mod copy;
 mod run;
@@ -15,25 +15,25 @@ pub use cpu_harness::{CpuRun, Stored, cpu_slot, cpu_snapshot};
 use wgpu_optim::Format;
 pub use wgpu_optim::wgpu;
 
-/// The Debian and Ubuntu package that brings a software Vulkan.
+/// The Debian and Ubuntu package with a software Vulkan.
 pub const SOFTWARE_VULKAN: &str = "mesa-vulkan-drivers";
-/// Set to any value, it lets tests that need an adapter pass without one.
+/// The variable that, set to any value, lets tests that need an adapter pass without one.
 pub const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
-/// Longer than any submission here takes, so that a lost device is an error and not a hang.
+/// Time limit of a submission, so that a lost device is an error and not a hang.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// An opened adapter.
 #[derive(Debug)]
 pub struct Gpu {
-    /// Its name, driver and kind.
+    /// The adapter's name, driver and kind.
     pub info: wgpu::AdapterInfo,
     /// The device.
     pub device: wgpu::Device,
-    /// Its queue.
+    /// The device's queue.
     pub queue: wgpu::Queue,
 }
 
-/// Why there is no device.
+/// The reason that there is no device.
 #[derive(Debug)]
 pub struct NoGpu(pub String);
 
@@ -45,7 +45,7 @@ impl fmt::Display for NoGpu {
 
 impl std::error::Error for NoGpu {}
 
-/// The instance that the standard variables (`WGPU_BACKEND`, …) ask for.
+/// The instance for the standard variables (`WGPU_BACKEND`, …).
 #[must_use]
 pub fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
@@ -82,7 +82,7 @@ pub fn choose(instance: &wgpu::Instance) -> Result<wgpu::Adapter, NoGpu> {
     found.ok_or_else(|| {
         NoGpu(match wanted {
             Some(name) => format!("no adapter's name contains WGPU_ADAPTER_NAME={name:?}"),
-            None => format!("no GPU adapter; the package {SOFTWARE_VULKAN} brings a software Vulkan"),
+            None => format!("no GPU adapter; the package {SOFTWARE_VULKAN} has a software Vulkan"),
         })
     })
 }
@@ -95,7 +95,7 @@ pub fn open() -> Result<Gpu, NoGpu> {
     open_with(|_| ())
 }
 
-/// Opens the chosen adapter with limits that `adjust` has changed.
+/// Opens the chosen adapter with limits changed by `adjust`.
 ///
 /// # Errors
 /// If there is none, or it refuses.
@@ -103,7 +103,7 @@ pub fn open_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, NoGpu> {
     open_on(&choose(&instance())?, adjust)
 }
 
-/// Opens an adapter with limits that `adjust` has changed.
+/// Opens an adapter with limits changed by `adjust`.
 ///
 /// # Errors
 /// If it refuses.
@@ -119,7 +119,7 @@ pub fn open_on(adapter: &wgpu::Adapter, adjust: impl FnOnce(&mut wgpu::Limits)) 
     Ok(Gpu { info: adapter.get_info(), device, queue })
 }
 
-/// The device for a test, or `None` where [`SKIP_VARIABLE`] allows to go without.
+/// The device for a test, or `None` if [`SKIP_VARIABLE`] allows a run without one.
 ///
 /// # Panics
 /// Without an adapter and without the variable.
@@ -128,7 +128,7 @@ pub fn test_gpu() -> Option<Gpu> {
     test_gpu_with(|_| ())
 }
 
-/// [`test_gpu`] with limits that `adjust` has changed.
+/// The device of [`test_gpu`], with limits changed by `adjust`.
 ///
 /// # Panics
 /// Without an adapter and without the variable.
@@ -137,8 +137,8 @@ pub fn test_gpu_with(adjust: impl FnOnce(&mut wgpu::Limits)) -> Option<Gpu> {
     or_skipped(open_with(adjust))
 }
 
-/// The adapter for a test that opens several devices of it, or `None` where [`SKIP_VARIABLE`] allows to go
-/// without.
+/// The adapter for a test that opens several devices, or `None` if [`SKIP_VARIABLE`] allows a run without
+/// one.
 ///
 /// # Panics
 /// Without an adapter and without the variable.
@@ -159,7 +159,7 @@ fn or_skipped<T>(opened: Result<T, NoGpu>) -> Option<T> {
 }
 
 impl Gpu {
-    /// A zeroed storage buffer of `bytes`.
+    /// Makes a zeroed storage buffer of `bytes`.
     #[must_use]
     pub fn buffer(&self, bytes: u64) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -170,7 +170,7 @@ impl Gpu {
         })
     }
 
-    /// A storage buffer that holds `data`, padded with zeros to whole 16-byte vectors.
+    /// Makes a storage buffer with `data`, padded with zeros to whole 16-byte vectors.
     #[must_use]
     pub fn upload(&self, data: &[f32]) -> wgpu::Buffer {
         let buffer = self.buffer((data.len().next_multiple_of(4).max(4) * 4) as u64);
@@ -178,7 +178,7 @@ impl Gpu {
         buffer
     }
 
-    /// A buffer of numbers as they are stored, filled up with zeros to whole vectors.
+    /// Makes a buffer of numbers in a format, padded with zeros to whole vectors.
     #[must_use]
     pub fn upload_as(&self, format: Format, values: &[f32]) -> wgpu::Buffer {
         let mut words = packed(format, values);
@@ -186,7 +186,7 @@ impl Gpu {
         self.upload(bytemuck::cast_slice(&words))
     }
 
-    /// Writes numbers as they are stored to the start of a buffer.
+    /// Writes numbers in a format to the start of a buffer.
     pub fn write_as(&self, format: Format, buffer: &wgpu::Buffer, values: &[f32]) {
         self.write(buffer, 0, bytemuck::cast_slice(&packed(format, values)));
     }
@@ -212,13 +212,13 @@ impl Gpu {
         bytemuck::cast_vec(self.read_bits(buffer, offset, len))
     }
 
-    /// [`read`](Self::read) for whole buffers.
+    /// Reads a whole buffer by [`read`](Self::read).
     #[must_use]
     pub fn download(&self, buffer: &wgpu::Buffer) -> Vec<f32> {
         self.read(buffer, 0, (buffer.size() / 4) as usize)
     }
 
-    /// [`read`](Self::read), as bits.
+    /// Reads the bits of elements, as [`read`](Self::read).
     ///
     /// # Panics
     /// If the device is lost.
@@ -268,7 +268,7 @@ impl Gpu {
         self.wait();
     }
 
-    /// Waits for all that has been submitted.
+    /// Waits for all submitted work.
     ///
     /// # Panics
     /// If the device is lost.
@@ -279,7 +279,7 @@ impl Gpu {
     }
 }
 
-/// Numbers as a buffer stores them, two to a word where they have 2 bytes.
+/// Numbers in stored form; numbers of 2 bytes lie two to a word.
 #[must_use]
 pub fn packed(format: Format, values: &[f32]) -> Vec<u32> {
     let code = |x: &f32| format.encode(*x);
@@ -300,15 +300,15 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
     f64::midpoint(low, high)
 }
 
-/// A test's name as the test's program knows it, so that none can be misspelt.
+/// A test's name in the test's program, which cannot be misspelt.
 #[must_use]
 pub fn name<F: Fn()>(_: &F) -> &'static str {
     let path = std::any::type_name::<F>();
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// The test's program in another process, which runs this test alone; the environment tells the test which of
-/// the two it is in.
+/// The test's program in another process, which runs only this test. The environment tells the test its
+/// process.
 ///
 /// # Panics
 /// If the program is not known.

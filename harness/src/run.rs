@@ -1,4 +1,4 @@
-//! The fixture of the GPU: an optimizer with the buffers that it updates.
+//! The fixture of the GPU: an optimizer with its buffers.
 
 use crate::state::numbers;
 use crate::{Gpu, packed, param_codes, slot, snapshot, wgpu};
@@ -6,20 +6,20 @@ use wgpu_optim::check::Snapshot;
 use wgpu_optim::kernel::Target;
 use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Report, Step, StepError, Tensors, View};
 
-/// Where a run's tensors lie in its two buffers.
+/// The places of a run's tensors in its two buffers.
 #[derive(Clone, Debug)]
 pub enum Places {
-    /// As in the flat space, so many bytes behind the start of the parameters' and of the gradients' buffer.
+    /// The places of the flat space, with an offset in bytes in the parameters' and the gradients' buffer.
     Flat([u64; 2]),
-    /// There too, and bound tensor by tensor.
+    /// The same places, bound tensor by tensor.
     Each([u64; 2]),
-    /// Each tensor for itself: the elements at which its parameters and its gradients start, in the order of
-    /// the layout. Numbers are f32, and what lies between the tensors is not written.
+    /// Each tensor at a place of its own: the first elements of its parameters and gradients, in the order of
+    /// the layout. Numbers are f32, and memory between the tensors is not written.
     Pooled(Vec<[u64; 2]>),
 }
 
-/// An optimizer with its parameters and gradients, as its options store them. What the library refuses is a
-/// panic, but in [`record`](Self::record).
+/// An optimizer with its parameters and gradients in the options' formats. A refusal by the library is a
+/// panic, except in [`record`](Self::record).
 #[derive(Debug)]
 pub struct GpuRun<'a> {
     /// The device.
@@ -30,19 +30,19 @@ pub struct GpuRun<'a> {
     pub params: wgpu::Buffer,
     /// The gradients' buffer.
     pub grads: wgpu::Buffer,
-    /// What steps are recorded with.
+    /// The binding for the steps.
     pub bound: Bound,
     places: Places,
 }
 
 impl<'a> GpuRun<'a> {
-    /// A run in flat buffers, from parameters in the flat space.
+    /// Makes a run in flat buffers, from parameters in the flat space.
     #[must_use]
     pub fn new(gpu: &'a Gpu, layout: Layout, options: Options, start: &[f32]) -> Self {
         Self::padded(gpu, layout, options, start, Places::Flat([0; 2]))
     }
 
-    /// The same buffers, bound tensor by tensor.
+    /// Binds the same buffers tensor by tensor.
     #[must_use]
     pub fn each(gpu: &'a Gpu, layout: Layout, options: Options, start: &[f32]) -> Self {
         Self::padded(gpu, layout, options, start, Places::Each([0; 2]))
@@ -54,7 +54,7 @@ impl<'a> GpuRun<'a> {
         Self::over(gpu, layout, options, [params, grads], places)
     }
 
-    /// A run over buffers of the caller's, for parameters and for gradients.
+    /// Makes a run over the caller's buffers for parameters and gradients.
     #[must_use]
     pub fn over(
         gpu: &'a Gpu,
@@ -68,7 +68,7 @@ impl<'a> GpuRun<'a> {
         Self { gpu, optimizer, params, grads, bound, places }
     }
 
-    /// The run before its first step, with kernels that are shaped for `target`.
+    /// The run before its first step, with kernels for `target`.
     #[must_use]
     pub fn for_target(self, target: Target) -> Self {
         let (layout, options) = (self.optimizer.layout().clone(), *self.optimizer.options());
@@ -77,15 +77,15 @@ impl<'a> GpuRun<'a> {
         Self { optimizer, bound, ..self }
     }
 
-    /// A binding of the run's parameters with other gradients, which lie in their buffer as the run's do.
+    /// A binding of the run's parameters with other gradients at the same places.
     pub fn bind(&mut self, grads: &wgpu::Buffer) -> Bound {
         bind(&mut self.optimizer, &self.params, grads, &self.places)
     }
 
-    /// Records a step on what the gradients' buffer then has.
+    /// Records a step on the contents of the gradients' buffer.
     ///
     /// # Errors
-    /// Those of [`Optimizer::step`].
+    /// The errors of [`Optimizer::step`].
     pub fn record(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -94,7 +94,7 @@ impl<'a> GpuRun<'a> {
         self.optimizer.step(&self.gpu.queue, encoder, &self.bound, step)
     }
 
-    /// Takes a step on what the gradients' buffer has, and waits for it.
+    /// Takes a step on the contents of the gradients' buffer, and waits for it.
     pub fn again(&mut self, step: impl Into<Step>) -> Option<Report> {
         let mut encoder = self.gpu.encoder();
         self.record(&mut encoder, step).unwrap();
@@ -185,14 +185,14 @@ impl<'a> GpuRun<'a> {
         numbers(self.gpu, &self.optimizer, slot).unwrap()[range].to_vec()
     }
 
-    /// [`slot`](crate::slot()) of the optimizer.
+    /// The stored values of a slot, by [`slot`](crate::slot()).
     #[must_use]
     pub fn slot(&self, name: &str) -> Vec<u32> {
         slot(self.gpu, &self.optimizer, name).unwrap()
     }
 
-    /// Parameters and state, as [`snapshot`](crate::snapshot()) has them. What lies between pooled tensors
-    /// is 0.
+    /// Parameters and state, as [`snapshot`](crate::snapshot()) has them. Elements between pooled tensors are
+    /// 0.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         match self.places {

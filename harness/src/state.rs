@@ -1,4 +1,4 @@
-//! What is kept on a GPU, in the flat space.
+//! State on a GPU, in the flat space.
 
 use crate::{Gpu, wgpu};
 use cpu_harness::joined;
@@ -17,7 +17,7 @@ fn codes(words: &[u32], bytes: u64) -> Vec<u32> {
 fn keeping<'a>(optimizer: &'a Optimizer, slot: &str) -> Option<Vec<&'a Tensor>> {
     let (mut keeping, mut known) = (Vec::new(), false);
     for tensor in optimizer.layout().tensors() {
-        // A tensor whose rule lacks the slot has none of it.
+        // A tensor with a rule that lacks the slot has no such state.
         let Ok(ranges) = optimizer.state(slot, &tensor.name) else { continue };
         known = true;
         keeping.extend((!ranges.is_empty()).then_some(tensor));
@@ -25,8 +25,8 @@ fn keeping<'a>(optimizer: &'a Optimizer, slot: &str) -> Option<Vec<&'a Tensor>> 
     known.then_some(keeping)
 }
 
-/// The numbers of a slot in the flat space, decoded by the library and read at once; empty where it is not
-/// kept, `None` if there is no such slot.
+/// The numbers of a slot in the flat space, decoded by the library. Empty if the slot is not kept; `None` if
+/// there is no such slot.
 pub(crate) fn numbers(gpu: &Gpu, optimizer: &Optimizer, slot: &str) -> Option<Vec<f32>> {
     let keeping = keeping(optimizer, slot)?;
     if keeping.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) fn numbers(gpu: &Gpu, optimizer: &Optimizer, slot: &str) -> Option<Ve
     Some(flat)
 }
 
-/// The remainders in the flat space, which are no numbers: the library leaves them to be read as codes.
+/// The remainders in the flat space. They are not numbers, so the library does not decode them.
 fn remainders(gpu: &Gpu, optimizer: &Optimizer) -> Option<Vec<u32>> {
     let mut flat = vec![0; optimizer.layout().len() as usize];
     for tensor in keeping(optimizer, "remainder")? {
@@ -66,8 +66,8 @@ fn remainders(gpu: &Gpu, optimizer: &Optimizer) -> Option<Vec<u32>> {
     Some(flat)
 }
 
-/// What is stored of a slot in the flat space, for each element that a tensor has: codes of 2 bytes, and of
-/// everything else the bits of the numbers. Empty where it is not kept, `None` if there is no such slot.
+/// The stored values of a slot in the flat space, per element: codes of 2 bytes, otherwise the bits of the
+/// numbers. Empty if the slot is not kept; `None` if there is no such slot.
 ///
 /// # Panics
 /// If the device is lost.
@@ -99,8 +99,8 @@ pub fn param_codes(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offs
     codes
 }
 
-/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters with
-/// all the digits that are kept of them.
+/// Reads parameters (flat, at byte `offset` of `params`) and state of an optimizer, decoded; parameters have
+/// all kept digits.
 ///
 /// # Panics
 /// If the device is lost.
@@ -112,7 +112,7 @@ pub fn snapshot(gpu: &Gpu, optimizer: &Optimizer, params: &wgpu::Buffer, offset:
     let stored = param_codes(gpu, optimizer, params, offset);
     let mut params: Vec<f32> = stored.iter().map(|&code| format.decode(code)).collect();
     let (master, remainder) = (numbers(gpu, optimizer, "master"), remainders(gpu, optimizer));
-    // What lies between tensors has nothing beside it.
+    // Elements between tensors have no remainders.
     for i in layout.tensors().iter().flat_map(|tensor| tensor.range()) {
         if let Some(master) = &master {
             params[i] = master[i];

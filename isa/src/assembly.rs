@@ -1,20 +1,19 @@
-//! What the assembly of a kernel tells beside the compiler's statistics.
+//! Statistics from a kernel's assembly, beside the compiler's.
 
 /// The trips to memory that a thread makes one after another.
 ///
 /// A trip is a run of vector-memory loads, in the order of the listing. A run ends where the kernel waits for
-/// any load of it. So the first load makes a trip, and so does every load that is the first one behind such a
-/// wait.
+/// any load of it. The first load therefore makes a trip, and so does the first load after each such wait.
 ///
 /// - Vector-memory loads are `buffer_load`, `global_load`, `flat_load` and `scratch_load`. Loads of scalars
 ///   (`s_load`) and of workgroup memory (`ds_read`) are none.
-/// - A wait is an `s_waitcnt` with `vmcnt`, whatever number it allows to be outstanding: the compiler writes
-///   none that waits for nothing.
+/// - A wait is an `s_waitcnt` with `vmcnt`, for any number of outstanding loads: the compiler writes no wait
+///   without effect.
 /// - A loop's body counts once, and so do both sides of a branch.
 pub(crate) fn trips(assembly: &str) -> u32 {
     let (mut trips, mut in_run) = (0, false);
     for line in assembly.lines() {
-        // Behind the semicolon stands the encoding.
+        // The encoding follows the semicolon.
         let line = line.split(';').next().unwrap_or_default();
         let name = line.split_whitespace().next().unwrap_or_default();
         if is_vector_load(name) {

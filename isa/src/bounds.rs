@@ -1,4 +1,4 @@
-//! Bounds that kernels are held to, and the file that they stand in.
+//! Bounds of kernels, and the file with the bounds.
 //!
 //! A line is `FAMILY | VARIANT | RULE | LIMITS`, where `*` stands for all names and for any part of one.
 //! Limits are numbers by name, such as `trips 1, share 0.5`; `waves` is the least number and all others are
@@ -9,14 +9,14 @@ use crate::measured::Measured;
 /// A line of the file.
 #[derive(Debug)]
 struct Bound {
-    /// Where it stands, from 1.
+    /// Number of the line, from 1.
     line: usize,
     /// Family, variant and rule.
     patterns: [String; 3],
     limits: Vec<(Limit, f64)>,
 }
 
-/// What is limited.
+/// The limits of the line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Limit {
     Trips,
@@ -91,7 +91,7 @@ impl Bounds {
         bounds.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Every bound that a kernel does not keep, and every line that fits no kernel.
+    /// Every bound that a kernel exceeds, and every line that fits no kernel.
     pub(crate) fn check(&self, kernels: &[Measured]) -> Vec<String> {
         let mut problems = Vec::new();
         for kernel in kernels {
@@ -137,7 +137,7 @@ fn bound(line: usize, text: &str) -> Result<Bound, String> {
     Ok(Bound { line, patterns: [family, variant, rule].map(str::to_owned), limits })
 }
 
-/// Whether a name is what a pattern says, in which `*` stands for any text.
+/// Whether a name fits a pattern, in which `*` stands for any text.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,

@@ -1,21 +1,21 @@
-//! The GPUs that are compiled for, and cards that have them.
+//! The families of GPUs to compile for, and a card of each.
 
-/// A family of GPUs, with a card beside whose memory its arithmetic is put.
+/// A family of GPUs, with a card for the ratio of arithmetic to memory.
 pub(crate) struct Family {
-    /// Mesa's name.
+    /// Mesa's name of the family.
     pub(crate) name: &'static str,
     pub(crate) architecture: &'static str,
     pub(crate) card: &'static str,
-    /// Bytes a second from and to the card's memory.
+    /// Bytes per second from and to the card's memory.
     bandwidth: f64,
     compute_units: f64,
-    /// Cycles a second.
+    /// Cycles per second.
     clock: f64,
     /// SIMDs of a compute unit.
     pub(crate) simds: f64,
 }
 
-/// All that are listed.
+/// All listed families.
 pub(crate) const FAMILIES: [Family; 3] = [
     Family {
         name: "navi21",
@@ -56,8 +56,7 @@ impl Family {
         self.bandwidth / (self.compute_units * self.clock)
     }
 
-    /// Cycles in which the card's memory moves what a wave reads and writes, of which each thread has so many
-    /// vectors.
+    /// Cycles in which the card's memory moves the bytes of a wave with `vectors` vectors per thread.
     pub(crate) fn memory_cycles(&self, bytes_per_element: f64, vectors: f64) -> f64 {
         bytes_per_element * vectors * ELEMENTS_OF_A_WAVE / self.bytes_per_cycle()
     }

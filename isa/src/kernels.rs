@@ -1,4 +1,4 @@
-//! The kernels that are looked at.
+//! The compiled kernels.
 
 use optim::kernel::bind;
 use optim::presets;
@@ -13,7 +13,7 @@ pub(crate) struct Kernel {
     pub(crate) variant: String,
     pub(crate) wgsl: String,
     pub(crate) entry_point: String,
-    /// Bytes read and written for an element of a tensor; 0 where a kernel does not go over elements.
+    /// Bytes read and written per element of a tensor; 0 for a kernel that does not visit elements.
     pub(crate) bytes_per_element: f64,
 }
 
@@ -33,7 +33,7 @@ const ODD: u64 = 1_001;
 pub(crate) fn kernels() -> Result<Vec<Kernel>, String> {
     let mut kernels = Vec::new();
     for rule in AnyRule::all() {
-        // SGD with momentum, and all else as it is mostly used.
+        // SGD with momentum, and the other rules in their most common configuration.
         kernels.extend(of_rule(presets::bench(rule).rule)?);
     }
     let clipped = Options { norms: true, report: true, ..clipped(Clip::GroupNorm(1.0)) };
@@ -90,7 +90,7 @@ fn clipped(clip: Clip) -> Options {
     Options { clip: Some(clip), ..Options::DEFAULT }
 }
 
-/// A layout of groups with a tensor each, side by side.
+/// A layout of groups with one tensor each, side by side.
 fn tensors(rule: AnyRule, groups: u64, len: u64) -> Layout {
     let group =
         |i| Group::new(format!("group {i}"), DynRule::from(rule)).tensor(format!("tensor {i}"), [len]);
@@ -103,7 +103,7 @@ fn describe(layout: &Layout, options: Options) -> Result<Description, String> {
     optimizer.describe(&bound).map_err(|error| error.to_string())
 }
 
-/// The kernel of a stage of a step over so many elements, if the step has the stage.
+/// The kernel of a stage of a step over `elements`, if the step has the stage.
 fn kernel(
     description: &Description,
     stage: Stage,
@@ -131,7 +131,7 @@ fn bytes(dispatch: &Dispatch) -> u64 {
     let wgsl = dispatch.kernel.wgsl();
     let of_tensors = dispatch.bindings.iter().filter_map(|binding| {
         let name = binding.variable.strip_suffix("_buffer")?;
-        // A first phase loads what its direction reads.
+        // A first phase loads the slots that its direction reads.
         let loads = written == 1 || name == "g" || wgsl.contains(&format!("    fetch_{name}(at);\n"));
         let times = if binding.kind == "storage" { 1 + written } else { 1 };
         loads.then_some(binding.size * times)

@@ -1,4 +1,4 @@
-//! What Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: `cargo xtask isa`.
+//! Statistics of the kernels compiled by Mesa for AMD GPUs, without such a GPU: `cargo xtask isa`.
 
 mod assembly;
 mod bounds;
@@ -26,7 +26,7 @@ usage: cargo xtask isa [--json | --check | --write | --assembly FAMILY RULE VARI
   --write            writes docs/isa.md
   --assembly         prints the instructions of one kernel";
 
-/// With a family in the environment: prints everything about it, for the process that asked.
+/// With a family in the environment, prints everything about it for the parent process.
 const MEASURE: &str = "measure";
 const BOUNDS: &str = "shaders/bounds.txt";
 const DOCUMENT: &str = "docs/isa.md";
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the compiler tells.
+/// The compiler's report.
 #[derive(Deserialize, Serialize)]
 struct Report {
     mesa: String,
@@ -89,7 +89,7 @@ fn write(report: &Report) -> Result<(), String> {
     fs::write(path, tables::document(&report.mesa, &report.kernels)).map_err(|e| format!("{DOCUMENT}: {e}"))
 }
 
-/// Everything about all families: each has a process of its own, since Mesa reads the family from the
+/// Everything about all families. Each has a process of its own, since Mesa reads the family from the
 /// environment.
 fn measure() -> Result<Report, String> {
     let children: Vec<_> = FAMILIES.iter().map(|family| start(family, &[])).collect::<Result<_, _>>()?;

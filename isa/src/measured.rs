@@ -1,4 +1,4 @@
-//! What is known of a kernel that has been compiled.
+//! Statistics of a compiled kernel.
 
 use crate::assembly::trips;
 use crate::families::Family;
@@ -6,7 +6,7 @@ use crate::kernels::Kernel;
 use crate::radv::Compiled;
 use serde::{Deserialize, Serialize};
 
-/// The rounds that the compiler's estimates assume of a loop.
+/// The rounds of a loop in the compiler's estimates.
 const LOOP_ROUNDS: f64 = 8.0;
 
 /// A kernel on a family of GPUs.
@@ -27,12 +27,13 @@ pub(crate) struct Measured {
     pub(crate) waves: u64,
     /// Registers that are kept in memory.
     pub(crate) spills: u64,
-    /// Bytes of memory of a wave's own.
+    /// Bytes of a wave's scratch memory.
     pub(crate) scratch: u64,
     pub(crate) instructions: u64,
     /// Cycles of a compute unit for a wave's arithmetic.
     pub(crate) arithmetic_cycles: f64,
-    /// Cycles of the card's memory for what a wave reads and writes; 0 where no elements are gone over.
+    /// Cycles of the card's memory for a wave's reads and writes; 0 for a kernel that does not visit
+    /// elements.
     pub(crate) memory_cycles: f64,
 }
 
@@ -45,7 +46,7 @@ impl Measured {
         if compiled.assembly.is_empty() {
             return Err("the driver shows no assembly".into());
         }
-        // In the estimate of the arithmetic, a loop has so many rounds.
+        // The number of rounds of a loop in the estimate of the arithmetic.
         let vectors = if kernel.in_rounds() { LOOP_ROUNDS } else { 1.0 };
         let inverse_throughput = of("Inverse Throughput")?;
         Ok(Self {
@@ -65,7 +66,7 @@ impl Measured {
         })
     }
 
-    /// Cycles of arithmetic over those of memory: below 1 memory decides how long the kernel takes.
+    /// Cycles of arithmetic divided by cycles of memory. Below 1, memory decides the kernel's time.
     pub(crate) fn share(&self) -> Option<f64> {
         (self.memory_cycles > 0.0).then(|| self.arithmetic_cycles / self.memory_cycles)
     }

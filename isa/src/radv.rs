@@ -8,9 +8,9 @@ use std::env;
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 
-/// Names the GPU that Mesa is to compile for. Mesa reads it as an instance lists its devices.
+/// The variable with the GPU for which Mesa compiles. Mesa reads it when an instance lists its devices.
 pub(crate) const FAMILY_VARIABLE: &str = "RADV_FORCE_FAMILY";
-/// Where the driver's manifest lies, by the name of the package's file.
+/// The name of the driver's manifest.
 const MANIFESTS: [&str; 3] = ["radeon_icd.x86_64.json", "radeon_icd.json", "radeon_icd.aarch64.json"];
 const MANIFEST_FOLDERS: [&str; 3] =
     ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d"];
@@ -21,7 +21,7 @@ pub(crate) fn manifest() -> Option<String> {
     all.into_iter().find(|path| Path::new(path).exists())
 }
 
-/// What the compiler tells of a pipeline.
+/// The compiler's report on a pipeline.
 pub(crate) struct Compiled {
     pub(crate) statistics: HashMap<String, u64>,
     pub(crate) assembly: String,
@@ -34,7 +34,7 @@ pub(crate) struct Compiler {
     instance: ash::Instance,
     device: ash::Device,
     properties: pipeline_executable_properties::Device,
-    /// The version of Mesa, as the driver says it.
+    /// The version of Mesa, from the driver.
     pub(crate) mesa: String,
 }
 
@@ -86,8 +86,8 @@ impl Compiler {
         let name = CString::new(entry_point).map_err(|error| error.to_string())?;
         let failed = |error: vk::Result| format!("{entry_point} does not compile: {error}");
         // SAFETY: every structure is valid for its call, naga has validated the SPIR-V, the layout has all
-        // its bindings, and nothing is destroyed while it is used. What an error leaves behind goes with
-        // the process.
+        // its bindings, and nothing is destroyed while it is used. Objects left after an error end with the
+        // process.
         unsafe {
             let info = vk::ShaderModuleCreateInfo::default().code(&module.words);
             let shader = self.device.create_shader_module(&info, None).map_err(failed)?;

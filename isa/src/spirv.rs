@@ -1,11 +1,11 @@
-//! From WGSL to the SPIR-V that wgpu hands to a Vulkan driver.
+//! Compiles WGSL to the SPIR-V that wgpu passes to a Vulkan driver.
 
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, ShaderStage};
 
-/// A compiled shader with what a pipeline layout is made of.
+/// A compiled shader with the parts of a pipeline layout.
 pub(crate) struct Module {
     pub(crate) words: Vec<u32>,
     pub(crate) bindings: Vec<Binding>,

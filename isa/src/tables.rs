@@ -1,27 +1,27 @@
-//! Tables of what was measured, for a terminal and for the document.
+//! Tables of the statistics, for a terminal and for the document.
 
 use crate::families::{FAMILIES, Family};
 use crate::measured::Measured;
 
-/// What stands before the tables in `docs/isa.md`.
+/// The text before the tables in `docs/isa.md`.
 const INTRODUCTION: &str = "\
-# What a compiler for AMD GPUs makes of the kernels
+# AMD instructions of the kernels
 
-Mesa's driver RADV compiles for GPUs that a machine does not have. `cargo xtask isa` hands it every kernel and
-prints what its compiler tells; `cargo xtask isa --write` writes this file. The numbers are the same on every
-machine. `cargo xtask isa --check` holds them to `shaders/bounds.txt`, and this file to what is printed.
+Mesa's driver RADV compiles for GPUs that a machine does not have. `cargo xtask isa` compiles every kernel
+with it and prints the compiler's statistics; `cargo xtask isa --write` writes this file. The numbers are the
+same on every machine. `cargo xtask isa --check` checks them against `shaders/bounds.txt` and this file.
 `cargo xtask isa --assembly FAMILY RULE VARIANT` prints the instructions of one kernel.
 
-- *Trips* are the trips to memory that a thread makes one after another: runs of vector-memory loads, each of
-  which begins behind a wait for loads of the run before.
+- *Trips* are the trips to memory that a thread makes one after another: runs of vector-memory loads. A run
+  begins after a wait for loads of the previous run.
 - *Latency* is the compiler's estimate of a wave's cycles from start to end. *Inverse throughput* is its
   estimate of the cycles that the busiest unit of a SIMD takes for 64 threads. It counts the body of a loop
   eight times.
-- *Waves* are those that a SIMD holds at once. *Spills* are registers that are kept in memory.
-- *Arithmetic* is the inverse throughput over the SIMDs of a compute unit. *Memory* is the number of cycles in
-  which the card moves the bytes that 64 threads read and write, for each compute unit. Where threads go round
-  a segment, these are eight vectors of each. *Share* is the first over the second. Below 1 memory decides how
-  long a kernel takes. Below 0.5 it does so on cards with twice the bandwidth as well.
+- *Waves* is the number of waves that a SIMD holds at once. *Spills* are registers that are kept in memory.
+- *Arithmetic* is the inverse throughput divided by the SIMDs of a compute unit. *Memory* is the number of
+  cycles in which the card moves the bytes that 64 threads read and write, per compute unit. If threads loop
+  over a segment, each counts eight vectors. *Share* is arithmetic divided by memory. Below 1, memory decides
+  the time of a kernel. Below 0.5 it does so on cards with twice the bandwidth too.
 ";
 
 /// The document.
@@ -47,7 +47,7 @@ fn memory(family: &Family) -> String {
     let Family { architecture, card, simds, .. } = family;
     let bytes = family.bytes_per_cycle();
     format!(
-        "{architecture}, with the memory of an {card}: {bytes:.1} bytes a cycle and unit of {simds} SIMDs."
+        "{architecture}, with the memory of an {card}: {bytes:.1} bytes per cycle and unit of {simds} SIMDs."
     )
 }
 

@@ -1,15 +1,15 @@
-// One workgroup between the gradients' reduction and the update: clip factor, skip, loss scale, and the
-// scalars of the step that the device is at.
+// One workgroup between the gradients' reduction and the update: computes clip factor, skip and loss scale,
+// and selects the scalars for the device's count of steps.
 
-// What the host knows of the step.
+// The host's request for a step.
 struct Request {
-    // Steps recorded before it.
+    // Steps recorded before this step.
     number: u32,
-    // How many steps not taken the first candidate is for; the next ones are for one more each.
+    // Steps not taken for the first candidate; each later candidate is for one more.
     first: u32,
-    // Sets.
+    // Number of candidates.
     count: u32,
-    // 1 over the host's divisor of the gradients.
+    // 1 / gradient scale.
     unscale: f32,
     // Bound of the norm.
     max_norm: f32,
@@ -18,9 +18,9 @@ struct Request {
     interval: u32,
     min_scale: f32,
     max_scale: f32,
-    // Partial sums: of groups, where they have norms of their own.
+    // Number of partial sums: one per group if groups have norms of their own.
     partials: u32,
-    // To a multiple of 16 bytes.
+    // Padding to a multiple of 16 bytes.
     unused: u32,
     candidates: array<vec4<f32>>,
 }
@@ -32,7 +32,7 @@ struct Request {
 
 // Factor of the gradients, and whether the step is skipped.
 var<workgroup> decision: vec2<f32>;
-// 1 over what the gradients are multiples of.
+// 1 / (gradient scale · loss scale).
 var<workgroup> unscale: Wide;
 var<workgroup> pending: u32;
 
@@ -47,7 +47,7 @@ fn control(@builtin(local_invocation_index) thread: u32) {
         decide(all[0]);
     }
     workgroupBarrier();
-    // The scalars of as many steps as have been taken.
+    // The scalars for the count of taken steps.
     for (var i = thread; i < CANDIDATE; i += WORKGROUP_SIZE) {
         var x = request.candidates[pending * CANDIDATE + i];
         if i == 0u {
@@ -60,7 +60,7 @@ fn control(@builtin(local_invocation_index) thread: u32) {
     }
 }
 
-// Whether the norm bounds the gradients: an infinite bound has it measured alone.
+// Whether the norm bounds the gradients: an infinite bound only measures it.
 fn bounds() -> bool {
     return bitcast<u32>(request.max_norm) != INFINITE;
 }
@@ -81,7 +81,7 @@ fn clip_of(sum: Partial) -> Wide {
         return NOTHING;
     }
     var divisor = unscaled(sum);
-    // Beside a large norm 10⁻⁶ is nothing.
+    // 10⁻⁶ does not change a large norm.
     if divisor.e < 64 {
         divisor = wide(narrow(divisor) + 1e-6, 0);
     }
@@ -92,7 +92,7 @@ fn clip_of(sum: Partial) -> Wide {
     return factor;
 }
 
-// `x`, or NaN where the norm that bounds the gradients is.
+// `x`, or NaN if the bounding norm is NaN.
 fn or_nan(sum: Partial, x: f32) -> f32 {
     if bounds() && (sum.flags & 2u) != 0u {
         return not_finite(sum.flags);
@@ -100,7 +100,7 @@ fn or_nan(sum: Partial, x: f32) -> f32 {
     return x;
 }
 
-// The factor of gradients that are bounded by this norm.
+// The factor of gradients with this norm.
 fn factor_of(sum: Partial) -> f32 {
     return or_nan(sum, sent(product(unscale, clip_of(sum))));
 }
@@ -118,7 +118,7 @@ fn decide(sum: Partial) {
     }
     decision = vec2<f32>(factor, select(0.0, 1.0, SKIPS && sum.flags != 0u));
     if GROUPED {
-        // Each has its own; the least is reported, and NaN if one is NaN.
+        // Each group has its own factor. The least is reported, or NaN if one is NaN.
         for (var group = 0u; group < request.partials; group++) {
             clip = min(clip, narrow(clip_of(partials[group])));
         }

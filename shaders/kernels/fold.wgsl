@@ -1,4 +1,4 @@
-// Adds up the partial sums of each target: a workgroup a target.
+// Adds up the partial sums of each target, with one workgroup per target.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn fold(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

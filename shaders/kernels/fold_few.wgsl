@@ -1,4 +1,4 @@
-// Adds up the partial sums of each target, of which there are few: a thread a target.
+// Adds up the few partial sums of each target, with one thread per target.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn fold(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -1,5 +1,5 @@
 // The first phase of a layer-wise rule: squares of the parameters and of the update direction. A workgroup
-// takes a segment, which is of one tensor: one pair of partial sums a segment.
+// takes a segment, which belongs to one tensor, and writes one pair of partial sums.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn layer_norms(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

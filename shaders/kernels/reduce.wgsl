@@ -1,4 +1,4 @@
-// The squares of the gradients: a partial sum a segment, which is a workgroup's.
+// The squares of the gradients: one workgroup and one partial sum per segment.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -8,7 +8,7 @@ fn reduce(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation
     var sum = Squares();
     for (var j = 0u; j < rounds; j++) {
         let i = vector_of(thread, j, rounds);
-        // No branch: software Vulkan would read uniform data a lane at a time in it.
+        // No branch: software Vulkan would read uniform data once per lane inside one.
         let at = place(segment, min(i, segment.vectors - 1u));
         let bits = own_bits(at, decode_FORMAT(load_g(at)));
         sum = squares(sum, select(vec4<u32>(0u), bits, i < segment.vectors));

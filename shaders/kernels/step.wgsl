@@ -1,8 +1,7 @@
-// The update of a step. Each thread finds its vector, four elements, and has the rule update it.
+// The update of a step. Each thread finds its vector of four elements and calls the rule's update.
 //
-// A dispatch has a table of segments. A segment is a run of vectors that lie side by side in the parameters,
-// in the gradients and in the state. Each takes 1 << shift workgroups, so a workgroup finds its segment by a
-// shift.
+// A dispatch has a table of segments. A segment is a run of adjacent vectors in the parameters, in the
+// gradients and in the state. It takes 1 << shift workgroups, so a workgroup finds its segment by a shift.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -1,5 +1,5 @@
-// The update of a step, with the norms of the parameters and of the update. A workgroup takes a segment, and
-// its threads go round it: one pair of partial sums a segment.
+// The update of a step, with the norms of the parameters and of the update. A workgroup takes a segment,
+// loops over it and writes one pair of partial sums.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -1,4 +1,4 @@
-// LARS: gradient and decay in proportion to the norms of each tensor, and then momentum as SGD has it.
+// LARS: gradient and decay in proportion to the norms of each tensor, then SGD's momentum.
 
 fn direction(s: Scalars, at: At, p: vec4<f32>) -> vec4<f32> {
     return s.sign * read_g(at) + weighted(s.decay_within, p);

@@ -1,4 +1,4 @@
-// RAdam: Adam whose step is rectified, or not divided at all while the variance of the divisor is unknown.
+// RAdam: Adam with a rectified step, or without the divisor while the divisor's variance is unknown.
 
 fn update(s: Scalars, at: At) {
     let p = read_p(at);

@@ -14,7 +14,7 @@ fn update(s: Scalars, at: At) {
         mean = select(zero, moved, centered);
         write_grad_avg(at, select(old, mean, centered));
     }
-    // A variance: rounding must not make it negative, nor two overflows a zero.
+    // A variance. Rounding must not make it negative, and two overflows must not make it zero.
     let variance = max(v - min(mean * mean, vec4<f32>(0x1.fffffep+127f)), zero);
     var step = d / (sqrt(variance + s.eps_root) + s.eps);
     if KEEPS_MOMENTUM_BUFFER {

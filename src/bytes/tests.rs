@@ -35,7 +35,7 @@ fn bytes_a_parameter() {
     assert_eq!(bytes_moved(&spec(Lamb::default()), &[true, true], &pipeline, 1), 36 + 16);
 }
 
-/// The README's table of formats says what the code does.
+/// The README's table of formats has the bytes of the code.
 #[test]
 fn bytes_of_the_readme() {
     let readme = include_str!("../../README.md");
@@ -58,7 +58,7 @@ fn bytes_of_the_readme() {
     assert_eq!(rows, 9);
 }
 
-/// Bytes a parameter that are state, and bytes a parameter that a step moves.
+/// Bytes of state per parameter, and bytes that a step moves per parameter.
 fn bytes_of(rule: impl Into<DynRule>, kept: &[bool], options: &Options) -> (f64, f64) {
     // So many that blocks are whole.
     const MANY: u64 = 1 << 20;
@@ -75,12 +75,12 @@ fn formats_of_the_documentation() {
     let mut text = String::from(
         "# Bytes of every combination of formats
 
-Bytes a parameter: in front of the slash those of state, with the digits that are kept of the parameters, and
-behind it those that a step reads and writes. For rules that keep one slot (SGD with momentum, Lion,
-AdaGrad), two (Adam and most of its family), three (with AMSGrad) and four (Adan). On top come an average of
-the weights (8 bytes moved, 4 of state), a look at the gradients before the update and zeroed gradients (a
-gradient's bytes each), and the first phase of LAMB and LARS: `Layout::bytes_moved` counts them. The table is
-computed by the code that it describes.
+All numbers are bytes per parameter. The number before the slash is state, including the digits kept of the
+parameters. The number after the slash is read or written in a step. Rules keep one slot (SGD with momentum,
+Lion, AdaGrad), two (Adam and most of its family), three (with AMSGrad) or four (Adan). Not included are an
+average of the weights (8 bytes moved, 4 of state), a scan of the gradients before the update and zeroed
+gradients (one gradient each), and the first phase of LAMB and LARS. `Layout::bytes_moved` counts them all.
+The code that the table describes computes it.
 
 | parameters | kept of them | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
 | --- | --- | --- | --- | --- | --- | --- | --- |

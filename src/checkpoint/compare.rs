@@ -1,4 +1,4 @@
-//! Rules, hyperparameters and options of a checkpoint beside those of an optimizer.
+//! Comparison of a checkpoint's rules, hyperparameters and options with an optimizer's.
 
 use super::fit::{Mismatches, clipped};
 use super::metadata::{GroupRecord, Metadata};
@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
-/// Options that say how numbers are stored.
+/// Options that set the storage of numbers.
 const FORMATS: [&str; 5] = ["params", "grads", "states", "f32_states_below", "master"];
 
 /// The rule of a group in a checkpoint.
@@ -29,7 +29,7 @@ pub(super) fn rules(
 ) {
     let mut listed: Vec<(&str, &str)> = Vec::new();
     for group in layout.groups() {
-        // A group that the file lacks is another mismatch, unless all of them are of another rule.
+        // A group that the file lacks is another mismatch, unless all groups have another rule.
         let saved = groups.get(group.name());
         let found = saved.map_or(record.rule.as_str(), |saved| rule_of(record, saved));
         let expected = group.rule().name();
@@ -41,7 +41,7 @@ pub(super) fn rules(
     }
 }
 
-/// Compares the values of a group. With [`Differing::Take`] `layout` takes those of the file.
+/// Compares the values of a group. With [`Differing::Take`] `layout` takes the file's values.
 pub(super) fn group(
     group: &Group,
     record: &Metadata,
@@ -50,7 +50,7 @@ pub(super) fn group(
     layout: &mut Layout,
     wrong: &mut Mismatches,
 ) {
-    // Another rule is a mismatch of its own, whatever the values are.
+    // Another rule is a mismatch by itself, for any values.
     if differing == Differing::Ignore || rule_of(record, saved) != group.rule().name() {
         return;
     }
@@ -103,7 +103,7 @@ fn factor(
     let ours = serde_json::to_string(group.factor());
     let found = saved.lr_factor.as_ref().map(|json| (json.text(), json.parse::<Schedule>()));
     let same = match (&found, &ours) {
-        // A function of the program's cannot be saved, nor compared.
+        // A function of the program can be neither saved nor compared.
         (None, Err(_)) => true,
         (Some((_, Ok(found))), Ok(_)) => found == group.factor(),
         _ => false,
@@ -112,7 +112,7 @@ fn factor(
         return;
     }
     let function = || "a function".to_owned();
-    // Its text may have numbers of any number of digits.
+    // The text may have numbers with any number of digits.
     let text = match &found {
         None => function(),
         Some((_, Ok(found))) => serde_json::to_string(found).unwrap_or_else(|_| function()),
@@ -135,7 +135,7 @@ fn factor(
     }
 }
 
-/// The hyperparameters of a rule by their names.
+/// The hyperparameters of a rule by name.
 fn fields(rule: &DynRule) -> Map<String, Value> {
     let json = rule.to_json().and_then(|json| serde_json::from_str(&json).ok());
     json.unwrap_or_default()
@@ -185,7 +185,7 @@ pub(super) fn options(
                 found: clipped(&error.to_string()),
                 expected: format!("{options:?}"),
             };
-            // Formats are those of the tensors, whatever the options say.
+            // Formats are compared for the tensors, not for the options.
             if judged {
                 wrong.add(differs);
             }
@@ -193,7 +193,7 @@ pub(super) fn options(
         }
     };
     if let (Differing::Take, Some(clip)) = (load.options, saved.clip) {
-        // A clip of another kind stays, and is a mismatch below.
+        // A clip of another kind does not change, and is a mismatch below.
         let _ = taken.set_clip(clip);
     }
     let [found, expected] = [object(&saved), object(&*taken)];

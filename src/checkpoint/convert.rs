@@ -1,4 +1,4 @@
-//! From what a file has to what an optimizer keeps.
+//! Conversion of a file's values to an optimizer's.
 
 use super::reader::Reader;
 use super::{Dtype, SCALE_END};
@@ -8,26 +8,26 @@ use crate::formats::bf16::joined_bf16;
 use crate::formats::q8;
 use crate::state::{Content, blocks, lead};
 
-/// Elements that are converted at a time: whole blocks.
+/// Number of elements per conversion: whole blocks.
 const PIECE: u64 = 1 << 16;
 
 const BLOCK: u64 = q8::BLOCK as u64;
 
-/// Where the values of one tensor in one plane come from.
+/// The source of one tensor's values in one stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source {
     pub(super) from: From,
-    /// Bytes of all of them.
+    /// Bytes of all values.
     pub(super) bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum From {
-    /// Nowhere: they are zero.
+    /// No source: the values are zero.
     Zero,
-    /// Nowhere: they stay what they are.
+    /// No source: the values do not change.
     Kept,
-    /// A tensor of the file, as it is.
+    /// A tensor of the file, unchanged.
     Same(usize),
     /// The numbers of a tensor of the file in another format.
     Converted(Numbers, Target),
@@ -46,12 +46,12 @@ pub(super) enum Numbers {
         scales: usize,
         lead: u64,
     },
-    /// The upper halves and what they lack.
+    /// The upper halves and the remainders.
     Joined {
         params: usize,
         remainders: usize,
     },
-    /// Masters; where one is zero there is none yet, and the parameter is what it is stored as.
+    /// Master weights. A zero means not initialized: the stored parameter is used.
     Masters {
         masters: usize,
         params: usize,
@@ -59,7 +59,7 @@ pub(super) enum Numbers {
     },
 }
 
-/// What numbers are made to.
+/// The target of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
     Plain(Format),
@@ -77,7 +77,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// What a plane of this content has of a tensor; `split` if remainders are kept of it.
+    /// The target for a tensor in a stream with this content; `split` if the stream has its remainders.
     pub(super) fn new(content: Content, offset: u64, len: u64, split: bool) -> Self {
         let lead = lead(offset);
         match content {
@@ -90,7 +90,7 @@ impl Target {
     }
 }
 
-/// The format of numbers of this type, each of which stands for itself.
+/// The format of numbers of this type, if each number is stored by itself.
 pub(super) fn format(dtype: Dtype) -> Option<Format> {
     Format::TENSORS.into_iter().find(|format| self::dtype(*format) == dtype)
 }
@@ -106,7 +106,7 @@ pub(super) fn dtype(format: Format) -> Dtype {
 }
 
 impl Source {
-    /// Fills bytes from byte `start` of the values on; `false` if they stay.
+    /// Fills bytes from byte `start` of the values on; `false` if they do not change.
     pub(super) fn fill(self, reader: &mut Reader, start: u64, bytes: &mut [u8]) -> Result<bool, Error> {
         match self.from {
             From::Kept => return Ok(false),
@@ -120,7 +120,7 @@ impl Source {
 
 impl Target {
     fn fill(self, reader: &mut Reader, numbers: Numbers, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        // Elements that a value is for, and bytes of it.
+        // Elements per value, and bytes per value.
         let (block, size) = match self {
             Self::Plain(format) => (1, format.bytes() as usize),
             Self::Upper | Self::Lower => (1, 2),
@@ -155,7 +155,7 @@ impl Target {
                         .for_each(|(into, block)| put(into, q8::scale(block)));
                 }
                 Self::Codes { lead, len } => {
-                    // The whole blocks that they are of.
+                    // The whole blocks that contain these elements.
                     let begin = start_of((lead + first) / BLOCK, lead);
                     let end = start_of((lead + last).div_ceil(BLOCK), lead).min(len);
                     let numbers = numbers.read(reader, begin, end)?;
@@ -177,16 +177,16 @@ fn start_of(block: u64, lead: u64) -> u64 {
     (block * BLOCK).saturating_sub(lead)
 }
 
-/// Numbers from element `begin` on, where a block begins, block by block.
+/// Numbers from element `begin` on, the start of a block, block by block.
 fn in_blocks(numbers: &[f32], begin: u64, lead: u64) -> impl Iterator<Item = &[f32]> {
-    // Of a tensor's first block, what lies before the tensor is not there.
+    // The part of the first block before the tensor is absent.
     let short = if begin == 0 { (BLOCK - lead) as usize } else { q8::BLOCK };
     let (first, others) = numbers.split_at(short.min(numbers.len()));
     std::iter::once(first).filter(|first| !first.is_empty()).chain(others.chunks(q8::BLOCK))
 }
 
 impl Numbers {
-    /// Those of a slot of a tensor that lay at `offset`.
+    /// The numbers of a slot of a tensor at `offset` in the file's layout.
     pub(super) fn find(reader: &Reader, slot: &str, tensor: &str, offset: u64) -> Option<Self> {
         let index = |end: &str| reader.index(&[slot, end, "/", tensor].concat());
         let dtype = |i: usize| reader.tensors()[i].dtype();
@@ -201,7 +201,7 @@ impl Numbers {
         good.then_some(Self::Blocks { codes: stored, scales, lead: lead(offset) })
     }
 
-    /// The tensors that they are read from.
+    /// The tensors from which the numbers are read.
     pub(super) fn tensors(self) -> [usize; 2] {
         match self {
             Self::Plain { tensor, .. } => [tensor; 2],
@@ -211,9 +211,9 @@ impl Numbers {
         }
     }
 
-    /// Elements `first..last`.
+    /// Reads elements `first..last`.
     fn read(self, reader: &mut Reader, first: u64, last: u64) -> Result<Vec<f32>, Error> {
-        // Before there is memory for them.
+        // Checked before memory is allocated.
         let stored = &reader.tensors()[self.tensors()[0]];
         if first > last || last > stored.len() {
             let expected = last.max(first).checked_mul(stored.dtype().bitsize() as u64 / 8);
@@ -268,16 +268,17 @@ fn get(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |code, &byte| code << 8 | u32::from(byte))
 }
 
-/// The lower bytes of a number, as many as there is room for.
+/// Stores the lower bytes of a number, up to the length of `into`.
 fn put(into: &mut [u8], code: u32) {
     into.copy_from_slice(&code.to_le_bytes()[..into.len()]);
 }
 
 impl Reader<'_> {
-    /// Elements `first..last` of a slot of a tensor, decoded: of `SLOT/TENSOR`, and of `SLOT.scale/TENSOR`
-    /// beside it where it is stored in blocks, of a tensor that lies at `offset` of the flat space
-    /// ([`Places`](super::Places)). `None` if there is no such tensor, or it is no numbers, as remainders are
-    /// not.
+    /// Decodes elements `first..last` of a slot of a tensor at `offset` of the flat space
+    /// ([`Places`](super::Places)).
+    ///
+    /// The values are those of `SLOT/TENSOR`, with `SLOT.scale/TENSOR` for a slot in blocks. `None` if there
+    /// is no such tensor, or if it has no numbers, as for remainders.
     ///
     /// # Errors
     /// As [`read`](Self::read), also if `first` is beyond `last`.
@@ -295,7 +296,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The same of a tensor that is called `name` and nothing else, as in files of parameters.
+    /// Decodes elements `first..last` of the tensor named `name`, as in files of parameters.
     ///
     /// # Errors
     /// As [`read`](Self::read), also if `first` is beyond `last`.

@@ -1,4 +1,4 @@
-//! The CPU's side: state in the host's memory.
+//! The CPU side of checkpoints: state in host memory.
 
 use super::PARAM;
 use super::engine::{Backend, Part, Sink, Source};
@@ -11,10 +11,9 @@ use crate::state::{Content, Counters, Stream};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes that are handed over at a time, so that progress is seen within a tensor: whole values of every
-/// kind.
+/// Bytes per part, so that progress is visible within a tensor: whole values of every kind.
 const PART: usize = 4 << 20;
-/// Why state is found.
+/// The reason that a lookup of state succeeds.
 const KNOWN: &str = "streams have slots and tensors of the optimizer";
 
 /// An optimizer on the CPU, and parameters if they are to be saved or loaded too.
@@ -28,34 +27,35 @@ pub struct Cpu<'a> {
 enum Form<'a> {
     None,
     Flat(Params<'a>),
-    /// By name; and a name that was there twice.
+    /// Slices by name, and a name that occurred twice.
     Each(HashMap<&'a str, Params<'a>>, Option<&'a str>),
 }
 
 impl<'a> Cpu<'a> {
-    /// An optimizer.
+    /// Makes an engine for checkpoints of `optimizer`.
     pub fn new(optimizer: &'a mut Optimizer) -> Self {
         Self { optimizer, params: Form::None }
     }
 
-    /// An optimizer whose state is in host memory for a GPU, with its parameters. After a load,
-    /// [`Offload::upload`](crate::offload::Offload::upload) brings them to the device.
+    /// Makes an engine for checkpoints of an offloaded optimizer, with its parameters.
+    ///
+    /// After a load, [`Offload::upload`](crate::offload::Offload::upload) sends the parameters to the device.
     ///
     /// # Errors
-    /// An [`OffloadError`](crate::OffloadError) if a step is under way.
+    /// An [`OffloadError`](crate::OffloadError) if a step is in progress.
     #[cfg(feature = "gpu")]
     pub fn offloaded(offload: &'a mut crate::offload::Offload) -> Result<Self, crate::OffloadError> {
         let (optimizer, params) = offload.parts_mut()?;
         Ok(Self { optimizer, params: Form::Flat(params.into()) })
     }
 
-    /// With parameters in one slice, each tensor at its layout's offset.
+    /// Adds parameters in one slice, each tensor at its layout's offset.
     #[must_use]
     pub fn parameters(self, params: impl Into<Params<'a>>) -> Self {
         Self { params: Form::Flat(params.into()), ..self }
     }
 
-    /// With parameters in slices of single tensors, by name.
+    /// Adds parameters in one slice per tensor, by name.
     #[must_use]
     pub fn each_parameters<P: Into<Params<'a>>>(
         self,

@@ -1,10 +1,9 @@
-//! The digest of a checkpoint: a CRC-32C of what it says and of all its tensors, by which a bit that has
-//! flipped since is found.
+//! The digest of a checkpoint: a CRC-32C of its texts and tensors, which detects flipped bits.
 //!
-//! It is one of content: of texts and tensors in the order of their names, wherever they lie. So it is known
-//! before the header is in its place, is taken while tensors are read in an order of the reader's, and holds
-//! in a file that another program has written with the same content. Its place are eight digits in the
-//! record, which it is not of.
+//! The digest covers content: texts and tensors in the order of their names, at any place in the file. It is
+//! therefore known before the header is complete, can be taken while tensors are read in any order, and also
+//! holds for a file with the same content from another program. It is stored as eight digits in the record;
+//! the digest does not cover these digits.
 
 use super::Dtype;
 use super::metadata::KEY;
@@ -15,7 +14,7 @@ use std::ops::Range;
 /// The digits before the digest is known.
 pub(super) const ZEROS: &str = "00000000";
 
-/// Where the text of a record has the digits; none of a record that is not of the form in which it was saved.
+/// The place of the digits in the text of a record; `None` for a record in another form than the saved one.
 fn place(record: &str) -> Option<Range<usize>> {
     let rest = record.strip_prefix("{\"version\":")?;
     let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(",\"crc32c\":\"")?;
@@ -48,7 +47,7 @@ pub(super) fn digest<'a>(
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [u64], u32)>,
 ) -> u32 {
     let mut digest = 0;
-    // With lengths, so that no two contents are the same bytes.
+    // Lengths are included, so that different contents have different bytes.
     let mut add = |bytes: &[u8]| {
         digest = crc32c_append(digest, &(bytes.len() as u64).to_le_bytes());
         digest = crc32c_append(digest, bytes);
@@ -75,14 +74,14 @@ pub(super) fn digest<'a>(
 /// The sum of a tensor's first bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sum {
-    /// How many they are.
+    /// The number of these bytes.
     pub(super) bytes: u64,
     pub(super) crc32c: u32,
 }
 
 impl Sum {
-    /// Adds those of `bytes` that follow the first ones. `bytes` begin at the tensor's byte `start`. Bytes
-    /// behind a gap are left for later.
+    /// Adds the part of `bytes` that follows the bytes added so far. `bytes` begins at the tensor's byte
+    /// `start`. Bytes after a gap are left for later.
     pub(super) fn add(&mut self, start: u64, bytes: &[u8]) {
         let skip = self.bytes.checked_sub(start).and_then(|skip| usize::try_from(skip).ok());
         if let Some(new) = skip.and_then(|skip| bytes.get(skip..)) {
@@ -96,8 +95,8 @@ impl Sum {
 mod tests {
     use super::*;
 
-    /// A tensor read in pieces that overlap, or that come before their time, has the sum of its bytes: that
-    /// of the standard's example.
+    /// A tensor that is read in overlapping or early pieces has the sum of its bytes, as in the standard's
+    /// example.
     #[test]
     fn the_sum_of_pieces_is_that_of_the_whole() {
         let bytes = b"123456789";

@@ -1,4 +1,4 @@
-//! Everything that saving and loading ask of an optimizer.
+//! The interface of saving and loading to an optimizer.
 
 use super::SCALE_END;
 use super::convert;
@@ -11,35 +11,36 @@ use safetensors::Dtype;
 /// Some of the bytes of one tensor in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The tensor, by its place in the order of the flat space.
+    /// The tensor, as an index in the order of the flat space.
     pub tensor: usize,
     /// The first byte.
     pub start: u64,
 }
 
-/// Takes a part's bytes.
+/// A function that takes a part's bytes.
 pub type Sink<'a> = dyn FnMut(Part, &[u8]) -> Result<(), Error> + 'a;
-/// Fills a part's bytes, or answers `false` and leaves them if they are to stay as they are.
+/// A function that fills a part's bytes, or returns `false` if they do not change.
 pub type Source<'a> = dyn FnMut(Part, &mut [u8]) -> Result<bool, Error> + 'a;
 
-/// An optimizer with its state, whatever memory it lies in.
+/// An optimizer with its state, in any memory.
 pub trait Backend {
     fn layout(&self) -> &Layout;
     fn options(&self) -> &Options;
     /// The streams of state, and of parameters if they are handed over.
     fn streams(&self) -> Vec<Stream>;
-    /// Refuses everything that reading, or `writing`, all streams would be refused for.
+    /// Checks every condition of reading, or `writing`, all streams.
     fn check(&self, writing: bool) -> Result<(), Error>;
-    /// The counters, once all that was recorded is done.
+    /// The counters after all recorded work is done.
     fn counters(&mut self) -> Result<Counters, Error>;
     /// Hands over all bytes of stream `stream`, in the order of its tensors.
     fn read(&mut self, stream: usize, sink: &mut Sink<'_>) -> Result<(), Error>;
     /// Takes all bytes of stream `stream`, in the order of its tensors.
     fn write(&mut self, stream: usize, source: &mut Source<'_>) -> Result<(), Error>;
-    /// Takes the hyperparameters, factors and frozen groups of a layout that is otherwise its own, and the
-    /// clip's bound of options that are.
+    /// Takes the hyperparameters, factors and frozen groups of a layout, and the clip's bound of options.
+    /// Layout and options equal the engine's own otherwise.
     fn configure(&mut self, layout: Layout, options: Options) -> Result<(), Error>;
-    /// Goes on from `counters`, after all streams have been written. A missing loss scale is the first one.
+    /// Continues from `counters`, after all streams have been written. A missing loss scale means the initial
+    /// one.
     fn restore(&mut self, counters: &Counters) -> Result<(), Error>;
 }
 

@@ -1,4 +1,4 @@
-//! Whether a checkpoint fits an optimizer, and where everything comes from if it does.
+//! The check whether a checkpoint fits an optimizer, and the source of every value if it does.
 
 use super::compare;
 use super::convert::{From, Numbers, Source, Target};
@@ -13,12 +13,12 @@ use crate::rules::names::{MASTER, REMAINDER};
 use crate::state::{Content, Counters, LossScaleState, Stream, blocks, lead};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Slots that say together what the parameters are.
+/// Slots that contain the parameters together.
 pub(super) const OF_PARAMS: [&str; 3] = [PARAM, MASTER, REMAINDER];
-/// Mismatches that are listed; of a large file that has nothing to do with the layout there would be no end.
+/// Largest number of listed mismatches, since a large unrelated file has very many.
 const MAX_LISTED: usize = 1_000;
 
-/// Of a text in a file, that may be long, its beginning.
+/// The beginning of a text in a file, which may be long.
 pub(super) fn clipped(text: &str) -> String {
     const LENGTH: usize = 200;
     let mut chars = text.chars();
@@ -55,9 +55,9 @@ impl Mismatches {
 
 /// A checkpoint that fits an optimizer.
 pub(super) struct Fitted {
-    /// For each stream and tensor of the flat space, where its values come from.
+    /// The source of values for each stream and tensor of the flat space.
     pub(super) sources: Vec<Vec<Source>>,
-    /// The counters to go on from.
+    /// The counters from which the run continues.
     pub(super) counters: Counters,
     /// The optimizer's layout and options, with the values that it takes from the file.
     pub(super) layout: Layout,
@@ -94,7 +94,7 @@ pub(super) fn fit(
     let saved = |group: &Group| {
         let carry =
             |saved: &&GroupRecord| Carry { rule: saved.carry, taken: saved.taken.unwrap_or(record.taken) };
-        // A group that the file lacks begins as in a new optimizer.
+        // A group that the file lacks starts as in a new optimizer.
         groups.get(group.name()).map(carry).unwrap_or_default()
     };
     let mut carries: Vec<Carry> = layout.groups().iter().map(saved).collect();
@@ -114,8 +114,8 @@ pub(super) fn fit(
     Ok(Fitted { sources, counters, layout: taken_layout, options: taken_options })
 }
 
-/// Where each of the layout's tensors, in the order of the flat space, lay in the file's; `None` if the file
-/// lacks it.
+/// The place in the file's layout of each tensor of the layout, in the order of the flat space; `None` if the
+/// file lacks it.
 fn compare_tensors(
     layout: &Layout,
     record: &Metadata,
@@ -130,7 +130,7 @@ fn compare_tensors(
         let taken = saved.taken.unwrap_or(record.taken) > 0;
         for (name, offset) in saved.tensors.iter() {
             let Some(&i) = places.get(name) else {
-                // A tensor without elements is in no place.
+                // A tensor without elements has no place.
                 if load.extra == Extra::Error && layout.tensor(name).is_err() {
                     wrong.add_extra(name);
                 }
@@ -155,22 +155,22 @@ fn compare_tensors(
     present
 }
 
-/// Finds where values come from.
+/// Finds the sources of values.
 struct Finder<'a> {
     streams: &'a [Stream],
     reader: &'a Reader<'a>,
     load: &'a Load,
     used: Vec<bool>,
-    /// Slots in a format that is not ours, with both.
+    /// Slots in another format than the optimizer's, with both formats.
     formats: BTreeMap<String, (String, String)>,
 }
 
 /// A tensor in the layout of the file.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// Its first element.
+    /// The tensor's first element.
     offset: u64,
-    /// Whether its group has taken steps: before, no master is there yet.
+    /// Whether the tensor's group has taken steps. Before the first step there is no master.
     taken: bool,
 }
 
@@ -228,7 +228,7 @@ impl Finder<'_> {
         let numbers = if of_params { self.params(wanted) } else { self.numbers(&stream.slot, wanted) };
         let Some(numbers) = numbers else {
             if let Some(i) = self.stored(&stream.slot, tensor) {
-                // There, and neither ours nor numbers.
+                // The slot exists, but is neither in the optimizer's format nor numbers.
                 self.refuse_format(stream, i);
                 return From::Kept;
             } else if saved.is_some() && self.load.missing == Missing::Error {
@@ -247,7 +247,7 @@ impl Finder<'_> {
             return From::Kept;
         }
         if of_params {
-            // All of them say one thing.
+            // All of these mismatches have one cause.
             for slot in OF_PARAMS {
                 if let Some(i) = self.stored(slot, tensor) {
                     self.used[i] = true;
@@ -295,13 +295,13 @@ impl Finder<'_> {
         self.streams.iter().any(|stream| stream.slot == slot)
     }
 
-    /// The tensor of the file whose bytes are what we keep.
+    /// The tensor of the file with the bytes that the optimizer keeps.
     fn same(&self, stream: &Stream, wanted: Wanted<'_>) -> Option<usize> {
         let Wanted { tensor, saved } = wanted;
         let i = self.reader.index(&[&stream.prefix(), tensor.name.as_str()].concat())?;
         let dtype = self.reader.tensors()[i].dtype();
         let blocks = matches!(stream.content, Content::Codes | Content::Scales);
-        // Blocks are counted from where the tensor lies.
+        // Blocks are counted from the tensor's offset.
         let placed = !blocks || saved.is_some_and(|saved| lead(saved.offset) == lead(tensor.offset));
         let whole = !OF_PARAMS.contains(&stream.slot.as_str()) || !self.keeps(PARAM) || {
             let ours =
@@ -317,7 +317,7 @@ impl Finder<'_> {
         Numbers::find(self.reader, slot, &wanted.tensor.name, wanted.offset())
     }
 
-    /// The parameters with all the digits that the file has of them.
+    /// The parameters with all digits that the file has.
     fn params(&self, wanted: Wanted<'_>) -> Option<Numbers> {
         let Wanted { tensor, saved } = wanted;
         if let (Some(masters), Some(Dtype::F32)) = (self.stored(MASTER, tensor), self.dtype(MASTER, tensor)) {
@@ -325,7 +325,7 @@ impl Finder<'_> {
                 Some(Numbers::Plain { tensor: params, format }) => {
                     return Some(Numbers::Masters { masters, params, format });
                 }
-                // The file has no other: they are zero until the first step.
+                // The file has no other digits: they are zero until the first step.
                 _ if saved.is_some_and(|saved| saved.taken) => return self.numbers(MASTER, wanted),
                 _ => {}
             }
@@ -339,12 +339,12 @@ impl Finder<'_> {
         self.numbers(PARAM, wanted)
     }
 
-    /// What only the file has.
+    /// Lists the content that only the file has.
     fn extra(&self, layout: &Layout, wrong: &mut Mismatches) {
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (tensor, _) in self.reader.tensors().iter().zip(&self.used).filter(|(_, used)| !**used) {
             let (slot, name) = tensor.name().split_once('/').unwrap_or(("", tensor.name()));
-            // Nothing is missing of a tensor without elements, and nothing is left over.
+            // A tensor without elements lacks nothing and has nothing in excess.
             if let Some(ours) = layout.tensor(name).ok().filter(|ours| ours.len == 0) {
                 if tensor.len() > 0 {
                     let (tensor, found) = (clipped(tensor.name()), tensor.shape().into());
@@ -352,7 +352,7 @@ impl Finder<'_> {
                 }
                 continue;
             }
-            // A slot may be kept for tensors of other rules alone.
+            // A slot may be kept only for tensors of other rules.
             let kept = self.keeps(slot) && layout.tensor(name).is_err();
             if !kept && (slots.len() < MAX_LISTED || slots.contains_key(slot)) {
                 *slots.entry(slot).or_default() += 1;

@@ -1,4 +1,4 @@
-//! The GPU's side: state in the device's memory, moved through staging buffers of bounded size.
+//! The GPU side of checkpoints: state in device memory, moved through staging buffers of bounded size.
 
 use super::PARAM;
 use super::engine::{Backend, Part, Sink, Source};
@@ -14,15 +14,15 @@ use std::ops::Range;
 
 /// Bytes of a staging buffer.
 const STAGING: u64 = 8 << 20;
-/// Staging buffers that are filled while one is emptied, and itself.
+/// Number of staging buffers: one is emptied while the others are filled.
 const IN_FLIGHT: usize = 3;
-/// Bytes that are written at a time: the processor's cache has them from the file to the device.
+/// Bytes per write, few enough to stay in the processor's cache from the file to the device.
 const WRITTEN: u64 = 2 << 20;
-/// Writes that the device may not have done yet.
+/// Largest number of writes that the device has not finished.
 const WRITES: usize = 12;
 /// Alignment and size of a copy.
 const WORD: u64 = 4;
-/// Bytes of no tensor between two that are copied too, so that they are one copy.
+/// Largest gap between two ranges, in bytes, that is copied along so that both are one copy.
 const GAP: u64 = 64;
 
 /// The caller's parameters.
@@ -36,8 +36,8 @@ enum Form<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// All in one buffer, each tensor at its layout's offset. Buffers have usage `COPY_SRC`, and to be loaded
-    /// `COPY_DST` beside it.
+    /// All parameters in one buffer, each tensor at its layout's offset. The buffer has usage `COPY_SRC`, and
+    /// for loading also `COPY_DST`.
     pub fn flat(params: impl Into<View<'a>>) -> Self {
         Self(Form::Flat(params.into()))
     }
@@ -56,11 +56,11 @@ pub struct Gpu<'a> {
     parameters: Option<Parameters<'a>>,
 }
 
-/// What one staging buffer is filled with.
+/// The contents of one staging buffer.
 #[derive(Debug, Default)]
 struct Batch {
     copies: Vec<Copy>,
-    /// Where each part lies.
+    /// The place of each part.
     parts: Vec<(Part, Range<usize>)>,
     bytes: u64,
 }
@@ -71,18 +71,18 @@ struct Copy {
     buffer: wgpu::Buffer,
     offset: u64,
     bytes: u64,
-    /// Where they lie in the staging buffer.
+    /// The place of these words in the staging buffer.
     at: u64,
 }
 
-/// Puts runs together to batches of at most `most` bytes, in their order.
+/// Joins runs to batches of at most `most` bytes, in order.
 fn batches(runs: Vec<Run>, most: u64) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut batch = Batch::default();
     for mut run in runs {
         while run.bytes > 0 {
             let start = run.offset / WORD * WORD;
-            // Room for at least a word on each side.
+            // Room for at least one word on each side.
             if batch.bytes + 4 * WORD > most {
                 batches.push(std::mem::take(&mut batch));
             }
@@ -123,12 +123,12 @@ fn batches(runs: Vec<Run>, most: u64) -> Vec<Batch> {
 }
 
 impl<'a> Gpu<'a> {
-    /// An optimizer and the queue of its device.
+    /// Makes an engine for checkpoints of `optimizer`, with the queue of its device.
     pub fn new(optimizer: &'a mut Optimizer, queue: &'a wgpu::Queue) -> Self {
         Self { optimizer, queue, parameters: None }
     }
 
-    /// With parameters, which are stored as [`Options::params`] says.
+    /// Adds parameters in the format [`Options::params`].
     #[must_use]
     pub fn parameters(self, parameters: Parameters<'a>) -> Self {
         Self { parameters: Some(parameters), ..self }
@@ -210,14 +210,14 @@ impl<'a> Gpu<'a> {
             for Copy { buffer, offset, bytes, at } in copies {
                 encoder.copy_buffer_to_buffer(buffer, *offset, staging, *at, Some(*bytes));
             }
-            // Whether it could be mapped is seen when it is read.
+            // A failed mapping is found when the buffer is read.
             encoder.map_buffer_on_submit(staging, wgpu::MapMode::Read, .., |_| ());
             self.queue.submit([encoder.finish()])
         })?;
         Ok(submission)
     }
 
-    /// Waits for a submission and hands its staging buffer over.
+    /// Waits for a submission and passes its staging buffer on.
     fn receive<T>(
         &self,
         staging: &wgpu::Buffer,
@@ -271,7 +271,7 @@ impl Backend for Gpu<'_> {
     }
 
     fn counters(&mut self) -> Result<Counters, Error> {
-        // Whatever has been submitted ends, and with it the leases of its steps.
+        // All submitted work ends, and with it the leases of its steps.
         self.queue.submit([]);
         self.wait(None)?;
         let steps = self.optimizer.unsubmitted();
@@ -324,7 +324,7 @@ impl Backend for Gpu<'_> {
         let mut bytes = Vec::new();
         let mut sent = VecDeque::new();
         for batch in batches(runs, WRITTEN) {
-            // Bytes of the batch before are written over, or replaced by those of the device.
+            // Bytes of the previous batch are overwritten, or replaced by the device's bytes.
             bytes.resize(batch.bytes as usize, 0);
             let mut filled: Vec<Range<usize>> = Vec::new();
             for (part, range) in &batch.parts {
@@ -337,14 +337,14 @@ impl Backend for Gpu<'_> {
             }
             for copy in &batch.copies {
                 let whole = copy.at as usize..(copy.at + copy.bytes) as usize;
-                // Parts may go on in the next copy.
+                // Parts may continue in the next copy.
                 let within = |range: &Range<usize>| range.start.max(whole.start)..range.end.min(whole.end);
                 let ours: Vec<_> = filled.iter().map(within).filter(|range| !range.is_empty()).collect();
                 if ours.is_empty() {
                     continue;
                 }
                 if ours.len() > 1 || ours[0] != whole {
-                    // What lies between is not ours to change.
+                    // The bytes in between must not change.
                     let Copy { buffer, offset, bytes: len, .. } = copy;
                     let old = self.read_small(Copy {
                         buffer: buffer.clone(),
@@ -381,7 +381,7 @@ impl Backend for Gpu<'_> {
         self.optimizer.restore(self.queue, counters);
         self.queue.submit([]);
         self.wait(None)?;
-        // A device that was lost meanwhile has taken everything without a word.
+        // A device that was lost meanwhile accepted all writes silently.
         Ok(alive(self.optimizer.device())?)
     }
 }

@@ -1,4 +1,4 @@
-//! State that a file lacks, and that begins late.
+//! State that a file lacks and that starts late.
 
 use super::convert::{From, Source};
 use super::fit::{Mismatches, OF_PARAMS, Place};
@@ -9,20 +9,20 @@ use crate::options::Options;
 use crate::state::Stream;
 use crate::state::ages::Ages;
 
-/// The state of each tensor, as a file has it.
+/// The state of each tensor in a file.
 pub(super) struct Late<'a> {
     /// The layout, with the values that it takes from the file.
     pub(super) layout: &'a Layout,
     pub(super) options: &'a Options,
     pub(super) streams: &'a [Stream],
     pub(super) sources: &'a [Vec<Source>],
-    /// For each tensor of the flat space, its place in the file.
+    /// The place in the file of each tensor of the flat space.
     pub(super) present: &'a [Option<Place>],
 }
 
 impl Late<'_> {
-    /// Refuses state that begins at zero where it would be updated otherwise than in a new optimizer.
-    /// `carries` are those of the file; a group all of whose state is new starts anew.
+    /// Refuses state that starts at zero, unless its updates equal those in a new optimizer. `carries` are
+    /// the file's carries; a group of only new state starts at zero.
     pub(super) fn begin(self, carries: &mut [Carry], load: &Load, wrong: &mut Mismatches) {
         let Self { layout, options, present, .. } = self;
         let (found, saved) = (self.found(), carries.to_vec());
@@ -34,7 +34,7 @@ impl Late<'_> {
         let sets = [&saved[..]];
         let mut ages = Ages::new(layout, options, &sets, tensors().map(|(i, t)| (t.group, from(i, t))));
         for (i, tensor) in tensors() {
-            // A missing slot is a mismatch of its own, or begins now.
+            // A missing slot is a mismatch of its own, or starts now.
             let whole = from(i, tensor).filter(|_| !found[i][1]);
             let joined = ages.join(tensor.group, whole);
             if let (Missing::Zero, Err(steps)) = (load.missing, joined) {
@@ -47,8 +47,8 @@ impl Late<'_> {
         }
     }
 
-    /// For each tensor, whether some of its state is there and whether some is missing; without its master,
-    /// which is taken from the parameters.
+    /// For each tensor, whether some of its state is present and whether some is missing. The master is left
+    /// out, since it is taken from the parameters.
     fn found(&self) -> Vec<[bool; 2]> {
         let mut found = vec![[false; 2]; self.present.len()];
         for (stream, sources) in self.streams.iter().zip(self.sources) {

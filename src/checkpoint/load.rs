@@ -8,24 +8,24 @@ use crate::error::checkpoint::Error;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-/// Bytes of tensors that are compared with the digest before one is written: they are read twice.
+/// Up to this many bytes of tensors are compared with the digest before the first write, and read twice.
 const SMALL: u64 = 1 << 20;
 
-/// Loads a checkpoint that [`save`](super::save) has written to `path`, or an index.
+/// Loads a checkpoint file or an index at `path`, as written by [`save`](super::save).
 ///
 /// # Errors
-/// An [`Error`] if the file cannot be read, is no checkpoint or does not fit: nothing has changed then. An
-/// [`Error::Torn`] if the file could not be read to its end although its length was right, or if its content
-/// is not that of its digest: of a file of at most 1 MiB nothing has changed then either.
+/// An [`Error`] if the file cannot be read, is no checkpoint or does not fit; nothing has changed then. An
+/// [`Error::Torn`] if reading fails although the file's length is right, or if the content does not match the
+/// digest. A file of at most 1 MiB is checked before anything changes.
 pub fn load<E: Engine>(engine: &mut E, path: impl AsRef<Path>, load: &Load) -> Result<Loaded, Error> {
     load_with_progress(engine, path, load, |_, _| ())
 }
 
-/// Loads as [`load`] does. `progress` is told how many bytes of how many are done, before the first and after
+/// Loads as [`load`] does. `progress` gets the bytes done and the bytes in all, before the first and after
 /// each part of a tensor.
 ///
 /// # Errors
-/// Those of [`load`].
+/// The errors of [`load`].
 pub fn load_with_progress<E: Engine>(
     engine: &mut E,
     path: impl AsRef<Path>,
@@ -35,13 +35,15 @@ pub fn load_with_progress<E: Engine>(
     read(engine, Reader::open(path)?, load, &mut progress)
 }
 
-/// Loads a checkpoint of one file from a stream, of which it is all bytes from the first to the last,
-/// wherever the stream stands: [`save_to`](super::save_to) has an example.
+/// Loads a checkpoint of one file from a stream.
 ///
-/// Nothing in the stream is believed, as with [`load`].
+/// The checkpoint is all bytes of the stream from the first to the last, for any position of the stream.
+/// [`save_to`](super::save_to) has an example.
+///
+/// The stream may be untrusted, as for [`load`].
 ///
 /// # Errors
-/// Those of [`load`], with [`Location::Stream`](super::Location::Stream).
+/// The errors of [`load`], with [`Location::Stream`](super::Location::Stream).
 pub fn load_from<E: Engine>(engine: &mut E, reader: impl Read + Seek, load: &Load) -> Result<Loaded, Error> {
     load_from_with_progress(engine, reader, load, |_, _| ())
 }
@@ -49,7 +51,7 @@ pub fn load_from<E: Engine>(engine: &mut E, reader: impl Read + Seek, load: &Loa
 /// Loads as [`load_from`] does, and reports as [`load_with_progress`] does.
 ///
 /// # Errors
-/// Those of [`load_from`].
+/// The errors of [`load_from`].
 pub fn load_from_with_progress<E: Engine>(
     engine: &mut E,
     reader: impl Read + Seek,
@@ -70,7 +72,7 @@ fn read<E: Engine>(
     let fit::Fitted { sources, counters, layout, options } =
         fit::fit(engine.layout(), engine.options(), &streams, &reader, &record, load)?;
     engine.check(true)?;
-    // Refuses what is in flight.
+    // Refuses steps in flight.
     engine.counters()?;
     if reader.tensors().iter().map(|tensor| tensor.bytes()).sum::<u64>() <= SMALL {
         reader.verify()?;

@@ -1,4 +1,4 @@
-//! What a checkpoint says of its run: a JSON text in the metadata of the file.
+//! The record of a run in a checkpoint: a JSON text in the metadata of the file.
 
 use super::digest;
 use super::reader::Reader;
@@ -15,39 +15,39 @@ use std::fmt;
 
 /// The key of the record in the metadata.
 pub(super) const KEY: &str = "wgpu_optim";
-/// Of the record's form.
+/// Version of the record's form.
 pub(super) const VERSION: u32 = 1;
-/// Bytes of the text of one group's hyperparameters, or of its schedule, or of the options: what is made of
-/// them takes a few times as much.
+/// Largest size of the text of one group's hyperparameters, of its schedule, or of the options. The parsed
+/// form takes a few times as much.
 const MAX_TEXT: usize = 64 << 10;
-/// Bytes of the record, of which what is made takes up to five times as much memory.
+/// Largest size of the record. The parsed form takes up to five times as much memory.
 const MAX_RECORD: usize = 6 << 20;
-/// Steps of a record: what is counted in f64 is exact up to there, and one more does not overflow.
+/// Largest number of steps. Counts in f64 are exact up to it, and one more does not overflow.
 const MAX_STEPS: u64 = 1 << 53;
-/// An option of earlier files: whether steps could have a gradient scale, which all can have now.
+/// An option of earlier files that allowed a gradient scale. Now every step may have one.
 const FORMER_OPTION: &str = "divide";
-/// Groups of a record.
+/// Largest number of groups of a record.
 const MAX_GROUPS: usize = 1 << 16;
 
-/// What a checkpoint says of its run.
+/// The record of a run in a checkpoint.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     version: u32,
-    /// The digits of the [digest](super#what-is-promised); none in earlier files and in those of others.
+    /// The digits of the [digest](super#guarantees); none in earlier files and files of other programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crc32c: Option<String>,
-    /// What has written it.
+    /// The program that wrote the checkpoint.
     pub writer: String,
     /// The name of the first group's rule.
     pub rule: String,
-    /// Steps that were recorded.
+    /// The number of recorded steps.
     pub steps: u64,
-    /// Steps that were taken.
+    /// The number of taken steps.
     pub taken: u64,
     /// The dynamic loss scale, if there is one.
     pub loss_scale: Option<LossScaleState>,
-    /// [`Options`], as JSON; none of what is not from here.
+    /// [`Options`] as JSON; none in files of other programs.
     pub options: Option<Json>,
     /// The groups, in the order of the layout.
     pub groups: Groups,
@@ -57,30 +57,31 @@ pub struct Metadata {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupRecord {
-    /// Its name.
+    /// The group's name.
     pub name: String,
-    /// The name of its rule, where it is not [`Metadata::rule`].
+    /// The name of the group's rule, if it differs from [`Metadata::rule`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
-    /// The fields of the rule, as JSON; a field that is left out has its default.
+    /// The fields of the rule as JSON; a missing field has its default.
     pub hyperparameters: Json,
-    /// Its learning rate's factor, a [`Schedule`](crate::Schedule), as JSON; none if it is a function of the
-    /// program's.
+    /// The factor of the group's learning rate, a [`Schedule`](crate::Schedule), as JSON; none if it is a
+    /// function of the program.
     pub lr_factor: Option<Json>,
     /// The number that the rule carries from step to step.
     #[serde(with = "bits")]
     pub carry: f64,
-    /// Steps that the group has taken, where they are not [`Metadata::taken`]: it was frozen, or joined late.
+    /// Steps that the group has taken, if they differ from [`Metadata::taken`] because the group was frozen
+    /// or joined late.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<u64>,
     /// Whether the group is frozen.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub frozen: bool,
-    /// Its tensors.
+    /// The group's tensors.
     pub tensors: Places,
 }
 
-/// JSON that has not been looked into yet, of bounded size.
+/// Unparsed JSON of bounded size.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);
@@ -90,7 +91,7 @@ impl Json {
         to_raw_value(value).ok().map(Self)
     }
 
-    /// The text.
+    /// The JSON text.
     #[must_use]
     pub fn text(&self) -> &str {
         self.0.get()
@@ -100,7 +101,7 @@ impl Json {
         serde_json::from_str(self.text())
     }
 
-    /// The same object without the option that there is no longer, and that nothing depends on.
+    /// The object without the former option, which has no effect any more.
     fn without_former_option(self) -> Self {
         if !self.text().contains(FORMER_OPTION) {
             return self;
@@ -109,7 +110,7 @@ impl Json {
             fields.remove(FORMER_OPTION)?;
             Self::of(&fields)
         };
-        // Text that is no object is refused where it is looked into.
+        // Text that is not an object is refused when it is parsed.
         self.parse().ok().and_then(without).unwrap_or(self)
     }
 }
@@ -127,7 +128,7 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// An f64 as the sixteen hexadecimal digits of its bits, so that it is what it was even if it is no number.
+/// An f64 as the sixteen hexadecimal digits of its bits, which also preserves NaN.
 mod bits {
     use super::*;
 
@@ -146,35 +147,36 @@ mod bits {
     }
 }
 
-/// Tensors by name, with their places in the flat space. The names lie one behind the other: a list of
-/// `String`s would take many times the memory of what it is read from.
+/// Tensors by name, with their places in the flat space.
+///
+/// The names lie in one text: a list of `String`s would take many times the memory of its source.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
     names: String,
-    /// Where each name ends, and its tensor begins.
+    /// The end of each name, and the first element of its tensor.
     ends: Vec<(u32, u64)>,
 }
 
 impl Places {
     fn push(&mut self, name: &str, offset: u64) {
         self.names.push_str(name);
-        // A header has fewer bytes.
+        // A header has fewer bytes than u32 counts.
         self.ends.push((self.names.len() as u32, offset));
     }
 
-    /// How many there are.
+    /// The number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no tensors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Name and first element of one after the other.
+    /// Iterates over name and first element of each tensor.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         let start = |i: usize| if i == 0 { 0 } else { self.ends[i - 1].0 as usize };
         self.ends
@@ -239,10 +241,10 @@ impl<'de> Deserialize<'de> for Groups {
 }
 
 impl Metadata {
-    /// The record of an optimizer.
+    /// Makes the record of an optimizer.
     ///
     /// # Errors
-    /// An [`Error::NotSaved`] for a rule whose hyperparameters cannot be written.
+    /// An [`Error::NotSaved`] for a rule with hyperparameters that cannot be written.
     pub(super) fn new(layout: &Layout, options: &Options, counters: &Counters) -> Result<Self, Error> {
         let rule = layout.groups()[0].rule().name();
         let mut groups = Vec::new();
@@ -277,10 +279,10 @@ impl Metadata {
         })
     }
 
-    /// The record of a checkpoint.
+    /// Reads the record of a checkpoint.
     ///
     /// # Errors
-    /// An [`Error`] if the metadata is no optimizer's, of a later version or malformed.
+    /// An [`Error`] if the metadata belongs to no optimizer, is of a later version or is malformed.
     pub fn read(reader: &Reader) -> Result<Self, Error> {
         let location = reader.location();
         let none = || Error::NotACheckpoint { location: location.clone(), key: KEY };
@@ -298,7 +300,7 @@ impl Metadata {
             what: "the checkpoint's metadata",
             reason: error.to_string(),
         };
-        // A later version may have other fields.
+        // A later version may have different fields.
         let Version { version } = serde_json::from_str(text).map_err(json).map_err(malformed)?;
         if version > VERSION {
             return Err(Error::Version { location: location.clone(), found: version, bound: VERSION });
@@ -326,11 +328,11 @@ impl Metadata {
         Ok(record)
     }
 
-    /// The text of the record for a checkpoint at `location`, if it can be read again.
+    /// The text of the record for a checkpoint at `location`. An error if the record could not be read again.
     pub(super) fn text(&self, location: &Location) -> Result<String, Error> {
         let text = serde_json::to_string(self).map_err(|error| Error::io("write", location)(error.into()))?;
         let read = Self::parse(location, &text)?;
-        // What a load looks into later, and takes no deeper than the parser does.
+        // Texts that a load parses later; the parser bounds their depth.
         let factors = read.groups.0.iter().filter_map(|group| group.lr_factor.as_ref());
         let looked = factors.map(|json| json.parse::<Schedule>().map(drop));
         let options = read.options.iter().map(|json| json.parse::<Options>().map(drop));

@@ -2,7 +2,9 @@
 //! for bit.
 //!
 //! ```no_run
-//! # fn f(device: &wgpu_optim::wgpu::Device, queue: &wgpu_optim::wgpu::Queue, params: &wgpu_optim::wgpu::Buffer) -> Result<(), Box<dyn std::error::Error>> {
+//! # use wgpu_optim::wgpu::{Buffer, Device, Queue};
+//! # type Done = Result<(), Box<dyn std::error::Error>>;
+//! # fn f(device: &Device, queue: &Queue, params: &Buffer) -> Done {
 //! use wgpu_optim::checkpoint::{self, Gpu, Load, Parameters, Save};
 //! use wgpu_optim::{AdamW, Group, Layout, Optimizer};
 //! let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
@@ -16,56 +18,54 @@
 //! # }
 //! ```
 //!
-//! A checkpoint goes to a path ([`save`], [`load`]) or through a stream of the caller's ([`save_to`],
+//! A checkpoint goes to a path ([`save`], [`load`]) or through a stream of the caller ([`save_to`],
 //! [`load_from`]): a snapshot in memory, a socket, the storage of a browser. Bytes and checks are the same. A
-//! stream cannot go back to the header for the digest, so that the state is read twice for one.
-//! Each of the four has a form that reports its progress ([`save_with_progress`]).
+//! stream cannot go back to the header for the digest, so saving to a stream reads the state twice. Each of
+//! the four functions has a form that reports progress ([`save_with_progress`]).
 //!
 //! # What is saved
 //!
-//! Each state slot of each tensor as a tensor `SLOT/TENSOR` (`exp_avg/wte`), as it is stored; the parameters
-//! as `param/TENSOR` if they are handed over; and in the metadata, under `wgpu_optim`, a [`Metadata`]: the
-//! rule, hyperparameters, learning-rate factors, counts of steps, carries and freezing of each group, options
-//! with the seed, steps recorded and taken, the loss scale. What the program passes to each step (a learning
-//! rate's schedule, a [`ReduceOnPlateau`](crate::schedule::ReduceOnPlateau)) is the program's, and has room
-//! in [`Save::metadata`]. Reports that nobody has taken are not kept.
+//! Each state slot of each tensor is a tensor `SLOT/TENSOR` (`exp_avg/wte`) in its stored form. The
+//! parameters are `param/TENSOR`, if the caller passes them. The metadata has a [`Metadata`] under
+//! `wgpu_optim`: rule, hyperparameters, learning-rate factor, count of steps, carry and freezing of each
+//! group, options with the seed, steps recorded and taken, and the loss scale. The values that the program
+//! passes to each step, such as a schedule or a [`ReduceOnPlateau`](crate::schedule::ReduceOnPlateau), belong
+//! to the program; [`Save::metadata`] has room for them. Reports that were not taken are not saved.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! * **Exact.** `n` steps, a save, a load elsewhere and `m` steps are bit for bit `n + m` steps, skipped
-//!   steps and rounding at random included, on the same device. Tensors may be declared in another order and
-//!   lie at other places: state is bit for bit what it was, in [blocks](crate::q8) only at the same remainder
-//!   by 4, of which the blocks are a function. So are the steps that follow, unless norms are taken, whose
-//!   squares are added in the order of the tiles.
-//! * **Whole.** A save writes beside its target, has the disk keep it and renames it. Whatever ends it, the
-//!   file from before is there, or the new one; what is left lying is removed by the next. One path is saved
-//!   to by one process at a time. A save follows no symbolic link to a file: a link at its target is replaced
-//!   by the file, and the file that the link points to stays as it is.
-//! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists
-//!   [everything that differs](Error::Mismatches), and changes nothing unless all fits or a policy of
-//!   [`Load`] says what to do. A bit that has flipped since the save is found by a digest of the content, of
-//!   which [`Loaded::checked`] tells; in more than 1 MiB it is found when state has been written already, and
-//!   the error is [`Error::Torn`]. A file without a digest loads unchecked. A file is not believed: whatever
-//!   is in it, an error is the worst, and memory stays below its size and 64 MiB more.
-//! * **Streamed.** Either way takes memory on the host that does not grow with the size of the tensors: on
-//!   the CPU engine less than 8 MiB, measured with 96 MB. The GPU's goes through staging buffers of at most 8
-//!   MiB, a few at a time: the process, on software Vulkan with 192 MiB of state, takes 24 MiB for saving and
-//!   32 MiB for loading.
+//! * **Exact.** `n` steps, a save, a load elsewhere and `m` steps equal `n + m` steps bit for bit on the same
+//!   device, including skipped steps and stochastic rounding. Tensors may be declared in another order and
+//!   lie at other places: state keeps every bit. State in [blocks](crate::q8) does so only at the same
+//!   remainder of the offset by 4, since blocks depend on it. The following steps are equal too, unless norms
+//!   are taken: their squares are added in the order of the segments.
+//! * **Atomic.** A save writes a file beside its target, flushes it and renames it. After any interruption
+//!   the old file or the new one is there; the next save removes leftovers. Only one process at a time may
+//!   save to a path. A save follows no symbolic link to a file: it replaces a link at its target, and the
+//!   file behind the link does not change.
+//! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists [all
+//!   differences](Error::Mismatches), and changes nothing unless everything fits or a policy of [`Load`]
+//!   applies. A digest of the content detects bits that flipped after the save; [`Loaded::checked`] tells
+//!   whether there was one. In a file of more than 1 MiB a flipped bit is found after state has been written,
+//!   and the error is [`Error::Torn`]. A file without a digest loads unchecked. Untrusted files are safe to
+//!   load: malformed content is an error, and memory stays below the size of the file plus 64 MiB.
+//! * **Streamed.** Host memory does not grow with the size of the tensors. The CPU engine takes less than 8
+//!   MiB, measured with 96 MB of state. The GPU's state goes through a few staging buffers of at most 8 MiB:
+//!   on software Vulkan with 192 MiB of state, the process takes 24 MiB for saving and 32 MiB for loading.
 //!
-//! Unlike a step, saving and loading submit to the queue and wait for the device, and for the disk. A browser
-//! has no files and does not let a program wait for the device: there [`Cpu`] is saved to streams and loaded
-//! from them. State that is kept in host memory for a GPU, by `Offload`, is saved and loaded between steps,
-//! by [`Cpu::offloaded`], which does neither.
+//! Unlike a step, saving and loading submit to the queue and wait for the device and the disk. A browser has
+//! no files, and a program in it cannot wait for the device: save and load [`Cpu`] through streams there.
+//! State of an `Offload` is saved and loaded between steps by [`Cpu::offloaded`], which neither submits nor
+//! waits.
 //!
 //! # Several files
 //!
 //! With [`Save::shard_bytes`] the path is that of an index, `NAME.safetensors.index.json`, in the form of
-//! Hugging Face, beside which the shards lie. They have new names in every save, so that the index from
-//! before has its shards until the new one takes its place. Then all others with names of this index are
-//! removed, whole or not: what a save that was killed has left goes with the next, whenever that was. Files
-//! of other names are not touched. A copy of the index under another name has the same shards, which the next
-//! save removes: a checkpoint that is to stay is copied with them to another directory, or saved under a name
-//! of its own.
+//! Hugging Face, and the shards lie beside it. Shards have new names in every save, so the old index keeps
+//! its shards until the new index replaces it. The save then removes all other files with names of this
+//! index, also leftovers of interrupted saves. Files of other names are not touched. A copy of the index
+//! under another name has the same shards, and the next save removes them. To keep a checkpoint, copy it with
+//! its shards to another directory, or save it under a name of its own.
 
 mod compare;
 mod convert;
@@ -98,99 +98,101 @@ use std::collections::BTreeMap;
 
 /// The slot of the parameters themselves.
 const PARAM: &str = "param";
-/// What follows a slot's name where it is of the scales of its blocks.
+/// The end of a slot's name for the scales of its blocks.
 const SCALE_END: &str = ".scale";
 
-/// How to save.
+/// Settings of a save.
 #[derive(Clone, Debug, Default)]
 pub struct Save {
-    /// Writes several files, each with at most so many bytes of tensors (a larger tensor has one of its own),
-    /// and an index. A stream takes one file, so that [`save_to`] refuses it.
+    /// Writes an index and several files, each with at most this many bytes of tensors.
+    ///
+    /// A larger tensor has a file of its own. A stream takes one file, so [`save_to`] refuses this setting.
     pub shard_bytes: Option<u64>,
-    /// Texts of the program's own, by key; [`Loaded::metadata`] has them again. The keys `wgpu_optim` and
-    /// `total_size` are taken.
+    /// Texts of the program by key, which [`Loaded::metadata`] returns. The keys `wgpu_optim` and
+    /// `total_size` are reserved.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// How to load: by default, only what fits in everything.
+/// Policies of a load. By default everything must fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Tensors and slots that the file lacks.
+    /// Policy for tensors and slots that the file lacks.
     pub missing: Missing,
-    /// Tensors and slots that only the file has.
+    /// Policy for tensors and slots that only the file has.
     pub extra: Extra,
-    /// Slots that are stored in another format.
+    /// Policy for slots that are stored in another format.
     pub formats: Formats,
-    /// Hyperparameters, learning-rate factors and frozen groups that differ, or cannot be read.
+    /// Policy for hyperparameters, learning-rate factors and frozen groups that differ or cannot be read.
     pub hyperparameters: Differing,
-    /// Options that differ, other than formats; or that cannot be read.
+    /// Policy for options, other than formats, that differ or cannot be read.
     pub options: Differing,
 }
 
-/// What becomes of what the file lacks.
+/// A policy for content that the file lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Missing {
-    /// It is a mismatch.
+    /// The content is a mismatch.
     #[default]
     Error,
-    /// State starts as that of a new optimizer; parameters keep their values. In a group that goes on from
-    /// the file's count of steps, and whose scalars depend on the count (bias corrections, a first velocity
-    /// undamped, an initial sum, an average of the weights), it would not be updated so, and is a
-    /// [mismatch](Mismatch::Age): put such tensors in a group of their own, which starts
-    /// its count anew.
+    /// State starts as in a new optimizer; parameters keep their values.
+    ///
+    /// If a group continues from the file's count of steps and its scalars depend on the count, new state
+    /// would not get the updates of a new optimizer. This holds for bias corrections, an undamped first
+    /// velocity, an initial sum and an average of the weights. Such state is a [mismatch](Mismatch::Age): put
+    /// its tensors in a group of their own, which starts its own count.
     Zero,
 }
 
-/// What becomes of what only the file has.
+/// A policy for content that only the file has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Extra {
-    /// It is a mismatch.
+    /// The content is a mismatch.
     #[default]
     Error,
-    /// It is left out.
+    /// The content is left out.
     Ignore,
 }
 
-/// What becomes of formats that differ.
+/// A policy for formats that differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Formats {
-    /// They are a mismatch.
+    /// A difference is a mismatch.
     #[default]
     Same,
-    /// Numbers are decoded, and encoded to the nearest.
+    /// Numbers are decoded, and encoded with rounding to nearest.
     Convert,
 }
 
-/// What becomes of values that differ.
+/// A policy for values that differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Differing {
-    /// They are a mismatch.
+    /// A difference is a mismatch.
     #[default]
     Error,
-    /// The optimizer's values hold.
+    /// The optimizer keeps its values.
     Ignore,
-    /// The file's values hold: of hyperparameters, learning-rate factors and frozen groups all, and of
-    /// options the bound of a clip. They are what can change during a run; other options that differ are a
+    /// The optimizer takes the file's values that can change during a run: all hyperparameters, learning-rate
+    /// factors and frozen groups, and of the options the bound of a clip. Other options that differ are a
     /// mismatch.
     Take,
 }
 
-/// What a load has found beside the state.
+/// The result of a load, beside the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loaded {
-    /// Steps that were recorded, skipped ones included.
+    /// The number of recorded steps, including skipped ones.
     pub steps: u64,
-    /// Steps that were taken.
+    /// The number of taken steps.
     pub taken: u64,
-    /// Whether the file has a digest, which was compared then. Files of earlier versions, of PyTorch's
-    /// converter and of others have none: what has changed in them since is not seen.
+    /// Whether the file has a digest, which was compared. Files of earlier versions, of PyTorch's converter
+    /// and of other programs have none: changes in them are not detected.
     pub checked: bool,
-    /// [`Save::metadata`].
+    /// The texts of [`Save::metadata`].
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading safetensors files, whoever wrote them: nothing in them is believed before it is checked.
+//! Reading of untrusted safetensors files: all content is checked before use.
 
 mod header;
 mod index;
@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-/// Bytes read at a time, where less is asked for.
+/// Bytes per read for smaller requests.
 const BUFFER: usize = 1 << 20;
-/// Bytes read at a time, where more is asked for.
+/// Bytes per read for larger requests.
 const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
@@ -29,36 +29,36 @@ pub struct Stored {
     shape: Box<[u64]>,
     bytes: u64,
     file: u32,
-    /// From the start of the file.
+    /// The tensor's first byte from the start of the file.
     offset: u64,
 }
 
 impl Stored {
-    /// Its name: in a checkpoint `SLOT/TENSOR`.
+    /// The tensor's name: `SLOT/TENSOR` in a checkpoint.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How its elements are stored.
+    /// The type of the stored elements.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Its dimensions.
+    /// The tensor's dimensions.
     #[must_use]
     pub fn shape(&self) -> &[u64] {
         &self.shape
     }
 
-    /// Its size in bytes.
+    /// The tensor's size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The number of its elements.
+    /// The number of the tensor's elements.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "the number of elements, as in `Tensor`")]
     pub fn len(&self) -> u64 {
@@ -66,24 +66,24 @@ impl Stored {
     }
 }
 
-/// A safetensors file, or several with an index, or a stream of the caller's, open for reading.
+/// A safetensors file, several files with an index, or a stream of the caller, open for reading.
 ///
-/// Opening reads and checks the headers, in memory of a few times their size, which is at most 16 MiB in all
-/// files together; tensors are read when they are asked for.
+/// Opening reads and checks the headers, in memory of a few times their size. Their size is at most 16 MiB
+/// for all files together. Tensors are read on request.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// Of the file, the index or the stream.
+    /// The location of the file, the index or the stream.
     location: Location,
     files: Vec<Input<'a>>,
-    /// By name.
+    /// The tensors, sorted by name.
     tensors: Vec<Stored>,
     metadata: BTreeMap<String, String>,
-    /// Of each tensor, if there is a digest: of the bytes that have been read.
+    /// The sums of each tensor's bytes read so far, if there is a digest.
     sums: Vec<Sum>,
-    /// Bytes of their headers.
+    /// Bytes of the headers.
     header_bytes: u64,
     buffer: Vec<u8>,
-    /// Which file's bytes from where on are in the buffer.
+    /// The file and the first byte of the buffer's content.
     buffered: (u32, u64),
 }
 
@@ -104,7 +104,8 @@ impl<'a> Reader<'a> {
         Ok(reader.summed())
     }
 
-    /// Opens a stream that is one safetensors file from its first byte to its last, wherever it stands.
+    /// Opens a stream that is one safetensors file from its first byte to its last, for any position of the
+    /// stream.
     ///
     /// ```
     /// use wgpu_optim::checkpoint::Reader;
@@ -134,7 +135,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Ready to take sums of what is read, if they are asked for.
+    /// Prepares the sums of the bytes that will be read, if there is a digest.
     fn summed(mut self) -> Self {
         if digest::digits(&self.metadata).is_some() {
             self.sums = vec![Sum::default(); self.tensors.len()];
@@ -148,7 +149,7 @@ impl<'a> Reader<'a> {
         &self.tensors
     }
 
-    /// The tensor called `name`.
+    /// The tensor with the name `name`.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Stored> {
         self.index(name).map(|i| &self.tensors[i])
@@ -158,13 +159,13 @@ impl<'a> Reader<'a> {
         self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
     }
 
-    /// The metadata: texts by key.
+    /// The metadata of the file: texts by key.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Of the file, the index or the stream that was opened.
+    /// The location of the file, the index or the stream that was opened.
     pub(super) fn location(&self) -> &Location {
         &self.location
     }
@@ -173,8 +174,8 @@ impl<'a> Reader<'a> {
     /// full.
     ///
     /// # Errors
-    /// An [`Error`] if there is no such tensor, if the bytes cannot be read, or if the tensor has not so
-    /// many.
+    /// An [`Error`] if there is no such tensor, if the bytes cannot be read, or if the tensor has too few
+    /// bytes.
     pub fn read(&mut self, i: usize, start: u64, into: &mut [u8]) -> Result<(), Error> {
         let bound = self.tensors.len();
         let tensor = self.tensors.get(i).ok_or(Error::UnknownTensor { found: i, bound })?;
@@ -225,8 +226,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads all bytes that have not been read yet, and compares the content with the digest that it was
-    /// saved with. `false` if there is none.
+    /// Reads all bytes that were not read yet, and compares the content with the saved digest. `false` if
+    /// there is no digest.
     ///
     /// ```no_run
     /// # fn f() -> Result<(), wgpu_optim::checkpoint::Error> {
@@ -236,7 +237,7 @@ impl<'a> Reader<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`Malformed::Digest`] if the content is another, and an [`Error`] if it cannot be read.
+    /// [`Malformed::Digest`] if the content differs, and an [`Error`] if it cannot be read.
     pub fn verify(&mut self) -> Result<bool, Error> {
         let Some(expected) = digest::digits(&self.metadata).map(str::to_owned) else { return Ok(false) };
         let mut order: Vec<_> = (0..self.tensors.len()).collect();
@@ -259,7 +260,7 @@ impl<'a> Reader<'a> {
         Err(Error::Malformed { location: self.location.clone(), reason })
     }
 
-    /// Adds the tensors of a file, behind those before them; gives back its metadata.
+    /// Adds the tensors of a file after the earlier ones; returns the file's metadata.
     fn add(&mut self, mut input: Input<'a>) -> Result<BTreeMap<String, String>, Error> {
         let file = self.files.len() as u32;
         let (metadata, mut tensors) = header::read(&mut input, file, &mut self.header_bytes)?;
@@ -272,7 +273,7 @@ impl<'a> Reader<'a> {
         Ok(metadata)
     }
 
-    /// Adds the files that an index names, which lie in `directory`.
+    /// Adds the files of an index, which lie in `directory`.
     fn add_shards(&mut self, mut index: Input<'_>, directory: &Path) -> Result<(), Error> {
         let text = index::read(&mut index)?;
         let malformed = |reason| index.malformed(reason);

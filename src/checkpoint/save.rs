@@ -1,4 +1,4 @@
-//! Saving: the streams of an engine become the tensors of files, or of a stream.
+//! Saving: writes the streams of an engine as tensors of files or of a stream.
 
 use super::limits::TOTAL_SIZE;
 use super::metadata::{self, Metadata};
@@ -10,17 +10,17 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Saves all of an optimizer's state to `path`.
+/// Saves all state of an optimizer to `path`.
 ///
 /// # Errors
 /// An [`Error`] if the file cannot be written, if parameters, names or keys are refused, if a rule cannot be
-/// saved, or if the file would be more than is read: 512 files, 16 MiB of headers of all files together or of
-/// the index (of AdamW with parameters that are about 40 000 tensors with names of 40 letters), 1 024 keys of
-/// metadata, 32 dimensions, schedules within each other without end.
+/// saved, or if the file would exceed the limits of a load: 512 files, 16 MiB for the headers of all files
+/// together or for the index, 1 024 keys of metadata, 32 dimensions, a bounded depth of schedules. For AdamW
+/// with parameters, 16 MiB of headers are about 40 000 tensors with names of 40 letters.
 ///
-/// A file that was at `path` is still there then; but where the directory could not be flushed
-/// ([`Error::Io`], "write" with the directory's path) the new one is in its place, whole, and whether a crash
-/// of the machine brings back the old one is not known.
+/// After an error the old file is still at `path`, with one exception: if the directory could not be flushed
+/// ([`Error::Io`], "write" with the directory's path), the complete new file is at `path`. A crash of the
+/// machine may then bring back the old one.
 pub fn save<E: Engine>(engine: &mut E, path: impl AsRef<Path>, save: &Save) -> Result<(), Error> {
     save_with_progress(engine, path, save, |_, _| ())
 }
@@ -39,7 +39,7 @@ pub fn save<E: Engine>(engine: &mut E, path: impl AsRef<Path>, save: &Save) -> R
 /// ```
 ///
 /// # Errors
-/// Those of [`save`].
+/// The errors of [`save`].
 pub fn save_with_progress<E: Engine>(
     engine: &mut E,
     path: impl AsRef<Path>,
@@ -52,11 +52,11 @@ pub fn save_with_progress<E: Engine>(
     write(engine, &streams, writer, &mut progress).map(drop)
 }
 
-/// Saves all of an optimizer's state into `writer`, as the bytes that [`save`] gives one file.
+/// Saves all state of an optimizer into `writer`, with the bytes that [`save`] writes to one file.
 ///
-/// The bytes are written in pieces of at most 256 KiB, and `writer` is flushed behind the last. The header
-/// has the digest of all that follows, and a stream does not go back: so the state is read twice, the first
-/// time for the digest alone.
+/// The bytes are written in pieces of at most 256 KiB, and `writer` is flushed after the last. The header has
+/// the digest of all later bytes, and a stream cannot go back. The state is therefore read twice, the first
+/// time for the digest.
 ///
 /// ```
 /// use std::io::Cursor;
@@ -72,9 +72,9 @@ pub fn save_with_progress<E: Engine>(
 /// ```
 ///
 /// # Errors
-/// An [`Error`] as of [`save`], or if [`Save::shard_bytes`] is set. After an error of the stream
-/// ([`Error::Io`]) or of the engine, `writer` may have been given a part of the bytes;
-/// [`load_from`](super::load_from) refuses it.
+/// The errors of [`save`], and an [`Error`] if [`Save::shard_bytes`] is set. After an error of the stream
+/// ([`Error::Io`]) or of the engine, `writer` may have a part of the bytes; [`load_from`](super::load_from)
+/// refuses such a part.
 pub fn save_to<E: Engine>(engine: &mut E, writer: impl Write, save: &Save) -> Result<(), Error> {
     save_to_with_progress(engine, writer, save, |_, _| ())
 }
@@ -82,7 +82,7 @@ pub fn save_to<E: Engine>(engine: &mut E, writer: impl Write, save: &Save) -> Re
 /// Saves as [`save_to`] does, and reports as [`save_with_progress`] does.
 ///
 /// # Errors
-/// Those of [`save_to`].
+/// The errors of [`save_to`].
 pub fn save_to_with_progress<E: Engine>(
     engine: &mut E,
     writer: impl Write,
@@ -99,7 +99,7 @@ pub fn save_to_with_progress<E: Engine>(
     write(engine, &streams, writer, &mut progress).map(drop)
 }
 
-/// The tensors of a checkpoint before one is written.
+/// The tensors of a checkpoint, before the first is written.
 struct Plan {
     /// The engine's streams, in the order in which they are written.
     streams: Vec<usize>,
@@ -138,7 +138,7 @@ impl Plan {
     }
 }
 
-/// Writes the streams of an engine, one after the other. Returns the digest, unless it was given.
+/// Writes the streams of an engine, one after the other. Returns the digest if it was not given.
 fn write<E: Engine>(
     engine: &mut E,
     streams: &[usize],

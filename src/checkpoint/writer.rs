@@ -1,4 +1,4 @@
-//! Writing safetensors files: tensors one after the other, behind headers that are known beforehand.
+//! Writing of safetensors files: headers that are known beforehand, then tensors one after the other.
 
 mod files;
 mod header;
@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::path::Path;
 use stream::{BUFFER, Stream};
 
-/// A tensor that is going to be written.
+/// A tensor to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
     pub(super) name: String,
@@ -30,41 +30,41 @@ pub(super) struct Planned {
 
 /// Takes the bytes of files, one file after the other.
 trait Output {
-    /// The bytes that follow are those of the next file.
+    /// Starts the next file, to which all later bytes belong.
     fn begin(&mut self) -> Result<(), Error>;
-    /// The next bytes.
+    /// Writes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
-    /// Bytes in the place of the first ones of the only file.
+    /// Replaces the first bytes of the only file.
     fn restart(&mut self, bytes: &[u8]) -> Result<(), Error>;
-    /// All files are whole; the index of several has this text.
+    /// Ends the last file. `index` is the text of the index of several files.
     fn finish(&mut self, index: Option<&[u8]>) -> Result<(), Error>;
 }
 
-/// Tensors one after the other into one file, into several with an index, or into a stream.
+/// Writes tensors one after the other into one file, into several files with an index, or into a stream.
 pub(super) struct Writer<'a> {
     location: Location,
     tensors: Vec<Planned>,
     metadata: BTreeMap<String, String>,
-    /// Which tensors each file has.
+    /// The tensors of each file.
     files: Vec<Range<usize>>,
     /// The files' names, if there is an index.
     names: Option<Vec<String>>,
     output: Box<dyn Output + 'a>,
-    /// Files that have begun.
+    /// The number of files that have begun.
     begun: usize,
-    /// The tensor whose bytes come next, and how many of them.
+    /// The next tensor, and the number of its bytes written.
     tensor: usize,
     left: u64,
     /// The sum of each tensor's bytes, unless the digest is known.
     sums: Option<Vec<u32>>,
-    /// Bytes of all tensors, and how many of them have been written.
+    /// Bytes of all tensors, and the number written so far.
     total: u64,
     written: u64,
 }
 
 impl<'a> Writer<'a> {
-    /// Prepares to write `tensors`, in this order, in files of at most `shard_bytes` if it is given (a larger
-    /// tensor has a file of its own).
+    /// Prepares to write `tensors` in this order. With `shard_bytes` it makes files of at most this size; a
+    /// larger tensor has a file of its own.
     pub(super) fn create(
         path: &Path,
         tensors: Vec<Planned>,
@@ -80,8 +80,8 @@ impl<'a> Writer<'a> {
         Self::new(path.into(), Box::new(files), tensors, metadata, ranges, names)
     }
 
-    /// Prepares to write `tensors`, in this order, into `writer`. A stream does not go back to its header: it
-    /// has the digest that is given, or zeros.
+    /// Prepares to write `tensors`, in this order, into `writer`. A stream cannot go back to its header: the
+    /// header has the given digest, or zeros.
     pub(super) fn stream(
         writer: impl Write + 'a,
         tensors: Vec<Planned>,
@@ -179,7 +179,7 @@ impl<'a> Writer<'a> {
         self.total
     }
 
-    /// The next bytes; they do not reach from one tensor into the next.
+    /// Writes the next bytes. They do not cross from one tensor into the next.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         self.written = self.written.saturating_add(bytes.len() as u64);
         assert!(self.written <= self.total, "an engine hands over the bytes of its streams and no more");
@@ -193,7 +193,7 @@ impl<'a> Writer<'a> {
                 let begun = self.begin()?;
                 assert!(begun, "a file follows while bytes are left");
             }
-            // A piece at a time, which the processor's cache still has when it is written.
+            // By pieces: a piece is still in the processor's cache when it is written.
             let n = (bytes.len().min(BUFFER) as u64).min(self.left) as usize;
             let (piece, rest) = bytes.split_at(n);
             if let Some(sums) = &mut self.sums {
@@ -206,7 +206,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Begins the next file with its header, if there is one more.
+    /// Begins the next file with its header, if there is another file.
     fn begin(&mut self) -> Result<bool, Error> {
         if self.begun == self.files.len() {
             return Ok(false);
@@ -217,7 +217,7 @@ impl<'a> Writer<'a> {
         Ok(true)
     }
 
-    /// Ends the last file, has the disk keep all and puts it in place. The digest is `None` if it was given.
+    /// Ends the last file, flushes all files and renames them. The digest is `None` if it was given.
     pub(super) fn finish(mut self) -> Result<Option<u32>, Error> {
         assert_eq!(self.written, self.total, "an engine hands over all bytes of its streams");
         // A file without a byte of data has a header too.

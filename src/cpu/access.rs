@@ -1,4 +1,4 @@
-//! State as numbers, whatever its format, and state from an optimizer for another layout.
+//! State as numbers for every format, and the takeover of another optimizer's state.
 
 use super::{Optimizer, State};
 use crate::error::{StateError, StateMismatch};
@@ -8,11 +8,11 @@ use crate::rules::names::REMAINDER;
 use crate::state::{Content, lead, take_over, values};
 
 impl Optimizer {
-    /// State slot `slot` of `tensor` as numbers, whatever format it is stored in: one for each element.
+    /// Reads state slot `slot` of `tensor` as one number per element, for every format.
     ///
     /// # Errors
     /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, or for a remainder,
-    /// whose codes are no numbers.
+    /// which has codes that are not numbers.
     pub fn read_state(&self, slot: &str, tensor: &str) -> Result<Vec<f32>, StateError> {
         let (format, lead, stored) = self.numbers_of(slot, tensor)?;
         Ok(match stored {
@@ -22,10 +22,10 @@ impl Optimizer {
         })
     }
 
-    /// Writes state slot `slot` of `tensor` from numbers, one for each element, with rounding to nearest.
+    /// Writes state slot `slot` of `tensor` from one number per element, with rounding to nearest.
     ///
     /// # Errors
-    /// As [`read_state`](Self::read_state), and a [`StateError::Length`]. Nothing changes then.
+    /// The errors of [`read_state`](Self::read_state), and a [`StateError::Length`]. Nothing changes then.
     pub fn write_state(&mut self, slot: &str, tensor: &str, numbers: &[f32]) -> Result<(), StateError> {
         let (format, lead, _) = self.numbers_of(slot, tensor)?;
         let expected = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?.len;
@@ -43,7 +43,7 @@ impl Optimizer {
     }
 
     /// The format of a slot's numbers, the place of the tensor's first element in its first block, and the
-    /// numbers as they are stored.
+    /// numbers in their stored form.
     fn numbers_of(&self, slot: &str, tensor: &str) -> Result<(Format, usize, State<'_>), StateError> {
         let stored = self.state(slot, tensor)?;
         let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
@@ -56,9 +56,11 @@ impl Optimizer {
         Ok((format, lead(tensor.offset) as usize, stored))
     }
 
-    /// Takes over the state of `old`: of tensors of the same name, shape and slots, with counts of steps,
-    /// carried numbers and the loss scale. A group whose tensors are all new starts as in a new optimizer.
-    /// Tensors that this optimizer lacks are left out.
+    /// Takes over the state of `old`.
+    ///
+    /// It copies the state of tensors with the same name, shape and slots, the counts of steps, carried
+    /// numbers and the loss scale. A group of only new tensors starts as in a new optimizer. Tensors that
+    /// this optimizer lacks are left out.
     ///
     /// # Errors
     /// A [`StateError::Mismatches`] with everything that differs. Nothing changes then.

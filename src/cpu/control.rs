@@ -15,8 +15,8 @@ pub(crate) struct Decision {
 }
 
 impl Optimizer {
-    /// Decides about the step that has begun, and sets the scalars of all groups and tensors. `unscale` is
-    /// the factor of the gradients before clipping.
+    /// Decides about the current step, and sets the scalars of all groups and tensors. `unscale` is the
+    /// factor of the gradients before clipping.
     pub(crate) fn decide(&mut self, unscale: f64) -> Decision {
         self.group_sums.fill(0.0);
         let mut total = 0.0;
@@ -32,7 +32,7 @@ impl Optimizer {
         let finite = f64::is_finite(total);
         let norm = |sum: f64| sum.sqrt() * unscale;
         let bounded = |sum: f64, bound: f64| {
-            // It has the norm measured alone.
+            // An infinite bound only measures the norm.
             if bound == f64::INFINITY {
                 return 1.0;
             }

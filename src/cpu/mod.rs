@@ -1,22 +1,20 @@
-//! The same optimizer over slices, on the CPU: [`Optimizer`] in f32, as fast as memory allows, and
-//! [`Reference`] in f64, as plain as it can be.
+//! The optimizer for slices on the CPU: [`Optimizer`] in f32 for speed, and [`Reference`] in f64 for checks.
 //!
 //! # Threads
 //!
-//! With the feature `rayon` the work is divided among the threads of the pool that the call runs in: rayon's
-//! global one, or one of the caller's, by `pool.install(|| optimizer.step(…))`. A pool that was asked for
-//! with 0 threads has as many as there are cores, as rayon has it; one that the calling thread is part of
-//! (`ThreadPoolBuilder::use_current_thread`) has nobody to wake. Without the feature everything runs on the
-//! calling thread. Results are the same bit for bit: work is divided into tasks of a fixed number of
-//! elements, whoever does them.
+//! With the feature `rayon`, the threads of a pool divide the work. It is rayon's global pool or the
+//! caller's, by `pool.install(|| optimizer.step(…))`. A pool that was built with 0 threads has one per core,
+//! as in rayon. A pool that contains the calling thread (`ThreadPoolBuilder::use_current_thread`) has no
+//! thread to wake. Without the feature everything runs on the calling thread. Results are the same bit for
+//! bit: a task has a fixed number of elements on any number of threads.
 //!
 //! # Instructions
 //!
-//! The update is compiled several times, for AVX-512, AVX2 and what every processor of the architecture has
-//! (SSE2, or NEON on 64-bit ARM), and the best that the processor knows is chosen as it runs. Multiplications
-//! and additions are never fused, so that the results are the same bit for bit here too, but for what a NaN
-//! carries. Tests compare a run on an emulated AVX2, SSE2 and 64-bit ARM processor with that of one with
-//! AVX-512. On other architectures there is what the target has.
+//! The update is compiled for AVX-512, for AVX2 and for the base instructions of the architecture: SSE2, or
+//! NEON on 64-bit ARM. The best set that the processor has is chosen at run time. Multiplications and
+//! additions are never fused, so results are the same bit for bit for all sets; only NaN payloads may differ.
+//! Tests compare runs on emulated AVX2, SSE2 and 64-bit ARM processors with a run on one with AVX-512. Other
+//! architectures use the target's instructions.
 
 mod access;
 mod cells;

@@ -1,4 +1,4 @@
-//! The engine in f32: state in host memory, and a step in at most two passes over memory, three for a
+//! The engine in f32. State is in host memory. A step takes at most two passes over memory, or three for a
 //! layer-wise rule.
 
 use super::control::Decision;
@@ -16,8 +16,8 @@ use core::ops::Range;
 
 /// Applies the rules of a layout to its tensors in host memory.
 ///
-/// Options, names of state and errors are those of the GPU optimizer, and nothing is late: whether a step was
-/// skipped is known when the call returns.
+/// It has the options, state names and errors of the GPU optimizer. A step returns its report at once: the
+/// caller knows then whether the step was skipped.
 ///
 /// ```
 /// use wgpu_optim::{AdamW, Clip, Group, Layout, Options, cpu};
@@ -39,7 +39,7 @@ use core::ops::Range;
 pub struct Optimizer {
     pub(super) layout: Layout,
     pub(super) options: Options,
-    /// One for each rule of the layout.
+    /// One share per rule of the layout.
     pub(super) shares: Vec<Share>,
     pub(super) carries: Vec<Carry>,
     pub(super) steps: u64,
@@ -47,27 +47,27 @@ pub struct Optimizer {
     pub(super) loss_scale: f32,
     pub(super) good_steps: u32,
     dispatched: bool,
-    // Memory that a step works with, so that it allocates nothing.
+    // Working memory of a step, so that a step does not allocate.
     pub(super) next: Vec<Carry>,
     scratch: Vec<f64>,
-    /// Scalars of the groups, as many each as the rule with the most has.
+    /// Scalars of the groups. Each group has the number of the rule with the most scalars.
     pub(super) scalars: Vec<f32>,
     pub(super) group_sums: Vec<f64>,
 }
 
 impl Optimizer {
-    /// Zeroed state for `layout`.
+    /// Allocates zeroed state for `layout`.
     ///
     /// # Errors
-    /// An [`OptionsError`] if memory is lacking, or if a rule of one's own cannot run on the CPU.
+    /// An [`OptionsError`] if memory is lacking, or if a user-defined rule cannot run on the CPU.
     pub fn new(layout: Layout) -> Result<Self, OptionsError> {
         Self::with_options(layout, Options::default())
     }
 
-    /// Zeroed state for `layout`, and options for everything around the update.
+    /// Allocates zeroed state for `layout`, with options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
     pub fn with_options(layout: Layout, options: Options) -> Result<Self, OptionsError> {
         options.validate()?;
         let share = |rule| Share::new(&layout, &options, rule);
@@ -90,32 +90,32 @@ impl Optimizer {
         })
     }
 
-    /// The layout.
+    /// The layout of the optimizer's tensors.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The options.
+    /// The options of the optimizer.
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// Steps so far, skipped ones included.
+    /// The number of steps so far, including skipped ones.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The dynamic loss scale, by which the engine multiplies its loss before the backward pass. `None`
-    /// without [`Options::loss_scale`].
+    /// The dynamic loss scale. The engine multiplies its loss by it before the backward pass. `None` without
+    /// [`Options::loss_scale`].
     #[must_use]
     pub fn loss_scale(&self) -> Option<f32> {
         self.options.loss_scale.map(|_| self.loss_scale)
     }
 
-    /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`].
+    /// Restores a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`].
     ///
     /// # Errors
     /// A [`ChangeError`] if the scale is not from [`min`](crate::LossScale::min) to
@@ -128,7 +128,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Gives a group other hyperparameters of its rule, from the next step on.
+    /// Sets the hyperparameters of a group's rule, from the next step on.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown, if the rule is of another type or refused, or if it needs a
@@ -137,7 +137,7 @@ impl Optimizer {
         self.layout.set_rule(group, rule.into())
     }
 
-    /// Gives a group another factor of the learning rate, from the next step on.
+    /// Sets a group's factor of the learning rate, from the next step on.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown or the schedule is refused. Nothing changes then.
@@ -145,7 +145,7 @@ impl Optimizer {
         self.layout.set_lr_factor(group, factor.into())
     }
 
-    /// Gives the clip another bound, from the next step on.
+    /// Sets the bound of the clip, from the next step on.
     ///
     /// # Errors
     /// A [`ChangeError`] if the clip is of another kind than [`Options::clip`], or its bound is out of range.
@@ -154,8 +154,11 @@ impl Optimizer {
         self.options.set_clip(clip)
     }
 
-    /// Freezes a group: until it is [thawed](Self::unfreeze) a step reads and writes nothing of it, and no
-    /// norm includes it. Its count of steps rests too, as that of a PyTorch parameter whose `grad` is `None`.
+    /// Freezes a group.
+    ///
+    /// Until it is [thawed](Self::unfreeze), a step neither reads nor writes the group, and no norm includes
+    /// it. The group's count of steps rests too, like the count of a PyTorch parameter with `grad` set to
+    /// `None`.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown or memory is lacking.
@@ -184,8 +187,10 @@ impl Optimizer {
         self.shares.iter().map(Share::bytes).sum()
     }
 
-    /// State slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of `tensor`, as it is
-    /// stored; `None` if no group of the tensor's rule keeps it.
+    /// State slot `slot` of `tensor` in its stored form; `None` if no group of the tensor's rule keeps the
+    /// slot.
+    ///
+    /// The name is PyTorch's, `"ema"`, `"master"` or `"remainder"`.
     ///
     /// # Errors
     /// A [`StateError`] if the layout lacks the tensor, or the tensor's rule the slot.
@@ -197,10 +202,10 @@ impl Optimizer {
         Ok(numbers.get(range))
     }
 
-    /// State slot `slot` of `tensor` as it is stored, to be written.
+    /// State slot `slot` of `tensor` in its stored form, for writing.
     ///
     /// # Errors
-    /// As [`state`](Self::state).
+    /// The errors of [`state`](Self::state).
     pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, StateError> {
         let tensor = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
         let share = &mut self.shares[self.layout.rule_index(tensor.group)];
@@ -209,19 +214,20 @@ impl Optimizer {
         Ok(numbers.get_mut(range))
     }
 
-    /// Turns the choice of [instructions](crate::cpu#instructions) off: steps run with those that the program
-    /// is compiled for. Results are the same bits, and what a NaN carries is then the same on all processors
-    /// of an architecture too. Steps take longer. It also serves tools that do not know all instructions of
-    /// the processor.
+    /// Turns the choice of [instructions](crate::cpu#instructions) off: steps use the instructions that the
+    /// program is compiled for.
+    ///
+    /// Results have the same bits, and NaN payloads then also agree on all processors of an architecture.
+    /// Steps take longer. The setting also serves tools that do not know all instructions of the processor.
     #[must_use]
     pub fn baseline_instructions(self) -> Self {
         Self { dispatched: false, ..self }
     }
 
-    /// Takes one step, or skips it as the options say; returns a report if the options ask for one.
+    /// Takes one step, or skips it according to the options. Returns a report if the options ask for one.
     ///
-    /// `step` is a learning rate, or a [`Step`]. Once warm it allocates nothing of its own for flat slices
-    /// (rayon's queues may grow). `steps()` counts it.
+    /// `step` is a learning rate, or a [`Step`]. Once warm, a step with flat slices allocates nothing of its
+    /// own (rayon's queues may grow). [`steps`](Self::steps) counts it.
     ///
     /// # Errors
     /// A [`StepError`] if the slices are not those of the layout and the options, or if an argument is out of
@@ -262,7 +268,7 @@ impl Optimizer {
         }
         let Decision { skip, mut report } = self.decide(unscale);
         for rule in 0..self.shares.len() {
-            // A pass behind another one goes backwards.
+            // A pass after another one goes backwards.
             let mut again = looked;
             if self.is_layer_wise(rule) && !skip {
                 self.layer_norms(tensors, rule, self.tasks(rule), again);
@@ -288,14 +294,14 @@ impl Optimizer {
         Around { options, t: self.steps + 1 - self.skipped, dispatched: self.dispatched }
     }
 
-    /// Squares of the gradients of some tasks.
+    /// Sums the squares of the gradients of some tasks.
     pub(crate) fn scan(&mut self, tensors: &mut Checked<'_>, rule: usize, tasks: Range<usize>) {
         let options = self.options;
         let around = self.around(&options);
         self.shares[rule].scan(around, tensors, tasks);
     }
 
-    /// Squares that the trust ratios of a layer-wise rule are computed from.
+    /// Sums the squares for the trust ratios of a layer-wise rule.
     pub(crate) fn layer_norms(
         &mut self,
         tensors: &mut Checked<'_>,
@@ -308,12 +314,12 @@ impl Optimizer {
         self.shares[rule].layer_norms(around, tensors, tasks, backwards);
     }
 
-    /// The trust ratios of a layer-wise rule, once all of its tasks have been scanned.
+    /// Sets the trust ratios of a layer-wise rule, after all of its tasks have been scanned.
     pub(crate) fn set_trust_ratios(&mut self, rule: usize) {
         self.shares[rule].set_trust_ratios();
     }
 
-    /// The update of some tasks, or the rest of a step that is skipped.
+    /// Updates some tasks, or does the rest of a skipped step.
     pub(crate) fn update(
         &mut self,
         tensors: &mut Checked<'_>,
@@ -345,10 +351,10 @@ fn unknown_slot(slot: &str, tensor: &str) -> StateError {
     StateError::UnknownSlot { tensor: tensor.into(), slot: slot.into() }
 }
 
-/// Offloaded state: chunks of tasks whose gradients arrive one after the other.
+/// Offloaded state: gradients arrive in chunks of tasks, one after the other.
 #[cfg(feature = "gpu")]
 impl Optimizer {
-    /// The rules' tasks, so many at a time, with the ranges of the flat space that they update.
+    /// The rules' tasks in chunks of a number of tasks, with the ranges of the flat space that they update.
     pub(crate) fn chunks(
         &self,
         tasks: usize,
@@ -359,8 +365,8 @@ impl Optimizer {
         })
     }
 
-    /// The slices of some tasks of a rule: of flat parameters, and of gradients that have only the elements
-    /// of these tasks, one range behind the other.
+    /// The slices of some tasks of a rule: flat parameters, and gradients of only these tasks, one range
+    /// after the other.
     pub(crate) fn pieces<'a>(
         &self,
         rule: usize,

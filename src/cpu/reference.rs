@@ -1,11 +1,11 @@
-//! The optimizer in f64, in the plainest form: the devices are checked against it.
+//! The optimizer in f64, as a plain loop. Devices are checked against it.
 
 use crate::error::{BindError, OptionsError, OutOfMemory, StateError, StepError};
 use crate::layout::{Carry, Layout};
 use crate::step::Step;
 
-/// Applies the rules of a layout to its tensors in a flat slice, in f64: the reference. It has no options,
-/// and one thread goes from element to element.
+/// Applies the rules of a layout to its tensors in a flat slice, in f64: the reference. It has no options and
+/// runs on one thread, element by element.
 ///
 /// ```
 /// use wgpu_optim::{Group, Layout, Sgd, cpu};
@@ -20,7 +20,7 @@ use crate::step::Step;
 pub struct Reference {
     layout: Layout,
     names: Vec<&'static str>,
-    /// One vector a slot of [`Layout::slot_names`], indexed as the flat space; empty where no rule keeps the
+    /// One vector per slot of [`Layout::slot_names`], indexed as the flat space; empty if no rule keeps the
     /// slot.
     state: Vec<Vec<f64>>,
     carries: Vec<Carry>,
@@ -28,7 +28,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Zeroed state for `layout`.
+    /// Allocates zeroed state for `layout`.
     ///
     /// # Errors
     /// An [`OptionsError`] if memory is lacking, or if a rule has no CPU implementation.
@@ -51,13 +51,13 @@ impl Reference {
         Ok(Self { state, names, carries: vec![Carry::default(); layout.groups().len()], steps: 0, layout })
     }
 
-    /// The layout.
+    /// The layout of the tensors.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Steps taken so far.
+    /// The number of steps taken so far.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
@@ -76,14 +76,14 @@ impl Reference {
         Ok(if rule.kept[nth] { self.state[index].get(tensor.range()) } else { None })
     }
 
-    /// The flat vectors of all slots, in the order of [`Layout::slot_names`]; empty where no rule keeps a
-    /// slot.
+    /// The flat vectors of all slots, in the order of [`Layout::slot_names`]; empty for a slot that no rule
+    /// keeps.
     #[must_use]
     pub fn slots(&self) -> &[Vec<f64>] {
         &self.state
     }
 
-    /// Takes one step: `params` and `grads` are flat, as the layout places the tensors.
+    /// Takes one step. `params` and `grads` are flat, with the tensors at the layout's offsets.
     ///
     /// # Errors
     /// A [`StepError`] if a slice is shorter than [`Layout::len`], if an argument is out of range, or for a

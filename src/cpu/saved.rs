@@ -1,4 +1,4 @@
-//! The engine's state as checkpoints and other layouts take it.
+//! The engine's state for checkpoints and other layouts.
 
 use super::{Optimizer, State, StateMut};
 #[cfg(feature = "checkpoint")]
@@ -45,7 +45,7 @@ impl Optimizer {
         streams
     }
 
-    /// Everything that is counted and carried.
+    /// All counts and carries.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn counters(&self) -> Counters {
         let state = LossScaleState { scale: self.loss_scale, good_steps: self.good_steps };
@@ -68,7 +68,7 @@ impl Optimizer {
         self.shares.iter_mut().try_for_each(|share| share.divide(&self.layout))
     }
 
-    /// Goes on from `counters`, which have an entry for each group.
+    /// Continues from `counters`, which have one entry per group.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn restore(&mut self, counters: &Counters) {
         (self.steps, self.skipped) = (counters.steps, counters.steps - counters.taken);
@@ -80,7 +80,7 @@ impl Optimizer {
 }
 
 impl State<'_> {
-    /// The bytes of a stream of this content.
+    /// The bytes of a stream with this content.
     pub(crate) fn bytes(&self, content: Content) -> &[u8] {
         match self {
             Self::F32(x) => bytemuck::cast_slice(x),
@@ -92,7 +92,7 @@ impl State<'_> {
 }
 
 impl StateMut<'_> {
-    /// The bytes of a stream of this content, to be written.
+    /// The bytes of a stream with this content, to be written.
     pub(crate) fn bytes_mut(&mut self, content: Content) -> &mut [u8] {
         match self {
             Self::F32(x) => bytemuck::cast_slice_mut(x),

@@ -15,7 +15,7 @@ use crate::rules::loops::{Factor, Loops, MAX_SLOTS};
 use crate::rules::names::EMA;
 use core::ops::Range;
 
-/// Norms that an f32 does not hold are multiplied by it, 2⁻⁸⁰, as on the GPU.
+/// The factor 2⁻⁸⁰ of norms beyond f32, as on the GPU.
 const LARGE_UNIT: f64 = f64::from_bits((1_023 - 80) << 52);
 
 /// The tensors of one rule.
@@ -26,12 +26,11 @@ pub(super) struct Share {
     pub(super) spec: RuleSpec,
     loops: &'static Loops,
     pub(super) plan: Plan,
-    /// For each slot of the rule, the state of each kind of tensors.
+    /// The state of each kind of tensors, per slot of the rule.
     state: Vec<[Numbers; 2]>,
     master: Numbers,
     ema: Numbers,
-    /// Sets of scalars, one behind the other, with a factor of the gradients and a weight of the average for
-    /// each.
+    /// Sets of scalars, one after the other, each with a factor of the gradients and a weight of the average.
     scalars: Vec<f32>,
     factors: Vec<Factor>,
     weights: Vec<f32>,
@@ -39,11 +38,11 @@ pub(super) struct Share {
     pub(super) sums: Vec<Sums>,
 }
 
-/// Everything that a pass needs beside the share.
+/// Everything else that a pass needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around<'a> {
     pub(super) options: &'a Options,
-    /// The number of the step, from 1, without skipped ones.
+    /// The number of the step, from 1, without skipped steps.
     pub(super) t: u64,
     pub(super) dispatched: bool,
 }
@@ -51,7 +50,7 @@ pub(super) struct Around<'a> {
 /// Sets of scalars, factors of the gradients and weights of the averages.
 type AllScalars<'m> = (&'m [f32], &'m [Factor], &'m [f32]);
 
-/// Where state is.
+/// The place of state.
 enum Kept {
     Slot(usize),
     Master,
@@ -67,7 +66,7 @@ impl Share {
             return Err(RuleError::TooManySlots { rule: spec.name, slots: count, bound: MAX_SLOTS }.into());
         }
         let mut plan = Plan::new(layout, options, rule)?;
-        // Slots take the places from 1 on, for the parameters and gradients of the caller lie at 0.
+        // Slots take the places from 1 on; the caller's parameters and gradients take place 0.
         let numbers = |format: Option<Format>, nth: usize| {
             format.map_or(Ok(Numbers::None), |format| Numbers::zeros(plan.len, format, nth))
         };
@@ -99,7 +98,7 @@ impl Share {
         })
     }
 
-    /// Divides the work anew, as groups have been frozen or thawed.
+    /// Divides the work again, after groups were frozen or thawed.
     pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), OutOfMemory> {
         self.plan.divide(layout)?;
         self.sums.clear();
@@ -111,7 +110,7 @@ impl Share {
         self.state.iter().flatten().chain([&self.master, &self.ema]).map(Numbers::bytes).sum()
     }
 
-    /// The numbers of a slot for one of the tensors, and where they lie; `None` for an unknown slot.
+    /// The numbers of a slot for one of the tensors, and their place; `None` for an unknown slot.
     pub(super) fn numbers(
         &self,
         slot: &str,
@@ -151,7 +150,7 @@ impl Share {
         }
     }
 
-    /// The tasks, so many at a time, and the ranges of the flat space that they update.
+    /// The tasks in chunks of a number of tasks, and the ranges of the flat space that they update.
     #[cfg(feature = "gpu")]
     pub(super) fn chunks(&self, tasks: usize) -> impl Iterator<Item = (Range<usize>, Vec<Range<usize>>)> {
         let plan = &self.plan;
@@ -181,7 +180,7 @@ impl Share {
         })
     }
 
-    /// Fills each set of scalars, its factor and its weight of the average, from those of its group.
+    /// Fills each set of scalars, its factor and its weight of the average, from its group.
     pub(super) fn set_scalars(
         &mut self,
         scalars: impl Fn(usize, usize) -> f32,
@@ -204,7 +203,7 @@ impl Share {
         }
     }
 
-    /// Squares of the gradients of `tasks`.
+    /// Sums the squares of the gradients of `tasks`.
     pub(super) fn scan(&mut self, around: Around<'_>, tensors: &mut Checked<'_>, tasks: Range<usize>) {
         if tasks.is_empty() {
             return;
@@ -215,7 +214,7 @@ impl Share {
         sweep(plan, tasks, part, false, &|task, part| scan(plan, grads, task, part));
     }
 
-    /// Squares of parameters and update directions, for a layer-wise rule.
+    /// Sums the squares of parameters and update directions, for a layer-wise rule.
     pub(super) fn layer_norms(
         &mut self,
         around: Around<'_>,
@@ -226,7 +225,7 @@ impl Share {
         self.sweep(around, tensors, tasks, backwards, false, passes::layer_norms);
     }
 
-    /// The update, or the rest of a step that is skipped.
+    /// Updates tasks, or does the rest of a skipped step.
     pub(super) fn update(
         &mut self,
         around: Around<'_>,
@@ -242,8 +241,8 @@ impl Share {
         }
     }
 
-    /// The tensors' trust ratios, from the sums of the tensor ranges. Each tensor has one or several tensor
-    /// ranges, or none if its group is frozen.
+    /// Sets the tensors' trust ratios, from the sums of the tensor ranges. Each tensor has one or several
+    /// tensor ranges, or none if its group is frozen.
     pub(super) fn set_trust_ratios(&mut self) {
         let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
         let mut tensor_ranges = self.plan.tensor_ranges.iter().zip(&self.sums).peekable();
@@ -318,7 +317,7 @@ impl Share {
         }
         let Around { options, t, dispatched } = around;
         let storage = options.storage();
-        // Of tensors of each kind.
+        // For tensors of each kind.
         let storages = [storage, Storage { states: Format::F32, ..storage }];
         let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
         let (loops, slots) = (self.loops, self.spec.slots.len());

@@ -7,7 +7,7 @@ use crate::formats::Format;
 use crate::formats::q8;
 use core::ops::{Deref, DerefMut, Range};
 
-/// Numbers of all elements, as they are stored.
+/// Numbers of all elements in their stored form.
 #[derive(Clone, Debug)]
 pub(super) enum Numbers {
     None,
@@ -16,13 +16,12 @@ pub(super) enum Numbers {
     Q8(Staggered<u8>, Staggered<u32>),
 }
 
-/// Bytes between the starts of two slots, on top of whole pages. Large arrays begin at one place in their
-/// pages each. Elements of one index then compete for the same sets of a cache, and the step takes up to an
-/// eighth longer. This odd multiple of 256 spreads 16 arrays over a page, and keeps their alignment to cache
-/// lines.
+/// Bytes between the starts of two slots, on top of whole pages. Large arrays begin at the same place in a
+/// page. Elements of one index then compete for the same sets of a cache, and the step takes up to an eighth
+/// longer. This odd multiple of 256 spreads 16 arrays over a page, and keeps their alignment to cache lines.
 const STAGGER: usize = 1280;
 
-/// Numbers that begin some bytes behind the start of their memory.
+/// Numbers that begin some bytes after the start of their memory.
 #[derive(Clone, Debug)]
 pub(super) struct Staggered<T> {
     all: Vec<T>,

@@ -1,4 +1,4 @@
-//! The caller's parameters and gradients, and how they are divided among threads.
+//! The caller's parameters and gradients, and their division among threads.
 
 use super::cells::Cells;
 use super::tasks::{Plan, Task, TensorRange};
@@ -13,7 +13,7 @@ use std::collections::HashSet;
 #[derive(Debug)]
 pub struct Params<'a>(pub(super) Cells<'a>);
 
-/// Gradients: a slice as of [`Params`], exclusive if they are to be set to zero.
+/// Gradients: a slice as for [`Params`]; an exclusive one if the options set gradients to zero.
 #[derive(Debug)]
 pub struct Grads<'a>(Cells<'a>);
 
@@ -43,7 +43,7 @@ from!(Grads, u16, Write2, ['a mut]);
 from!(Grads, f32, Read4,);
 from!(Grads, u16, Read2,);
 
-/// The caller's parameters and gradients.
+/// The caller's parameters and gradients in host memory.
 #[derive(Debug)]
 pub struct Tensors<'a>(Form<'a>);
 
@@ -78,8 +78,8 @@ impl<'a> Tensors<'a> {
         Self(Form::Flat(Pair { p: params.into().0, g: grads.into().0 }))
     }
 
-    /// Slices of single tensors: `(name, parameters, gradients)`, in any order; that of the layout's flat
-    /// space is quickest.
+    /// One pair of slices per tensor: `(name, parameters, gradients)`, in any order. The order of the
+    /// layout's flat space is fastest.
     pub fn each<P: Into<Params<'a>>, G: Into<Grads<'a>>>(
         tensors: impl IntoIterator<Item = (&'a str, P, G)>,
     ) -> Self {
@@ -122,8 +122,7 @@ impl<'a> Tensors<'a> {
                 for (rule, pairs) in pairs.iter_mut().enumerate() {
                     pairs.resize_with(plan(rule).spans.len(), Pair::default);
                 }
-                // The next tensor, and the next place of each rule, without a search for slices that come in
-                // order.
+                // The next tensor, and the next place of each rule: slices in order need no search.
                 let (mut in_order, mut nth) = (layout.by_offset().peekable(), vec![0; rules]);
                 let mut without_elements = HashSet::new();
                 for (name, pair) in given.into_iter().take(layout.tensors().len()) {
@@ -169,12 +168,12 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Tensors that go with a layout.
+/// Tensors that were checked against a layout.
 #[derive(Debug)]
 pub(crate) enum Checked<'a> {
     /// One slice of parameters and one of gradients.
     Flat {
-        /// Where the slices start, in the flat space.
+        /// The start of the slices in the flat space.
         first: usize,
         pair: Pair<'a>,
     },
@@ -185,21 +184,21 @@ pub(crate) enum Checked<'a> {
     Tasks {
         /// The first element.
         start: usize,
-        /// Its tensor.
+        /// The tensor of the first element.
         span: usize,
         pairs: Vec<Pair<'a>>,
     },
 }
 
 impl<'a> Checked<'a> {
-    /// Parameters in one slice, where no gradients are read.
+    /// Parameters in one slice, if no gradients are read.
     #[cfg(feature = "gpu")]
     pub(crate) fn params(params: &'a mut [f32]) -> Self {
         Self::Flat { first: 0, pair: Pair { p: Cells::Write4(params), g: Cells::None } }
     }
 
     /// The slices of tasks of one rule, from element `start` of span `span` on. `ranges` are their ranges of
-    /// the flat space with their spans; the gradients lie one range behind the other.
+    /// the flat space with their spans; the gradients lie one range after the other.
     #[cfg(feature = "gpu")]
     pub(super) fn tasks(
         start: usize,
@@ -242,30 +241,29 @@ impl<'a> Checked<'a> {
     }
 }
 
-/// The caller's memory of the elements from one to another.
+/// The caller's memory of a range of elements.
 pub(super) enum Memory<'m, 'a> {
     Flat {
-        /// Where the slices start, in the flat space.
+        /// The start of the slices in the flat space.
         first: usize,
         pair: Pair<'m>,
     },
     Each {
         /// The first element.
         start: usize,
-        /// Its tensor.
+        /// The tensor of the first element.
         span: usize,
-        /// What is left of a tensor that begins before the first element.
+        /// The rest of a tensor that begins before the first element.
         head: Option<Pair<'m>>,
         /// Whole tensors.
         body: &'m mut [Pair<'a>],
-        /// What there is of a tensor that ends behind the last element.
+        /// The part of a tensor that ends after the last element.
         tail: Option<Pair<'m>>,
     },
 }
 
 impl<'m, 'a> Memory<'m, 'a> {
-    /// The memory of tensor `span`, and the number of the element that it begins with, which may be below
-    /// zero and then wraps.
+    /// The memory of tensor `span`, and the number of its first element. A number below zero wraps.
     #[inline]
     pub(super) fn of(&mut self, plan: &Plan, span: usize) -> (Pair<'_>, usize) {
         let at = &plan.spans[span];
@@ -298,7 +296,7 @@ impl<'m, 'a> Memory<'m, 'a> {
                 (Self::Flat { first, pair }, Self::Flat { first: next, pair: rest })
             }
             Self::Each { start, span, mut head, body, mut tail } => {
-                // Elements of the tensor that are here and come before the task.
+                // Elements of the tensor in this memory before the task.
                 let before = cut - at.start.max(start);
                 let nth = first_span - span;
                 let heads = usize::from(head.is_some());
@@ -327,12 +325,12 @@ impl<'m, 'a> Memory<'m, 'a> {
     }
 }
 
-/// State of a tensor, as it is stored.
+/// State of a tensor in its stored form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum State<'a> {
     /// Numbers.
     F32(&'a [f32]),
-    /// Codes of the format that the [options](crate::Options::states) say, or of a remainder.
+    /// Codes of the [options'](crate::Options::states) format, or of a remainder.
     U16(&'a [u16]),
     /// Codes of 8 bits, and the scales of their [blocks](crate::q8). The first block begins with the multiple
     /// of 4 in the flat space at or before the tensor's first element.
@@ -340,7 +338,7 @@ pub enum State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// The numbers, if it is stored as such.
+    /// The numbers, if the state is stored in f32.
     #[must_use]
     pub fn as_f32(self) -> Option<&'a [f32]> {
         if let Self::F32(numbers) = self { Some(numbers) } else { None }
@@ -353,7 +351,7 @@ impl<'a> From<&'a [f32]> for State<'a> {
     }
 }
 
-/// State of a tensor as it is stored, to be written.
+/// State of a tensor in its stored form, for writing.
 #[derive(Debug, PartialEq)]
 pub enum StateMut<'a> {
     /// Numbers.

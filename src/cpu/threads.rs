@@ -1,6 +1,6 @@
-//! The one place that knows of threads.
+//! Threads: no other module knows of them.
 
-/// Runs `f` where [`join`] is cheap: with the feature `rayon`, on a thread of the pool.
+/// Runs `f` on a thread where [`join`] is cheap: with the feature `rayon`, on a thread of the pool.
 #[cfg(feature = "rayon")]
 pub(super) fn within<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| f())
@@ -22,7 +22,7 @@ pub(super) fn count() -> usize {
     1
 }
 
-/// Runs both, at once if there is a thread for it.
+/// Runs both functions, in parallel if there is a free thread.
 #[cfg(feature = "rayon")]
 pub(super) fn join(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
     rayon::join(a, b);

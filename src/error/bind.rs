@@ -13,12 +13,12 @@ pub enum BindError {
         tensor: String,
     },
     /// A tensor was handed over twice.
-    #[error("tensor {tensor:?} is handed over twice: hand it over once")]
+    #[error("tensor {tensor:?} is given twice: give it once")]
     DuplicateTensor {
         /// The tensor's name.
         tensor: String,
     },
-    /// The tensors are not as many as the layout's.
+    /// The number of tensors differs from the layout's.
     #[error("{found} tensors, must be {expected} as in the layout")]
     TensorCount {
         /// The number of tensors that were handed over.
@@ -57,10 +57,10 @@ pub enum BindError {
         bound: &'static str,
     },
     /// The options set gradients to zero, and their slice is shared.
-    #[error("grads are a shared slice, must be an exclusive one (`&mut`) where zero_gradients is set")]
+    #[error("grads are a shared slice, must be an exclusive one (`&mut`) with zero_gradients")]
     ReadOnly,
     /// A buffer of a tensor's own, with elements of 2 bytes, would share words with the tensor before it.
-    #[error("{what} start at element {offset} of the layout, must be even where elements have 2 bytes")]
+    #[error("{what} start at element {offset} of the layout, must be even for elements of 2 bytes")]
     OddElement {
         /// The name of the buffer.
         what: String,
@@ -75,10 +75,11 @@ pub enum BindError {
         /// The usage that the buffer lacks.
         usage: &'static str,
     },
-    /// A buffer is of another device than the optimizer. wgpu tells devices of one instance apart. A buffer
-    /// of another instance is taken for one of the device, or wgpu panics. In a browser the device's handler
-    /// has the error.
-    #[error("{what}: the buffer is of another device, must be of the optimizer's: create it there")]
+    /// A buffer is of another device than the optimizer.
+    ///
+    /// wgpu tells devices of one instance apart. A buffer of another instance is accepted as one of the
+    /// device, or wgpu panics. In a browser the device's error handler gets the error.
+    #[error("{what}: the buffer is of another device, must be of the optimizer's: create it on that device")]
     OtherDevice {
         /// The name of the buffer.
         what: String,
@@ -106,7 +107,7 @@ pub enum BindError {
         size: u64,
     },
     /// Two ranges of one buffer share bytes. Bindings start at multiples of 256 bytes, so parameters and
-    /// gradients of one buffer have to lie in blocks of their own.
+    /// gradients of one buffer have to lie in separate blocks of 256 bytes.
     #[error("{first} and {second} share bytes {start}..{end} of one buffer: place them apart")]
     Overlap {
         /// The name of one range.

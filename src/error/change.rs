@@ -2,8 +2,8 @@
 
 use super::{DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
 
-/// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. Nothing
-/// has changed.
+/// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. The
+/// optimizer is unchanged.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
@@ -59,7 +59,7 @@ pub enum ChangeError {
     /// The device is lost, or has no memory for the new loss scale.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The host has too little memory to divide the tensors anew.
+    /// The host has too little memory to divide the tensors again.
     #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
     Memory {
         /// The number of bytes that were asked for.

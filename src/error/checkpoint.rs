@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 /// The error of saving or loading a checkpoint.
 ///
-/// The file of the checkpoint's name is whole: the one from before or, after a directory that could not be
-/// flushed, the new one. The optimizer's state is whole, but after [`Torn`](Self::Torn).
+/// The file at the checkpoint's path is always complete. It is the old file, or the new one if only the flush
+/// of its directory failed. The optimizer's state is complete except after [`Torn`](Self::Torn).
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,8 +33,8 @@ pub enum Error {
         /// The error of the operating system or the stream.
         source: IoError,
     },
-    /// The file is no safetensors file, is cut short or damaged, or is not to be written because it would not
-    /// be read.
+    /// The file is not a safetensors file, or is cut short or damaged. In a save: a load would refuse the
+    /// file.
     #[error("{location}: {reason}")]
     Malformed {
         /// The file or stream.
@@ -42,12 +42,12 @@ pub enum Error {
         /// The defect.
         reason: Malformed,
     },
-    /// The end of a path says that the file is of another kind.
+    /// The extension of a path belongs to another kind of file.
     #[error("{path:?}: the name of {what} {bound}")]
     Name {
         /// The path.
         path: PathBuf,
-        /// The kind of file that was asked for.
+        /// The requested kind of file.
         what: &'static str,
         /// The condition on its name.
         bound: &'static str,
@@ -58,9 +58,9 @@ pub enum Error {
         /// The value of `shard_bytes`.
         found: u64,
     },
-    /// The safetensors file has no metadata of an optimizer. It may have parameters.
+    /// The safetensors file has no metadata of an optimizer. It may contain parameters.
     #[error(
-        "{location} is no checkpoint of an optimizer, its metadata has no {key:?}: load a file of `save`"
+        "{location} is no checkpoint of an optimizer: its metadata has no {key:?}; load a file of `save`"
     )]
     NotACheckpoint {
         /// The file or stream.
@@ -101,8 +101,8 @@ pub enum Error {
         /// The number of steps.
         steps: usize,
     },
-    /// A metadata key of the caller's is the checkpoint's own.
-    #[error("metadata {key:?} is taken: choose another key")]
+    /// A metadata key of the caller is reserved for the checkpoint.
+    #[error("metadata {key:?} is reserved: choose another key")]
     Key {
         /// The key.
         key: String,
@@ -135,8 +135,8 @@ pub enum Error {
     /// The device is lost, or refuses a buffer or a command.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Reading failed after writing to the optimizer had begun, so that its state is partly that of the
-    /// checkpoint. Load again before the next step.
+    /// Reading failed after the first write to the optimizer, so its state is partly the checkpoint's. Load
+    /// again before the next step.
     #[error("the state is partly overwritten: {0}; load again before the next step")]
     Torn(Box<Error>),
 }

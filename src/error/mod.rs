@@ -1,4 +1,4 @@
-//! Errors, one enum a stage, and one enum over all stages.
+//! Errors: one enum per stage, and one enum over all stages.
 
 mod bind;
 mod change;
@@ -46,43 +46,43 @@ pub use step::StepError;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A rule or its hyperparameters.
+    /// The error of a rule or its hyperparameters.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// A schedule or a recipe.
+    /// The error of a schedule or a recipe.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// A layout.
+    /// The error of a layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Options, or the creation of an optimizer.
+    /// The error of options, or of the creation of an optimizer.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// The caller's buffers and slices.
+    /// The error of the caller's buffers and slices.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A step.
+    /// The error of a step.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// A change between steps.
+    /// The error of a change between steps.
     #[error(transparent)]
     Change(#[from] ChangeError),
-    /// State that is read, written or taken over.
+    /// The error of state that is read, written or taken over.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A call of an offloaded optimizer.
+    /// The error of a call of an offloaded optimizer.
     #[error(transparent)]
     Offload(#[from] OffloadError),
-    /// A checkpoint.
+    /// The error of a checkpoint.
     #[cfg(feature = "checkpoint")]
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// A device.
+    /// The error of a device.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// Memory of the host that cannot be allocated. Each stage has a variant of its own for it.
+/// Host memory that cannot be allocated. Each stage has its own variant for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutOfMemory {
     pub(crate) bytes: u64,

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A number as a message has it: in the fewest digits that read back as the same number, at most 17 of them,
-/// and with an exponent where zeros would surround them.
+/// A number in a message: in the fewest digits that read back as the same number, at most 17, and with an
+/// exponent if zeros would surround them.
 pub(crate) struct Number(pub(crate) f64);
 
 impl fmt::Display for Number {
@@ -36,7 +36,7 @@ mod tests {
             let printed = Number(x).to_string();
             assert_eq!(printed, text);
             assert!(printed.parse::<f64>().unwrap() == x || x.is_nan());
-            // Zeros in front are none of them.
+            // Leading zeros do not count.
             let digits = printed.split('e').next().unwrap().replace(['.', '-'], "");
             assert!(digits.trim_start_matches('0').len() <= 17, "{printed}");
         }

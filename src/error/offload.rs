@@ -2,9 +2,9 @@
 
 use super::{BindError, ChangeError, DeviceError, StateError, StepError};
 
-/// The error of an optimizer whose state is offloaded.
+/// The error of an optimizer with offloaded state.
 ///
-/// A step that is under way stays where it was.
+/// A step in progress keeps its position.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OffloadError {
@@ -22,7 +22,7 @@ pub enum OffloadError {
         /// The number of the chunk.
         chunk: usize,
     },
-    /// A chunk of gradients is on its way or has arrived.
+    /// A chunk of gradients is in transfer or has arrived.
     #[error("chunk {chunk} of the gradients has been requested already: advance the step first")]
     Requested {
         /// The number of the chunk.
@@ -38,10 +38,8 @@ pub enum OffloadError {
         /// One past the last chunk that can be requested.
         end: usize,
     },
-    /// A step is under way, and the call is possible between steps only.
-    #[error(
-        "a step is under way: chunks of its gradients have not been worked on yet; advance it to its end"
-    )]
+    /// A step is in progress, and the call is possible between steps only.
+    #[error("a step is in progress, with chunks of gradients left: advance it to its end")]
     StepUnderWay,
     /// The arguments of a step are refused.
     #[error(transparent)]
@@ -52,7 +50,7 @@ pub enum OffloadError {
     /// A tensor or a state slot is unknown.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A buffer of the caller's is refused.
+    /// A buffer of the caller is refused.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The device is lost or refuses staging buffers, or their contents cannot be read.

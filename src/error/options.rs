@@ -26,10 +26,10 @@ pub enum OptionsError {
         /// The possible formats.
         bound: &'static str,
     },
-    /// The options set gradients to zero that lie on a device, where only the caller writes them.
-    #[error("zero_gradients = true, must be false where state is offloaded")]
+    /// The options set gradients to zero that lie on a device, and only the caller writes them there.
+    #[error("zero_gradients = true, must be false for offloaded state")]
     ZeroGradients,
-    /// The parameters are not as many as the layout's elements.
+    /// The number of parameters differs from the layout's.
     #[error("{found} parameters, must be {expected} as in the layout")]
     Parameters {
         /// The number of parameters that were handed over.
@@ -40,7 +40,7 @@ pub enum OptionsError {
     /// A rule cannot run on the CPU.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// The groups are more than the kernels can tell apart, or their scalars more than a binding holds.
+    /// Too many groups for the kernels, or too many scalars for a binding.
     #[error("{groups} groups, must be at most {bound} for these rules on this device: join some of them")]
     TooManyGroups {
         /// The number of groups.
@@ -48,7 +48,7 @@ pub enum OptionsError {
         /// The largest number of groups.
         bound: usize,
     },
-    /// The tensors of a layer-wise rule are more than the kernels can tell apart.
+    /// Too many tensors of a layer-wise rule for the kernels.
     #[error(
         "{tensors} tensors, must be at most {bound} for rule {rule} on this device: join some of them, or \
          give some another rule"

@@ -40,7 +40,7 @@ pub enum RuleError {
         /// The rule's name.
         rule: &'static str,
     },
-    /// The rule has more state slots than the CPU engine brings into its cache.
+    /// The rule has more state slots than the CPU engine supports.
     #[error("{rule}: {slots} state slots, must be at most {bound} on the CPU")]
     TooManySlots {
         /// The rule's name.

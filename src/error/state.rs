@@ -2,7 +2,7 @@
 
 use super::{BindError, DeviceError};
 
-/// The error of reading, writing or taking over state. Nothing has changed.
+/// The error of reading, writing or taking over state. The optimizer is unchanged.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
@@ -22,7 +22,7 @@ pub enum StateError {
     },
     /// No configuration of the tensor's rule keeps the state slot.
     #[error(
-        "group {group:?}: the hyperparameters do without state slot {slot}: choose one of \
+        "group {group:?}: the hyperparameters need no state slot {slot}: choose one of \
          `Layout::kept_slots`"
     )]
     SlotNotKept {
@@ -31,15 +31,15 @@ pub enum StateError {
         /// The slot's name.
         slot: &'static str,
     },
-    /// The state slot has codes that are no numbers.
-    #[error("{slot} of tensor {tensor:?} has codes that are no numbers: read them as they are stored")]
+    /// The state slot has codes that are not numbers.
+    #[error("{slot} of tensor {tensor:?} has codes that are not numbers: read them in their stored form")]
     NoNumbers {
         /// The slot's name.
         slot: &'static str,
         /// The tensor's name.
         tensor: String,
     },
-    /// The numbers are not as many as the tensor's elements.
+    /// The count of numbers differs from the tensor's elements.
     #[error("{slot} of tensor {tensor:?}: {found} numbers, must be {expected}")]
     Length {
         /// The slot's name.
@@ -51,7 +51,7 @@ pub enum StateError {
         /// The number of the tensor's elements.
         expected: u64,
     },
-    /// The bytes of a copy are too few.
+    /// A copy has too few bytes.
     #[error("{found} bytes of a state slot, must be at least {bound}")]
     Bytes {
         /// The number of bytes that were handed over.
@@ -61,7 +61,7 @@ pub enum StateError {
     },
     /// The tensor shares words of 2-byte state with another tensor, as in a packed layout.
     #[error(
-        "{slot} of tensor {tensor:?} has 2 bytes an element, and shares words with another tensor: \
+        "{slot} of tensor {tensor:?} has 2 bytes per element and shares words with another tensor: \
          align tensors as `Layout::new` does"
     )]
     SharedWord {
@@ -73,10 +73,10 @@ pub enum StateError {
     /// The buffer for a copy is refused.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The device is lost, or has no memory for what is written.
+    /// The device is lost, or lacks memory for the written values.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The state does not fit the optimizer that is to take it over: all differences.
+    /// The state does not fit the optimizer that takes it over: all differences.
     #[error("the state does not fit: {}", list(.0))]
     Mismatches(Vec<StateMismatch>),
 }
@@ -86,11 +86,11 @@ fn list(mismatches: &[StateMismatch]) -> String {
     mismatches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// A difference between state and the optimizer that is to take it over.
+/// A difference between state and the optimizer that takes it over.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateMismatch {
-    /// A tensor of another shape.
+    /// A tensor has another shape.
     #[error("tensor {tensor:?} has shape {found:?}, must have {expected:?}")]
     Shape {
         /// The tensor's name.
@@ -100,7 +100,7 @@ pub enum StateMismatch {
         /// The shape in the new one.
         expected: Vec<u64>,
     },
-    /// A tensor with other state slots.
+    /// A tensor has other state slots.
     #[error("tensor {tensor:?} has state slots {found:?}, must have {expected:?}")]
     Slots {
         /// The tensor's name.
@@ -110,7 +110,7 @@ pub enum StateMismatch {
         /// The slots that the new one keeps.
         expected: Vec<&'static str>,
     },
-    /// A tensor of another rule, which carries a number from step to step.
+    /// A tensor has another rule, and one that carries a number from step to step.
     #[error("tensor {tensor:?} has rule {found}, which carries a number between steps, must have {expected}")]
     Rule {
         /// The tensor's name.
@@ -120,7 +120,7 @@ pub enum StateMismatch {
         /// The rule in the new one.
         expected: &'static str,
     },
-    /// State in another format.
+    /// State has another format.
     #[error("{slot} of tensor {tensor:?}: {found}, must be {expected}")]
     Format {
         /// The tensor's name.
@@ -129,13 +129,13 @@ pub enum StateMismatch {
         slot: &'static str,
         /// The old optimizer's format.
         found: &'static str,
-        /// The new one's format.
+        /// The new optimizer's format.
         expected: &'static str,
     },
-    /// A tensor that has not taken the steps of its group, whose scalars depend on their number.
+    /// A tensor has not taken the steps of its group, and the group's scalars depend on their number.
     #[error(
-        "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend on their \
-         number: put it in a group of its own"
+        "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, and its scalars depend on \
+         their number: put it in a group of its own"
     )]
     Age {
         /// The tensor's name.
@@ -145,14 +145,14 @@ pub enum StateMismatch {
         /// The number of steps that the group has taken.
         steps: u64,
     },
-    /// An option that the state cannot go without.
+    /// An option that the state depends on has another value.
     #[error("{option}: {found}, must be {expected}")]
     Option {
         /// The option's name.
         option: &'static str,
         /// The old optimizer's value.
         found: &'static str,
-        /// The value that the new one must have.
+        /// The required value of the new optimizer.
         expected: &'static str,
     },
 }

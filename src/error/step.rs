@@ -49,7 +49,7 @@ pub enum StepError {
         /// The scalar in f64.
         value: f64,
     },
-    /// Too many steps that may have been skipped are recorded since the last report of the device.
+    /// Too many steps that may have been skipped were recorded since the device's last report.
     #[error(
         "{steps} steps recorded without a report from the device, must be at most {bound}: submit and poll"
     )]
@@ -59,18 +59,18 @@ pub enum StepError {
         /// The largest number of steps.
         bound: usize,
     },
-    /// The momentum changes while a step is unreported that may have been skipped, and the scalars of the
-    /// rule depend on the momenta of the steps that were taken.
-    #[error("{rule}: the momentum changes while {steps} steps are unreported: wait for their reports")]
+    /// The momentum changes while a step that may have been skipped has no report, and the rule's scalars
+    /// depend on the momenta of the taken steps.
+    #[error("{rule}: the momentum changes while {steps} steps have no report: wait for their reports")]
     UncertainMomentum {
         /// The rule's name.
         rule: &'static str,
         /// The number of steps since the last report.
         steps: usize,
     },
-    /// A group was frozen or thawed while steps are unreported that may have been skipped.
+    /// A group was frozen or thawed while steps that may have been skipped have no report.
     #[error(
-        "group {group:?} was frozen or thawed while {steps} steps are unreported that may have been skipped; \
+        "group {group:?} was frozen or thawed while {steps} steps that may have been skipped have no report; \
          wait for their reports"
     )]
     UncertainAge {
@@ -79,10 +79,10 @@ pub enum StepError {
         /// The number of steps since the last report.
         steps: usize,
     },
-    /// Another optimizer bound the tensors.
+    /// The tensors were bound by another optimizer.
     #[error("the tensors were bound by another optimizer: bind them by this one")]
     ForeignBinding,
-    /// A rule has no CPU implementation, which the check of a step needs.
+    /// A rule has no CPU implementation; the check of a step needs one.
     #[error(transparent)]
     Rule(#[from] RuleError),
     /// The caller's buffers or slices are refused.
@@ -94,7 +94,7 @@ pub enum StepError {
 }
 
 impl From<BindError> for StepError {
-    /// An error of the device stays one of its own.
+    /// A device's error becomes [`StepError::Device`].
     fn from(error: BindError) -> Self {
         match error {
             BindError::Device(error) => Self::Device(error),

@@ -1,4 +1,4 @@
-//! State as numbers, whatever its format, and state from an optimizer for another layout.
+//! State as numbers for every format, and the takeover of another optimizer's state.
 
 use super::buffers::View;
 use super::control;
@@ -16,7 +16,7 @@ use core::ops::Range;
 /// Alignment and size of a copy, in bytes.
 const WORD: u64 = 4;
 
-/// How a copy of a tensor's state slot is decoded: the result of [`Optimizer::copy_state`].
+/// The decoder for a copy of a tensor's state slot: the result of [`Optimizer::copy_state`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredState {
     format: Format,
@@ -24,7 +24,7 @@ pub struct StoredState {
     bytes: u64,
 }
 
-/// The part of a tensor that one chunk has, in a copy.
+/// The part of a tensor in one chunk, in a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct StoredPart {
     codes: Range<usize>,
@@ -46,7 +46,7 @@ impl StoredState {
         self.format
     }
 
-    /// The numbers, one for each element of the tensor, from the bytes of the copy.
+    /// Decodes the bytes of the copy to one number per element of the tensor.
     ///
     /// # Errors
     /// A [`StateError::Bytes`] for fewer bytes than [`bytes`](Self::bytes).
@@ -72,13 +72,15 @@ struct Words<'a> {
 }
 
 impl Optimizer {
-    /// Records copies of state slot `slot` of `tensor`, as it is stored, into the caller's buffer, which has
-    /// usage `COPY_DST` and room for [`StoredState::bytes`] from the view's offset on. The result decodes the
-    /// bytes on the host. A slot in f32 is copied as numbers that a kernel can read.
+    /// Records copies of state slot `slot` of `tensor` in its stored form into the caller's buffer.
+    ///
+    /// The buffer has usage `COPY_DST` and room for [`StoredState::bytes`] from the view's offset on. The
+    /// result decodes the bytes on the host. A slot in f32 is copied as numbers that a kernel can read.
     ///
     /// # Errors
-    /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, for a remainder, whose
-    /// codes are no numbers, if the buffer is refused, or if the device is lost. Nothing is recorded then.
+    /// A [`StateError`] if the tensor or the slot is unknown, if the slot is not kept, for a remainder, which
+    /// has codes that are not numbers, if the buffer is refused, or if the device is lost. Nothing is
+    /// recorded then.
     pub fn copy_state<'a>(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -108,7 +110,7 @@ impl Optimizer {
         Ok(stored)
     }
 
-    /// The bytes of state slot `slot` of `tensor`: how many a copy takes, and how they are decoded.
+    /// The size and the decoder of a copy of state slot `slot` of `tensor`.
     ///
     /// # Errors
     /// A [`StateError`] as of [`copy_state`](Self::copy_state).
@@ -137,7 +139,7 @@ impl Optimizer {
         Ok((StoredState { format, parts, bytes: at }, copies))
     }
 
-    /// The format of a slot's numbers, and where they lie.
+    /// The format and the places of a slot's numbers.
     fn ranges_of(&self, slot: &str, tensor: &str) -> Result<(Format, Vec<StateRange<'_>>), StateError> {
         let ranges = self.state(slot, tensor)?;
         let target = self.layout.find(tensor, |tensor| StateError::UnknownTensor { tensor })?;
@@ -148,7 +150,7 @@ impl Optimizer {
         if slot == REMAINDER {
             return Err(StateError::NoNumbers { slot: REMAINDER, tensor: tensor.into() });
         }
-        // Of a tensor without elements there are none.
+        // A tensor without elements has no parts.
         let format = match ranges.first().map(|range| range.element_bytes) {
             Some(1) => Format::Q8,
             Some(2) => Format::Bf16,
@@ -157,12 +159,12 @@ impl Optimizer {
         Ok((format, ranges))
     }
 
-    /// Writes state slot `slot` of `tensor` from numbers, one for each element, with rounding to nearest. It
-    /// takes effect before the next submission.
+    /// Writes state slot `slot` of `tensor` from one number per element, with rounding to nearest. It takes
+    /// effect before the next submission.
     ///
     /// # Errors
     /// A [`StateError`] as of [`copy_state`](Self::copy_state), for another count of numbers, or for a tensor
-    /// that shares a word of 2-byte state with another one, as only tensors of a
+    /// that shares a word of 2-byte state with another one, which only tensors of a
     /// [packed](crate::Layout::packed) layout do, or if the device is lost. Nothing changes then.
     pub fn write_state(
         &mut self,
@@ -196,17 +198,19 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Takes over the state of `old`, on the device: of tensors of the same name, shape and slots, with
-    /// counts of steps, carried numbers and the loss scale. A group whose tensors are all new starts as in a
-    /// new optimizer. Tensors that this optimizer lacks are left out.
+    /// Takes over the state of `old` on the device.
     ///
-    /// It records copies into `encoder`, behind the old optimizer's last step; `old` takes no more steps
-    /// then. Call it before this optimizer's first step is recorded. Where steps may be skipped, poll for the
-    /// old optimizer's reports first: the age of a new group is uncertain without them, and the next step is
-    /// [`StepError::UncertainAge`](crate::StepError::UncertainAge).
+    /// It copies the state of tensors with the same name, shape and slots, the counts of steps, carried
+    /// numbers and the loss scale. A group of only new tensors starts as in a new optimizer. Tensors that
+    /// this optimizer lacks are left out.
     ///
-    /// Both optimizers have to be of one device. wgpu tells devices of one instance apart, and not those of
-    /// two.
+    /// It records copies into `encoder`, which must follow the old optimizer's last step; `old` takes no more
+    /// steps. Call it before this optimizer's first step is recorded. If steps may be skipped, poll for the
+    /// old optimizer's reports first. Without them the age of a new group is uncertain, and the next step
+    /// returns [`StepError::UncertainAge`](crate::StepError::UncertainAge).
+    ///
+    /// Both optimizers must be of one device. wgpu distinguishes devices of one instance, but not of two
+    /// instances.
     ///
     /// # Errors
     /// A [`StateError::Mismatches`] with everything that differs, or a [`StateError::Device`] if the device
@@ -221,7 +225,7 @@ impl Optimizer {
             let (option, found, expected) = ("steps", "some", "0: call it before the first step");
             return Err(StateError::Mismatches(vec![StateMismatch::Option { option, found, expected }]));
         }
-        // Reports that have arrived since the old optimizer's last step leave fewer counts possible.
+        // Reports that arrived after the old optimizer's last step reduce the possible counts.
         let mut pending = old.pending.clone();
         if let Some((reported, skipped)) = old.control.as_ref().and_then(control::Control::newest) {
             pending.confirm(skipped, old.steps - reported - 1);
@@ -244,7 +248,7 @@ impl Optimizer {
         let counts_alone = old.options.skips();
         if let Some(own) = &self.control {
             if !counts_alone {
-                // Without skipping the host's count holds: dropped commands were steps.
+                // Without skipping the host's count is right: dropped commands count as steps.
                 let taken = (old.steps - pending.first()) as u32;
                 queue.write_buffer(&own.state, counted, bytemuck::bytes_of(&taken));
             }
@@ -263,7 +267,7 @@ impl Optimizer {
         if self.device != old.device {
             return Err(StateError::Mismatches(vec![option("device", "another one", "the optimizer's own")]));
         }
-        // A device that counts steps on its own can only be followed by one that does so too.
+        // Only a device that counts steps can continue from a device that counts steps.
         if counts > 1 && !self.options.skips() {
             return Err(StateError::Mismatches(vec![option(
                 "skip_nonfinite",
@@ -274,8 +278,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The copies of all state that `tensors` have, in whole words: buffer and byte of the old, of the new,
-    /// and bytes.
+    /// The copies of all state of `tensors`, in whole words: old buffer and byte, new buffer and byte, and
+    /// size.
     #[expect(clippy::type_complexity, reason = "a list for one loop")]
     fn state_copies(
         &self,
@@ -309,7 +313,7 @@ impl Optimizer {
                         odd.push(StateMismatch::Format {
                             tensor: names[j].into(),
                             slot: "states",
-                            found: "2 bytes an element, in words shared with other tensors",
+                            found: "2 bytes per element, in words shared with other tensors",
                             expected: "in words of its own",
                         });
                         break;
@@ -327,8 +331,8 @@ impl Optimizer {
 }
 
 impl super::pending::Pending {
-    /// Goes on from the counts of another optimizer, whose group `groups[i]` group `i` follows; a group
-    /// without one starts anew.
+    /// Continues from the counts of another optimizer. Group `i` follows its group `groups[i]`; a group
+    /// without one starts at zero.
     fn take_over(&mut self, old: &Self, groups: &[Option<usize>]) {
         let of_set = |skipped: u64| {
             let carries = old.carries(skipped).to_vec();

@@ -1,4 +1,4 @@
-//! Gradients of several micro-batches, added up.
+//! Accumulation of gradients over micro-batches.
 
 use super::{Bound, Optimizer, Tensors};
 use crate::error::{BindError, OptionsError, StepError};
@@ -7,16 +7,19 @@ use crate::layout::{Group, Layout};
 use crate::options::{Master, Options};
 use crate::rules::Sgd;
 
-/// Adds the gradients of micro-batches into an accumulator that is laid out as the parameters are.
+/// Adds the gradients of micro-batches into an accumulator with the layout of the parameters.
 ///
-/// It starts with zeros, as a new buffer does. The accumulator then takes the gradients' place in
-/// [`Optimizer::bind`](Optimizer::bind), with a [gradient scale](crate::Step::grad_scale) of the number of
-/// micro-batches for their mean, and [`zero_gradients`](crate::Options::zero_gradients) to begin anew. `a +
-/// g` is rounded once an addition.
+/// The accumulator's buffer starts at zero, like a new buffer. Pass it to
+/// [`Optimizer::bind`](Optimizer::bind) in place of the gradients. A [gradient
+/// scale](crate::Step::grad_scale) of the number of micro-batches gives their mean, and
+/// [`zero_gradients`](crate::Options::zero_gradients) resets the sums. Each addition rounds `a + g` once.
 ///
 /// ```no_run
-/// # use wgpu_optim::{wgpu, AdamW, Group, Layout, Optimizer, Options, Step, Tensors, accumulate::Accumulator};
-/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, params: &wgpu::Buffer, micro: &wgpu::Buffer, sum: &wgpu::Buffer) -> Result<(), wgpu_optim::Error> {
+/// # use wgpu_optim::wgpu::{self, Buffer, Device, Queue};
+/// # use wgpu_optim::{AdamW, Error, Group, Layout, Optimizer, Options, Step, Tensors};
+/// # use wgpu_optim::accumulate::Accumulator;
+/// # fn f(device: &Device, queue: &Queue, buffers: [&Buffer; 3]) -> Result<(), Error> {
+/// # let [params, micro, sum] = buffers;
 /// let layout = Layout::new([Group::new("all", AdamW::default()).tensor("w", [64, 32])])?;
 /// let mut accumulator = Accumulator::new(device, &layout)?;
 /// let add = accumulator.bind(&Tensors::flat(sum, micro))?;
@@ -36,26 +39,26 @@ use crate::rules::Sgd;
 pub struct Accumulator(Optimizer);
 
 impl Accumulator {
-    /// An accumulator for the tensors of `layout`. It holds no memory in proportion to them.
+    /// Makes an accumulator for the tensors of `layout`. Its memory does not grow with them.
     ///
     /// # Errors
-    /// As [`Optimizer::new`].
+    /// The errors of [`Optimizer::new`].
     pub fn new(device: &wgpu::Device, layout: &Layout) -> Result<Self, OptionsError> {
         Self::stored(device, layout, Format::F32, Format::F32)
     }
 
-    /// [`new`](Self::new) for sums and gradients that are stored so. Sums of 2 bytes lose what is below half
-    /// a unit of their last place at every addition.
+    /// Makes an accumulator for sums and gradients in these formats. Each addition to a sum of 2 bytes loses
+    /// digits below half a unit of its last place.
     ///
     /// # Errors
-    /// As [`Optimizer::new`].
+    /// The errors of [`Optimizer::new`].
     pub fn stored(
         device: &wgpu::Device,
         layout: &Layout,
         sums: Format,
         grads: Format,
     ) -> Result<Self, OptionsError> {
-        // a + g is an ascent with a learning rate of 1: exactly, for the products with 1 are.
+        // a + g is an ascent with learning rate 1. It is exact, because products with 1 are exact.
         let ascent = Sgd { maximize: true, ..Sgd::default() };
         let group = layout.tensors().iter().fold(Group::new("all", ascent), |group, tensor| {
             group.tensor_at(&tensor.name, &tensor.shape, tensor.offset)
@@ -65,16 +68,16 @@ impl Accumulator {
         Optimizer::with_options(device, layout, options).map(Self)
     }
 
-    /// Checks and prepares the accumulator's tensors, in the place of parameters, and the micro-batches'
+    /// Checks and prepares the accumulator's tensors, in place of parameters, and the micro-batches'
     /// gradients.
     ///
     /// # Errors
-    /// As [`Optimizer::bind`].
+    /// The errors of [`Optimizer::bind`].
     pub fn bind(&mut self, sums_and_gradients: &Tensors<'_>) -> Result<Bound, BindError> {
         self.0.bind(sums_and_gradients)
     }
 
-    /// Records the addition.
+    /// Records one addition.
     ///
     /// # Errors
     /// A [`StepError`] if another accumulator bound the tensors, or if the device has no memory for scalars.

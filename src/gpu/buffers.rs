@@ -1,4 +1,4 @@
-//! The caller's buffers: what they are taken for, and which of their bytes a dispatch binds.
+//! The caller's buffers, and the bytes of them that a dispatch binds.
 
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::Access;
@@ -12,13 +12,13 @@ use crate::layout::VECTOR;
 pub struct View<'a> {
     /// The buffer, with usage `STORAGE`.
     pub buffer: &'a wgpu::Buffer,
-    /// Where the first element lies, in bytes: a multiple of 4. Multiples of 16 are quickest, of 8 where
-    /// elements have 2 bytes.
+    /// Offset of the first element in bytes: a multiple of 4. Multiples of 16 are fastest, for elements of 2
+    /// bytes multiples of 8.
     pub offset: u64,
 }
 
 impl<'a> View<'a> {
-    /// The elements from byte `offset` on.
+    /// The view of the elements from byte `offset` on.
     #[must_use]
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64) -> Self {
         Self { buffer, offset }
@@ -31,8 +31,10 @@ impl<'a> From<&'a wgpu::Buffer> for View<'a> {
     }
 }
 
-/// The caller's parameters and gradients, stored as [`Options`](crate::Options) says, f32 by default;
-/// elements of 2 bytes lie two to a word of 4, and buffers end with whole words.
+/// The caller's parameters and gradients in device buffers.
+///
+/// [`Options`](crate::Options) sets the formats, f32 by default. Elements of 2 bytes lie two to a word of 4
+/// bytes, and buffers end with whole words.
 #[derive(Clone, Debug)]
 pub struct Tensors<'a>(pub(crate) Form<'a>);
 
@@ -58,7 +60,7 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// A view that has been checked, with what to call it in an error.
+/// A checked view with its name for errors.
 pub(crate) struct Named<'a> {
     pub(crate) what: String,
     pub(crate) view: View<'a>,
@@ -90,8 +92,8 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// Where element `first` of the view lies, of those that are stored as `format`; it may be up to three
-    /// elements before the view.
+    /// The byte of element `first` of the view, for elements in `format`; it may lie up to three elements
+    /// before the view.
     pub(crate) fn at(&self, first: i64, format: Format) -> Side {
         let element = format.bytes();
         Side {
@@ -108,7 +110,7 @@ impl<'a> Named<'a> {
 pub(crate) struct Side {
     pub(crate) what: String,
     pub(crate) buffer: wgpu::Buffer,
-    /// The byte where the part's `base` lies.
+    /// The byte of the part's `base`.
     pub(crate) base: i64,
     /// Bytes of an element.
     pub(crate) element: u64,
@@ -121,7 +123,7 @@ impl Side {
     }
 }
 
-/// Tensors that a dispatch updates, or scans, with their places in the caller's buffers.
+/// Tensors that a dispatch updates or scans, with their places in the caller's buffers.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) chunk: usize,
@@ -153,8 +155,8 @@ impl Part {
         aligned(&self.p) && aligned(&self.g)
     }
 
-    /// As few dispatches as there can be: all vectors at once if each is an aligned vec4 inside its buffer,
-    /// else all but the last block of `block` vectors, else element by element.
+    /// The smallest number of dispatches: one if every vector is an aligned vec4 inside its buffer; else one
+    /// without the last block of `block` vectors and one for that block; else one by elements.
     pub(crate) fn split(&self, block: u32) -> Vec<(Self, Access)> {
         if !self.is_aligned() {
             return vec![(self.clone(), Access::Elements)];
@@ -187,8 +189,8 @@ impl Part {
         (with(before), with(after.collect()))
     }
 
-    /// The kernels index without checks: refuses a table that reaches beyond what is bound of the caller's
-    /// buffers (`sides`) or of the state, in vectors.
+    /// Refuses a table that reaches beyond the bound part of the caller's buffers (`sides`) or of the state,
+    /// in vectors. The kernels index without checks.
     pub(crate) fn prove_bounds(
         &self,
         dispatch: &Dispatch,
@@ -208,7 +210,7 @@ impl Part {
         Ok(())
     }
 
-    /// The bytes to bind, and what the shader adds to find a vector in them.
+    /// The bytes to bind, and the shader's offset of a vector in them.
     pub(crate) fn window(&self, side: &Side, access: Access) -> Window {
         let (first, last, unit) = match access {
             Access::Vectors => {
@@ -216,7 +218,7 @@ impl Part {
             }
             Access::Elements => (self.start(), self.end(), ELEMENT),
         };
-        // Both are inside the buffer: `Named::new` and `split` have seen to it.
+        // Both are inside the buffer: `Named::new` and `split` ensure it.
         let start = self.byte(side, first) as u64 / ALIGNMENT * ALIGNMENT;
         let end = (self.byte(side, last) as u64).next_multiple_of(ELEMENT);
         Window {

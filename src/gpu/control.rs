@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number in the state before the first step.
 const NO_STEP: u32 = u32::MAX;
-/// The epoch of the state before anything is loaded. 0 is that of a report whose copy has not run.
+/// The epoch of the state before any load. A report without a finished copy has epoch 0.
 const FIRST_EPOCH: u32 = 1;
-/// Reports that are kept until somebody asks for them; older ones are dropped.
+/// The number of reports that are kept until the caller takes them; older ones are dropped.
 const KEPT_REPORTS: usize = 1_024;
 
 /// The words before the candidates in a step's request.
@@ -36,7 +36,7 @@ pub(crate) struct Request {
     pub(crate) unused: u32,
 }
 
-/// What the device remembers from step to step.
+/// The device's state between steps.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct State {
@@ -55,7 +55,7 @@ pub(crate) struct State {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves these whole: all that is done with them is a push or a pop.
+    // A panic elsewhere leaves these lists complete: they only see a push or a pop.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -64,9 +64,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Control {
     /// Bind group 0: partial sums, live scalars, state.
     pub(crate) kernel: Kernel,
-    /// What adds up the gradients' partial sums by group, where groups are clipped.
+    /// The fold of the gradients' partial sums by group, if groups are clipped.
     pub(crate) by_group: Option<Folds>,
-    /// What adds up the squares of parameters and update, where they are reported.
+    /// The fold of the squares of parameters and update, if they are reported.
     pub(crate) of_all: Option<Folds>,
     /// The scalars that the step's kernels read.
     pub(crate) live: wgpu::Buffer,
@@ -77,7 +77,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// `scalars` is the layout of the step's scalars, `requests` that of the control kernel's.
+    /// `scalars` is the layout of the step's scalars, `requests` the layout of the control kernel's requests.
     pub(crate) fn new(
         device: &wgpu::Device,
         options: &Options,
@@ -118,7 +118,7 @@ impl Control {
         State { scale, number: NO_STEP, epoch: FIRST_EPOCH, ..State::default() }
     }
 
-    /// The bound of the norm, as a request has it.
+    /// The bound of the norm in a request.
     pub(crate) fn max_norm(options: &Options) -> f32 {
         match options.clip {
             Some(Clip::GlobalNorm(c) | Clip::GroupNorm(c)) => c as f32,
@@ -126,8 +126,8 @@ impl Control {
         }
     }
 
-    /// Has the device go on from `state`, from the next submission on. Nothing may be in flight, and reports
-    /// that have arrived are dropped.
+    /// Makes the device continue from `state`, from the next submission on. Nothing may be in flight, and
+    /// reports that have arrived are dropped.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn restore(&self, queue: &wgpu::Queue, state: State) {
         let mut inbox = lock(&self.reports.inbox);
@@ -147,8 +147,8 @@ impl Control {
         self.reports.staging(device)
     }
 
-    /// Has the state of the device sent to the host, of the last step that has run by then; `step` is the
-    /// last that has been recorded.
+    /// Requests the device's state after the last step that has run by then; `step` is the last recorded
+    /// step.
     pub(crate) fn read_back(
         &self,
         device: &wgpu::Device,
@@ -159,7 +159,7 @@ impl Control {
         self.reports.read_back(device, encoder, &self.state, staging, step);
     }
 
-    /// The newest step that a report has come of, and how many were skipped until then.
+    /// The newest step with a report, and the number of steps skipped until then.
     pub(crate) fn newest(&self) -> Option<(u64, u64)> {
         lock(&self.reports.inbox).newest
     }
@@ -179,9 +179,9 @@ struct Reports {
 #[derive(Debug)]
 struct Inbox {
     norms: bool,
-    /// Counts the states that the device has gone on from: reports of others are dropped.
+    /// The number of states that the device has continued from. Reports of other epochs are dropped.
     epoch: u32,
-    /// Whether a report has said that steps ran out of order.
+    /// Whether a report showed steps that ran out of order.
     disordered: bool,
     newest: Option<(u64, u64)>,
     reports: VecDeque<Report>,
@@ -201,7 +201,7 @@ impl Drop for Staging {
 
 impl Reports {
     fn new(norms: bool) -> Self {
-        // Room for all, so that nothing is allocated later.
+        // Room for all reports, so that nothing is allocated later.
         let reports = VecDeque::with_capacity(KEPT_REPORTS);
         let inbox = Inbox { norms, epoch: FIRST_EPOCH, disordered: false, newest: None, reports };
         #[cfg_attr(
@@ -239,32 +239,31 @@ impl Reports {
             if mapped.is_err() {
                 return;
             }
-            // A lost device takes the buffer away, and objects to what is done with it.
+            // A lost device takes the buffer away, and wgpu then returns an error.
             let Ok(range) = staging.buffer.get_mapped_range(..) else { return };
             lock(&inbox).receive(bytemuck::pod_read_unaligned(&range), step, epoch);
             drop(range);
-            // Another thread's poll may have taken it away since.
+            // A poll by another thread may have taken it away since.
             unmap(&device, &staging.buffer);
         });
     }
 }
 
 impl Inbox {
-    /// `recorded` and `epoch`: the last step that had been recorded when the report was asked for, and the
-    /// state that it went on from. The device may not have been there yet, or may be further. A report whose
-    /// copy has not run is one of another epoch.
+    /// `recorded` is the last recorded step and `epoch` the epoch at the time of the request. The device may
+    /// be before or after that step. A report without a finished copy has another epoch.
     fn receive(&mut self, state: State, recorded: u64, epoch: u32) {
         if state.number == NO_STEP || [state.epoch, self.epoch] != [epoch; 2] {
             return;
         }
-        // Numbers of the device have 32 bits, and lie near the host's.
+        // The device's numbers have 32 bits and lie near the host's.
         let distance = state.number.wrapping_sub(recorded as u32).cast_signed();
         let Some(step) = recorded.checked_add_signed(distance.into()) else { return };
         let skipped = (step as u32).wrapping_add(1).wrapping_sub(state.taken).cast_signed();
         let skipped = u64::try_from(skipped).unwrap_or(0);
         let newest = Some((step, skipped));
         let disordered = state.disordered != 0;
-        // That a step has run out of order is told at once.
+        // A step that ran out of order is reported at once.
         if self.newest >= newest && disordered == self.disordered {
             return;
         }

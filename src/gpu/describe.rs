@@ -19,16 +19,16 @@ use std::sync::Arc;
 pub struct Description {
     /// The buffers that the dispatches bind.
     pub buffers: Vec<Buffer>,
-    /// The dispatches, in order. Each one sees what those before it wrote.
+    /// The dispatches, in order. Each sees the writes of earlier dispatches.
     pub dispatches: Vec<Dispatch>,
-    /// Where the scalars of a step lie in what [`Optimizer::next_scalars`] returns.
+    /// The places of a step's scalars in the bytes of [`Optimizer::next_scalars`].
     pub scalars: ScalarsLayout,
     /// The words of every table of segments.
     pub table: TableWords,
 }
 
-/// The words of a table of segments, by name. A dispatch binds a table as `table`: its header, and behind it
-/// a segment after the other.
+/// The words of a table of segments, by name. A dispatch binds a table as `table`: its header, then its
+/// segments.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TableWords {
@@ -36,11 +36,11 @@ pub struct TableWords {
     pub header: &'static [&'static str],
     /// The word at which the first segment begins.
     pub first_segment: u32,
-    /// The words of a segment in a kernel whose text has `parts/segments/aligned.wgsl`.
+    /// The words of a segment in a kernel with `parts/segments/aligned.wgsl`.
     pub aligned: &'static [&'static str],
-    /// The words of a segment in a kernel whose text has `parts/segments/shared.wgsl`.
+    /// The words of a segment in a kernel with `parts/segments/shared.wgsl`.
     pub shared: &'static [&'static str],
-    /// Words that follow each segment where numbers are rounded stochastically: the tensor's key, and four
+    /// Number of words after each segment if numbers are rounded stochastically: the tensor's key, and four
     /// times the segment's first vector in the tensor, plus the lane of the tensor's first element.
     pub by_tensor: u32,
 }
@@ -54,20 +54,20 @@ const TABLE_WORDS: TableWords = TableWords {
     by_tensor: (TENSOR_BYTES / 4) as u32,
 };
 
-/// A buffer.
+/// A buffer of a described step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Buffer {
-    /// The name of the variable that it is bound to; with a number behind it where several have that name.
+    /// The name of the variable that it is bound to, with a number if several buffers have that name.
     pub name: String,
     /// The size in bytes.
     pub bytes: u64,
-    /// The contents before the first step. Empty for zeros, for parameters and gradients, which are the
-    /// caller's, and for scalars, which differ from step to step.
+    /// The contents before the first step. Empty for zeros, for the caller's parameters and gradients, and
+    /// for scalars, which differ in every step.
     pub contents: Vec<u8>,
 }
 
-/// A dispatch.
+/// A dispatch of a described step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Dispatch {
@@ -81,7 +81,7 @@ pub struct Dispatch {
     pub workgroup_size: u32,
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
-    /// The bindings.
+    /// The bindings of the dispatch.
     pub bindings: Vec<Binding>,
 }
 
@@ -105,20 +105,20 @@ pub struct Binding {
     pub size: u64,
 }
 
-/// Where the scalars of a step lie, in words of 4 bytes.
+/// The places of a step's scalars, in words of 4 bytes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ScalarsLayout {
     /// The index among [`Description::buffers`] of the buffer that the host writes before each step; `None`
-    /// where all groups are frozen. A step that may be skipped writes more words the more steps have no
-    /// report yet, so the buffer of a long run is larger than the described one.
+    /// if all groups are frozen. A step that may be skipped writes one candidate per step without a report,
+    /// so the buffer of a long run is larger than the described one.
     pub buffer: Option<usize>,
     /// The words of the request before the first candidate: 0 without a control kernel.
     pub request_words: u32,
     /// The words of the header of each candidate. They are the factor of the gradients, 1 if the step is
-    /// skipped, 0, and the bound of the gradients; four more words have the random key if there is one.
+    /// skipped, 0, and the bound of the gradients; four more words hold the random key if there is one.
     pub header_words: u32,
-    /// Words from one group's scalars to the next, behind the header.
+    /// Words from one group's scalars to the next, after the header.
     pub group_words: u32,
     /// The groups, in order.
     pub groups: Vec<GroupScalars>,
@@ -137,8 +137,10 @@ pub struct GroupScalars {
 }
 
 impl Optimizer {
-    /// Describes the dispatches of a step: enough to run the step without this crate. Parameters, gradients
-    /// and state are bound as in `tensors`, and groups are frozen as they are now.
+    /// Describes the dispatches of a step, completely enough to run the step without this crate.
+    ///
+    /// Parameters, gradients and state are bound as in `tensors`; the groups that are frozen now are left
+    /// out.
     ///
     /// # Errors
     /// A [`BindError`] if a group was thawed since the binding was made, and the binding does not fit it, or
@@ -170,7 +172,7 @@ impl Optimizer {
     /// candidate of the step's scalars, or a request with several for the control kernel.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// The errors of [`step`](Self::step).
     pub fn next_scalars(&mut self, tensors: &Bound, step: impl Into<Step>) -> Result<Vec<u8>, StepError> {
         self.write_scalars(tensors, step.into())?;
         self.count_step();
@@ -237,7 +239,7 @@ impl Optimizer {
     }
 }
 
-/// Buffers by the order in which they are met.
+/// Buffers in the order of their first use.
 #[derive(Default)]
 struct Buffers {
     met: Vec<Option<wgpu::Buffer>>,
@@ -284,7 +286,7 @@ struct Variable<'a> {
     name: &'a str,
 }
 
-/// The bound variables of a kernel, whose declarations take a line each.
+/// The bound variables of a kernel. Each declaration takes one line.
 fn variables(composed: &Composed) -> impl Iterator<Item = Variable<'_>> {
     composed.parts.iter().flat_map(|part| part.text.lines()).filter_map(|line| {
         let (group, rest) = line.strip_prefix("@group(")?.split_once(") @binding(")?;

@@ -1,17 +1,17 @@
-//! A device's memory, and its objections as errors instead of panics.
+//! A device's memory, and its errors as values instead of panics.
 
 use super::limits::at_least;
 use crate::error::{BindError, DeviceError};
 use std::task::{Context, Poll, Waker};
 
-/// Alignment of every binding offset: the largest that a WebGPU device may ask for.
+/// Alignment of every binding offset: the largest that a WebGPU device may require.
 pub(crate) const ALIGNMENT: u64 = 256;
 /// Bytes of an f32.
 pub(crate) const ELEMENT: u64 = 4;
 
-/// Runs `make` and turns what the device objects to into an error instead of a panic.
+/// Runs `make` and returns the device's error instead of a panic.
 ///
-/// A lost device objects to nothing by itself, only to the use of what it made while it was lost.
+/// A lost device reports no error by itself, only for the use of objects that it made while it was lost.
 pub(crate) fn checked<T>(
     device: &wgpu::Device,
     what: impl FnOnce() -> String,
@@ -21,7 +21,7 @@ pub(crate) fn checked<T>(
     objection.map_or(Ok(made), |error| Err(refused(device, what(), error)))
 }
 
-/// Runs `make`, and keeps what the device objects to from the device's handler.
+/// Runs `make`, and keeps its errors from the device's error handler.
 ///
 /// Native devices answer at once. A browser answers later, so nothing is caught there: the error reaches the
 /// device's own handler.
@@ -33,7 +33,7 @@ fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<wgpu
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let made = make();
     let mut context = Context::from_waker(Waker::noop());
-    // Both scopes are popped, the inner one first.
+    // Both scopes are popped, the inner scope first.
     let answers = [
         std::pin::pin!(validation.pop()).poll(&mut context),
         std::pin::pin!(memory.pop()).poll(&mut context),
@@ -45,7 +45,7 @@ fn caught<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> (T, Option<wgpu
     (made, objection)
 }
 
-/// The error of a command that failed for `reason`, if not for the loss of the device.
+/// The error of a command that failed for `reason`, or for the loss of the device.
 pub(crate) fn refused(device: &wgpu::Device, what: impl Into<String>, reason: impl ToString) -> DeviceError {
     let refused = |()| DeviceError::Refused { what: what.into(), reason: reason.to_string() };
     alive(device).map_or_else(|lost| lost, refused)
@@ -53,9 +53,9 @@ pub(crate) fn refused(device: &wgpu::Device, what: impl Into<String>, reason: im
 
 /// Refuses a device that is lost.
 ///
-/// wgpu tells one listener of a loss, and the engine owns that place. A buffer that a lost device makes is
-/// invalid, and its memory, which ought to be mapped, cannot be had. A browser gives no such sign, so nothing
-/// is refused there.
+/// wgpu tells one listener of a loss, and the engine owns that place. A buffer from a lost device is invalid:
+/// its memory should be mapped and is not available. A browser gives no such sign, so nothing is refused
+/// there.
 pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
     if cfg!(target_arch = "wasm32") {
         return Ok(());
@@ -74,12 +74,12 @@ pub(crate) fn alive(device: &wgpu::Device) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// Tells buffers of another device.
+/// Detects buffers of another device.
 ///
-/// wgpu has no comparison for that. A bind group is tried instead, with more bytes than the buffer has, so
-/// that none is ever made: the device is looked at before usage and size.
-/// Buffers of two instances have the same numbers, so a buffer of another instance is taken for one of the
-/// device, or wgpu panics. In a browser nothing is refused, and the device's handler has the error.
+/// wgpu has no comparison for that. The probe tries to make a bind group with more bytes than the buffer has,
+/// which always fails: wgpu checks the device before usage and size. Buffers of two instances have the same
+/// numbers, so a buffer of another instance is accepted as one of the device, or wgpu panics. In a browser
+/// nothing is refused, and the device's error handler gets the error.
 #[derive(Debug)]
 pub(crate) struct Probe {
     device: wgpu::Device,
@@ -141,7 +141,8 @@ fn is_mismatch(_: &wgpu::Error) -> bool {
 
 /// Writes to a buffer before the next submission. The bytes fit the buffer.
 ///
-/// `Queue::write_buffer` is silent about the loss of the device. Its other form answers, at the same price.
+/// `Queue::write_buffer` is silent about the loss of the device. `Queue::write_buffer_with` returns an error,
+/// at nearly the same cost.
 pub(crate) fn write(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -157,12 +158,12 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Unmaps a buffer, which a device that has been lost and polled objects to.
+/// Unmaps a buffer. wgpu panics here for a device that was lost and then polled.
 pub(crate) fn unmap(device: &wgpu::Device, buffer: &wgpu::Buffer) {
     caught(device, || buffer.unmap());
 }
 
-/// Allocates a buffer, or says why not.
+/// Allocates a buffer, or returns the reason for a failure.
 pub(crate) fn create_buffer(
     device: &wgpu::Device,
     label: &str,
@@ -212,7 +213,7 @@ pub(crate) fn create_filled(
 mod tests {
     use super::*;
 
-    /// What the device refuses is an error and not a panic.
+    /// A refusal by the device is an error and not a panic.
     #[test]
     fn a_refused_buffer_is_an_error() {
         let Some(gpu) = harness::test_gpu() else { return };

@@ -8,18 +8,18 @@ use crate::error::{DeviceError, OptionsError};
 use crate::layout::Layout;
 use crate::options::Options;
 
-/// The largest uniform binding that is used: what every WebGPU device offers.
+/// The largest uniform binding in use: every WebGPU device offers it.
 const UNIFORM_BYTES: u64 = 64 << 10;
-/// The least storage binding that the planner takes.
+/// The smallest storage binding that the planner accepts.
 const LEAST_BINDING: u64 = 1 << 16;
-/// Workgroup memory that a kernel may have: what every WebGPU device offers.
+/// The largest workgroup memory of a kernel: every WebGPU device offers it.
 const WORKGROUP_BYTES: u64 = 16 << 10;
-/// Vectors of four words that stand before the candidates in a request.
+/// Vectors of four words before the candidates in a request.
 const REQUEST_VECTORS: u64 = size_of::<Request>() as u64 / 16;
-/// The largest binding that Vulkan and DX12 take, less what alignment may add.
+/// The largest binding that Vulkan and DX12 accept, less one alignment.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT;
 
-/// What the planner needs of the device, or which limit is too small.
+/// The planner's limits of a device, or the limit that is too small.
 pub(crate) fn limits(
     device: &wgpu::Limits,
     layout: &Layout,
@@ -59,8 +59,8 @@ pub(crate) fn limits(
         let dynamic = device.max_dynamic_storage_buffers_per_pipeline_layout;
         at_least("max_dynamic_storage_buffers_per_pipeline_layout", dynamic.into(), 1)?;
     }
-    // A group has a number in the segments, and where it is clipped a workgroup; a tensor of a layer-wise
-    // rule likewise. A candidate has to fit a binding.
+    // A group has a number in the segments, and a workgroup if it is clipped; so has a tensor of a layer-wise
+    // rule. A candidate must fit a binding.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
     let numbers = if fused.grouped { bound } else { NONE.into() };
     let candidates = (binding / 16 - REQUEST_VECTORS) as usize;
@@ -89,8 +89,8 @@ pub(crate) fn at_least(limit: &'static str, value: u64, bound: u64) -> Result<()
     if value >= bound { Ok(()) } else { Err(DeviceError::Limit { limit, value, bound }) }
 }
 
-/// Refuses a kernel with more bindings than the device takes, or with workgroup memory where it may have too
-/// little. `types` has all bindings, the first `first` of them those of bind group 0.
+/// Refuses a kernel with too many bindings or too much workgroup memory for the device. `types` has all
+/// bindings; the first `first` are those of bind group 0.
 pub(crate) fn check_kernel(
     device: &wgpu::Limits,
     types: &[wgpu::BufferBindingType],

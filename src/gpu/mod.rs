@@ -1,5 +1,5 @@
-//! The GPU half: an optimizer whose state lies in device memory, and whose steps are recorded into the
-//! caller's encoder.
+//! The GPU half: an optimizer with state in device memory, and steps that are recorded into the caller's
+//! encoder.
 
 mod access;
 pub mod accumulate;

@@ -19,11 +19,11 @@ use crate::schedule::Schedule;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Sets of scalars in a request, to begin with.
+/// Initial number of candidates in a request.
 const FIRST_CANDIDATES: usize = 8;
-/// The most of them: one more than steps that may be recorded between two reports.
+/// Largest number of candidates: one more than the steps that may be recorded between two reports.
 const MAX_CANDIDATES: usize = 1_024;
-/// Bytes that the candidates of all steps in flight may take.
+/// Largest size of the candidates of all steps in flight, in bytes.
 const MAX_SET_BYTES: usize = 128 << 20;
 
 /// Applies the rules of a layout to its tensors, on the GPU.
@@ -51,7 +51,7 @@ pub struct Optimizer {
     pub(super) layout: Layout,
     pub(super) options: Options,
     pub(super) limits: Limits,
-    /// What the kernels are shaped for.
+    /// The kind of device that the kernels are written for.
     pub(super) target: Target,
     pub(super) state: Vec<ChunkState>,
     /// Compiled kernels of each rule.
@@ -59,23 +59,23 @@ pub struct Optimizer {
     pub(super) layer_norms: HashMap<(usize, KernelKey), Kernel>,
     pub(super) reductions: HashMap<TableLayout, Kernel>,
     pub(super) control: Option<Control>,
-    /// For each rule, if it is layer-wise.
+    /// The layer norms of each rule that is layer-wise.
     pub(super) layers: Vec<Option<Layers>>,
-    /// The number of each tensor among those of its rule, both in the order of the flat space.
+    /// The number of each tensor among the tensors of its rule, in the order of the flat space.
     pub(super) numbers: Vec<u32>,
-    /// Where scalars lie in a candidate.
+    /// The places of scalars in a candidate.
     pub(super) candidate: CandidateLayout,
-    /// The layout of the step's scalars, as its kernels bind them.
+    /// The layout of the step's scalars for the kernels' bind groups.
     pub(super) scalars_layout: wgpu::BindGroupLayout,
-    /// The way of each step's scalars: to the step's kernels, or to the control kernel.
+    /// The ring for each step's scalars. The step's kernels or the control kernel read them.
     pub(super) ring: Ring,
     pub(super) scratch: Vec<u32>,
     pub(super) exact: Vec<f64>,
     pub(super) pending: Pending,
-    /// The most candidates that a request may have.
+    /// The largest number of candidates in a request.
     pub(super) max_candidates: usize,
     pub(super) steps: u64,
-    /// Counts changes of the frozen groups, after which bindings are planned anew.
+    /// The number of changes of the frozen groups. Bindings are planned again after a change.
     pub(super) revision: u64,
     pub(super) identity: Arc<()>,
 }
@@ -84,8 +84,8 @@ impl Optimizer {
     /// Allocates zeroed state for `layout` on `device`.
     ///
     /// # Errors
-    /// An [`OptionsError`] if the limits of the device are too small, or if it refuses the memory or the text
-    /// of a rule that is not built in.
+    /// An [`OptionsError`] if the limits of the device are too small, or if it refuses the memory or the
+    /// shader of a user-defined rule.
     pub fn new(device: &wgpu::Device, layout: Layout) -> Result<Self, OptionsError> {
         Self::with_options(device, layout, Options::default())
     }
@@ -93,7 +93,7 @@ impl Optimizer {
     /// Allocates zeroed state for `layout` on `device`, with options for everything around the update.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if an option is out of range.
     pub fn with_options(
         device: &wgpu::Device,
         layout: Layout,
@@ -102,11 +102,11 @@ impl Optimizer {
         Self::with_target(device, layout, options, Target::of(device))
     }
 
-    /// Allocates zeroed state for `layout` on `device`, with kernels that are shaped for `target`, whatever
-    /// the device is: to measure which is faster there.
+    /// Allocates zeroed state for `layout` on `device`, with kernels for `target`. It serves to measure which
+    /// target is faster on a device.
     ///
     /// # Errors
-    /// As [`with_options`](Self::with_options).
+    /// The errors of [`with_options`](Self::with_options).
     pub fn with_target(
         device: &wgpu::Device,
         layout: Layout,
@@ -156,10 +156,10 @@ impl Optimizer {
         let state = ChunkState::allocate(device, &layout, &options, &limits)?;
         let (vectors, bytes) = (candidate.vectors(groups), (candidate.vectors(groups) * 16) as u64);
         let scalars_layout = ring::layout(device, binding_type(limits.scalars_space), bytes)?;
-        // Bytes of candidates that a binding has room for.
+        // The bytes of candidates that fit a binding.
         let binding = device.limits().max_storage_buffer_binding_size.min(device.limits().max_buffer_size);
         let room = usize::try_from(binding).unwrap_or(usize::MAX) - size_of::<Request>();
-        // As many steps may be in flight as have candidates, and each has all of them.
+        // With n candidates n steps may be in flight, each with n candidates.
         let in_flight = (MAX_SET_BYTES / (vectors * 16)).isqrt();
         let max_candidates = MAX_CANDIDATES.min(in_flight).min(room / (vectors * 16)).max(1);
         let (ring, control) = if options.looks_first() {
@@ -207,40 +207,43 @@ impl Optimizer {
         })
     }
 
-    /// The layout.
+    /// The layout of the optimizer's tensors.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The options.
+    /// The options of the optimizer.
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// Steps recorded so far, skipped ones included.
+    /// The number of steps recorded so far, including skipped ones.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The oldest report that has arrived and has not been taken, of a step some steps ago. Reports arrive
-    /// while the device is polled or submitted to; nothing waits for them. The last 1 024 are kept.
+    /// Takes the oldest report that has arrived.
+    ///
+    /// A report arrives some steps after its step, while the device is polled or submitted to; nothing waits
+    /// for it. The last 1 024 are kept.
     pub fn take_report(&mut self) -> Option<Report> {
         self.control.as_ref().and_then(Control::take_report)
     }
 
-    /// The buffer that starts with the dynamic loss scale, one f32, by which the engine multiplies its loss
-    /// before the backward pass. `None` without [`Options::loss_scale`]. Usages are `STORAGE`, `UNIFORM`,
-    /// `COPY_SRC` and `COPY_DST`; only this optimizer writes it.
+    /// The buffer with the dynamic loss scale as its first f32.
+    ///
+    /// The engine multiplies its loss by it before the backward pass. `None` without [`Options::loss_scale`].
+    /// Usages are `STORAGE`, `UNIFORM`, `COPY_SRC` and `COPY_DST`; only this optimizer writes it.
     #[must_use]
     pub fn loss_scale(&self) -> Option<&wgpu::Buffer> {
         let control = self.control.as_ref().filter(|_| self.options.loss_scale.is_some())?;
         Some(&control.state)
     }
 
-    /// Goes on with a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`]. It holds from
+    /// Restores a saved loss scale: [`Report::next_loss_scale`] and [`Report::good_steps`]. It applies from
     /// the next submission on.
     ///
     /// # Errors
@@ -263,7 +266,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Gives a group other hyperparameters of its rule, from the next recorded step on. Bindings stay valid.
+    /// Sets the hyperparameters of a group's rule, from the next recorded step on. Bindings stay valid.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown, if the rule is of another type or refused, or if it needs a
@@ -272,7 +275,7 @@ impl Optimizer {
         self.layout.set_rule(group, rule.into())
     }
 
-    /// Gives a group another factor of the learning rate, from the next recorded step on.
+    /// Sets a group's factor of the learning rate, from the next recorded step on.
     ///
     /// # Errors
     /// A [`ChangeError`] if the group is unknown or the schedule is refused. Nothing changes then.
@@ -280,7 +283,7 @@ impl Optimizer {
         self.layout.set_lr_factor(group, factor.into())
     }
 
-    /// Gives the clip another bound, from the next recorded step on.
+    /// Sets the bound of the clip, from the next recorded step on.
     ///
     /// # Errors
     /// A [`ChangeError`] if the clip is of another kind than [`Options::clip`], or its bound is out of range.
@@ -289,12 +292,14 @@ impl Optimizer {
         self.options.set_clip(clip)
     }
 
-    /// Freezes a group, from the next recorded step on: until it is [thawed](Self::unfreeze) a step reads and
-    /// writes nothing of it, and no norm includes it. Its count of steps rests too, as that of a PyTorch
-    /// parameter whose `grad` is `None`.
+    /// Freezes a group, from the next recorded step on.
     ///
-    /// Bindings stay valid. The first step after a change plans its binding anew, which allocates and may
-    /// compile.
+    /// Until it is [thawed](Self::unfreeze), a step neither reads nor writes the group, and no norm includes
+    /// it. The group's count of steps rests too, like the count of a PyTorch parameter with `grad` set to
+    /// `None`.
+    ///
+    /// Bindings stay valid. The first step after a change plans its binding again, which allocates and may
+    /// compile kernels.
     ///
     /// # Errors
     /// A [`ChangeError::UnknownGroup`].
@@ -315,7 +320,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Bytes of device memory held beside the state; a [`Bound`](super::Bound) adds its own.
+    /// Bytes of device memory in use beside the state, without the memory of a [`Bound`](super::Bound).
     #[must_use]
     pub fn overhead_bytes(&self) -> u64 {
         let control = self.control.as_ref().map_or(0, Control::device_bytes);
@@ -324,7 +329,7 @@ impl Optimizer {
     }
 }
 
-/// The number of each tensor among those of its rule, both in the order of the flat space.
+/// The number of each tensor among the tensors of its rule, in the order of the flat space.
 fn numbers(layout: &Layout) -> Vec<u32> {
     let mut next = vec![0; layout.rules().len()];
     let number = |tensor: &crate::Tensor| {
@@ -335,7 +340,7 @@ fn numbers(layout: &Layout) -> Vec<u32> {
     layout.by_offset().map(number).collect()
 }
 
-/// Bytes of a request with so many candidates.
+/// The bytes of a request with a number of candidates.
 pub(super) fn request_bytes(candidate_vectors: usize, candidates: usize) -> u64 {
     (size_of::<Request>() + candidates * candidate_vectors * 16) as u64
 }

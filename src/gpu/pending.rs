@@ -1,22 +1,22 @@
 //! Pending skips: how far the device's count of steps may be behind the host's.
 //!
 //! A skipped step does not count for the rule, and only the device knows at once that it was skipped. The
-//! host therefore sends several candidates for a step's scalars: as if no step that it does not know of had
-//! been skipped, as if one had, and so on, one candidate for every step that has been recorded and not yet
-//! reported. The device picks the candidate for its own count. All candidates are computed in f64, so that a
-//! run with skipped steps is bit for bit the run without them.
+//! host therefore sends several candidates for a step's scalars: for no skipped step among the unreported
+//! ones, for one skipped step, and so on up to all of them. The device picks the candidate for its own count.
+//! All candidates are computed in f64. A run with skipped steps thus equals, bit for bit, the run that never
+//! saw them.
 
 use crate::layout::Carry;
 
-/// The counts of skipped steps that are possible.
+/// The possible counts of skipped steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
-    /// The least: the number that has been reported.
+    /// The least count: the reported number.
     first: u64,
-    /// How many counts are possible.
+    /// The number of possible counts.
     count: usize,
     groups: usize,
-    /// The groups' carries for each count.
+    /// The groups' carries for each possible count.
     carries: Vec<Carry>,
     next: Vec<Carry>,
 }
@@ -32,18 +32,18 @@ impl Pending {
         self.first
     }
 
-    /// How many numbers are possible.
+    /// The number of possible counts.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    /// The groups' carries if `skipped` steps have been skipped, or the nearest number that is possible.
+    /// The groups' carries for `skipped` skipped steps, or for the nearest possible count.
     pub(crate) fn carries(&self, skipped: u64) -> &[Carry] {
         let candidate = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
         &self.carries[candidate * self.groups..][..self.groups]
     }
 
-    /// Starts anew: with `skipped` steps, and no other number.
+    /// Restarts with `skipped` steps as the only possible count.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn restore(&mut self, skipped: u64, carries: &[Carry]) {
         (self.first, self.count) = (skipped, 1);
@@ -51,16 +51,16 @@ impl Pending {
         self.carries.extend_from_slice(carries);
     }
 
-    /// Starts anew with other counts and carries.
+    /// Restarts with other counts and carries.
     pub(crate) fn replace(&mut self, first: u64, count: usize, carries: Vec<Carry>) {
         (self.first, self.count, self.carries) = (first, count, carries);
     }
 
-    /// Has `write` compute the scalars for every possible number of skipped steps, from the groups' carries,
-    /// which it advances. Nothing changes before [`commit`](Self::commit).
+    /// Calls `write` for every possible count of skipped steps; it computes scalars from the groups' carries
+    /// and advances these. Nothing changes before [`commit`](Self::commit).
     ///
-    /// `Ok(Some(group))` if a carry of this group depends on which steps were skipped and not on how many
-    /// alone: then no candidate is certain to be right.
+    /// Returns `Ok(Some(group))` if a carry of this group depends on which steps were skipped, not only on
+    /// their number: then no candidate is certain to be right.
     pub(crate) fn prepare<E>(
         &mut self,
         mut write: impl FnMut(usize, u64, &mut [Carry]) -> Result<(), E>,
@@ -69,17 +69,18 @@ impl Pending {
         self.next.extend_from_slice(&self.carries);
         let candidates = self.next.chunks_exact_mut(self.groups).enumerate();
         candidates.zip(self.first..).try_for_each(|((i, carries), skipped)| write(i, skipped, carries))?;
-        // As many steps taken: this one and one fewer before it, or all of those before it.
+        // Two ways to the same count of taken steps: this step and one fewer before it, or all steps before
+        // it.
         let paths = self.next[self.groups..].iter().zip(&self.carries[..self.carries.len() - self.groups]);
         let different = paths.enumerate().find(|(_, (one, other))| one != other);
         Ok(different
             .map(|(i, (one, other))| Uncertain { group: i % self.groups, age: one.taken != other.taken }))
     }
 
-    /// The prepared step has been recorded; it may be skipped itself if `skips`.
+    /// Accepts the prepared step as recorded; it may be skipped itself if `skips`.
     pub(crate) fn commit(&mut self, skips: bool) {
         if skips {
-            // One more skipped than the most so far: with the carries from before the step.
+            // One more skipped step than the largest count so far: its carries are those before the step.
             let last = self.carries.len() - self.groups;
             self.next.extend_from_slice(&self.carries[last..]);
             self.count += 1;
@@ -87,7 +88,8 @@ impl Pending {
         std::mem::swap(&mut self.carries, &mut self.next);
     }
 
-    /// The device has skipped `skipped` steps up to one that `since` more were recorded after.
+    /// Takes a report: the device skipped `skipped` steps up to a step, and `since` steps were recorded after
+    /// it.
     pub(crate) fn confirm(&mut self, skipped: u64, since: u64) {
         let passed = skipped.saturating_sub(self.first).min(self.count as u64 - 1);
         self.first += passed;
@@ -97,12 +99,12 @@ impl Pending {
     }
 }
 
-/// A group whose scalars depend on which steps were skipped.
+/// A group with scalars that depend on which steps were skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Uncertain {
     pub(crate) group: usize,
-    /// Whether its count of steps is uncertain, as it was frozen or thawed, or else the number that its rule
-    /// carries.
+    /// True if the group's count of steps is uncertain, because it was frozen or thawed; false if the rule's
+    /// carry is.
     pub(crate) age: bool,
 }
 
@@ -110,7 +112,7 @@ pub(crate) struct Uncertain {
 mod tests {
     use super::*;
 
-    /// Carries that tell how many steps were taken.
+    /// Carries that encode the number of taken steps.
     fn step(pending: &mut Pending) -> Vec<(u64, f64)> {
         let mut seen = Vec::new();
         let done: Result<Option<Uncertain>, ()> = pending.prepare(|_, skipped, carries| {
@@ -148,7 +150,7 @@ mod tests {
         // The first step was skipped; two have been recorded since.
         pending.confirm(1, 2);
         assert_eq!(step(&mut pending), [(1, 3.0), (2, 2.0), (3, 1.0)]);
-        // And no other.
+        // No other count is possible.
         pending.confirm(1, 0);
         assert_eq!(step(&mut pending), [(1, 4.0)]);
         assert_eq!((pending.first(), pending.count()), (1, 2));

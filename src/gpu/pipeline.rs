@@ -21,12 +21,12 @@ pub(crate) struct Kernel {
     pub(crate) composed: Arc<Composed>,
 }
 
-/// What a kernel is made of.
+/// The parts of a kernel.
 struct Text {
     what: String,
     label: String,
     composed: Composed,
-    /// Whether every line of it is this crate's.
+    /// Whether every line of the text is this crate's.
     ours: bool,
 }
 
@@ -54,15 +54,15 @@ impl Text {
         let source = wgpu::ShaderSource::Wgsl(self.composed.wgsl().into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&self.label), source };
         if !self.ours {
-            // Anyone's text, which can name any of the kernel's buffers: wgpu checks indices and loops.
+            // User-defined text can name any of the kernel's buffers: wgpu checks indices and loops.
             return device.create_shader_module(descriptor);
         }
         // SAFETY: no index leaves its binding and every loop ends. `Part::prove_bounds` has checked every
-        // segment of the tables against what is bound, the drivers stay inside of their segments, whose
-        // vectors of state lie in whole blocks that each have a scale behind them, element access clamps, and
-        // the rules of the list index nothing and have no loops. Loops of reductions end with the segment; a
-        // workgroup writes one place among partial sums, for all of which there is room. The other loops are
-        // bounded by counts that the host sends with what they count.
+        // segment of the tables against the bound ranges. Entry points stay inside their segments; a
+        // segment's state lies in whole blocks, each with a scale. Element access clamps. Built-in rules
+        // index nothing and have no loops. Loops of reductions end with the segment. A workgroup writes one
+        // partial sum, and there is room for all of them. Other loops are bounded by counts that the host
+        // sends together with the counted data.
         unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 }
@@ -77,8 +77,7 @@ impl Folds {
         Ok(Self([workgroup?, thread?]))
     }
 
-    /// The kernel for targets of which the largest has `most` partial sums, and its workgroups for `count`
-    /// targets.
+    /// The kernel for `count` targets with at most `most` partial sums each, and its workgroups.
     pub(crate) fn of(&self, most: usize, count: u32) -> (&Kernel, [u32; 2]) {
         match FoldBy::of(most) {
             FoldBy::Workgroup => (&self.0[0], [count, 1]),
@@ -88,7 +87,7 @@ impl Folds {
 }
 
 impl Kernel {
-    /// `scalars`: the layout of bind group 1, and how its buffer is bound.
+    /// `scalars` has the layout of bind group 1 and the binding type of its buffer.
     fn new(
         device: &wgpu::Device,
         text: Text,
@@ -117,7 +116,7 @@ impl Kernel {
                 module: &text.module(device),
                 entry_point: Some(text.composed.entry_point),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    // Each kernel of ours writes its workgroup memory before it reads it.
+                    // Every built-in kernel writes its workgroup memory before it reads it.
                     zero_initialize_workgroup_memory: !text.ours,
                     ..Default::default()
                 },
@@ -129,7 +128,7 @@ impl Kernel {
         Ok(Self { pipeline, layout, composed: Arc::new(text.composed) })
     }
 
-    /// The update under `key`, with its scalars in a bind group of layout `scalars`.
+    /// Compiles the update for `key`, with its scalars in a bind group of layout `scalars`.
     pub(crate) fn step(
         spec: &RuleSpec,
         device: &wgpu::Device,
@@ -199,8 +198,8 @@ impl Kernel {
     }
 }
 
-/// Has the device look at a rule's text in all of its forms: with scalars and with vectors of them, one of
-/// which only some layouts need, and in both phases.
+/// Lets the device validate a rule's text in all forms: with scalars, with vectors of scalars, and in both
+/// phases. Some layouts need only one form.
 pub(crate) fn check_text(spec: &RuleSpec, device: &wgpu::Device, key: &KernelKey) -> Result<(), DeviceError> {
     let check = |composed: Composed| {
         let text = Text::of_rule(spec, composed);
@@ -233,7 +232,7 @@ fn entries(key: &KernelKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     entries
 }
 
-/// How a table or scalars of scalars are bound.
+/// The binding type of a table or of scalars.
 pub(crate) fn binding_type(space: Space) -> wgpu::BufferBindingType {
     match space {
         Space::Uniform => wgpu::BufferBindingType::Uniform,

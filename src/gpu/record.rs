@@ -8,16 +8,15 @@ use super::ring::Lease;
 use std::slice;
 use std::sync::{Arc, Mutex};
 
-/// Tensors that have been checked against a layout and made ready to record: the result of
-/// [`Optimizer::bind`].
+/// Tensors in the caller's buffers, checked and ready to record: the result of [`Optimizer::bind`].
 ///
-/// It keeps the caller's buffers alive. Bind again when parameters or gradients move to other buffers.
+/// A binding keeps the caller's buffers alive. Bind again when parameters or gradients move to other buffers.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) owner: Arc<()>,
     /// The tensors in the caller's buffers, by chunks of state.
     pub(super) parts: Vec<Part>,
-    /// All tensors once more, by chunks of gradients, where they are scanned first.
+    /// All tensors by chunks of gradients, if a scan precedes the update.
     pub(super) scanned: Vec<Part>,
     /// The dispatches for the groups that were frozen at the last step.
     pub(super) recorded: Mutex<Arc<Recorded>>,
@@ -26,7 +25,7 @@ pub struct Bound {
 /// The dispatches of a step.
 #[derive(Debug)]
 pub(super) struct Recorded {
-    /// The optimizer's count of changes of frozen groups that they are for.
+    /// The optimizer's count of changes of frozen groups at the time of planning.
     pub(super) revision: u64,
     /// The gradient scan, if the options ask for it.
     pub(super) scan: Option<Scan>,
@@ -40,7 +39,7 @@ pub(super) struct Recorded {
     pub(super) contents: Vec<(wgpu::Buffer, Vec<u8>)>,
 }
 
-/// The gradient scan, and the control kernel behind it.
+/// The gradient scan, and the control kernel after it.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) reductions: Vec<BoundDispatch>,
@@ -56,7 +55,7 @@ pub(super) struct Scan {
 pub(super) struct OfRule {
     /// The first phase of a layer-wise rule.
     pub(super) layer_norms: Vec<BoundDispatch>,
-    /// The kernel that makes trust ratios of its results.
+    /// The kernel that computes trust ratios from its results.
     pub(super) ratio: Option<BoundDispatch>,
     pub(super) updates: Vec<BoundDispatch>,
 }
@@ -82,30 +81,32 @@ pub(super) struct Entry {
 /// Bind group 1 of a dispatch: the step's scalars, or a request with them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Scalars {
-    /// There is none.
+    /// No scalars.
     None,
-    /// As the host sends them.
+    /// The scalars from the host.
     Sent,
-    /// As the control kernel writes them.
+    /// The scalars from the control kernel.
     Live,
-    /// Those of the tensors of a layer-wise rule.
+    /// The scalars per tensor of a layer-wise rule.
     Tensors,
 }
 
 impl Bound {
     pub(super) fn recorded(&self) -> Arc<Recorded> {
-        // A panic elsewhere leaves the value whole: the only thing done with it is an assignment.
+        // A panic elsewhere leaves the value complete: it only sees assignments.
         self.recorded.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Dispatches that a step segments, for the groups that were frozen at the last step or, before one, at
-    /// the binding: one for each rule, for flat buffers that fit a binding and have the size of
+    /// The number of dispatches per step, for the groups that were frozen at the last step or, before any
+    /// step, at the binding.
+    ///
+    /// It is one per rule for flat buffers that fit a binding and have the size of
     /// [`Layout::buffer_size`](crate::Layout::buffer_size).
     ///
-    /// Options that look at the gradients first add one for the scan and one for the decision, and a clip of
-    /// groups one more. A layer-wise rule adds two, norms of parameters and update add one. State in 8 bits
-    /// or with stochastic rounding takes a dispatch for each set of tensors that share no vector of four with
-    /// each other, and state of which some is in f32 one for each format.
+    /// Options that scan the gradients add one dispatch for the scan and one for the decision; a clip by
+    /// group adds one more. A layer-wise rule adds two, norms of parameters and update add one. State in 8
+    /// bits and stochastic rounding take one dispatch per set of tensors that share no vector of four. State
+    /// that is partly in f32 takes one per format.
     #[must_use]
     pub fn dispatches(&self) -> usize {
         let recorded = self.recorded();
@@ -117,9 +118,11 @@ impl Bound {
             + usize::from(recorded.norms.is_some())
     }
 
-    /// Dispatches of the update that access parameters and gradients element by element, as a tensor's place
-    /// in its buffer is not that of a vector: slower than the others. The last one to three elements of a
-    /// buffer that ends inside a vector do not count.
+    /// The number of the update's dispatches that access parameters and gradients element by element, which
+    /// is slower.
+    ///
+    /// The reason is a tensor that does not start at a vector of its buffer. The last one to three elements
+    /// of a buffer that ends inside a vector do not count.
     #[must_use]
     pub fn slow_dispatches(&self) -> usize {
         self.recorded().slow
@@ -176,7 +179,7 @@ impl Recorded {
     }
 }
 
-/// Records `dispatches`, whose pipelines have the scalars in bind group 1, if any.
+/// Records `dispatches`. Their pipelines have the scalars in bind group 1, if any.
 fn dispatch(
     pass: &mut wgpu::ComputePass<'_>,
     dispatches: &[BoundDispatch],

@@ -1,10 +1,10 @@
-//! Each step's scalars on their way to the device.
+//! The upload of each step's scalars.
 //!
 //! `Queue::write_buffer` takes effect before the next submission, not where an encoder stands, so two steps
-//! recorded into one encoder need a slot each. A slot is free again when the commands that read it have
-//! run, or were dropped unsubmitted: the encoder's own callback says so. When all slots are taken a page of
-//! new ones is added, so any number of steps may be recorded before a submission, and a loop that submits as
-//! it goes never allocates.
+//! recorded into one encoder need a slot each. A slot is free again when the commands that read it have run,
+//! or were dropped unsubmitted; the encoder's callback reports it. When all slots are taken, a page of new
+//! slots is added. Any number of steps may therefore be recorded before a submission, and a loop that submits
+//! every step never allocates.
 
 use super::device::{self, ALIGNMENT, checked, create_buffer};
 use super::limits::{at_least, check_kernel};
@@ -51,7 +51,7 @@ impl Drop for Lease {
 }
 
 fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<u32>> {
-    // A panic elsewhere leaves the list whole: its one operation is a push or a pop.
+    // A panic elsewhere leaves the list complete: its operations are a push and a pop.
     free.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn layout(
     }))
 }
 
-/// A bind group of such a layout, with slots of `bytes` in `buffer`.
+/// A bind group of this layout, with slots of `bytes` in `buffer`.
 pub(crate) fn group(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
@@ -98,7 +98,7 @@ pub(crate) fn group(
 }
 
 impl Ring {
-    /// Slots of `slot_bytes` in bind groups of `layout`.
+    /// Makes slots of `slot_bytes` in bind groups of `layout`.
     pub(crate) fn new(
         device: &wgpu::Device,
         layout: wgpu::BindGroupLayout,
@@ -117,13 +117,13 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Larger slots, beside those that are still leased.
+    /// Makes larger slots; leased slots stay valid.
     pub(crate) fn with_slot_bytes(&self, slot_bytes: u64) -> Result<Self, DeviceError> {
         let larger = Self::new(&self.device, self.layout.clone(), slot_bytes)?;
         Ok(Self { leases: self.leases.clone(), ..larger })
     }
 
-    /// Places that are leased: steps that have neither run nor been dropped.
+    /// The number of leased slots: steps that have neither run nor been dropped.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn leased(&self) -> usize {
         Arc::strong_count(&self.leases) - 1

@@ -1,4 +1,4 @@
-//! The optimizer's state as checkpoints and other layouts take it.
+//! The optimizer's state for checkpoints and other layouts.
 
 #[cfg(feature = "checkpoint")]
 use super::control::{self, Control};
@@ -12,15 +12,15 @@ use crate::state::{Content, Stream};
 #[cfg(feature = "checkpoint")]
 use crate::state::{Counters, LossScaleState};
 
-/// Bytes of a tensor that lie side by side in a buffer.
+/// A contiguous range of a tensor's bytes in a buffer.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) buffer: wgpu::Buffer,
-    /// Where they start, in bytes.
+    /// The offset of the range in bytes.
     pub(crate) offset: u64,
-    /// How many.
+    /// The number of bytes.
     pub(crate) bytes: u64,
-    /// Their tensor, by its place in the order of the flat space, and the first of its bytes that lies here.
+    /// The tensor, as an index in the order of the flat space, and the first of its bytes in this range.
     pub(crate) tensor: usize,
     pub(crate) start: u64,
 }
@@ -49,7 +49,7 @@ impl Optimizer {
                 names.push(slot.name);
             }
         }
-        // Slots that are not a rule's own come last, as in the order of the buffers.
+        // Slots other than a rule's own come last, as in the order of the buffers.
         names.sort_by_key(|name| !self.layout.slot_names().contains(name));
         for name in names {
             let mut kinds: Vec<Content> = Vec::new();
@@ -73,7 +73,7 @@ impl Optimizer {
         streams
     }
 
-    /// The places of a slot's values, those of one tensor behind each other.
+    /// The places of a slot's values, tensor by tensor.
     pub(crate) fn runs(&self, name: &str, content: Content) -> Vec<Run> {
         let tensors: Vec<_> = self.layout.by_offset().collect();
         let mut runs = Vec::new();
@@ -83,7 +83,7 @@ impl Optimizer {
             let ChunkState { chunk, buffers, .. } = state;
             for tensor_range in &chunk.tensor_ranges {
                 let tensor = tensors[tensor_range.tensor];
-                // Elements of state before the tensor range, and of the tensor before and in it.
+                // Elements of state before the tensor range, and elements of the tensor before it and in it.
                 let before = u64::from(tensor_range.state) * VECTOR + tensor_range.start % VECTOR;
                 let (start, len) =
                     (tensor_range.start - tensor.offset, tensor_range.end - tensor_range.start);
@@ -107,7 +107,7 @@ impl Optimizer {
         runs
     }
 
-    /// Steps whose commands have neither run nor been dropped.
+    /// The number of steps with commands that have neither run nor been dropped.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn unsubmitted(&self) -> usize {
         self.ring.leased()
@@ -119,10 +119,10 @@ impl Optimizer {
         self.control.as_ref().map(|control| &control.state)
     }
 
-    /// Everything that is counted, with the device's state after all that was recorded.
+    /// All counters, from the device's state after all recorded work.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn counters(&self, state: Option<control::State>) -> Counters {
-        // Without skipping there is one count, and commands that were dropped were steps.
+        // Without skipping there is one count, and dropped commands count as steps.
         let skipped = match state {
             Some(state) if self.options.skips() => {
                 let least = self.pending.first();
@@ -143,12 +143,12 @@ impl Optimizer {
     /// Takes the values of `layout` and `options` that may change between steps.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn configure(&mut self, layout: crate::Layout, options: crate::Options) {
-        // Other groups may be frozen in it.
+        // The layout may have other frozen groups.
         self.revision += 1;
         (self.layout, self.options) = (layout, options);
     }
 
-    /// Goes on from `counters`, which have an entry for each group. Nothing may be in flight.
+    /// Continues from `counters`, which have one entry per group. Nothing may be in flight.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn restore(&mut self, queue: &wgpu::Queue, counters: &Counters) {
         self.steps = counters.steps;

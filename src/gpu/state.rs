@@ -1,4 +1,4 @@
-//! State buffers: which slots of which tensors they hold, and where.
+//! State buffers, and the places of slots and tensors in them.
 
 use super::device::create_buffer;
 use super::optimizer::Optimizer;
@@ -12,22 +12,22 @@ use crate::rules::names::EMA;
 /// Bytes of a block's scale.
 const SCALE_BYTES: u64 = 4;
 
-/// A tensor's part of one state buffer.
+/// The part of a tensor in one state buffer.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct StateRange<'a> {
     /// The buffer, with usages `STORAGE`, `COPY_SRC` and `COPY_DST`.
     pub buffer: &'a wgpu::Buffer,
-    /// Where the part starts, in bytes: for elements of 2 bytes possibly inside a word, whose other half
-    /// belongs to another tensor.
+    /// Offset of the part in bytes. A part with elements of 2 bytes may start inside a word; the other half
+    /// then belongs to another tensor.
     pub offset: u64,
-    /// The first element of the tensor that lies here.
+    /// The first element of the part in its tensor.
     pub start: u64,
-    /// How many of the tensor's elements lie here.
+    /// The number of elements.
     pub len: u64,
-    /// Bytes of an element: 4 for f32, 2 and 1 for the formats of [`Options::states`], 2 for a remainder.
+    /// Bytes per element: 4 for f32, 2 and 1 for the formats of [`Options::states`], 2 for a remainder.
     pub element_bytes: u64,
-    /// Where the scales of the part's [blocks](crate::q8) start, in bytes; 4 bytes each.
+    /// Offset of the scales of the part's [blocks](crate::q8) in bytes; 4 bytes per scale.
     pub scales: Option<u64>,
 }
 
@@ -35,7 +35,7 @@ pub struct StateRange<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) name: &'static str,
-    /// The format of a slot that is not the rule's; the rule's are stored as their chunk says.
+    /// The format of a slot that is not the rule's. The rule's slots have the format of their chunk.
     pub(super) format: Option<Format>,
 }
 
@@ -48,11 +48,11 @@ pub(super) struct ChunkState {
     /// Format of the rule's slots.
     pub(super) format: Format,
     pub(super) slots: Vec<Slot>,
-    /// One a slot.
+    /// One buffer per slot.
     pub(super) buffers: Vec<wgpu::Buffer>,
 }
 
-/// Vectors of state that have a scale in common, or else one.
+/// Vectors of state per scale, or 1 without scales.
 pub(super) fn block_vectors(format: Format) -> u32 {
     if format.block().is_some() { BLOCK_VECTORS } else { 1 }
 }
@@ -84,13 +84,13 @@ impl ChunkState {
         self.slots.iter().position(|slot| slot.name == name)
     }
 
-    /// The part of a tensor in slot `slot`, if any of it lies here.
+    /// The part of a tensor in slot `slot`, if the chunk has one.
     fn range(&self, slot: usize, tensor: &Tensor) -> Option<StateRange<'_>> {
         let chunk = &self.chunk;
         let at = chunk.tensor_ranges.partition_point(|p| p.end <= tensor.offset);
         let tensor_range = chunk.tensor_ranges.get(at).filter(|p| p.start < tensor.end())?;
         let format = self.slots[slot].format.unwrap_or(self.format);
-        // Behind the codes.
+        // After the codes.
         let scale = |block: u64| {
             let [codes, before] =
                 [chunk.state_vectors, tensor_range.state].map(|vectors| u64::from(vectors) * VECTOR);
@@ -146,9 +146,11 @@ fn chunks(layout: &Layout, options: &Options, limits: &Limits) -> Vec<(usize, Fo
 }
 
 impl Optimizer {
-    /// The places of state slot `slot` (by its PyTorch name, `"ema"`, `"master"` or `"remainder"`) of
-    /// `tensor`: one range, or several if the tensor crosses a chunk's end. Empty if no group of the tensor's
-    /// rule keeps the slot.
+    /// The places of state slot `slot` of `tensor`: one range, or several if the tensor crosses a chunk's
+    /// end.
+    ///
+    /// The name is PyTorch's, `"ema"`, `"master"` or `"remainder"`. The result is empty if no group of the
+    /// tensor's rule keeps the slot.
     ///
     /// # Errors
     /// A [`StateError`] if the layout lacks the tensor, or the tensor's rule the slot.

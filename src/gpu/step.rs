@@ -1,4 +1,4 @@
-//! A step: its scalars on their way to the device, and its dispatches in the caller's encoder.
+//! A step: the upload of its scalars, and its dispatches in the caller's encoder.
 
 use super::control::{Control, Request, Staging};
 use super::device;
@@ -14,17 +14,16 @@ use std::sync::Arc;
 pub(super) const REQUEST_WORDS: usize = size_of::<Request>() / size_of::<u32>();
 
 impl Optimizer {
-    /// Records one step: a single compute pass with as many [dispatches](Bound::dispatches) as the binding
-    /// says.
+    /// Records one step: a single compute pass with the binding's [dispatches](Bound::dispatches).
     ///
-    /// `step` is a learning rate, or a [`Step`]. Neither submits nor waits, and allocates nothing of its own
-    /// once as many steps as are ever in flight at a time have been recorded (wgpu allocates while it
-    /// records). `steps()` counts it.
+    /// `step` is a learning rate, or a [`Step`]. The call neither submits nor waits. It allocates nothing of
+    /// its own after the first steps, up to the largest number of steps in flight (wgpu allocates while it
+    /// records). [`steps`](Self::steps) counts the step.
     ///
     /// # Errors
     /// A [`StepError`] if an argument is out of range, if reports are due, if the device is lost, or if it
-    /// has no memory for scalars or a report. The first step after a group was thawed may be refused as
-    /// [`bind`](Self::bind) refuses. Nothing is recorded then, and no state changes.
+    /// has no memory for scalars or a report. The first step after a group was thawed may return the errors
+    /// of [`bind`](Self::bind). Nothing is recorded then, and no state changes.
     pub fn step(
         &mut self,
         queue: &wgpu::Queue,
@@ -32,7 +31,7 @@ impl Optimizer {
         tensors: &Bound,
         step: impl Into<Step>,
     ) -> Result<(), StepError> {
-        // Before anything is recorded, for it may fail.
+        // Before anything is recorded, since it may fail.
         let staging = self.staging()?;
         let (recorded, lease) = self.prepare(queue, tensors, step.into())?;
         {
@@ -46,11 +45,11 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Records one step into a compute pass of the caller's. It leaves its own pipeline and bind groups 0 and
-    /// 1 set.
+    /// Records one step into a compute pass of the caller. Afterwards its own pipeline and bind groups 0 and
+    /// 1 are set.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// The errors of [`step`](Self::step).
     pub fn step_in_pass(
         &mut self,
         queue: &wgpu::Queue,
@@ -64,9 +63,10 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Has the report of the last step sent to the host. [`step`](Self::step) does so itself; after
-    /// [`step_in_pass`](Self::step_in_pass) it is the caller's to do, before 1 024 more steps have been
-    /// recorded. Without reports by the options it does nothing.
+    /// Records the transfer of the last step's report to the host.
+    ///
+    /// [`step`](Self::step) does this itself. After [`step_in_pass`](Self::step_in_pass) the caller must do
+    /// it, before 1 024 more steps are recorded. It does nothing if the options ask for no reports.
     ///
     /// # Errors
     /// A [`DeviceError`] if the device is lost or has no memory for a report. Nothing is recorded then.
@@ -78,7 +78,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// A place for a report, if there are any.
+    /// A staging buffer for a report, if the options ask for reports.
     fn staging(&self) -> Result<Option<Staging>, DeviceError> {
         match &self.control {
             Some(control) if self.options.reports() => control.staging(&self.device).map(Some),
@@ -86,7 +86,7 @@ impl Optimizer {
         }
     }
 
-    /// Everything of a step that may fail: its dispatches, and its scalars on their way to the device.
+    /// The parts of a step that may fail: its dispatches, and the upload of its scalars.
     fn prepare(
         &mut self,
         queue: &wgpu::Queue,
@@ -104,13 +104,13 @@ impl Optimizer {
         Ok((recorded, lease))
     }
 
-    /// Counts a step whose scalars are on their way.
+    /// Counts a step after the upload of its scalars.
     pub(super) fn count_step(&mut self) {
         self.pending.commit(self.options.skips());
         self.steps += 1;
     }
 
-    /// Writes what the next step uploads to `scratch`.
+    /// Writes the bytes that the next step uploads to `scratch`.
     pub(super) fn write_scalars(&mut self, tensors: &Bound, step: Step) -> Result<Arc<Recorded>, StepError> {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
             return Err(StepError::ForeignBinding);
@@ -127,7 +127,7 @@ impl Optimizer {
         self.write_candidates(step, unscale, candidates)?;
         let candidate = 4 * self.candidate.vectors(self.layout.groups().len());
         let first = if self.control.is_some() { REQUEST_WORDS } else { 0 };
-        // Where all candidates are equal, one suffices.
+        // If all candidates are equal, one suffices.
         let (one, others) = self.scratch[first..].split_at(candidate);
         let sent = if others.chunks_exact(candidate).all(|other| other == one) { 1 } else { candidates };
         self.scratch.truncate(first + sent * candidate);
@@ -146,8 +146,7 @@ impl Optimizer {
         Ok(recorded)
     }
 
-    /// Writes the candidates of scalars of the next step to `scratch`, one for every count of skipped steps
-    /// that is possible.
+    /// Writes the next step's scalar candidates to `scratch`, one per possible count of skipped steps.
     fn write_candidates(&mut self, step: Step, unscale: f32, candidates: usize) -> Result<(), StepError> {
         let candidate_words = 4 * self.candidate.vectors(self.layout.groups().len());
         let (header, stride) = (4 * self.candidate.header as usize, 4 * self.candidate.stride as usize);
@@ -161,7 +160,7 @@ impl Optimizer {
             let candidate = &mut scratch[first + i * candidate_words..][..candidate_words];
             let (step_header, groups) = candidate.split_at_mut(header);
             let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
-            // The control kernel, if there is one, replaces the first two: the factor, and whether to skip.
+            // The control kernel, if there is one, replaces the first two values: the factor and the skip.
             step_header[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
             if let Some(key) = step_header.get_mut(4..) {
                 let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };

@@ -1,4 +1,4 @@
-//! The trust ratios of a layer-wise rule: each tensor's own scalars, from its norms.
+//! The trust ratios of a layer-wise rule: scalars per tensor, from its norms.
 
 use super::device::{create_buffer, create_filled};
 use super::kernel::KernelKey;
@@ -8,16 +8,16 @@ use super::ring;
 use crate::error::DeviceError;
 use crate::rules::RuleSpec;
 
-/// The kernel between the phases of a layer-wise rule, and the memory that it writes.
+/// The kernel between the phases of a layer-wise rule, and its memory.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    /// They add up the partial sums of each tensor.
+    /// The kernels that add up the partial sums of each tensor.
     pub(crate) folds: Folds,
     /// The group of each of the rule's tensors, in the order of the flat space.
     pub(crate) groups: wgpu::Buffer,
-    /// The same list on the host.
+    /// The host's copy of `groups`.
     pub(crate) group_of: Vec<u32>,
-    /// The scalars of each tensor, as [`step`](Self::layout)'s kernels read them.
+    /// The scalars of each tensor, for the kernels of the update.
     pub(crate) scalars: wgpu::Buffer,
     pub(crate) space: Space,
     pub(crate) layout: wgpu::BindGroupLayout,
@@ -26,7 +26,7 @@ pub(crate) struct Layers {
 
 impl Layers {
     /// `group_of` has the group of each of the rule's tensors, in the order of the flat space. `scalars` is
-    /// the layout of the groups' scalars, as `key` has them.
+    /// the layout of the groups' scalars for `key`.
     pub(crate) fn new(
         device: &wgpu::Device,
         spec: &RuleSpec,

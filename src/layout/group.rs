@@ -7,8 +7,8 @@ use crate::step::Step;
 
 /// A parameter group: tensors that share a rule and its hyperparameters.
 ///
-/// Groups of one layout may have different rules. Clipping, skipped steps, the loss scale and reports are
-/// over all.
+/// Groups of one layout may have different rules. Clipping, skipped steps, the loss scale and reports cover
+/// all groups.
 ///
 /// ```
 /// use wgpu_optim::{AdamW, Group};
@@ -33,8 +33,7 @@ pub(super) struct Declared {
 }
 
 impl Group {
-    /// A group without tensors yet, for tensors that `rule` updates: a rule of any type, or an
-    /// [`AnyRule`](crate::AnyRule).
+    /// Makes a group without tensors. `rule` is a rule of any type, or an [`AnyRule`](crate::AnyRule).
     #[must_use]
     pub fn new(name: impl Into<String>, rule: impl Into<DynRule>) -> Self {
         Self {
@@ -49,13 +48,14 @@ impl Group {
     /// Multiplies every step's learning rate for this group: a number, or a [`Schedule`] of the steps
     /// recorded so far, skipped steps included. Default 1.
     ///
-    /// Where steps are given 1.0, a group's schedule is its learning rate. A momentum of the schedule takes
-    /// precedence over the step's.
+    /// If every step has the learning rate 1.0, a group's schedule is its learning rate. A momentum of the
+    /// schedule takes precedence over the step's.
     ///
     /// ```
     /// use wgpu_optim::{AdamW, Group, Layout, cpu, schedule};
+    /// let body = schedule::cosine(1e-4, 0.0, 1_000);
     /// let layout = Layout::packed([
-    ///     Group::new("body", AdamW::default()).lr_factor(schedule::cosine(1e-4, 0.0, 1_000)).tensor("w", [4]),
+    ///     Group::new("body", AdamW::default()).lr_factor(body).tensor("w", [4]),
     ///     Group::new("head", AdamW::default()).lr_factor(1e-3).tensor("v", [2]),
     /// ])?;
     /// cpu::Optimizer::new(layout)?.step(cpu::Tensors::flat(&mut [0.0; 6], &[1.0; 6]), 1.0)?;
@@ -67,14 +67,14 @@ impl Group {
         self
     }
 
-    /// Whether the group starts frozen: a step then reads and writes nothing of its tensors. Default false.
+    /// Sets whether the group starts frozen: a step then neither reads nor writes its tensors. Default false.
     #[must_use]
     pub fn frozen(mut self, frozen: bool) -> Self {
         self.frozen = frozen;
         self
     }
 
-    /// Adds a tensor behind the one declared before it (in any group), the first at 0.
+    /// Adds a tensor after the one declared before it (in any group), the first at 0.
     ///
     /// [`Layout::new`](crate::Layout::new) moves it up to the next multiple of 4 elements.
     #[must_use]
@@ -117,8 +117,8 @@ impl Group {
         self.frozen
     }
 
-    /// Writes the scalars of the group's next step to `out`, after `recorded` steps of the host's, and
-    /// advances `carry`.
+    /// Writes the scalars of the group's next step to `out`, after `recorded` steps on the host, and advances
+    /// `carry`.
     pub(super) fn scalars(
         &self,
         step: Step,

@@ -49,7 +49,7 @@ impl Tensor {
         self.offset.saturating_add(self.len)
     }
 
-    /// The tensor's place in a flat slice; for a tensor without elements `0..0`, wherever it was placed.
+    /// The tensor's range in a flat slice; `0..0` for a tensor without elements, at any offset.
     #[must_use]
     pub fn range(&self) -> core::ops::Range<usize> {
         if self.len == 0 { 0..0 } else { self.offset as usize..self.end() as usize }
@@ -58,8 +58,8 @@ impl Tensor {
 
 /// Named tensors in groups, each a range of one flat space of elements.
 ///
-/// Tensors lie there when they share one buffer, and their state always does. Gaps between tensors are
-/// allowed and belong to the caller.
+/// Tensors of one shared buffer lie in this space, and all state does. Gaps between tensors are allowed and
+/// belong to the caller.
 ///
 /// ```
 /// use wgpu_optim::{AdamW, Group, Layout};
@@ -84,28 +84,29 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Places the groups' tensors and checks them. A tensor without an offset of its own starts at a multiple
-    /// of 4 elements: one vector.
+    /// Places the groups' tensors and checks them.
     ///
-    /// State lies as in the flat space. A tensor that starts at a vector there and in its buffer is updated
-    /// vector by vector, the fast way. A group may have no tensors, and a tensor no elements: a step does
-    /// nothing to them.
+    /// A tensor without an offset of its own starts at a multiple of 4 elements: one vector.
+    ///
+    /// State has the order of the flat space. A tensor that starts at a vector in the flat space and in its
+    /// buffer is updated by vectors, the fast way. A group may have no tensors, and a tensor no elements: a
+    /// step ignores them.
     ///
     /// # Errors
-    /// A [`LayoutError`] if there are no groups, if a rule or a factor is refused, if a name is there twice,
-    /// or if tensors overlap or lie too far out.
+    /// A [`LayoutError`] if there are no groups, if a rule or a factor is refused, if a name occurs twice, or
+    /// if tensors overlap or end beyond the largest element.
     pub fn new(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, VECTOR)
     }
 
-    /// Places tensors without gaps, each right behind the one declared before it, whatever their lengths.
+    /// Places tensors without gaps, each directly after the one declared before it.
     ///
-    /// For flat buffers that are packed already. Bound in buffers of their own, tensors that do not start at
-    /// a vector are updated element by element: [`Bound::slow_dispatches`](crate::Bound::slow_dispatches)
+    /// It is meant for flat buffers that are packed already. In buffers per tensor, tensors that do not start
+    /// at a vector are updated element by element: [`Bound::slow_dispatches`](crate::Bound::slow_dispatches)
     /// counts such dispatches.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// The errors of [`new`](Self::new).
     pub fn packed(groups: impl IntoIterator<Item = Group>) -> Result<Self, LayoutError> {
         Self::with_alignment(groups, 1)
     }
@@ -165,7 +166,7 @@ impl Layout {
         &self.tensors
     }
 
-    /// The tensors in the order of the flat space, without those of no elements, which take no place in it.
+    /// The tensors in the order of the flat space, without tensors of no elements.
     pub fn by_offset(&self) -> impl ExactSizeIterator<Item = &Tensor> {
         self.by_offset.iter().map(|&i| &self.tensors[i])
     }
@@ -199,8 +200,10 @@ impl Layout {
         self.tensors.iter().map(|t| t.len).sum()
     }
 
-    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors. A shorter one works too,
-    /// down to `4 · len()`; its last one to three elements then take a dispatch of their own.
+    /// Bytes of a flat f32 buffer that holds the layout in whole 16-byte vectors.
+    ///
+    /// A buffer down to `4 · len()` bytes works too; its last one to three elements then take a dispatch of
+    /// their own.
     #[must_use]
     pub fn buffer_size(&self) -> u64 {
         self.buffer_size_as(Format::F32)
@@ -212,9 +215,11 @@ impl Layout {
         self.len().next_multiple_of(VECTOR) * format.bytes()
     }
 
-    /// Bytes that a step has to move on the GPU: parameters and state are read and written, gradients are
-    /// read, twice where their norm is taken. Layer-wise rules read the values that their norms are taken of
-    /// twice. Frozen groups move nothing. The count ends at `u64::MAX`.
+    /// Bytes that a step moves on the GPU.
+    ///
+    /// Parameters and state are read and written. Gradients are read once, or twice if their norm is taken.
+    /// Layer-wise rules read the values for their norms twice. Frozen groups move nothing. The count
+    /// saturates at `u64::MAX`.
     #[must_use]
     pub fn bytes_moved(&self, options: &Options) -> u64 {
         let tensors = self.tensors.iter().filter(|tensor| !self.groups[tensor.group].frozen);
@@ -237,14 +242,14 @@ impl Layout {
         names
     }
 
-    /// Names of the state slots that are kept for a tensor: those of its rule that any group of the rule
-    /// keeps; none for a tensor of another layout whose group this one lacks.
+    /// Names of the state slots kept for a tensor: the slots of its rule that any group of the rule keeps. A
+    /// tensor of another layout has none if this layout lacks its group.
     pub fn kept_slots(&self, tensor: &Tensor) -> impl Iterator<Item = &'static str> {
         let known = tensor.group < self.groups.len();
         known.then(|| self.rule_of(tensor).kept_slots()).into_iter().flatten()
     }
 
-    /// Whether the state slot called `slot` is kept for any tensor.
+    /// Whether any tensor keeps the state slot `slot`.
     #[must_use]
     pub fn keeps_slot(&self, slot: &str) -> bool {
         self.rules.iter().any(|rule| rule.kept_slots().any(|kept| kept == slot))
@@ -278,7 +283,7 @@ impl Layout {
         &self.rules
     }
 
-    /// The index in [`rules`](Self::rules) of a group's rule.
+    /// The index of a group's rule in [`rules`](Self::rules).
     pub(crate) fn rule_index(&self, group: usize) -> usize {
         self.rule_of[group]
     }
@@ -288,15 +293,15 @@ impl Layout {
         &self.rules[self.rule_of[tensor.group]]
     }
 
-    /// The most scalars that a rule has.
+    /// The largest number of scalars of a rule.
     pub(crate) fn most_scalars(&self) -> usize {
         self.rules.iter().map(|rule| rule.spec.scalars.len()).max().unwrap_or(0)
     }
 
-    /// The scalars of each group's next step, and its number, after `recorded` steps of the host's; zeros for
-    /// a frozen group.
+    /// The scalars and the number of each group's next step, after `recorded` steps on the host; zeros for a
+    /// frozen group.
     ///
-    /// `carries` has one entry a group; on an error some may have advanced. `scratch` has room for the
+    /// `carries` has one entry per group; after an error some may have advanced. `scratch` has room for the
     /// [most scalars](Self::most_scalars).
     pub(crate) fn scalars(
         &self,
@@ -327,7 +332,7 @@ impl RuleUse {
     }
 }
 
-/// The different rules of the groups, and the index of each group's.
+/// The different rules of the groups, and each group's index among them.
 fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), RuleError> {
     let mut rules: Vec<RuleUse> = Vec::new();
     let mut rule_of = Vec::with_capacity(groups.len());
@@ -356,8 +361,8 @@ fn rules_of(groups: &[Group]) -> Result<(Vec<RuleUse>, Vec<usize>), RuleError> {
     Ok((rules, rule_of))
 }
 
-/// Places a tensor at its own offset, or behind `next` at a multiple of `alignment`, or right there if it has
-/// no elements.
+/// Places a tensor at its own offset. Without one it goes to the multiple of `alignment` from `next` on, or
+/// to `next` if it has no elements.
 fn place(declared: &group::Declared, group: usize, next: u64, alignment: u64) -> Result<Tensor, LayoutError> {
     let empty = declared.shape.contains(&0);
     let len = declared.shape.iter().try_fold(1u128, |n, &d| n.checked_mul(d.into())).unwrap_or(u128::MAX);

@@ -1,14 +1,14 @@
-//! Chunks: the units in which gradients come to the host and parameters go back.
+//! Chunks: the units of transfer for gradients to the host and parameters back.
 
 use crate::cpu::Optimizer;
 use crate::error::{BindError, DeviceError};
 use crate::gpu::device::{Probe, write};
 use core::ops::Range;
 
-/// Bytes of an element.
+/// Bytes per element.
 pub(super) const ELEMENT: usize = size_of::<f32>();
 
-/// Blocks of one rule, with their way to the host.
+/// Tasks of one rule, with the gradients' transfer to the host.
 #[derive(Debug, PartialEq)]
 pub(super) struct Chunk {
     pub(super) rule: usize,
@@ -24,12 +24,12 @@ pub(super) fn chunks(optimizer: &Optimizer, chunk_blocks: usize) -> Vec<Chunk> {
 }
 
 impl Chunk {
-    /// One past its last element in the flat space.
+    /// One past the chunk's last element in the flat space.
     pub(super) fn end(&self) -> usize {
         self.ranges.last().map_or(0, |range| range.end)
     }
 
-    /// Checks that a buffer of the caller's has it.
+    /// Checks that a buffer of the caller contains the chunk.
     pub(super) fn check(
         &self,
         probe: &Probe,
@@ -49,12 +49,12 @@ impl Chunk {
         probe.check(buffer, || what.into())
     }
 
-    /// Bytes of its gradients.
+    /// Bytes of the chunk's gradients.
     pub(super) fn byte_len(&self) -> u64 {
         (self.ranges.iter().map(Range::len).sum::<usize>() * ELEMENT) as u64
     }
 
-    /// Sends its parameters to the device.
+    /// Sends the chunk's parameters to the device.
     pub(super) fn upload(
         &self,
         device: &wgpu::Device,

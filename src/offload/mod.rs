@@ -1,4 +1,4 @@
-//! Parameters and gradients on the GPU, optimizer state in host memory: where the device has no room for it.
+//! Optimizer state in host memory, for parameters and gradients on a GPU that lacks room for the state.
 
 mod chunk;
 mod staging;
@@ -17,16 +17,16 @@ use crate::schedule::Schedule;
 use chunk::{Chunk, chunks};
 use staging::{Staging, staging};
 
-/// How gradients come to the host: in chunks, through a ring of staging buffers, which are memory of the
-/// host.
+/// Settings of the transfer of gradients to the host: in chunks, through a ring of staging buffers in host
+/// memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfers {
-    /// Blocks of the CPU engine in a chunk, each 16 384 parameters; by default 64, which have 4 MiB of
-    /// gradients.
+    /// Tasks of the CPU engine per chunk, of 16 384 parameters each. Default 64: 4 MiB of gradients per
+    /// chunk.
     pub chunk_blocks: usize,
-    /// Chunks that are on their way or have arrived, at a time; by default 4. With all of them
-    /// ([`usize::MAX`]) gradients stay on the host until the step is done: they cross once also where a step
-    /// takes more than one pass.
+    /// Largest number of chunks in transfer or on the host. Default 4. With all of them ([`usize::MAX`])
+    /// gradients stay on the host until the step is done, so they cross once even in a step of several
+    /// passes.
     pub staged_chunks: usize,
 }
 
@@ -36,16 +36,16 @@ impl Default for Transfers {
     }
 }
 
-/// The CPU engine for parameters and gradients that lie on a device, flat and in f32.
+/// The CPU engine for flat f32 parameters and gradients on a device.
 ///
-/// Gradients come to the host and parameters go back in chunks, each of tensors of one rule. A chunk is
-/// updated while others are on their way, where options and rules let the update begin with the first.
-/// Otherwise passes precede the update: one over all gradients for a clip by norm, steps that may be skipped
-/// and reports, and one over the gradients of layer-wise rules. Gradients cross once a pass, unless
-/// [`Transfers`] keep all of them; so they must not change before the step is done. A step that is skipped is
-/// done after the first pass.
+/// Gradients come to the host and parameters go back in chunks; each chunk has tensors of one rule. If
+/// options and rules allow it, the update begins with the first chunk, and other chunks are in transfer
+/// meanwhile. Otherwise passes precede the update: one over all gradients for a clip by norm, steps that may
+/// be skipped and reports, and one over the gradients of layer-wise rules. Gradients cross once per pass, or
+/// once in all if [`Transfers`] keep all of them. They must not change before the step is done. A skipped
+/// step is done after the first pass.
 ///
-/// Like the GPU optimizer it neither submits nor waits:
+/// Like the GPU optimizer, an offloaded one neither submits nor waits:
 ///
 /// ```no_run
 /// # use wgpu_optim::wgpu::{Buffer, Device, Queue};
@@ -81,9 +81,9 @@ impl Default for Transfers {
 /// # }
 /// ```
 ///
-/// Host memory beside the state: 4 bytes a parameter for the parameters, which the host keeps too, and
-/// [`staging_bytes`](Self::staging_bytes): 16 MiB at most by default, 4 bytes a parameter if all chunks are
-/// kept. A parameter that the caller writes on the device has no effect.
+/// Host memory beside the state: 4 bytes per parameter for a copy of the parameters, and
+/// [`staging_bytes`](Self::staging_bytes), which is 16 MiB at most by default and 4 bytes per parameter if
+/// all chunks are kept. A parameter that the caller writes on the device has no effect.
 #[derive(Debug)]
 pub struct Offload {
     device: wgpu::Device,
@@ -94,25 +94,25 @@ pub struct Offload {
     /// Whether groups may have been frozen or thawed since the chunks were made.
     stale: bool,
     chunks: Vec<Chunk>,
-    /// A ring: chunk `c` comes through the one at `c` modulo their number.
+    /// The ring: chunk `c` takes the buffer at `c` modulo the number of buffers.
     staging: Vec<Staging>,
     phase: Phase,
-    /// The chunk that is next in this phase.
+    /// The next chunk of this phase.
     next: usize,
 }
 
 /// The state of a step when a call returns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress {
-    /// Nothing: the gradients that are next have not arrived.
+    /// No work done: the next gradients have not arrived.
     Waiting,
-    /// A chunk; there are more.
+    /// One chunk done, and more to come.
     Working,
-    /// The last one. The report is there if the options ask for one.
+    /// The last chunk done, with a report if the options ask for one.
     Done(Option<Report>),
 }
 
-/// Where a step is.
+/// The phase of a step.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Idle,
@@ -122,12 +122,12 @@ enum Phase {
 }
 
 impl Offload {
-    /// Zeroed state for `layout`, and parameters that start as `params`, which is what the device has.
+    /// Allocates zeroed state for `layout`. `params` are the parameters on the device.
     ///
     /// # Errors
     /// An [`OptionsError`] as of [`cpu::Optimizer::with_options`](Optimizer::with_options), for formats other
-    /// than f32, for gradients that are to be set to zero, which is the device's to do, for parameters of
-    /// another length, or if the device refuses memory.
+    /// than f32, for options that set gradients to zero, because only the caller writes the device's
+    /// gradients, for parameters of another length, or if the device refuses memory.
     pub fn new(
         device: &wgpu::Device,
         layout: Layout,
@@ -137,10 +137,10 @@ impl Offload {
         Self::with_transfers(device, layout, options, Transfers::default(), params)
     }
 
-    /// [`new`](Self::new) with chunks of another size, or more or fewer of them at a time.
+    /// Allocates zeroed state as [`new`](Self::new), with other settings for the transfer.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and an [`OptionsError`] if a field of `transfers` is 0.
+    /// The errors of [`new`](Self::new), and an [`OptionsError`] if a field of `transfers` is 0.
     pub fn with_transfers(
         device: &wgpu::Device,
         layout: Layout,
@@ -159,7 +159,7 @@ impl Offload {
                 return Err(OptionsError::Format {
                     field,
                     format: format.name(),
-                    bound: "f32 where state is offloaded",
+                    bound: "f32 for offloaded state",
                 });
             }
         }
@@ -191,19 +191,19 @@ impl Offload {
         Ok(offload)
     }
 
-    /// The optimizer, with state, options and layout.
+    /// The CPU optimizer, with state, options and layout.
     #[must_use]
     pub fn optimizer(&self) -> &Optimizer {
         &self.optimizer
     }
 
-    /// The parameters as the host has them, flat.
+    /// The host's copy of the parameters, flat.
     #[must_use]
     pub fn params(&self) -> &[f32] {
         &self.params
     }
 
-    /// The number of chunks.
+    /// The number of chunks per pass.
     #[must_use]
     pub fn chunks(&self) -> usize {
         self.chunks.len()
@@ -215,30 +215,30 @@ impl Offload {
         self.staging.iter().map(|staging| staging.buffer.size()).sum()
     }
 
-    /// Goes on with a saved loss scale, as [`cpu::Optimizer::set_loss_scale`](Optimizer::set_loss_scale).
+    /// Restores a saved loss scale, as [`cpu::Optimizer::set_loss_scale`](Optimizer::set_loss_scale).
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), OffloadError> {
         self.between_steps()?;
         Ok(self.optimizer.set_loss_scale(scale, good_steps)?)
     }
 
-    /// State to be written, as [`cpu::Optimizer::state_mut`](Optimizer::state_mut). With feature
-    /// `checkpoint`, `checkpoint::Cpu::offloaded` saves and loads all there is.
+    /// State for writing, as [`cpu::Optimizer::state_mut`](Optimizer::state_mut). With feature `checkpoint`,
+    /// `checkpoint::Cpu::offloaded` saves and loads everything.
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn state_mut(&mut self, slot: &str, tensor: &str) -> Result<Option<StateMut<'_>>, OffloadError> {
         self.between_steps()?;
         Ok(self.optimizer.state_mut(slot, tensor)?)
     }
 
-    /// Writes all parameters that the host has to the device's, by the queue: they are sent with the next
-    /// submission. Gaps between tensors stay.
+    /// Writes the host's copy of all parameters to the device by the queue; they are sent with the next
+    /// submission. Gaps between tensors keep their content.
     ///
     /// # Errors
-    /// An [`OffloadError`] if a step is under way, if the buffer is too short, lacks usage `COPY_DST` or is
+    /// An [`OffloadError`] if a step is in progress, if the buffer is too short, lacks usage `COPY_DST` or is
     /// of another device, or if the device is lost.
     pub fn upload(&self, queue: &wgpu::Queue, params: &wgpu::Buffer) -> Result<(), OffloadError> {
         self.between_steps()?;
@@ -249,46 +249,47 @@ impl Offload {
                 None => ranges.push(tensor.range()),
             }
         }
-        // Those of frozen groups too.
+        // Chunks of frozen groups too.
         let all = Chunk { rule: 0, tasks: 0..0, ranges };
         all.check(&self.probe, params, "parameters", wgpu::BufferUsages::COPY_DST, "COPY_DST")?;
         Ok(all.upload(&self.device, queue, params, &self.params)?)
     }
 
-    /// Gives a group other hyperparameters of its rule, as [`cpu::Optimizer::set_rule`](Optimizer::set_rule).
+    /// Sets the hyperparameters of a group's rule, as [`cpu::Optimizer::set_rule`](Optimizer::set_rule).
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn set_rule(&mut self, group: &str, rule: impl Into<DynRule>) -> Result<(), OffloadError> {
         self.between_steps()?;
         Ok(self.optimizer.set_rule(group, rule)?)
     }
 
-    /// Gives a group another factor of the learning rate, as
+    /// Sets a group's factor of the learning rate, as
     /// [`cpu::Optimizer::set_lr_factor`](Optimizer::set_lr_factor).
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn set_lr_factor(&mut self, group: &str, factor: impl Into<Schedule>) -> Result<(), OffloadError> {
         self.between_steps()?;
         Ok(self.optimizer.set_lr_factor(group, factor)?)
     }
 
-    /// Gives the clip another bound, as [`cpu::Optimizer::set_clip`](Optimizer::set_clip).
+    /// Sets the bound of the clip, as [`cpu::Optimizer::set_clip`](Optimizer::set_clip).
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn set_clip(&mut self, clip: Clip) -> Result<(), OffloadError> {
         self.between_steps()?;
         Ok(self.optimizer.set_clip(clip)?)
     }
 
-    /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients do not cross any
-    /// more. The next step divides the rest into chunks anew; gradients that have been requested for it are
+    /// Freezes a group, as [`cpu::Optimizer::freeze`](Optimizer::freeze): its gradients cross no more.
+    ///
+    /// The next step divides the rest into new chunks; gradients that were requested for it have to be
     /// requested again.
     ///
     /// # Errors
-    /// An [`OffloadError`] as of the optimizer, or if a step is under way.
+    /// An [`OffloadError`] with the optimizer's error, or if a step is in progress.
     pub fn freeze(&mut self, group: &str) -> Result<(), OffloadError> {
         self.between_steps()?;
         self.stale = true;
@@ -298,27 +299,27 @@ impl Offload {
     /// Ends the freezing of a group.
     ///
     /// # Errors
-    /// As [`freeze`](Self::freeze).
+    /// The errors of [`freeze`](Self::freeze).
     pub fn unfreeze(&mut self, group: &str) -> Result<(), OffloadError> {
         self.between_steps()?;
         self.stale = true;
         Ok(self.optimizer.unfreeze(group)?)
     }
 
-    /// The chunks of the groups that are not frozen, if they are other ones than those of the last step.
+    /// The chunks of the groups that are not frozen, if they differ from those of the last step.
     fn changed_chunks(&self) -> Option<Vec<Chunk>> {
         let chunks = || chunks(&self.optimizer, self.transfers.chunk_blocks);
         self.stale.then(chunks).filter(|chunks| *chunks != self.chunks)
     }
 
-    /// Goes on with the chunks of the groups that are not frozen.
+    /// Changes to the chunks of the groups that are not frozen.
     fn refresh(&mut self) -> Result<(), DeviceError> {
         if let Some(chunks) = self.changed_chunks() {
             self.staging = staging(&self.device, &chunks, self.transfers.staged_chunks)?;
             self.chunks = chunks;
         }
         if std::mem::take(&mut self.stale) {
-            // Options of a load may ask for another first pass.
+            // Loaded options may need another first pass.
             self.begin_pass(Phase::Idle);
         }
         Ok(())

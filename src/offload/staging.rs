@@ -1,4 +1,4 @@
-//! Staging buffers: where the gradients of a chunk arrive.
+//! Staging buffers, in which the gradients of a chunk arrive.
 
 use super::chunk::Chunk;
 use crate::error::DeviceError;
@@ -12,18 +12,18 @@ pub(super) const ASKED: u8 = 1;
 pub(super) const HERE: u8 = 2;
 pub(super) const FAILED: u8 = 3;
 
-/// A request under way, until its commands are dropped. It has a state of its own: when it is dropped, a
-/// newer request may be under way.
+/// A request in progress, until its commands are dropped. It has its own state, since a newer request may be
+/// in progress when it is dropped.
 pub(super) struct Asked(pub(super) Arc<AtomicU8>);
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        // A request that has arrived stays.
+        // A request that has arrived keeps its state.
         let _ = self.0.compare_exchange(ASKED, ABSENT, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
-/// Where a chunk's gradients arrive.
+/// A buffer in which a chunk's gradients arrive.
 #[derive(Debug)]
 pub(super) struct Staging {
     pub(super) buffer: wgpu::Buffer,
@@ -48,7 +48,7 @@ pub(super) fn staging(
 }
 
 impl Staging {
-    /// Whether a request is under way, or has brought gradients that no pass has read.
+    /// Whether a request is in progress, or has brought gradients that no pass has read.
     pub(super) fn is_taken(&self) -> bool {
         matches!(self.state.load(Ordering::Acquire), ASKED | HERE)
     }

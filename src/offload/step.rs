@@ -1,4 +1,4 @@
-//! A step: passes over the chunks, as their gradients arrive.
+//! A step: passes over the chunks, in the order in which their gradients arrive.
 
 use super::chunk::{Chunk, ELEMENT};
 use super::staging::{ABSENT, ASKED, Asked, FAILED, HERE, Staging};
@@ -17,13 +17,13 @@ impl Offload {
         &self.staging[chunk % self.staging.len()]
     }
 
-    /// The chunks for which there is room now.
+    /// The chunks that have room now.
     fn window(&self) -> Range<usize> {
         self.next..self.chunks.len().min(self.next + self.staging.len())
     }
 
-    /// The chunk that is to be [requested](Self::request) next; `None` if all for which there is room are on
-    /// their way or here. Between steps it is a chunk of the next step.
+    /// The chunk to [request](Self::request) next; `None` if all chunks with room are in transfer or on the
+    /// host. Between steps it is a chunk of the next step.
     #[must_use]
     pub fn wanted(&self) -> Option<usize> {
         if let Some(chunks) = self.changed_chunks() {
@@ -33,14 +33,16 @@ impl Offload {
         self.window().find(absent)
     }
 
-    /// Records the copy of one chunk of the gradients, which is on the host some time after the commands have
-    /// been submitted. A submission that the device refuses is not noticed: what the staging buffer had
-    /// before then counts as the gradients.
+    /// Records the copy of one chunk of the gradients. The copy is on the host some time after the submission
+    /// of the commands.
+    ///
+    /// The library does not notice a submission that the device refuses: the old contents of the staging
+    /// buffer then count as the gradients.
     ///
     /// # Errors
-    /// An [`OffloadError`] if the chunk is unknown, on its way or not to be requested now, if the buffer is
-    /// too short, lacks usage `COPY_SRC` or is of another device, if the device is lost, or if there is no
-    /// memory for staging buffers. Nothing is recorded then.
+    /// An [`OffloadError`] if the chunk is unknown, in transfer or out of turn, if the buffer is too short,
+    /// lacks usage `COPY_SRC` or is of another device, if the device is lost, or if there is no memory for
+    /// staging buffers. Nothing is recorded then.
     pub fn request(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -76,15 +78,16 @@ impl Offload {
         Ok(())
     }
 
-    /// Does what can be done with the next chunk, and writes updated parameters to `params` by the queue:
-    /// they are sent with the next submission. The first call of a step decides its learning rate.
+    /// Works on the next chunk if its gradients have arrived.
+    ///
+    /// Updated parameters are written to `params` by the queue, and are sent with the next submission. The
+    /// first call of a step sets its learning rate.
     ///
     /// # Errors
     /// An [`OffloadError`] if an argument is out of range, if the buffer is too short, lacks usage `COPY_DST`
-    /// or is of another device, if the device is lost, if nobody has requested the chunk that is next (or the
-    /// commands that did were dropped), or if its gradients cannot be read. The step stays where it was:
-    /// chunks before this one have been worked on, and it goes on when this one has been requested again, of
-    /// the same gradients.
+    /// or is of another device, if the device is lost, if the next chunk was not requested (or its commands
+    /// were dropped), or if its gradients cannot be read. The step keeps its position: earlier chunks are
+    /// done, and the step continues after another request for this chunk, with the same gradients.
     pub fn advance(
         &mut self,
         queue: &wgpu::Queue,
@@ -111,7 +114,7 @@ impl Offload {
             let unscale = self.optimizer.begin(step.into())?;
             self.phase = Phase::Scan { unscale };
             if !self.optimizer.options().looks_first() {
-                // A step without a look at its gradients is not skipped.
+                // A step without a gradient scan is not skipped.
                 self.decide(unscale);
             }
         }
@@ -142,7 +145,7 @@ impl Offload {
             staging.release(&self.device);
         }
         if let Phase::Update { .. } = self.phase {
-            // The host has the parameters; that the device is lost is seen by the next call.
+            // The host has the parameters; the next call reports the lost device.
             let _ = chunk.upload(&self.device, queue, params, &self.params);
         }
         self.next += 1;
@@ -177,7 +180,7 @@ impl Offload {
         })
     }
 
-    /// Whether a pass reads a chunk: the first phase of layer-wise rules is for their tensors alone.
+    /// Whether a pass reads a chunk: the first phase of layer-wise rules reads only their tensors.
     fn is_needed(&self, chunk: usize) -> bool {
         self.is_needed_of(&self.chunks, chunk)
     }
@@ -185,7 +188,7 @@ impl Offload {
     fn is_needed_of(&self, chunks: &[Chunk], chunk: usize) -> bool {
         let layer_wise = |chunk: &Chunk| self.optimizer.is_layer_wise(chunk.rule);
         let measures = match self.phase {
-            // The pass that the next step begins with.
+            // The first pass of the next step.
             Phase::Idle => !self.optimizer.options().looks_first() && chunks.iter().any(layer_wise),
             Phase::Scan { .. } | Phase::Update { .. } => false,
             Phase::LayerNorms { .. } => true,
@@ -193,7 +196,7 @@ impl Offload {
         !measures || layer_wise(&chunks[chunk])
     }
 
-    /// Goes on to the next chunk that this pass reads.
+    /// Moves on to the next chunk that this pass reads.
     fn pass_by(&mut self) {
         while self.next < self.chunks.len() && !self.is_needed(self.next) {
             self.next += 1;
@@ -206,8 +209,7 @@ impl Offload {
         self.pass_by();
     }
 
-    /// The decision that follows the gradient scan; returns the report of a step that is skipped, which needs
-    /// no more gradients.
+    /// Decides after the gradient scan. Returns the report of a skipped step, which needs no more gradients.
     fn decide(&mut self, unscale: f64) -> Option<Report> {
         let Decision { skip, report } = self.optimizer.decide(unscale);
         if skip {

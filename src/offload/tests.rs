@@ -25,7 +25,7 @@ fn what_failed_can_be_requested_again() {
     assert_eq!(advance(&mut offload), Err(OffloadError::NotRequested { chunk: 0 }));
     request(&mut offload);
     assert_eq!(advance(&mut offload), done);
-    // Without a look at the error.
+    // Without a check of the error.
     offload.staging[0].state.store(FAILED, Ordering::Release);
     request(&mut offload);
     assert_eq!(advance(&mut offload), done);
@@ -37,7 +37,7 @@ fn what_failed_can_be_requested_again() {
     assert_eq!(offload.optimizer().steps(), 3);
 }
 
-/// A request that has failed is dropped when a newer one is under way.
+/// A failed request is dropped when a newer one is in progress.
 #[test]
 fn a_late_drop_is_of_its_own_request() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -51,7 +51,7 @@ fn a_late_drop_is_of_its_own_request() {
     assert_eq!(offload.wanted(), Some(0));
     let mut encoder = gpu.encoder();
     offload.request(&mut encoder, &buffer, 0).unwrap();
-    // As if its callback had only now come to its end.
+    // As if its callback had ended only now.
     late.0.store(ASKED, Ordering::Release);
     drop(late);
     assert_eq!(offload.wanted(), None);

@@ -1,4 +1,4 @@
-//! What stands around the update: unscaling, clipping, skipping, loss scale, averages.
+//! Options around the update: unscaling, clipping, skipping, loss scale, averages.
 
 use crate::error::{ChangeError, OptionsError};
 use crate::formats::Format;
@@ -11,22 +11,27 @@ pub(crate) use storage::Storage;
 #[cfg(test)]
 pub(crate) use storage::every_format;
 
-/// What happens to gradients and weights around the update, all of it on the device and without waiting for
-/// it. Everything is off by default, and what is off is not in the kernels.
+/// Options for gradients and weights around the update.
 ///
-/// In a step, in this order: if any gradient, as it is stored, is not finite the step is skipped; gradients
-/// are divided by [`Step::grad_scale`](crate::Step::grad_scale) and by the dynamic loss scale; they are
-/// clipped; the rule updates parameters and state; the average of the weights follows; gradients are set to
-/// zero.
+/// All of them run on the device, and no call waits for them. Everything is off by default. A disabled option
+/// adds no code to the kernels.
 ///
-/// Minor releases add fields. A literal therefore ends with `..Options::default()`, or where it is a constant
-/// with `..Options::DEFAULT`, and a pattern with `..`.
+/// The order in a step: the step is skipped if any stored gradient is not finite; gradients are divided by
+/// [`Step::grad_scale`](crate::Step::grad_scale) and by the dynamic loss scale; gradients are clipped; the
+/// rule updates parameters and state; the average of the weights is updated; gradients are set to zero.
+///
+/// Minor releases add fields. A literal therefore ends with `..Options::default()`, a constant with
+/// `..Options::DEFAULT`, and a pattern with `..`.
 ///
 /// ```
 /// use wgpu_optim::{Clip, LossScale, Options};
 /// const SKIP: Options = Options { skip_nonfinite: true, ..Options::DEFAULT };
 /// assert!(SKIP.skips() && !Options::default().skips());
-/// let options = Options { clip: Some(Clip::GlobalNorm(1.0)), loss_scale: Some(LossScale::default()), ..Options::default() };
+/// let options = Options {
+///     clip: Some(Clip::GlobalNorm(1.0)),
+///     loss_scale: Some(LossScale::default()),
+///     ..Options::default()
+/// };
 /// assert!(options.validate().is_ok());
 /// assert!(Options { clip: Some(Clip::Value(-1.0)), ..options }.validate().is_err());
 /// ```
@@ -34,113 +39,124 @@ pub(crate) use storage::every_format;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Options {
-    /// Bounds the gradients. A norm takes a pass of its own over them, which a loss scale, skipping and
-    /// reports share: a gradient's bytes read a parameter, two dispatches; one more for norms of groups.
+    /// Bounds the gradients.
+    ///
+    /// A norm takes a pass over the gradients: one gradient read per parameter and two dispatches. A loss
+    /// scale, skipping and reports share that pass. Norms per group take one more dispatch.
     pub clip: Option<Clip>,
-    /// Skips a step in which any gradient of any tensor is infinite or NaN: parameters, state and average
-    /// keep every bit, and the rule's count of steps stands still. Learning rates follow the count of
-    /// recorded steps, skipped ones included. Commands have to be submitted in the order in which steps were
-    /// recorded into them. A momentum that changes from step to step, of a rule that carries something of it
-    /// (NAdam, or SGD where it is 0 at times), asks for reports in time: see
-    /// [`UncertainMomentum`](crate::StepError::UncertainMomentum). Each step in flight has scalars for as
-    /// many counts of skipped steps as there are steps in flight: see
-    /// [`Unreported`](crate::StepError::Unreported).
+    /// Skips a step in which any gradient of any tensor is infinite or NaN.
+    ///
+    /// A skipped step changes no bit of parameters, state and average, and the rule's count of steps does not
+    /// advance. Learning rates follow the count of recorded steps, which includes skipped ones. Commands have
+    /// to be submitted in the order in which steps were recorded into them.
+    ///
+    /// A rule may carry a number that depends on the momentum: NAdam does, and SGD does if the momentum is 0
+    /// at times. If such a momentum changes between steps, take reports before recording further steps: see
+    /// [`UncertainMomentum`](crate::StepError::UncertainMomentum). Each step in flight uploads one set of
+    /// scalars per step without a report: see [`Unreported`](crate::StepError::Unreported).
     pub skip_nonfinite: bool,
-    /// A loss scale that finds its own size. It implies `skip_nonfinite`.
+    /// Scales the loss dynamically. Implies `skip_nonfinite`.
     pub loss_scale: Option<LossScale>,
-    /// Sets gradients to zero once they have been read, in skipped steps too: a gradient's bytes written a
-    /// parameter.
+    /// Sets gradients to zero after they are read, also in skipped steps: one gradient written per parameter.
     pub zero_gradients: bool,
-    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes a parameter, read and written.
-    /// Before the first step that is taken it is 0.
+    /// Keeps a running average of the weights, as state `"ema"`: 4 bytes per parameter, read and written. It
+    /// is 0 before the first taken step.
     pub ema: Option<Ema>,
-    /// Delivers a [`Report`](crate::Report) of every step, later. Skipping and a loss scale deliver them
-    /// anyway.
+    /// Delivers a [`Report`](crate::Report) of every step, some steps later. Skipping and a loss scale imply
+    /// it.
     pub report: bool,
-    /// Reports the norms of parameters and updates too, which the update's pass then takes, with a dispatch
-    /// behind it; implies `report`.
+    /// Reports the norms of parameters and updates too; implies `report`. The update's pass takes them, and
+    /// one dispatch follows it.
     pub norms: bool,
-    /// How the caller stores parameters.
+    /// Format of the caller's parameters.
     pub params: Format,
-    /// How the caller stores gradients.
+    /// Format of the caller's gradients.
     pub grads: Format,
-    /// How the rule's state is stored: f32, bf16 or 8 bits, [block-wise](crate::q8). In bf16 a running mean
-    /// with a weight of the new below 1/256 (as β₂ = 0.999 has it) stands still where it is rounded to the
-    /// nearest, and in 8 bits one below 1/32: [round at random](Rounding::Stochastic).
+    /// Format of the rule's state: f32, bf16 or 8 bits, [block-wise](crate::q8).
+    ///
+    /// Rounding to nearest can stop a slow running mean. In bf16 the mean stops if the weight of a new value
+    /// is below 1/256, as with β₂ = 0.999; in 8 bits it stops below 1/32. [Stochastic
+    /// rounding](Rounding::Stochastic) avoids this.
     pub states: Format,
-    /// Keeps the state of tensors with fewer elements than this in f32, whatever `states` says: biases and
-    /// gains, for a dispatch more on the GPU. Default 0. State in 8 bits, and what lies beside it, takes
-    /// whole blocks of 32 elements: for tensors of up to 8 elements f32 takes less.
+    /// Keeps the state of tensors with fewer elements than this in f32, for any value of `states`. Default 0.
+    ///
+    /// It is meant for biases and gains, and takes one more dispatch on the GPU. State in 8 bits takes whole
+    /// blocks of 32 elements, and so does other state of the same tensors: f32 is smaller for tensors of up
+    /// to 8 elements.
     pub f32_states_below: u64,
-    /// What is kept of parameters that have 2 bytes.
+    /// Precision kept beside parameters of 2 bytes.
     pub master: Master,
-    /// How what has fewer than 4 bytes is rounded: the rule's state, and parameters of which nothing more is
-    /// kept.
+    /// Rounding of values with fewer than 4 bytes: the rule's state, and parameters with [`Master::None`].
     pub rounding: Rounding,
 }
 
-/// What is kept of parameters that the caller stores in 2 bytes, so that small steps are not lost. For those
-/// of 4 it has no meaning.
+/// Precision kept beside parameters that the caller stores in 2 bytes, so that small steps are not lost. It
+/// has no effect on parameters of 4 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Master {
-    /// An f32, as state `"master"`: 4 bytes a parameter. It is taken from the caller's parameters at the
-    /// first step, and what the caller writes to them later has no meaning, but where the master is 0.
+    /// An f32 master weight, as state `"master"`: 4 bytes per parameter. The first step takes it from the
+    /// caller's parameters. A later write to the parameters has no effect, except where the master is 0.
     #[default]
     F32,
-    /// Of bf16: the lower half of the f32 whose upper half, rounded, the parameter is; as state
-    /// `"remainder"`: 2 bytes a parameter. A run is bit for bit that of f32 parameters, whose NaN lose what
-    /// their lower halves carry, on a device that compiles both kernels to the same arithmetic. What the
-    /// caller writes to a parameter later takes the old remainder with it: at most half a unit of its last
-    /// place, and nothing of a zero. A parameter that f32 holds and bf16 does not, beyond 3.39·10³⁸, is an
-    /// infinity to the caller.
+    /// The 16 bits that a bf16 parameter lacks of an f32, as state `"remainder"`: 2 bytes per parameter.
+    ///
+    /// The parameter is the rounded upper half of an f32, and the remainder is the lower half. A run equals
+    /// the run with f32 parameters bit for bit, on a device that compiles both kernels to the same
+    /// arithmetic; only NaN payloads may differ. If the caller writes a parameter later, the old remainder is
+    /// added to it: at most half a unit of its last place, and nothing to a zero. The caller sees infinity
+    /// for a parameter beyond 3.39·10³⁸, which f32 holds and bf16 does not.
     Remainder,
-    /// Nothing. Steps below half a unit of the parameter's last place are lost, unless they are [rounded at
-    /// random](Rounding::Stochastic).
+    /// Nothing. Steps below half a unit of the parameter's last place are lost without [stochastic
+    /// rounding](Rounding::Stochastic).
     None,
 }
 
 impl Master {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::F32, Self::Remainder, Self::None];
 }
 
-/// How a number is rounded to one of fewer digits.
+/// Rounding of a number to fewer digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Rounding {
-    /// To the nearest, of two the even one, or in [8 bits](crate::q8) the larger.
+    /// Round to nearest. A tie goes to the even number, in [8 bits](crate::q8) to the larger one.
     #[default]
     Nearest,
-    /// Up or down at random, with the number itself as the mean, and never beyond the largest finite number.
+    /// Stochastic rounding: up or down at random, with the number itself as the mean, and never beyond the
+    /// largest finite number.
+    ///
     /// The random numbers are a function of the seed, the count of steps taken, the tensor's name, the
-    /// element's index in it and which of its values it is: a run can be repeated, and buffers, chunks,
-    /// offsets, groups and skipped steps make no difference (but for where blocks of [8 bits](crate::q8)
-    /// begin). Tensors that share a vector of four with others take dispatches of their own, four at most.
+    /// element's index and the state slot. A run can be repeated. Buffers, chunks, offsets, groups and
+    /// skipped steps make no difference, except for the start of blocks of [8 bits](crate::q8). Tensors that
+    /// share a vector of four with others take dispatches of their own, four at most.
     Stochastic {
-        /// Of the random numbers.
+        /// Seed of the random numbers.
         seed: u64,
     },
 }
 
-/// How gradients are bounded. The bound of a norm may be infinite: the norm is measured and reported, and the
-/// gradients stay as they are, whatever the norm is. In JSON it is `"inf"`.
+/// Bound of the gradients.
+///
+/// The bound of a norm may be infinite, `"inf"` in JSON: the norm is then measured and reported, and no
+/// gradient changes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Clip {
     /// `g · min(1, c / (‖g‖ + 10⁻⁶))`, where `‖g‖` is the 2-norm over all tensors of all groups: PyTorch's
-    /// `clip_grad_norm_`. It holds too where the norm or the factor is beyond the range of an f32; a report
-    /// then has an infinite norm.
+    /// `clip_grad_norm_`. The result is right even if the norm or the factor is beyond the range of an f32; a
+    /// report then has an infinite norm.
     GlobalNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),
-    /// The same for each group of its own: `‖g‖` is the 2-norm over the group's tensors.
+    /// `g · min(1, c / (‖g‖ + 10⁻⁶))` per group, where `‖g‖` is the 2-norm over the group's tensors.
     GroupNorm(#[cfg_attr(feature = "serde", serde(with = "bound"))] f64),
-    /// Each element into `[−c, c]`: PyTorch's `clip_grad_value_`.
+    /// Clamps each element to `[−c, c]`: PyTorch's `clip_grad_value_`.
     Value(f64),
 }
 
@@ -171,15 +187,15 @@ impl Clip {
 pub struct LossScale {
     /// The first scale. Default 2¹⁶.
     pub initial: f64,
-    /// Factor of growth, at least 1. Default 2.
+    /// Factor by which the scale grows, at least 1. Default 2.
     pub growth_factor: f64,
-    /// Factor after an overflow, `(0, 1]`. Default 0.5.
+    /// Factor of the scale after an overflow, `(0, 1]`. Default 0.5.
     pub backoff_factor: f64,
-    /// Good steps in a row before it grows, at least 1. Default 2 000.
+    /// Consecutive good steps before the scale grows, at least 1. Default 2 000.
     pub growth_interval: u32,
-    /// It does not fall below this. Default: the least normal f32.
+    /// Lower bound of the scale. Default: the least normal f32.
     pub min: f64,
-    /// It does not grow beyond this. Default 2⁶⁴.
+    /// Upper bound of the scale. Default 2⁶⁴.
     pub max: f64,
 }
 
@@ -197,7 +213,8 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// Whether a scale is from the least to the largest, as they are where it is multiplied: in f32.
+    /// Whether a scale lies between the bounds. All three are compared in f32, in which the scale is
+    /// multiplied.
     pub(crate) fn contains(&self, scale: f32) -> bool {
         (self.min as f32..=self.max as f32).contains(&scale)
     }
@@ -210,15 +227,15 @@ impl LossScale {
 /// debias:                w = (1 − decay) / (1 − decayᵗ)
 /// ```
 ///
-/// The first is PyTorch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`. With `debias` it is the average
-/// of all weights so far with weights `decay^(t − i)`: the sum divided by theirs.
+/// Without `debias` it is PyTorch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`. With `debias` it is
+/// the mean of all weights so far, weighted by `decay^(t − i)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Ema {
     /// Weight of the old average, `[0, 1)`.
     pub decay: f64,
-    /// Gives the first steps no more weight than later ones.
+    /// Removes the extra weight of the first steps.
     #[cfg_attr(feature = "serde", serde(default))]
     pub debias: bool,
 }
@@ -242,7 +259,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Everything off, and everything in f32: what [`Default`] returns, for constants.
+    /// The defaults as a constant: everything off, and everything in f32. Equals [`Default`].
     pub const DEFAULT: Self = Self {
         clip: None,
         skip_nonfinite: false,
@@ -265,7 +282,7 @@ impl Options {
     /// An [`OptionsError`] if a field is out of range.
     pub fn validate(&self) -> Result<(), OptionsError> {
         let check = |field, value: f64, good: bool, bound| {
-            // What is sent is an f32.
+            // The device receives an f32.
             let finite = (value as f32).is_finite() && value.is_finite();
             if good && finite { Ok(()) } else { Err(OptionsError::Field { field, value, bound }) }
         };
@@ -318,7 +335,7 @@ impl Options {
         self.skip_nonfinite || self.loss_scale.is_some()
     }
 
-    /// Whether the gradients have to be looked at before the update.
+    /// Whether a pass scans the gradients before the update.
     pub(crate) fn looks_first(&self) -> bool {
         self.skips() || self.reports() || self.bounds_norms()
     }
@@ -354,13 +371,13 @@ impl Options {
         Ok(())
     }
 
-    /// How the state of a tensor of `len` elements is stored.
+    /// Format of the state of a tensor of `len` elements.
     #[must_use]
     pub fn states_of(&self, len: u64) -> Format {
         if len < self.f32_states_below { Format::F32 } else { self.states }
     }
 
-    /// How everything is stored, beside state as [`states`](Self::states) says.
+    /// Storage with state in the format [`states`](Self::states).
     pub(crate) fn storage(&self) -> Storage {
         let Self { params, grads, states, master, rounding, .. } = *self;
         let storage = Storage { params, grads, states, master, stochastic: false };

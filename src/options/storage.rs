@@ -1,4 +1,4 @@
-//! How parameters, gradients and state are stored, as options say it and as kernels are specialised for it.
+//! Storage of parameters, gradients and state. Options set it, and kernels are specialised for it.
 
 use super::Master;
 #[cfg(test)]
@@ -6,7 +6,7 @@ use super::Options;
 use crate::formats::Format;
 use crate::rules::names::{MASTER, REMAINDER};
 
-/// How parameters, gradients and state are stored.
+/// Formats of parameters, gradients and state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Storage {
     /// Format of the caller's parameters.
@@ -15,14 +15,14 @@ pub(crate) struct Storage {
     pub(crate) grads: Format,
     /// Format of the rule's state.
     pub(crate) states: Format,
-    /// Which digits are kept beside parameters of 2 bytes.
+    /// Precision kept beside parameters of 2 bytes.
     pub(crate) master: Master,
     /// Whether values of fewer than 4 bytes are rounded stochastically.
     pub(crate) stochastic: bool,
 }
 
 impl Storage {
-    /// The slot that is kept beside the parameters, and the format that takes as many bytes.
+    /// The slot kept beside the parameters, and a format with the same number of bytes.
     #[must_use]
     pub(crate) fn master(&self) -> Option<(&'static str, Format)> {
         match self.master {

@@ -6,7 +6,7 @@ use super::{CpuRule, MomentsState, Rule, bias_correction, epsilon, sign, toward,
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// AdaBelief: Adam with the running variance of the gradient about its mean in place of its mean square;
+/// AdaBelief: Adam with the running variance of the gradient about its mean in place of the mean square;
 /// decay is decoupled.
 ///
 /// ```text
@@ -17,9 +17,9 @@ use crate::float::Float;
 /// ```
 ///
 /// PyTorch has no AdaBelief; semantics and defaults are those of `optax.adabelief`, with weight decay as
-/// `optax.add_decayed_weights` would add it. No deviations but the bound on `eps`. The kernel has `√(1 −
-/// beta2ᵗ)` multiplied into step and `eps`, as [`Adam`](super::Adam). State: 8 bytes a parameter (`exp_avg`,
-/// `exp_avg_sq`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// `optax.add_decayed_weights` would add it. The only deviation is the bound on `eps`. The host multiplies
+/// `√(1 − beta2ᵗ)` into step and `eps`, as for [`Adam`](super::Adam). State: 8 bytes per parameter
+/// (`exp_avg`, `exp_avg_sq`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{AdaBelief, Rule};
@@ -38,14 +38,14 @@ pub struct AdaBelief {
     pub beta1: f64,
     /// Decay of the variance, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
-    /// deviation: others take any, and divide zeros by zero where it is flushed). Default 1e-16.
+    /// Added to the root, after bias correction: 0, or large enough for `eps · √(1 − beta2)` to be a normal
+    /// f32 (a deviation: others accept any value, and divide zero by zero if it is flushed). Default 1e-16.
     pub eps: f64,
     /// Added to the variance in every step: 0, or a normal f32. Default 1e-16.
     pub eps_root: f64,
     /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 

@@ -15,8 +15,8 @@ use crate::float::Float;
 /// p = p − lr · Δ
 /// ```
 ///
-/// Semantics and defaults are those of `torch.optim.Adadelta`. No deviations but that `eps` has to be a
-/// normal f32 or 0. State: 8 bytes a parameter (`square_avg`, `acc_delta`). Error of one step: at most
+/// Semantics and defaults are those of `torch.optim.Adadelta`. The only deviation: `eps` must be a normal f32
+/// or 0. State: 8 bytes per parameter (`square_avg`, `acc_delta`). Error of one step: at most
 /// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -33,12 +33,12 @@ use crate::float::Float;
 pub struct Adadelta {
     /// Decay of both means, `[0, 1]`. Default 0.9.
     pub rho: f64,
-    /// Added inside both roots: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero
-    /// where it is flushed). Default 1e-6.
+    /// Added inside both roots: 0, or a normal f32 (a deviation: PyTorch accepts any value, and divides zero
+    /// by zero if it is flushed). Default 1e-6.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -105,7 +105,7 @@ impl Rule for Adadelta {
 
 impl CpuRule for Adadelta {
     // WGSL allows 4.5 ulp to each root and 2.5 to the quotient, and leaves the direction of ten roundings
-    // open; the size of √u / √v · d counts at least two factors, its square four.
+    // open; the error scale of √u / √v · d counts at least two factors, that of its square four.
     const MAX_ULPS: f64 = 8.0;
     compiled_here!();
 

@@ -14,9 +14,9 @@ use crate::float::Float;
 /// ```
 ///
 /// Semantics and defaults are those of `torch.optim.Adagrad`, which has no `eps_root`; optax and Keras start
-/// from 0.1 and have `eps_root` 1e-7 with `eps` 0. Before the first step the state reads 0 whatever its
-/// initial value, which joins with that step. No deviations otherwise. State: 4 bytes a parameter (`sum`).
-/// Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// from 0.1 and have `eps_root` 1e-7 with `eps` 0. The state reads 0 before the first step; the first step
+/// adds the initial value. There are no other deviations. State: 4 bytes per parameter (`sum`). Error of one
+/// step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adagrad, Rule};
@@ -35,14 +35,14 @@ pub struct Adagrad {
     pub lr_decay: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Where the sum starts: 0 or a normal f32. Default 0.
+    /// Initial value of the sum: 0 or a normal f32. Default 0.
     pub initial_accumulator_value: f64,
-    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
-    /// it is flushed). Default 1e-10.
+    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch accepts any value, and divides zero by
+    /// zero if it is flushed). Default 1e-10.
     pub eps: f64,
     /// Added inside the root: 0, or a normal f32. Default 0; optax and Keras put their ε here.
     pub eps_root: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -66,7 +66,7 @@ crate::fields! {
         sign,
         /// L2 coefficient.
         weight_decay,
-        /// Where the sum starts; 0 after the first step.
+        /// Initial value of the sum; 0 after the first step.
         initial,
         /// Added inside the root.
         eps_root,
@@ -115,7 +115,7 @@ impl Rule for Adagrad {
 
 impl CpuRule for Adagrad {
     // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of six roundings
-    // open; the size of lr · d / √s counts at least three factors.
+    // open; the error scale of lr · d / √s counts at least three factors.
     const MAX_ULPS: f64 = 5.0;
     compiled_here!();
 

@@ -7,7 +7,7 @@ use super::{
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// Adam: steps by the gradient's running mean over the root of its running mean square; decay, if any, is L2.
+/// Adam: steps by the gradient's running mean divided by the root of its running mean square; decay is L2.
 ///
 /// ```text
 /// d = ±g + weight_decay · p                       (− if maximize)
@@ -18,15 +18,15 @@ use crate::float::Float;
 /// p = p − lr / (1 − beta1ᵗ) · m / (√w / √(1 − beta2ᵗ) + eps)
 /// ```
 ///
-/// Options, beside PyTorch's: with `amsgrad_corrected` (optax) `w = max(w, v / (1 − beta2ᵗ))`, and the last
-/// line has `√w` alone. Without `eps_corrected` (Keras) it divides by `(√w + eps) / √(1 − beta2ᵗ)`. With
-/// `decoupled_weight_decay` it is [`AdamW`](super::AdamW).
+/// Options beyond PyTorch's: with `amsgrad_corrected` (optax) `w = max(w, v / (1 − beta2ᵗ))`, and the last
+/// line has `√w` alone. Without `eps_corrected` (Keras) the divisor is `(√w + eps) / √(1 − beta2ᵗ)`. With
+/// `decoupled_weight_decay` the rule is [`AdamW`](super::AdamW).
 ///
 /// Semantics and defaults are those of `torch.optim.Adam`. The kernel evaluates the last line as `step_size ·
 /// m / (√w + eps)` with `√(1 − beta2ᵗ)` multiplied into `step_size` and `eps` on the host: equal in exact
-/// arithmetic, one operation less. No deviations otherwise, but that the maximum of what is no number is left
-/// open. `d²` overflows f32 beyond |d| = 1.8·10¹⁹; the element then rests, as PyTorch's does. State: 8 bytes
-/// a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
+/// arithmetic, one operation less. The only other deviation: the maximum of a NaN is left open. `d²`
+/// overflows f32 beyond |d| = 1.8·10¹⁹; the element then does not move, as in PyTorch. State: 8 bytes per
+/// parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -46,8 +46,8 @@ pub struct Adam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
-    /// deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root, after bias correction: 0, or large enough for `eps · √(1 − beta2)` to be a normal
+    /// f32 (a deviation: PyTorch accepts any value, and divides zero by zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -55,11 +55,11 @@ pub struct Adam {
     pub decoupled_weight_decay: bool,
     /// Divides by the largest mean square so far. Default false.
     pub amsgrad: bool,
-    /// Takes that maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
+    /// Takes the maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
     pub amsgrad_corrected: bool,
     /// Adds `eps` after the bias correction; Keras does so before it. Default true.
     pub eps_corrected: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -98,9 +98,9 @@ crate::fields! {
         one_minus_beta2,
         /// lr / (1 − β₁ᵗ), times √(1 − β₂ᵗ) unless the maximum is of corrected squares.
         step_size,
-        /// eps, times √(1 − β₂ᵗ) where it is to be corrected together with √v.
+        /// eps, times √(1 − β₂ᵗ) if it is corrected together with √v.
         eps,
-        /// What the mean square is multiplied by before the maximum is taken, 0 without one.
+        /// Factor of the mean square before the maximum is taken, 0 without a maximum.
         max_scale,
     }
 }
@@ -111,14 +111,14 @@ crate::fields! {
         exp_avg,
         /// Running mean of its square.
         exp_avg_sq,
-        /// The largest of these so far; kept with `amsgrad` only.
+        /// Largest mean square so far; kept with `amsgrad` only.
         max_exp_avg_sq,
     }
 }
 
 /// Correctly rounded, the worst measured is 1.6. WGSL leaves the direction open, which doubles that, and
-/// allows 2.5 ulp to the quotient and 4.5 to the root; beside the size of the update, which counts at least
-/// four factors, these 7 weigh 1.75.
+/// allows 2.5 ulp to the quotient and 4.5 to the root; relative to the error scale of the update, which
+/// counts at least four factors, these 7 weigh 1.75.
 pub(super) const ADAM_MAX_ULPS: f64 = 5.0;
 
 pub(super) fn validate_betas(
@@ -130,7 +130,7 @@ pub(super) fn validate_betas(
 ) -> Result<(), RuleError> {
     below_one(rule, "beta1", beta1)?;
     below_one(rule, "beta2", beta2)?;
-    // What is sent is eps · √(1 − β₂ᵗ), least at the first step.
+    // The device gets eps · √(1 − β₂ᵗ), which is least at the first step.
     epsilon(rule, "eps", eps, (1.0 - beta2).sqrt())?;
     non_negative(rule, "weight_decay", weight_decay)
 }
@@ -155,7 +155,7 @@ impl Denominator {
 
     fn scalars(&self, beta1: f64, beta2: f64, eps: f64, lr: f64, t: u64) -> (f64, f64, f64) {
         let (bias1, bias2) = (bias_correction(beta1, t), bias_correction(beta2, t));
-        // What √w has to be multiplied by to be √v̂, as a divisor.
+        // √v̂ = √w / root.
         let root = if self.amsgrad_corrected { 1.0 } else { bias2.sqrt() };
         let max_scale = match (self.amsgrad, self.amsgrad_corrected) {
             (false, _) => 0.0,

@@ -14,11 +14,12 @@ use crate::float::Float;
 /// p = p − lr / (1 − beta1ᵗ) · m / u
 /// ```
 ///
-/// With `eps_after_max` (Keras) `eps` is left out of the maximum and added to the divisor: `m / (u + eps)`.
+/// With `eps_after_max` (Keras) `eps` is added to the divisor and not to the operand of the maximum: `m / (u
+/// + eps)`.
 ///
-/// Semantics and defaults are those of `torch.optim.Adamax`. No deviations but the bound on `eps`, and that
-/// the maximum of what is no number is left open. State: 8 bytes a parameter (`exp_avg`, `exp_inf`). Error of
-/// one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.Adamax`. There are two deviations: the bound on `eps`,
+/// and an open maximum of a NaN. State: 8 bytes per parameter (`exp_avg`, `exp_inf`). Error of one step: at
+/// most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adamax, Rule};
@@ -36,14 +37,14 @@ pub struct Adamax {
     pub beta1: f64,
     /// Decay of the maximum, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Keeps the divisor from zero: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by
-    /// zero where it is flushed). Default 1e-8.
+    /// Keeps the divisor from zero: 0, or a normal f32 (a deviation: PyTorch accepts any value, and divides
+    /// zero by zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// Adds `eps` after the maximum has been taken. Default false.
     pub eps_after_max: bool,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -68,7 +69,7 @@ crate::fields! {
         beta2,
         /// Added before the maximum is taken.
         eps,
-        /// Added after it.
+        /// Added after the maximum is taken.
         eps_after,
         /// lr / (1 − β₁ᵗ).
         step_size,
@@ -79,7 +80,7 @@ crate::fields! {
     pub struct AdamaxState {
         /// Running mean of the gradient.
         exp_avg,
-        /// Decaying maximum of its magnitude.
+        /// Decaying maximum of the gradient's magnitude.
         exp_inf,
     }
 }
@@ -120,8 +121,8 @@ impl Rule for Adamax {
 }
 
 impl CpuRule for Adamax {
-    // WGSL allows 2.5 ulp to the quotient, and leaves the direction of eight roundings open; the size of the
-    // update counts at least three factors.
+    // WGSL allows 2.5 ulp to the quotient, and leaves the direction of eight roundings open; the error scale
+    // of the update counts at least three factors.
     const MAX_ULPS: f64 = 4.0;
     compiled_here!();
 

@@ -6,7 +6,7 @@ use super::{CpuRule, Rule};
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// AdamW: Adam with the weight decay taken out of the gradient and applied to the parameter itself.
+/// AdamW: Adam with the weight decay applied to the parameter and not to the gradient.
 ///
 /// ```text
 /// d = ±g                                          (− if maximize)
@@ -19,13 +19,13 @@ use crate::float::Float;
 ///
 /// `amsgrad_corrected` and `eps_corrected` are as in [`Adam`](super::Adam).
 ///
-/// Semantics and defaults are those of `torch.optim.AdamW` (the decay takes the parameter from before the
-/// step and scales with the learning rate). The update is [`Adam`](super::Adam)'s with
+/// Semantics and defaults are those of `torch.optim.AdamW` (the decay is a share of the parameter before the
+/// step, and scales with the learning rate). The update is [`Adam`](super::Adam)'s with
 /// `decoupled_weight_decay`: one shader, one CPU implementation. The kernel adds decay and step before it
-/// subtracts them, so that `p` is rounded once; `√(1 − beta2ᵗ)` is multiplied into `step_size` and `eps` on
-/// the host as in [`Adam`](super::Adam). optax's default `weight_decay` is 1e-4; bitsandbytes decays after
-/// the update. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`).
-/// Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// subtracts them, so `p` is rounded once. The host multiplies `√(1 − beta2ᵗ)` into `step_size` and `eps`, as
+/// for [`Adam`](super::Adam). optax's default `weight_decay` is 1e-4; bitsandbytes decays after the update.
+/// State: 8 bytes per parameter (`exp_avg`, `exp_avg_sq`), with amsgrad 12 (`max_exp_avg_sq`). Error of one
+/// step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{AdamW, Rule};
@@ -42,18 +42,18 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
-    /// deviation: PyTorch takes any, and divides zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root, after bias correction: 0, or large enough for `eps · √(1 − beta2)` to be a normal
+    /// f32 (a deviation: PyTorch accepts any value, and divides zero by zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 0.01.
     pub weight_decay: f64,
     /// Divides by the largest mean square so far. Default false.
     pub amsgrad: bool,
-    /// Takes that maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
+    /// Takes the maximum over bias-corrected mean squares, as optax does; needs `amsgrad`. Default false.
     pub amsgrad_corrected: bool,
     /// Adds `eps` after the bias correction; Keras does so before it. Default true.
     pub eps_corrected: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 

@@ -21,9 +21,10 @@ use crate::float::Float;
 /// factors `beta2` before `Δ` and `v` are `1 − beta2`.
 ///
 /// PyTorch has no Adan; semantics and defaults are those of the authors' code for PyTorch. `optax.adan` has
-/// `complement_beta2`, `no_prox` and `eps_root` 1e-8. No deviations but the bound on `eps`. Bias corrections
-/// are multiplied into the steps, `eps` and `eps_root` on the host. State: 16 bytes a parameter (`exp_avg`,
-/// `exp_avg_diff`, `exp_avg_sq`, `pre_grad`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// `complement_beta2`, `no_prox` and `eps_root` 1e-8. The only deviation is the bound on `eps`. The host
+/// multiplies bias corrections into the steps, `eps` and `eps_root`. State: 16 bytes per parameter
+/// (`exp_avg`, `exp_avg_diff`, `exp_avg_sq`, `pre_grad`). Error of one step: at most
+/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{Adan, Rule};
@@ -44,17 +45,17 @@ pub struct Adan {
     pub beta2: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.99.
     pub beta3: f64,
-    /// Added to the root: 0, or so large that `eps · √(1 − beta3)` is a normal f32. Default 1e-8.
+    /// Added to the root: 0, or large enough for `eps · √(1 − beta3)` to be a normal f32. Default 1e-8.
     pub eps: f64,
-    /// Added inside the root: 0, or so large that `eps_root · (1 − beta3)` is a normal f32. Default 0.
+    /// Added inside the root: 0, or large enough for `eps_root · (1 − beta3)` to be a normal f32. Default 0.
     pub eps_root: f64,
     /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// Decays as AdamW does, not by the proximal quotient. Default false.
+    /// Decays as AdamW does, without the proximal quotient. Default false.
     pub no_prox: bool,
     /// Weighs the difference by `1 − beta2`, as optax does. Default false.
     pub complement_beta2: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -112,11 +113,11 @@ crate::fields! {
     pub struct AdanState {
         /// Running mean of the gradient.
         exp_avg,
-        /// Running mean of its difference from step to step.
+        /// Running mean of the gradient's difference from step to step.
         exp_avg_diff,
         /// Running mean square of the gradient with its look-ahead.
         exp_avg_sq,
-        /// The gradient of the step before, with the sign of `maximize`.
+        /// Gradient of the previous step, with the sign of `maximize`.
         pre_grad,
     }
 }
@@ -171,7 +172,7 @@ impl Rule for Adan {
 
 impl CpuRule for Adan {
     // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of some fifteen
-    // roundings open; the size of the update counts at least four factors.
+    // roundings open; the error scale of the update counts at least four factors.
     const MAX_ULPS: f64 = 6.0;
     compiled_here!();
 

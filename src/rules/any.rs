@@ -7,9 +7,9 @@ macro_rules! any_rule {
     ($($root:tt :: $rule:ident),* $(,)?) => {
         /// Any built-in rule with its hyperparameters, chosen at run time.
         ///
-        /// Its serde form is an object with the rule's name: `{"adamw": {"beta2": 0.95}}`. Hyperparameters
-        /// that it leaves out have their defaults. An unknown rule or hyperparameter is an error that lists
-        /// the known ones.
+        /// Its serde form is an object with the rule's name: `{"adamw": {"beta2": 0.95}}`. Missing
+        /// hyperparameters have their defaults. An unknown rule or hyperparameter is an error that lists the
+        /// known ones.
         ///
         /// ```
         /// # #[cfg(feature = "checkpoint")] {
@@ -79,8 +79,8 @@ macro_rules! any_rule {
                 }
             }
 
-            /// The rule with `momentum` in the place that a momentum schedule drives; `None` if it has no
-            /// such place.
+            /// The rule with `momentum` as the hyperparameter that a momentum schedule sets; `None` if the
+            /// rule has none.
             #[must_use]
             pub fn with_momentum(&self, momentum: f64) -> Option<Self> {
                 match self {

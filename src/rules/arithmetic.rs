@@ -9,10 +9,9 @@ pub fn weighted<T: Float>(w: T, x: T) -> T {
     if w > T::ZERO { w * x } else { T::ZERO }
 }
 
-/// The running mean `w · new + (1 − w) · old`, in the form that does not cancel where `w` is near 0 or near
-/// 1.
+/// The running mean `w · new + (1 − w) · old`, in the form without cancellation for `w` near 0 and near 1.
 ///
-/// `rest` is `1 − w`, rounded on its own. PyTorch's `lerp` has the same two forms.
+/// `rest` is `1 − w`, rounded by itself. PyTorch's `lerp` has the same two forms.
 #[inline(always)]
 pub fn toward<T: Float>(old: T, new: T, w: T, rest: T) -> T {
     let d = new - old;
@@ -29,8 +28,8 @@ pub(super) fn below_one(rule: &'static str, field: &'static str, value: f64) -> 
     check(rule, field, value, (0.0..1.0).contains(&value), "in [0, 1)")
 }
 
-/// Refuses an ε below 0, and one that a device could flush to zero: the update would then divide zero by
-/// zero. `factor` is the least number that ε is multiplied by on its way to the device.
+/// Refuses a negative ε, and an ε that a device could flush to zero: the update would then divide zero by
+/// zero. `factor` is the least factor of ε before it is sent to the device.
 pub(super) fn epsilon(
     rule: &'static str,
     field: &'static str,
@@ -47,7 +46,7 @@ pub(super) fn sign(maximize: bool) -> f64 {
     if maximize { -1.0 } else { 1.0 }
 }
 
-/// The coefficients `(L2, decoupled)` of a weight decay, the second times the learning rate.
+/// The coefficients `(L2, decoupled)` of a weight decay; the second is multiplied by the learning rate.
 pub(super) fn decays(weight_decay: f64, decoupled: bool, lr: f64) -> (f64, f64) {
     if decoupled { (0.0, lr * weight_decay) } else { (weight_decay, 0.0) }
 }

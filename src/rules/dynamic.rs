@@ -1,4 +1,4 @@
-//! A rule as a value of one type, whichever rule it is: what groups hold and engines ask.
+//! Any rule as a value of one type, as groups hold it and engines call it.
 
 use super::fields::Fields;
 use super::rule::{CpuRule, Rule};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct DynRule(Arc<dyn Erased>);
 
-/// A rule without a CPU implementation, for the GPU alone.
+/// A rule without a CPU implementation, for the GPU only.
 ///
 /// The CPU engine, the reference and the checker refuse it with [`RuleError::NoCpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +30,11 @@ pub struct GpuOnly<R>(
     pub R,
 );
 
-/// Why a step's scalars were refused.
+/// The reason for which a step's scalars were refused.
 pub(crate) enum Refusal {
     /// The rule has no momentum to replace.
     NoMomentum,
-    /// A hyperparameter that a momentum of the step puts out of range.
+    /// A hyperparameter is out of range with the step's momentum.
     Hyperparameter { field: &'static str, value: f64, bound: &'static str },
     /// The momentum needs a state slot that is not kept.
     Slot,
@@ -68,7 +68,7 @@ struct Held<R> {
 }
 
 impl<R: fmt::Debug> fmt::Debug for Held<R> {
-    /// The hyperparameters alone: the description has the shader's text.
+    /// Only the hyperparameters: the description contains the shader's text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.rule.fmt(f)
     }
@@ -102,8 +102,7 @@ impl<R: Rule> Erased for Held<R> {
             None => &self.rule,
             Some(momentum) => {
                 with_momentum = self.rule.with_momentum(momentum).ok_or(Refusal::NoMomentum)?;
-                // Momentum 0, which a configuration may exclude (Nesterov), is allowed in a step of a
-                // schedule.
+                // A schedule may set momentum 0, which some configurations (Nesterov) exclude.
                 match with_momentum.validate() {
                     Err(RuleError::Hyperparameter { field, value, bound, .. }) => {
                         return Err(Refusal::Hyperparameter { field, value, bound });
@@ -202,8 +201,8 @@ impl DynRule {
         self.0.rule().downcast_ref()
     }
 
-    /// Writes the scalars of step `t` to `out` and advances `carry`; see [`Rule::scalars`]. Allocates nothing
-    /// of its own.
+    /// Writes the scalars of step `t` to `out` and advances `carry`; see [`Rule::scalars`]. It does not
+    /// allocate.
     pub(crate) fn scalars(
         &self,
         momentum: Option<f64>,

@@ -1,14 +1,14 @@
-//! Structs whose fields are all of one type: the scalars and the state of a rule.
+//! Structs with fields of one type: the scalars and the state of a rule.
 
 use core::fmt::Debug;
 
-/// A struct whose fields are all of one type, so that they can be named in code and walked by index.
+/// A struct with fields of one type, which code can name and also visit by index.
 ///
 /// [`fields!`](crate::fields) implements it.
 pub trait Fields<T>: Copy + Debug + Send + Sync {
     /// The fields' names, in order.
     const NAMES: &'static [&'static str];
-    /// Builds the struct from its fields' values, which are asked for in order.
+    /// Builds the struct from its fields' values; `value` is called in order.
     fn from_fn(value: impl FnMut(usize) -> T) -> Self;
     /// The value of field `i`.
     fn get(&self, i: usize) -> T;

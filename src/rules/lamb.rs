@@ -6,7 +6,7 @@ use super::{CpuRule, MomentsState, Rule, bias_correction, sign, toward, weighted
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// LAMB: AdamW's step, made as long as the parameters of its tensor are; for large batches.
+/// LAMB: AdamW's step, scaled to the norm of the tensor's parameters; for large batches.
 ///
 /// ```text
 /// d = ±g                                                             (− if maximize)
@@ -18,11 +18,11 @@ use crate::float::Float;
 /// ```
 ///
 /// Semantics and defaults are those of `optax.lamb`. apex's FusedLAMB scales only the steps of groups with a
-/// weight decay: that is `adapt_undecayed: false`; it also bounds the norm of all gradients, which here is an
-/// [option](crate::Options::clip), and its `eps` is added alike. Deviations: the paper's φ bounds ‖p‖ by
-/// constants that no library sets. `√(1 − beta2ᵗ)` is multiplied into the mean's scale and `eps` on the host
-/// as in [`Adam`](super::Adam). The norms are taken on the device in a phase of its own, which reads
-/// everything once more. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// weight decay, like `adapt_undecayed: false`. It also bounds the norm of all gradients, like the
+/// [option](crate::Options::clip), and adds `eps` at the same place. Deviations: the paper's φ bounds ‖p‖ by
+/// constants that no library sets. The host multiplies `√(1 − beta2ᵗ)` into the mean's scale and `eps`, as
+/// for [`Adam`](super::Adam). A separate phase on the device takes the norms and reads everything once more.
+/// State: 8 bytes per parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -41,14 +41,14 @@ pub struct Lamb {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32.
-    /// Default 1e-6.
+    /// Added to the root, after bias correction: 0, or large enough for `eps · √(1 − beta2)` to be a normal
+    /// f32. Default 1e-6.
     pub eps: f64,
-    /// Share of the parameter that is added to the direction, `[0, ∞)`. Default 0.
+    /// Share of the parameter that is added to the update direction, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
     /// Scales the steps of groups without weight decay too. Default true.
     pub adapt_undecayed: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 

@@ -6,23 +6,24 @@ use super::{CpuRule, Rule, non_negative, sign, weighted};
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// LARS: SGD with momentum, whose gradients are made as long, in proportion, as the parameters of their
-/// tensor; for large batches.
+/// LARS: SGD with momentum, with gradients scaled in proportion to the norm of the tensor's parameters; for
+/// large batches.
 ///
 /// ```text
 /// d = ±g                                                             (− if maximize)
-/// φ = trust_coefficient · ‖p‖ / (‖d‖ + weight_decay · ‖p‖ + eps) of each tensor, 1 where ‖p‖ or the divisor is 0
+/// φ = trust_coefficient · ‖p‖ / (‖d‖ + weight_decay · ‖p‖ + eps)     of each tensor; 1 if ‖p‖ or the
+///                                                                     divisor is 0
 /// d = φ · (d + weight_decay · p)
 /// ```
 ///
-/// and from there as [`Sgd`] with `momentum`, `form`, `dampening` and `nesterov`, without a decay of its own.
-/// With `joint_norm` (optax) the divisor is `‖d + weight_decay · p‖ + eps`.
+/// The rest is [`Sgd`] with `momentum`, `form`, `dampening` and `nesterov`, without weight decay. With
+/// `joint_norm` (optax) the divisor is `‖d + weight_decay · p‖ + eps`.
 ///
-/// Defaults are those of `optax.lars`, whose momentum is the [classic](MomentumForm::Classic) one, as the
-/// paper's is; the heavy ball, the default here, is what apex's LARC does around PyTorch's SGD. Deviations:
-/// LARC leaves out a step's decay where ‖p‖ or ‖d‖ is 0, and bounds φ by 1 / lr unless told not to. The norms
-/// are taken on the device in a phase of its own, which reads parameters and gradients once more. State: 4
-/// bytes a parameter with momentum (`momentum_buffer`), else none. Error of one step: at most
+/// Defaults are those of `optax.lars`, except the momentum: optax and the paper have the
+/// [classic](MomentumForm::Classic) form. The default here is the heavy ball, as in apex's LARC around
+/// PyTorch's SGD. Deviations: LARC omits a step's decay if ‖p‖ or ‖d‖ is 0, and by default bounds φ by 1 /
+/// lr. A separate phase on the device takes the norms and reads parameters and gradients once more. State: 4
+/// bytes per parameter with momentum (`momentum_buffer`), else none. Error of one step: at most
 /// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -37,23 +38,24 @@ use crate::float::Float;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Lars {
-    /// As in [`Sgd`]. Default 0.9.
+    /// Velocity kept from step to step, as in [`Sgd`]. Default 0.9.
     pub momentum: f64,
-    /// As in [`Sgd`]. Default: the heavy ball.
+    /// Form of the momentum, as in [`Sgd`]. Default: the heavy ball.
     pub form: MomentumForm,
-    /// As in [`Sgd`]. Default 0.
+    /// Dampening of the heavy ball, as in [`Sgd`]. Default 0.
     pub dampening: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
-    /// As in [`Sgd`]. Default false.
+    /// Nesterov momentum, as in [`Sgd`]. Default false.
     pub nesterov: bool,
-    /// Length of the step at a learning rate of 1, beside that of the parameters, `[0, ∞)`. Default 0.001.
+    /// Norm of the step at a learning rate of 1, relative to the norm of the parameters, `[0, ∞)`. Default
+    /// 0.001.
     pub trust_coefficient: f64,
     /// Added to the divisor, `[0, ∞)`. Default 0.
     pub eps: f64,
     /// Takes the norm of gradient and decay together. Default false.
     pub joint_norm: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -78,25 +80,25 @@ crate::fields! {
     pub struct LarsScalars {
         /// −1 to maximize, else 1.
         sign,
-        /// L2 coefficient, where its share is in the norm that is taken.
+        /// L2 coefficient if the norm includes its share.
         decay_within,
-        /// L2 coefficient, where the norms are taken apart.
+        /// L2 coefficient if the norms are taken apart.
         decay_beside,
-        /// Of the norms' ratio.
+        /// Factor of the norms' ratio.
         trust_coefficient,
         /// Added to the divisor.
         eps,
-        /// Weight of the old velocity, which is 0 before the first.
+        /// Weight of the old velocity, which is 0 before the first step.
         momentum,
         /// Weight of the gradient in the velocity.
         gain,
-        /// 1 where the velocity moves the parameter, 0 without momentum.
+        /// 1 if the velocity moves the parameter, 0 without momentum.
         velocity,
         /// The momentum of the look-ahead, 0 for none.
         lookahead,
         /// Weight of the gradient beside the look-ahead.
         own,
-        /// What the step is multiplied by.
+        /// Factor of the step.
         rate,
         /// φ of the tensor.
         ratio,
@@ -104,7 +106,7 @@ crate::fields! {
 }
 
 impl Lars {
-    /// What becomes of the scaled gradient.
+    /// The update by the scaled gradient.
     fn sgd(&self) -> Sgd {
         let Self { momentum, form, dampening, nesterov, .. } = *self;
         Sgd { momentum, form, dampening, nesterov, ..Sgd::default() }

@@ -14,10 +14,10 @@ use crate::float::Float;
 /// m = beta2 · m + (1 − beta2) · d
 /// ```
 ///
-/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has `weight_decay`
-/// 0. No deviations: the sign of what is no number is that itself, as far as the device's arithmetic passes
-/// it on. State: 4 bytes a parameter (`exp_avg`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
-/// Where `c` is zero but for rounding, any of the three signs is within it.
+/// PyTorch has no Lion; semantics and defaults are those of `optax.lion`. The paper's code has no decay. No
+/// deviations: the sign of a NaN is NaN, as far as the device's arithmetic passes NaN on. State: 4 bytes per
+/// parameter (`exp_avg`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS). If `c` is zero except
+/// for rounding, any of the three signs is within that bound.
 ///
 /// ```
 /// use wgpu_optim::{Lion, Rule};
@@ -37,7 +37,7 @@ pub struct Lion {
     pub beta2: f64,
     /// Share of the parameter, times the learning rate, that a step removes, `[0, ∞)`. Default 1e-3.
     pub weight_decay: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The update rules: what a rule is, and the list of them.
+//! The update rules: the traits of a rule, and the list of built-in rules.
 //!
 //! A rule is a struct of hyperparameters with a WGSL function (its [`WGSL`](Rule::WGSL) text) and, as a
 //! [`CpuRule`], the same function in Rust. Both are pure: numbers in, numbers out. Buffers, groups, chunks
@@ -56,7 +56,7 @@ pub use sgd::{MomentumForm, Sgd};
 pub use spec::{Kind, RuleSpec};
 
 // Hidden: scalars and states of the built-in rules are public only because they are associated types of
-// `Rule`. They are no part of the stable interface.
+// `Rule`. They are not part of the stable interface.
 #[doc(hidden)]
 pub use self::{
     adabelief::AdaBeliefScalars,
@@ -77,8 +77,8 @@ pub use self::{
 use arithmetic::{below_one, bias_correction, check, decays, epsilon, non_negative, sign};
 pub(crate) use dynamic::Refusal;
 
-/// Calls a macro with the list of all built-in rules, each as its type: the one list that tests, benches,
-/// the program and the documentation iterate.
+/// Calls a macro with the types of all built-in rules. Tests, benches, the program and the documentation
+/// iterate this list.
 ///
 /// ```
 /// macro_rules! names {
@@ -90,9 +90,9 @@ pub(crate) use dynamic::Refusal;
 macro_rules! for_each_rule {
     ($callback:ident) => {
         $callback! {
-            $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta, $crate::Adamax,
-            $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan, $crate::Lamb,
-            $crate::Lars
+            $crate::Sgd, $crate::Adam, $crate::AdamW, $crate::Adagrad, $crate::RmsProp, $crate::Adadelta,
+            $crate::Adamax, $crate::NAdam, $crate::RAdam, $crate::Lion, $crate::AdaBelief, $crate::Adan,
+            $crate::Lamb, $crate::Lars
         }
     };
 }

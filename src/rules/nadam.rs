@@ -19,10 +19,10 @@ use crate::float::Float;
 /// With `decoupled_weight_decay`, `d` has no second term and `lr · weight_decay · p` is subtracted from the
 /// parameter instead.
 ///
-/// Semantics and defaults are those of `torch.optim.NAdam`. optax has `μₜ = beta1` throughout: a large
-/// `momentum_decay`, such as 1e6, gives that. The kernel has `√(1 − beta2ᵗ)` multiplied into the weights and
-/// `eps`, as [`Adam`](super::Adam). No deviations otherwise but the bound on `eps`; PyTorch keeps `Πₜ` in
-/// f32, here it is f64. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
+/// Semantics and defaults are those of `torch.optim.NAdam`. optax has `μₜ = beta1` in every step; a large
+/// `momentum_decay`, such as 1e6, gives that. The host multiplies `√(1 − beta2ᵗ)` into the weights and `eps`,
+/// as for [`Adam`](super::Adam). There are two deviations: the bound on `eps`, and `Πₜ` in f64 where PyTorch
+/// keeps it in f32. State: 8 bytes per parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
 /// [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -41,8 +41,8 @@ pub struct NAdam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root, after bias correction: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a
-    /// deviation: others take any, and divide zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root, after bias correction: 0, or large enough for `eps · √(1 − beta2)` to be a normal
+    /// f32 (a deviation: others accept any value, and divide zero by zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// L2 coefficient added to the gradient, `[0, ∞)`. Default 0.
     pub weight_decay: f64,
@@ -50,7 +50,7 @@ pub struct NAdam {
     pub decoupled_weight_decay: bool,
     /// Rate at which the momentum warms up, `[0, ∞)`. Default 4e-3.
     pub momentum_decay: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 

@@ -6,9 +6,9 @@ pub(crate) const EMA: &str = "ema";
 pub(crate) const MASTER: &str = "master";
 /// The state slot of the 16 bits that a bf16 parameter lacks.
 pub(crate) const REMAINDER: &str = "remainder";
-/// The scalar that a group's gradients are multiplied by, behind the rule's own.
+/// The scalar with the factor of a group's gradients, after the rule's own scalars.
 pub(crate) const GROUP_FACTOR: &str = "gradient_factor";
-/// The weight of the parameters in their running average, behind the rule's own scalars.
+/// The weight of the parameters in their running average, after the rule's own scalars.
 pub(crate) const AVERAGE_WEIGHT: &str = "average_weight";
 
 /// Slot names that a rule cannot use.

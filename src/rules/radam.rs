@@ -6,7 +6,7 @@ use super::{CpuRule, MomentsState, Rule, bias_correction, check, decays, sign, t
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// RAdam: Adam without its divisor until the divisor's variance is bounded, and rectified from then on.
+/// RAdam: Adam without its divisor until the divisor's variance is bounded, then with a rectified divisor.
 ///
 /// ```text
 /// d  = ±g + weight_decay · p                      (− if maximize)
@@ -21,10 +21,10 @@ use crate::float::Float;
 /// With `eps_corrected` (optax) the divisor is `√(v / (1 − beta2ᵗ)) + eps`. With `decoupled_weight_decay`,
 /// `d` has no second term and `lr · weight_decay · p` is subtracted from the parameter instead.
 ///
-/// Semantics and defaults are those of `torch.optim.RAdam`, whose threshold is fixed. optax rectifies at the
-/// threshold itself too, the authors' code from 5 on with other warm-up options. No deviations otherwise but
-/// the bound on `eps`. State: 8 bytes a parameter (`exp_avg`, `exp_avg_sq`). Error of one step: at most
-/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// Semantics and defaults are those of `torch.optim.RAdam`, with its fixed threshold. optax also rectifies at
+/// the threshold itself; the authors' code rectifies from 5 on, with other warm-up options. The only other
+/// deviation is the bound on `eps`. State: 8 bytes per parameter (`exp_avg`, `exp_avg_sq`). Error of one
+/// step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{RAdam, Rule};
@@ -42,8 +42,8 @@ pub struct RAdam {
     pub beta1: f64,
     /// Decay of the mean square, `[0, 1)`. Default 0.999.
     pub beta2: f64,
-    /// Added to the root: 0, or so large that `eps · √(1 − beta2)` is a normal f32 (a deviation: PyTorch
-    /// takes any, and divides zeros by zero where it is flushed). Default 1e-8.
+    /// Added to the root: 0, or large enough for `eps · √(1 − beta2)` to be a normal f32 (a deviation:
+    /// PyTorch accepts any value, and divides zero by zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// Adds `eps` after the bias correction, as optax does. Default false.
     pub eps_corrected: bool,
@@ -53,7 +53,7 @@ pub struct RAdam {
     pub decoupled_weight_decay: bool,
     /// Length of the approximated average above which the step is rectified, `[4, ∞)`. Default 5.
     pub rectification_threshold: f64,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -89,11 +89,11 @@ crate::fields! {
         beta2,
         /// Weight of the gradient's square, 1 − β₂.
         one_minus_beta2,
-        /// lr / (1 − β₁ᵗ), times r · √(1 − β₂ᵗ) where the step is rectified.
+        /// lr / (1 − β₁ᵗ), times r · √(1 − β₂ᵗ) if the step is rectified.
         step_size,
         /// eps, times √(1 − β₂ᵗ) if it is corrected.
         eps,
-        /// 1 where the step is rectified, else 0.
+        /// 1 if the step is rectified, else 0.
         rectified,
     }
 }

@@ -5,8 +5,7 @@ use super::{CpuRule, Rule, epsilon, non_negative, sign, toward, weighted};
 use crate::error::RuleError;
 use crate::float::Float;
 
-/// RMSprop: divides each step by the root of a running mean square, which may be taken about the running
-/// mean, and may give the quotient momentum.
+/// RMSprop: divides each step by the root of a running mean square, optionally centered and with momentum.
 ///
 /// ```text
 /// d = ±g + weight_decay · p                       (− if maximize)
@@ -18,11 +17,10 @@ use crate::float::Float;
 /// ```
 ///
 /// Semantics and defaults are those of `torch.optim.RMSprop`, which has no `eps_root`; optax and Keras have
-/// `eps_root` 1e-8 or 1e-7 with `eps` 0 and `alpha` 0.9. Deviation: where rounding makes the variance `v −
-/// m²` negative it counts as 0, while PyTorch's becomes NaN; where both squares overflow the element rests,
-/// as an uncentered one does. State: 4 bytes a parameter (`square_avg`), 4 more with momentum
-/// (`momentum_buffer`), 4 more if centered (`grad_avg`). Error of one step: at most
-/// [`MAX_ULPS`](CpuRule::MAX_ULPS).
+/// `eps_root` 1e-8 or 1e-7 with `eps` 0 and `alpha` 0.9. Deviations: if rounding makes the variance `v − m²`
+/// negative, it counts as 0, where PyTorch gets NaN. If both squares overflow, the element does not move, as
+/// without `centered`. State: 4 bytes per parameter (`square_avg`), 4 more with momentum (`momentum_buffer`),
+/// 4 more if centered (`grad_avg`). Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
 /// use wgpu_optim::{RmsProp, Rule};
@@ -39,8 +37,8 @@ use crate::float::Float;
 pub struct RmsProp {
     /// Decay of both means, `[0, ∞)` as in PyTorch, sensibly below 1. Default 0.99.
     pub alpha: f64,
-    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch takes any, and divides zeros by zero where
-    /// it is flushed). Default 1e-8.
+    /// Added to the root: 0, or a normal f32 (a deviation: PyTorch accepts any value, and divides zero by
+    /// zero if it is flushed). Default 1e-8.
     pub eps: f64,
     /// Added inside the root: 0, or a normal f32. Default 0; optax and Keras put their ε here.
     pub eps_root: f64,
@@ -50,7 +48,7 @@ pub struct RmsProp {
     pub momentum: f64,
     /// Subtracts the square of the mean. Default false.
     pub centered: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
@@ -85,7 +83,7 @@ crate::fields! {
         eps_root,
         /// Added to the root.
         eps,
-        /// Weight of the old velocity; 0 for none, and it then rests.
+        /// Weight of the old velocity; 0 for no velocity, which then does not change.
         momentum,
         /// Learning rate.
         lr,
@@ -145,7 +143,7 @@ impl Rule for RmsProp {
 
 impl CpuRule for RmsProp {
     // WGSL allows 4.5 ulp to the root and 2.5 to the quotient, and leaves the direction of ten roundings
-    // open; the size of lr · d / √v counts at least three factors.
+    // open; the error scale of lr · d / √v counts at least three factors.
     const MAX_ULPS: f64 = 6.0;
     compiled_here!();
 
@@ -158,7 +156,7 @@ impl CpuRule for RmsProp {
             mean = toward(state.grad_avg, d, s.one_minus_alpha, s.alpha);
             state.grad_avg = mean;
         }
-        // A variance: rounding must not make it negative, nor two overflows a zero.
+        // A variance. Rounding must not make it negative, and two overflows must not make it zero.
         let step = d
             / (((v - (mean * mean).min(T::from_f64(f32::MAX.into()))).max(T::ZERO) + s.eps_root).sqrt()
                 + s.eps);

@@ -1,4 +1,4 @@
-//! How a rule's hyperparameters are written to checkpoints and read from them.
+//! The form of a rule's hyperparameters in checkpoints.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -20,12 +20,12 @@ use crate::float::Float;
 ///             p = p − lr · (nesterov ? (1 − momentum) · d + momentum · b : b)
 /// ```
 ///
-/// With `momentum` 0 there is no `b`: `p = p − lr · d`, whatever the form and the dampening.
+/// With `momentum` 0 there is no `b`: `p = p − lr · d` for every form and dampening.
 ///
-/// Semantics and defaults are those of `torch.optim.SGD`, which has the heavy ball: the learning rate stands
-/// outside the velocity, and the first velocity is the gradient itself, undamped. Keras has the classic form;
-/// it differs as soon as the learning rate changes. The averaged form is the heavy ball with `dampening =
-/// momentum` from a zero velocity. No deviations. State: 4 bytes a parameter (`momentum_buffer`), none
+/// Semantics and defaults are those of `torch.optim.SGD`, which has the heavy ball: the learning rate is
+/// outside the velocity, and the first velocity is the undamped gradient. Keras has the classic form, which
+/// differs as soon as the learning rate changes. The averaged form is the heavy ball with `dampening =
+/// momentum` from a zero velocity. No deviations. State: 4 bytes per parameter (`momentum_buffer`), none
 /// without momentum. Error of one step: at most [`MAX_ULPS`](CpuRule::MAX_ULPS).
 ///
 /// ```
@@ -48,7 +48,7 @@ use crate::float::Float;
 pub struct Sgd {
     /// Velocity kept from step to step, `[0, ∞)`. Default 0: no velocity, no state.
     pub momentum: f64,
-    /// Where learning rate and dampening stand. Default: the heavy ball, PyTorch's.
+    /// Places of learning rate and dampening in the formula. Default: the heavy ball, PyTorch's.
     pub form: MomentumForm,
     /// Share of the gradient withheld from the heavy ball's velocity, finite; 0 in the other forms. Default
     /// 0.
@@ -57,11 +57,11 @@ pub struct Sgd {
     pub weight_decay: f64,
     /// Looks ahead along the velocity; needs `momentum > 0` and `dampening = 0`. Default false.
     pub nesterov: bool,
-    /// Climbs instead of descending. Default false.
+    /// Ascends instead of descending. Default false.
     pub maximize: bool,
 }
 
-/// What the velocity of [`Sgd`] accumulates.
+/// The values that the velocity of [`Sgd`] accumulates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -70,7 +70,7 @@ pub enum MomentumForm {
     /// Gradients; the learning rate multiplies the velocity (PyTorch).
     #[default]
     HeavyBall,
-    /// Steps: gradients times the learning rate of their time (Keras).
+    /// Steps: gradients times the learning rate of their step (Keras).
     Classic,
     /// A running mean of gradients.
     Averaged,
@@ -83,18 +83,18 @@ crate::fields! {
         sign,
         /// L2 coefficient.
         weight_decay,
-        /// Weight of the old velocity, which is 0 before the first.
+        /// Weight of the old velocity, which is 0 before the first step.
         momentum,
-        /// Weight of the gradient in the velocity: for the heavy ball 1 − dampening, 1 when it is the first.
+        /// Weight of the gradient in the velocity: for the heavy ball 1 − dampening, or 1 in the first step.
         gain,
-        /// 1 where the velocity moves the parameter, 0 without momentum: an existing velocity then rests, as
-        /// PyTorch's does.
+        /// 1 if the velocity moves the parameter, 0 without momentum: an existing velocity then does not
+        /// change, as in PyTorch.
         velocity,
         /// The momentum of the look-ahead, 0 for none.
         lookahead,
         /// Weight of the gradient beside the look-ahead.
         own,
-        /// What the step is multiplied by: the learning rate, or 1 if it is in the velocity.
+        /// Factor of the step: the learning rate, or 1 if the velocity contains it.
         rate,
     }
 }
@@ -106,7 +106,7 @@ crate::fields! {
     }
 }
 
-/// Checks what concerns the velocity, on behalf of `rule`.
+/// Checks the settings of the velocity; errors name `rule`.
 pub(super) fn validate_momentum(rule: &'static str, sgd: &Sgd) -> Result<(), RuleError> {
     let conflict = |conflict| Err(RuleError::Conflict { rule, conflict });
     non_negative(rule, "momentum", sgd.momentum)?;

@@ -11,9 +11,9 @@ use core::any::TypeId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// One phase: every element on its own.
+    /// One phase: each element by itself.
     ElementWise,
-    /// Two phases: norms of each tensor, from which a trust ratio follows, then the update.
+    /// Two phases: norms and trust ratio of each tensor, then the update.
     LayerWise,
 }
 
@@ -31,18 +31,18 @@ pub struct RuleSpec {
     pub slots: &'static [&'static str],
     /// Names of the scalars of a step.
     pub scalars: &'static [&'static str],
-    /// For a layer-wise rule: the scalar that is its trust ratio.
+    /// The scalar that is the trust ratio of a layer-wise rule.
     pub trust_ratio: Option<&'static str>,
-    /// For a layer-wise rule: the scalars that its trust ratio adds to a norm.
+    /// Scalars that the trust ratio of a layer-wise rule adds to a norm.
     pub norm_scalars: &'static [&'static str],
-    /// For a layer-wise rule: the state slots that its update direction reads.
+    /// State slots that the update direction of a layer-wise rule reads.
     pub direction_slots: &'static [&'static str],
     /// The largest error of one step, in ulps; `None` for a rule without a CPU implementation.
     pub max_ulps: Option<f64>,
     pub(crate) loops: Option<&'static Loops>,
     /// The rule's type: rules of one type share kernels and loops.
     pub(crate) id: TypeId,
-    /// Whether the text is this crate's own, which needs none of wgpu's checks.
+    /// Whether the text is this crate's own and needs no checks by wgpu.
     #[cfg(any(feature = "gpu", test))]
     pub(crate) trusted: bool,
 }
@@ -79,7 +79,7 @@ impl RuleSpec {
     /// The index of the trust ratio among the scalars.
     ///
     /// # Panics
-    /// For a rule that is not layer-wise.
+    /// If the rule is not layer-wise.
     pub(crate) fn trust_ratio_field(&self) -> usize {
         let ratio = self.trust_ratio.expect("the rule is layer-wise");
         let found = self.scalars.iter().position(|name| *name == ratio);
@@ -96,7 +96,7 @@ impl RuleSpec {
         self.loops.ok_or(RuleError::NoCpu { rule: self.name })
     }
 
-    /// Refuses names that contradict each other or those of the kernel around the rule.
+    /// Refuses names that conflict with each other or with the kernel around the rule.
     pub(crate) fn check_names(&self) -> Result<(), RuleError> {
         let conflict = |conflict| Err(RuleError::Conflict { rule: self.name, conflict });
         if self.scalars.is_empty() {
@@ -136,8 +136,8 @@ mod tests {
     use crate::float::Float;
     use crate::{Sgd, rules::SgdScalars, rules::SgdState};
 
-    /// A foreign shader text is compiled with wgpu's checks of indices and loops: memory safety rests on this
-    /// test.
+    /// User-defined shader text is compiled with wgpu's checks of indices and loops: memory safety depends on
+    /// this test.
     #[test]
     fn only_the_rules_of_the_list_are_built_in() {
         macro_rules! all {
@@ -145,7 +145,7 @@ mod tests {
         }
         assert!(crate::for_each_rule!(all).iter().all(|&trusted| trusted));
 
-        /// A foreign rule with a familiar name and text.
+        /// A user-defined rule with a built-in rule's name and text.
         #[derive(Clone, Debug, PartialEq)]
         struct Own;
         impl Rule for Own {

@@ -1,11 +1,11 @@
-//! Everything that belongs to a rule is there.
+//! Tests that every rule is complete.
 
 use super::*;
 use crate::bytes::bytes_moved;
 use crate::options::Options;
 use std::fs::{read_dir, read_to_string};
 
-/// The rule whose shader text a rule takes: its own, or that of another one.
+/// The rule that owns a rule's shader text: itself or another rule.
 fn owner_of_text(rule: &RuleSpec) -> &'static str {
     match rule.name {
         "adamw" => "adam",
@@ -55,7 +55,7 @@ fn every_rule_is_complete() {
             assert!(cell.ends_with(&format!("{} B", bytes[1])), "{row}: not {} B", bytes[1]);
         }
     }
-    // No shader is left that no rule has.
+    // Every shader belongs to a rule.
     let shaders = read_dir(format!("{root}/shaders/rules")).unwrap().flatten();
     let mut shaders: Vec<_> = shaders.map(|file| file.file_name().into_string().unwrap()).collect();
     let owners = AnyRule::all().into_iter().map(|rule| owner_of_text(DynRule::from(rule).spec()));

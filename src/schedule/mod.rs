@@ -39,8 +39,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`ReduceOnPlateau`] depends on a metric of the training. So it is not a function of the step, and not a
-//! [`Schedule`].
+//! [`ReduceOnPlateau`] depends on a metric of the training. It is therefore not a function of the step, and
+//! not a [`Schedule`].
 
 mod check;
 mod compose;

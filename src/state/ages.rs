@@ -1,28 +1,28 @@
-//! Tensors that join a group whose others have taken another number of steps.
+//! Tensors that join a group with another number of taken steps.
 
 use crate::layout::{Carry, Layout};
 use crate::options::{Ema, Options};
 use std::collections::BTreeMap;
 
-/// Steps whose scalars are compared: what depends on the count shows early.
+/// Number of steps with compared scalars: a dependence on the count shows early.
 const STEPS: u64 = 1_024;
-/// Of a schedule, for rules that have a momentum.
+/// Momentum of a schedule, for rules with a momentum.
 const MOMENTUM: f64 = 0.5;
 
-/// The counts and carries that each group of a layout goes on from, and the tensors that may do so.
+/// The counts and carries from which each group of a layout continues, and the tensors that may join.
 pub(crate) struct Ages<'a> {
     layout: &'a Layout,
     ema: Option<Ema>,
     carries: &'a [&'a [Carry]],
-    /// For each group, the place among the carries of what it goes on from, or none if it starts anew.
+    /// For each group, the index of the carry from which it continues, or none if it starts at zero.
     pub(crate) groups: Vec<Option<usize>>,
     /// Results of earlier comparisons.
     known: BTreeMap<(usize, Option<usize>), bool>,
 }
 
 impl<'a> Ages<'a> {
-    /// `carries` are known for every count of skipped steps that is possible. `tensors` have the group of
-    /// each tensor and the place of its carry, or none if its state is new.
+    /// `carries` has an entry for every possible count of skipped steps. `tensors` has the group of each
+    /// tensor and the index of its carry, or none if its state is new.
     pub(crate) fn new(
         layout: &'a Layout,
         options: &Options,
@@ -34,8 +34,8 @@ impl<'a> Ages<'a> {
         Self { layout, ema: options.ema, carries, groups, known: BTreeMap::new() }
     }
 
-    /// Whether state that is new, or has the carry at place `from`, is updated in a group as if it had what
-    /// the group goes on from; if not, the steps that the group has taken.
+    /// Checks whether new state, or state with the carry at `from`, has the same updates as the group's own.
+    /// If not, returns the number of steps that the group has taken.
     pub(crate) fn join(&mut self, group: usize, from: Option<usize>) -> Result<(), u64> {
         let Some(others) = self.groups[group].filter(|others| from != Some(*others)) else { return Ok(()) };
         let Self { layout, ema, carries, known, .. } = self;
@@ -49,7 +49,7 @@ impl<'a> Ages<'a> {
     }
 }
 
-/// Whether the scalars of a group's next steps are the same from both carries on.
+/// Whether both carries give the same scalars in the group's next steps.
 fn alike(layout: &Layout, group: usize, ema: Option<Ema>, carries: [Carry; 2]) -> bool {
     let [a, b] = carries;
     let averages = |ema: Ema| (1..=STEPS).all(|t| ema.weight(a.taken + t) == ema.weight(b.taken + t));
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::{Adagrad, Adam, AnyRule, Group, Lion, RAdam, Sgd};
 
-    /// Whether new state may join the rule's group after so many steps.
+    /// Whether new state may join the rule's group after a number of steps.
     fn joins(rule: impl Into<AnyRule>, ema: Option<Ema>, steps: u64) -> bool {
         let rule = rule.into();
         let layout = Layout::new([Group::new("g", rule).tensor("w", [1])]).unwrap();
@@ -91,7 +91,8 @@ mod tests {
         alike(&layout, 0, ema, [Carry::default(), carry])
     }
 
-    /// By the documentation of each rule: whether its formulas have a t, or a first step, in them.
+    /// The expectation comes from the documentation of each rule: whether its formulas contain t or a first
+    /// step.
     #[test]
     fn rules_that_count_are_told_from_those_that_do_not() {
         let momentum = Sgd { momentum: 0.9, ..Sgd::default() };
@@ -104,11 +105,11 @@ mod tests {
         assert!(!joins(Sgd { dampening: 0.3, ..momentum }, None, 3));
         assert!(!joins(Adagrad { initial_accumulator_value: 4.0, ..Adagrad::default() }, None, 1));
         assert!(!joins(Adagrad { lr_decay: 1e-3, ..Adagrad::default() }, None, 1));
-        // Bias corrections that have rounded to 1 were others at first.
+        // Bias corrections that have rounded to 1 differed at first.
         assert!(!joins(Adam::default(), None, 100_000));
-        // A momentum of a step's own may have a first velocity.
+        // With a momentum from the step, there may be a first velocity.
         assert!(!joins(Adam { beta1: 0.0, beta2: 0.0, ..Adam::default() }, None, 3));
-        // Nothing but the step from which it is rectified.
+        // Only the step from which RAdam is rectified depends on the count.
         let late =
             RAdam { beta1: 0.0, eps_corrected: false, rectification_threshold: 500.0, ..RAdam::default() };
         assert!(!joins(late, None, 1));

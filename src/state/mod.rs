@@ -1,5 +1,5 @@
-//! Everything that an optimizer keeps between steps, in a form that both engines share: streams of stored
-//! values, and counters. Checkpoints write it, and an optimizer for another layout takes it over.
+//! State between steps in a form that both engines share: streams of stored values, and counters. Checkpoints
+//! write it, and an optimizer for another layout takes it over.
 
 pub(crate) mod ages;
 pub(crate) mod take_over;
@@ -13,12 +13,11 @@ use crate::layout::{Carry, Tensor};
 /// Values that an engine keeps for some of its tensors, all stored in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// The slot's name.
+    /// The name of the state slot.
     pub slot: String,
     /// The kind of its values.
     pub content: Content,
-    /// The tensors, by their places in the order of the flat space: in the order in which the engine has
-    /// them.
+    /// The tensors, as indices in the order of the flat space, in the engine's order.
     pub tensors: Vec<usize>,
 }
 
@@ -27,16 +26,16 @@ pub struct Stream {
 pub enum Content {
     /// Numbers, one for each element; not [`Format::Q8`].
     Numbers(Format),
-    /// The lower halves of numbers whose upper halves are the parameters.
+    /// The lower halves of numbers; the parameters are the upper halves.
     Remainders,
     /// The codes of [`q8`].
     Codes,
-    /// The scales of its blocks.
+    /// The scales of the blocks of [`q8`].
     Scales,
 }
 
 impl Content {
-    /// Bytes of a value.
+    /// Bytes per value.
     #[must_use]
     #[cfg(any(feature = "gpu", feature = "checkpoint"))]
     pub fn value_bytes(self) -> u64 {
@@ -69,7 +68,7 @@ impl Stream {
     }
 }
 
-/// The place of the first element of a tensor at `offset` in its first block.
+/// The index in its first block of the first element of a tensor at `offset`.
 pub fn lead(offset: u64) -> u64 {
     offset % VECTOR
 }
@@ -81,14 +80,14 @@ pub fn blocks(offset: u64, len: u64) -> u64 {
 }
 
 #[cfg(feature = "checkpoint")]
-/// Everything that an optimizer counts and carries from step to step, beside its slots.
+/// All counts and carries of an optimizer, beside its slots.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counters {
     /// Steps recorded.
     pub steps: u64,
     /// Steps taken: recorded and not skipped.
     pub taken: u64,
-    /// The groups' own counts and carried numbers.
+    /// The counts and carried numbers of each group.
     pub carries: Vec<Carry>,
     /// The dynamic loss scale, if there is one.
     pub loss_scale: Option<LossScaleState>,

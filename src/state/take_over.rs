@@ -1,4 +1,4 @@
-//! Whether the state of an optimizer can go to one for another layout, and what its groups then carry.
+//! The takeover of state by an optimizer for another layout: the check, and the carries of its groups.
 
 use crate::error::{StateError, StateMismatch};
 use crate::formats::Format;
@@ -7,16 +7,16 @@ use crate::options::Options;
 use crate::state::ages::Ages;
 use crate::state::lead;
 
-/// How the groups of the new optimizer go on: for each, the group of the old one whose count and carried
-/// number it takes, or none if all of its tensors are new.
+/// For each group of the new optimizer, the old group that gives it count and carried number, or none if all
+/// of its tensors are new.
 pub(crate) struct TakeOver {
     pub(crate) groups: Vec<Option<usize>>,
-    /// Tensors of both layouts, old and new, by their places in the order of the flat space.
+    /// Tensors of both layouts, as pairs of old and new index in the order of the flat space.
     pub(crate) tensors: Vec<(usize, usize)>,
 }
 
-/// Compares the tensors of two optimizers. `carries` are those of the old one's groups, for every count of
-/// skipped steps that is possible.
+/// Compares the tensors of two optimizers. `carries` has the carries of the old groups, for every possible
+/// count of skipped steps.
 pub(crate) fn compare(
     old: (&Layout, &Options),
     new: (&Layout, &Options),
@@ -67,7 +67,7 @@ fn compare_tensor(
         wrong.push(StateMismatch::Slots { tensor: tensor(), found, expected });
     }
     let [rule, wanted] = [from.rule_of(old), to.rule_of(new)].map(|rule| (rule.spec.name, rule.spec.id));
-    // A number that one rule carries says nothing to another.
+    // A carry of one rule has no meaning for another rule.
     let carried = carries.iter().any(|carries| carries[old.group].rule != 0.0);
     if rule != wanted && carried {
         wrong.push(StateMismatch::Rule { tensor: tensor(), found: rule.0, expected: wanted.0 });

@@ -2,7 +2,7 @@
 
 use crate::formats::{Format, q8};
 
-/// Decodes stored values. Of a format in blocks, `scales` has the scales and the first block has `lead`
+/// Decodes stored values. For a format in blocks, `scales` has the scales, and the first block has `lead`
 /// places before the first value.
 pub(crate) fn decode(format: Format, codes: &[u8], scales: &[u8], lead: usize) -> Vec<f32> {
     match format {
@@ -19,7 +19,7 @@ pub(crate) fn decode(format: Format, codes: &[u8], scales: &[u8], lead: usize) -
     }
 }
 
-/// Encodes values with rounding to nearest: their codes, and for a format in blocks the scales.
+/// Encodes values with rounding to nearest. Returns codes, and scales for a format in blocks.
 pub(crate) fn encode(format: Format, values: &[f32], lead: usize) -> (Vec<u8>, Vec<u8>) {
     match format {
         Format::Q8 => {
@@ -54,7 +54,7 @@ mod tests {
                 let decoded = decode(format, &codes, &scales, lead);
                 assert_eq!(encode(format, &decoded, lead), (codes, scales), "{}", format.name());
                 if format != Format::Q8 {
-                    // Multiples of an eighth below 16 are exact in every format but that in blocks.
+                    // Multiples of an eighth below 16 are exact in every format except the format in blocks.
                     assert_eq!(decoded, values, "{}", format.name());
                 }
             }

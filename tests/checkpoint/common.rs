@@ -13,7 +13,7 @@ use wgpu_optim::{
     AdamW, AnyRule, Ema, Format, Group, Layout, LossScale, Master, Options, Rounding, Schedule,
 };
 
-/// A directory of its own, gone at the end.
+/// A directory of the test's own, removed at the end.
 pub struct Directory(PathBuf);
 
 impl Directory {
@@ -49,7 +49,7 @@ pub fn values(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| random.bits() as i32 as f32 / 2f32.powi(31)).collect()
 }
 
-/// A run of either engine, as it is saved and loaded.
+/// A run of either engine that is saved and loaded.
 pub trait Saves {
     type Engine<'e>: Engine
     where
@@ -57,10 +57,10 @@ pub trait Saves {
 
     /// The optimizer with its parameters.
     fn engine(&mut self) -> Self::Engine<'_>;
-    /// Takes steps on gradients that follow from their numbers.
+    /// Takes steps on gradients that are functions of the step's number.
     fn steps(&mut self, n: usize) -> &mut Self;
 
-    /// The run after so many steps.
+    /// The run after `n` steps.
     fn after(mut self, n: usize) -> Self
     where
         Self: Sized,
@@ -106,7 +106,7 @@ pub fn on_cpu(layout: Layout) -> CpuRun {
     CpuRun::new(layout, Options::DEFAULT, &start)
 }
 
-/// Everything that a load can change of a run on the CPU, bit for bit.
+/// Everything in a run on the CPU that a load can change, bit for bit.
 pub fn bits(run: &CpuRun) -> Vec<Vec<u32>> {
     let mut all: Vec<Vec<u32>> = Vec::new();
     let layout = run.optimizer.layout();
@@ -126,7 +126,7 @@ pub fn layout() -> Layout {
     Layout::packed([decay, plain.tensor("b", [2])]).unwrap()
 }
 
-/// What a load is refused for.
+/// The mismatches of a refused load.
 pub fn mismatches<T: std::fmt::Debug>(result: Result<T, Error>) -> Vec<Mismatch> {
     match result {
         Err(Error::Mismatches(mismatches)) => mismatches,
@@ -152,7 +152,7 @@ pub fn blocks_fixture() -> (Layout, Options) {
     (Layout::packed([group.tensor("b", [5])]).unwrap(), options)
 }
 
-/// Everything that an engine counts and carries, as a checkpoint has it.
+/// All counts and carries of an engine in a checkpoint.
 #[derive(Debug, PartialEq)]
 pub struct Counters {
     pub steps: u64,
@@ -192,8 +192,8 @@ pub fn rule(record: &Metadata, group: &GroupRecord) -> AnyRule {
     serde_json::from_str(&format!("{{{name:?}: {}}}", group.hyperparameters.text())).unwrap()
 }
 
-/// Compares the tensors of two files and the meaning of their records: whatever version wrote them, and
-/// whether a field has its default or is left out. Returns the names of the tensors.
+/// Compares the tensors of two files and the meaning of their records, for any versions of the writers, with
+/// a field left out equal to its default. Returns the names of the tensors.
 pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
     fn parsed<T: DeserializeOwned>(json: &Json) -> T {
         serde_json::from_str(json.text()).unwrap()
@@ -214,7 +214,7 @@ pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
     assert_same_tensors(first, second, "")
 }
 
-/// Compares the tensors of two files, in whatever order the files have them. Returns their names.
+/// Compares the tensors of two files in any order. Returns their names.
 pub fn assert_same_tensors(first: &Path, second: &Path, context: &str) -> Vec<String> {
     let [first, second] = [first, second].map(|path| std::fs::read(path).unwrap());
     let [first, second] = [&first, &second].map(|bytes| {

@@ -14,7 +14,7 @@ const CONVERT: Load = Load {
     options: checkpoint::Differing::Error,
 };
 
-/// From every format of state to every other: the nearest numbers, blocks as the new places have them.
+/// From every format of state to every other: the nearest numbers, with blocks at the new places.
 #[test]
 fn states_are_converted() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -64,12 +64,12 @@ fn states_are_converted() {
     }
 }
 
-/// Of a parameter that both engines have updated from the same numbers: a few units of the last place of what
-/// is below 2, for divisions and roots that a device rounds as it likes.
+/// Tolerance of a parameter that both engines have updated from the same numbers: a few units of the last
+/// place below 2, because a device may round divisions and roots in any direction.
 const ENGINES_APART: f32 = 4.0 * f32::EPSILON;
 
-/// From f32 to every other format of state, and on from there: as from a checkpoint of its own bit for bit,
-/// and on both engines alike.
+/// From f32 to every other format of state, and further steps from there: bit for bit as from a checkpoint in
+/// that format, on both engines.
 #[test]
 fn a_converted_run_goes_on() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -105,7 +105,7 @@ fn a_converted_run_goes_on() {
     }
 }
 
-/// Parameters with what is kept of them, from every way to keep to every other.
+/// Parameters with master or remainder, from every kind to every other.
 #[test]
 fn parameters_are_converted() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -136,7 +136,7 @@ fn parameters_are_converted() {
                 };
                 assert_eq!(*got, expected, "{from:?} to {to:?}: {name}");
             }
-            // What the caller gets is the nearest of what is kept, or its upper half.
+            // The caller gets the nearest number of the kept one, or its upper half.
             let codes = run.codes();
             for (tensor, (_, want)) in run.optimizer.layout().tensors().iter().zip(want.iter().skip(8)) {
                 for (code, x) in codes[tensor.range()].iter().zip(want) {

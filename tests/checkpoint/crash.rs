@@ -1,4 +1,4 @@
-//! Whatever ends a save, the file from before is whole.
+//! However a save ends, the old file is complete.
 
 #![cfg(unix)]
 
@@ -9,15 +9,15 @@ use std::process::{Command, Stdio};
 use wgpu_optim::checkpoint::{self, Load, Save};
 use wgpu_optim::{AdamW, Group, Layout};
 
-/// Tells a test that it is the process that saves, and where.
+/// The variable that tells a test that it is the saving process, with the directory.
 const CHILD: &str = "WGPU_OPTIM_TEST_SAVE";
-/// Steps of that process, where they are counted.
+/// The steps of that process, if they are counted.
 const STEPS: &str = "WGPU_OPTIM_TEST_STEPS";
-/// How often it is killed; `cargo xtask crash` asks for more.
+/// The number of kills; `cargo xtask crash` sets a larger one.
 const KILLS: &str = "WGPU_OPTIM_TEST_KILLS";
 /// The target in one file and in several.
 const TARGETS: [&str; 2] = ["run.safetensors", "run.safetensors.index.json"];
-/// Of so many kills at random moments of a process that saves most of the time, one is in a save.
+/// Of this many kills at random moments of a process that saves most of the time, at least one is in a save.
 const MANY: usize = 50;
 
 fn layout() -> Layout {
@@ -25,14 +25,14 @@ fn layout() -> Layout {
     Layout::new([group.tensor("w", [300, 1_000]).tensor("b", [17])]).unwrap()
 }
 
-/// Where the process that saves does, if this is it.
+/// The path of the saving process, if this is that process.
 fn child() -> Option<(PathBuf, Save)> {
     let path = PathBuf::from(std::env::var_os(CHILD)?);
     let shard_bytes = path.to_str().unwrap().ends_with(".index.json").then_some(1 << 20);
     Some((path, Save { shard_bytes, ..Save::default() }))
 }
 
-/// What is saved after so many steps, bit for bit: a run is a function of its steps.
+/// The bits saved after `n` steps: a run is a function of its steps.
 fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
     while (all.len() as u64) <= steps {
         let run = on_cpu(layout()).after(all.len());
@@ -41,8 +41,8 @@ fn after(steps: u64, all: &mut Vec<Vec<Vec<u32>>>) -> &Vec<Vec<u32>> {
     &all[steps as usize]
 }
 
-/// Kills a saving process at random moments: the checkpoint that it has reported is there, whole, or a later
-/// one.
+/// Kills a saving process at random moments. The checkpoint that it last reported, or a later one, is there
+/// and complete.
 fn kill<F: Fn()>(test: F, target: &str) {
     if let Some((path, save)) = child() {
         // After each of its steps, until it is killed, and says so.
@@ -76,7 +76,7 @@ fn kill<F: Fn()>(test: F, target: &str) {
             assert!(n > 0, "the process that saves has ended: {text}");
             text += std::str::from_utf8(&bytes[..n]).unwrap();
         }
-        // A save takes some milliseconds: anywhere in it.
+        // A save takes some milliseconds: a kill at any moment of it.
         std::thread::sleep(std::time::Duration::from_micros(random.below(20_000)));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -92,7 +92,7 @@ fn kill<F: Fn()>(test: F, target: &str) {
     assert!(between > 0 || kills < MANY, "no kill was in a save");
 }
 
-/// Files that are not whole.
+/// The number of incomplete files.
 fn partial(directory: &Directory) -> usize {
     directory.names().iter().filter(|name| name.ends_with(".partial")).count()
 }
@@ -107,8 +107,8 @@ fn killed_while_saving_shards() {
     kill(killed_while_saving_shards, TARGETS[1]);
 }
 
-/// Kills at every report of progress, from before the first byte to behind the last: the checkpoint from
-/// before is there. The next save leaves nothing of the broken one.
+/// Kills at every report of progress, from before the first byte to after the last. The old checkpoint is
+/// there, and the next save removes all leftovers.
 #[test]
 fn killed_at_every_report_of_progress() {
     if let Some((path, save)) = child() {
@@ -162,8 +162,8 @@ fn killed_at_every_report_of_progress() {
     }
 }
 
-/// A limit of a file's size stands for a full disk: the error is an error, nothing is left lying, and the old
-/// files are whole.
+/// A limit of a file's size acts as a full disk: the save returns an error, no leftovers remain, and the old
+/// files are complete.
 #[test]
 fn a_full_disk() {
     if let Some((path, save)) = child() {

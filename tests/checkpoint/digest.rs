@@ -1,4 +1,4 @@
-//! The digest: whatever bit of a checkpoint has flipped since it was saved, it is found.
+//! The digest finds any bit of a checkpoint that flipped after the save.
 
 use crate::common::{Directory, Random, Saves, bits, blocks_fixture, layout, on_cpu};
 use crate::gpu::on_gpu;
@@ -147,7 +147,7 @@ fn a_file_without_a_digest_loads_and_says_so() {
     assert!(!without(&|_| ()));
 }
 
-/// The content counts, wherever it lies: other programs copy checkpoints too.
+/// Only the content counts, at any place in the file: other programs copy checkpoints too.
 #[test]
 fn a_copy_by_another_program_is_checked() {
     // A copy of a run's file without its first tensors, and the run.
@@ -173,7 +173,7 @@ fn a_copy_by_another_program_is_checked() {
     assert!(error.to_string().ends_with("it has changed since it was saved; load another copy"), "{error}");
 }
 
-/// Also in what a load leaves out, and what it converts.
+/// Also in tensors that a load leaves out or converts.
 #[test]
 fn bits_that_are_not_loaded_count_too() {
     let options = Options { states: Format::Q8, f32_states_below: 0, ..Options::default() };
@@ -196,7 +196,7 @@ fn bits_that_are_not_loaded_count_too() {
     }
 }
 
-/// Whatever has been read before, and in whatever order.
+/// After any earlier reads, in any order.
 #[test]
 fn reading_and_checking_do_not_disturb_each_other() {
     let bytes = on_cpu(layout()).after(2).bytes();
@@ -232,7 +232,7 @@ fn flipped_bits_are_found_on_the_gpu() {
     }
 }
 
-/// More than is checked beforehand: the state is torn, and the error says it.
+/// A file above the size that is checked first: the state is torn, and the error says so.
 #[test]
 fn a_large_file_is_checked_while_it_is_loaded() {
     let layout = || Layout::new([Group::new("all", AdamW::default()).tensor("w", [500_000])]).unwrap();

@@ -1,4 +1,4 @@
-//! What is written: its form, its names, and what is refused.
+//! Written files: their form, their names, and refused saves.
 
 use crate::common::{Directory, Random, Saves, bits, layout, on_cpu};
 use proptest::prelude::*;
@@ -114,7 +114,7 @@ fn progress_counts_to_the_end() {
     assert_eq!((seen[0], seen[seen.len() - 1]), ((0, 288), (288, 288)));
 }
 
-/// A tensor is handed over in parts, and each is reported.
+/// A tensor is passed in parts, and each part is reported.
 #[test]
 fn progress_is_seen_within_a_tensor() {
     const MOST: u64 = 8 << 20;
@@ -133,7 +133,7 @@ fn progress_is_seen_within_a_tensor() {
     assert!(bits(&loaded) == bits(&run));
 }
 
-/// A file that gets shorter while it is read: the part that was read is in the optimizer, and the error tells
+/// A file that gets shorter while it is read: the optimizer has the part that was read, and the error says
 /// so.
 #[test]
 fn a_file_that_shrinks_leaves_torn_state() {
@@ -229,7 +229,7 @@ fn elements_that_are_not_there_are_errors() {
     }
 }
 
-/// What no load would read is refused before a byte is written, and the file before it stays.
+/// A checkpoint that no load would read is refused before a byte is written, and the old file stays.
 #[test]
 fn what_cannot_be_read_is_not_written() {
     fn refused(what: &str, layout: Layout, save: &Save) {

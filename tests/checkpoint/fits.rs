@@ -1,4 +1,4 @@
-//! What fits, what does not, and what the policies make of it.
+//! Fitting and mismatching checkpoints, and the policies of a load.
 
 use crate::common::{Directory, Saves, bits, layout, mismatches, on_cpu};
 use cpu_harness::CpuRun;
@@ -24,7 +24,7 @@ fn changed(rule: AdamW, factor: impl Into<Schedule>, shape: [u64; 2], others: &[
     Layout::packed([decay, plain]).unwrap()
 }
 
-/// Of a large file that has nothing to do with the layout, a thousand are listed and the others counted.
+/// A large unrelated file: a thousand mismatches are listed and the others counted.
 #[test]
 fn mismatches_without_end_are_counted() {
     let directory = Directory::new("more");
@@ -165,7 +165,7 @@ fn hyperparameters_of_the_optimizer_hold_on_request() {
     assert_eq!(rule.downcast_ref::<AdamW>().unwrap().beta2, 0.5);
 }
 
-/// What makes one of a model's file is `interop/torch_state.py`.
+/// `interop/torch_state.py` makes a checkpoint from a model's file.
 #[test]
 fn parameters_without_state_are_no_checkpoint() {
     let directory = Directory::new("bare");

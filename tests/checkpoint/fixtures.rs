@@ -1,4 +1,4 @@
-//! Files of the first version of the form, which every later one reads.
+//! Files of the first version of the form, which every later version reads.
 
 use crate::common::{
     Directory, Saves, assert_same_checkpoint, blocks_fixture, counters, layout, on_cpu, values,
@@ -10,7 +10,7 @@ use std::path::Path;
 use wgpu_optim::checkpoint::{Load, Reader, Save};
 use wgpu_optim::{Format, Group, Layout, Master, NAdam, Options};
 
-/// A file that the first version of the form has written is read by this one, and comes out as it was.
+/// A file of the first version of the form is read, and saved again with the same content.
 #[test]
 fn the_first_version_is_read() {
     let directory = Directory::new("fixture");
@@ -25,7 +25,7 @@ fn the_first_version_is_read() {
     let again = directory.file("again.safetensors");
     run.save(&again, &Save { metadata: loaded.metadata, ..Save::default() }).unwrap();
     assert_eq!(assert_same_checkpoint(&fixture, &again).len(), 9);
-    // Field for field, but for the writer, the digest and an option that there is no longer.
+    // All fields are equal, except the writer, the digest and a former option.
     let record = |path: &Path| {
         let text = Reader::open(path).unwrap().metadata()["wgpu_optim"].clone();
         let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -40,7 +40,7 @@ fn the_first_version_is_read() {
 /// The products of the momenta in the file.
 const CARRIES: [f64; 2] = [0.041173782266795675, 0.003922209101775232];
 
-/// The same of what that one has not: a carry, schedules, masters, state of 2 steps that were skipped.
+/// A file with content that the other lacks: a carry, schedules, masters, two skipped steps.
 #[test]
 fn carries_and_schedules_of_the_first_version_are_read() {
     let directory = Directory::new("nadam-fixture");
@@ -78,11 +78,11 @@ fn carries_and_schedules_of_the_first_version_are_read() {
     assert_eq!(groups, CARRIES.map(|carry| (carry.to_bits(), 4)));
     let again = directory.file("again.safetensors");
     run.save(&again, &Save::default()).unwrap();
-    // Of two tensors the parameters, what is kept of them and two slots.
+    // For two tensors: the parameters, masters and two slots.
     assert_eq!(assert_same_checkpoint(&fixture, &again).len(), 8);
 }
 
-/// The same of all that is around a rule: blocks, small tensors without them, remainders, an average, a loss
+/// A file with everything around a rule: blocks, small tensors without blocks, remainders, an average, a loss
 /// scale and skipped steps.
 #[test]
 fn the_first_version_is_read_on_the_gpu() {

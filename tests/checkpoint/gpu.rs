@@ -41,7 +41,7 @@ impl Saves for GpuRun<'_> {
     }
 }
 
-/// The numbers of each slot of each tensor, and of the parameters with all digits that are kept.
+/// The numbers of each slot of each tensor, and the parameters with all kept digits.
 pub fn numbers(run: &GpuRun<'_>) -> Vec<(String, Vec<f32>)> {
     let layout = run.optimizer.layout();
     let snapshot = run.snapshot();
@@ -52,7 +52,7 @@ pub fn numbers(run: &GpuRun<'_>) -> Vec<(String, Vec<f32>)> {
     all.collect()
 }
 
-/// What the GPU saves, the CPU goes on from, and the other way round: the same files, in all formats.
+/// The CPU continues from files of the GPU, and the other way round: the same files, in all formats.
 #[test]
 fn engines_read_each_other() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -68,7 +68,7 @@ fn engines_read_each_other() {
         for master in Master::ALL {
             let rounding = Rounding::Stochastic { seed: 3 };
             let options = Options { params, grads: params, states, master, rounding, ..around };
-            // Of parameters of 4 bytes there is nothing more to keep.
+            // Parameters of 4 bytes have no master.
             let other = params != Format::F32 || master == Master::default();
             if other && options.validate().is_ok() {
                 all.push(options);
@@ -124,8 +124,7 @@ fn parameters_far_beyond_their_buffer() {
     }
 }
 
-/// Parameters lie in a pooled buffer in any order; what lies between them is left alone, also where it shares
-/// a word.
+/// Parameters lie in a pooled buffer in any order. Bytes between them do not change, also in a shared word.
 #[test]
 fn parameters_lie_anywhere() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -205,12 +204,12 @@ fn many_chunks_and_batches() {
     }
 }
 
-/// What the process may take beside what it has, whichever way: with 192 MiB of state.
+/// The largest additional memory of the process for saving and for loading, with 192 MiB of state.
 #[cfg(target_os = "linux")]
 const BOUND: u64 = 64 << 20;
 
-/// All memory of the process is counted, that of the driver too, which has the state in it; so it is a
-/// process of its own.
+/// All memory of the process is counted, including the driver's with the state; so the test runs in a process
+/// of its own.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_is_bounded() {
@@ -268,7 +267,7 @@ fn what_is_in_flight_is_refused() {
         drop(commands);
         run.save(&path, &Save::default()).unwrap();
         let loaded = run.load(&path, &Load::default()).unwrap();
-        // Commands that were dropped are steps that were not taken, where that is counted.
+        // Dropped commands are steps that were not taken, if the device counts steps.
         assert_eq!((loaded.steps, loaded.taken), (22, if skip_nonfinite { 2 } else { 22 }));
     }
 }

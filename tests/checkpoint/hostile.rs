@@ -1,4 +1,4 @@
-//! Files that lie: an error, never a panic.
+//! Malicious files: an error, never a panic.
 
 use crate::common::{Directory, Random, Saves, bits, layout, on_cpu};
 use crate::mixed::TAKE;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Metadata, Mismatch, Reader, Save};
 
-/// Loads a file onto the small run, which has to be refused or to succeed; and to step then.
+/// Loads a file onto the small run. The load is refused, or succeeds and the run takes a step.
 pub fn load(path: &Path) -> Result<(), Error> {
     let mut run = on_cpu(layout());
     run.steps(1);
@@ -102,7 +102,7 @@ fn lies_of_the_header() {
     }
 }
 
-/// Whatever other tools write beside the three fields of a tensor, the tensor is what the three say.
+/// Fields of other tools beside a tensor's three fields are ignored.
 #[test]
 fn further_fields_of_tensors_are_left_out() {
     let directory = Directory::new("further-fields");
@@ -184,7 +184,7 @@ fn lies_of_the_record() {
     let rule = lie("a group of another rule", &|r| r["groups"][0]["rule"] = json!("adamx"));
     let other = Mismatch::Rule { found: "adamx".into(), expected: "adamw" };
     assert!(matches!(&rule, Error::Mismatches(found) if *found == [other]), "{rule}");
-    // Values out of range are not taken.
+    // Values out of range are refused.
     for (what, change) in [
         ("a hyperparameter", &(|r: &mut Value| r["groups"][0]["hyperparameters"]["beta1"] = json!(2.0)) as _),
         ("a factor", &|r: &mut Value| r["groups"][1]["lr_factor"] = json!({"constant": -1.0})),
@@ -198,7 +198,7 @@ fn lies_of_the_record() {
         assert!(matches!(&result, Err(Error::Mismatches(found)) if found.len() == 1), "{what}: {result:?}");
         assert_eq!(bits(&run), before);
     }
-    // The policy holds for what cannot be read too.
+    // The policy also covers values that cannot be read.
     lie("an option that is none", &|r| r["options"]["speed"] = json!(1));
     let ignore = Load { options: Differing::Ignore, ..Load::default() };
     assert_eq!(on_cpu(layout()).load(&path, &ignore).unwrap().steps, 2);
@@ -250,7 +250,7 @@ fn lies_of_an_index() {
         };
         assert!(typed, "{what}: {reason}");
     }
-    // The index has the record, and the blame for it.
+    // The index has the record, so errors of the record name the index.
     let empty = lie("nothing", &|i| *i = json!({"weight_map": {}}));
     assert!(
         matches!(&empty, Error::NotACheckpoint { location, .. } if location.path() == Some(&path)),
@@ -268,8 +268,8 @@ fn lies_of_an_index() {
     assert!(matches!(load(&path), Err(Error::Malformed { .. })));
 }
 
-/// The files that fuzzing starts from, and those that it has found worth keeping; and random damage to each:
-/// bytes changed, cut out and put in.
+/// The fuzzer's first files and its kept findings, with random damage to each: bytes changed, removed and
+/// inserted.
 #[test]
 fn damaged_files_are_errors_or_load() {
     let directory = Directory::new("damaged");

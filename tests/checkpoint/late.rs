@@ -100,8 +100,8 @@ fn a_velocity_without_dampening_may_begin_late() {
     }
 }
 
-/// For every option of every rule, and every slot: what joins late is updated bit for bit as in a new
-/// optimizer, or refused.
+/// For every option of every rule and every slot: late state is updated bit for bit as in a new optimizer, or
+/// refused.
 #[test]
 fn nothing_begins_late_in_another_way() {
     let ema = |debias| Options { ema: Some(Ema { decay: 0.9, debias }), ..Options::default() };

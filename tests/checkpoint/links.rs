@@ -61,7 +61,7 @@ fn a_link_under_a_temporary_name_is_not_followed() {
     }
 }
 
-/// Two names of one file: what a killed save has left is removed, not written into.
+/// Two names of one file: a leftover of a killed save is removed and not written.
 #[test]
 fn a_hard_link_under_a_temporary_name_is_not_written_to() {
     let directory = Directory::new("hard-links");

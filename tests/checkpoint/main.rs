@@ -1,5 +1,5 @@
-//! Checkpoints: files and what is refused of them, policies, crashes. That runs of one rule are resumed bit
-//! for bit is checked in `tests/it/checkpoint.rs`.
+//! Checkpoints: files and refused files, policies, crashes. `tests/it/checkpoint` checks that runs of one
+//! rule are resumed bit for bit.
 
 mod common;
 mod converted;

@@ -1,4 +1,4 @@
-//! Memory that loading and saving take: whatever is in a file, within bounds.
+//! Memory of loading and saving: bounded for any file.
 
 use crate::common::{Directory, Saves, on_cpu};
 use crate::hostile::{MAX, load, write};
@@ -9,14 +9,14 @@ use std::fs;
 use wgpu_optim::checkpoint::{Error, Load, Malformed, Save};
 use wgpu_optim::{AdamW, Group, Layout};
 
-/// What loading may take beside the file's size.
+/// The largest memory of a load beyond the file's size.
 const BOUND: usize = 64 << 20;
 
 struct Counting;
 
 thread_local! {
-    /// Bytes that this thread has taken and not given back, and the most of them: other tests run beside this
-    /// one.
+    /// Bytes that this thread holds, and the most so far. Counts are per thread because other tests run at
+    /// the same time.
     static HELD: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most bytes that `f` holds at a time, and what it comes to.
+/// The most bytes that `f` holds at a time, and its result.
 fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
     let before = HELD.get();
     PEAK.set(before);
@@ -63,7 +63,7 @@ fn headers_of_all_shards_are_bounded() {
     assert!(matches!(error, Error::Malformed { reason: Malformed::TooLarge { .. }, .. }), "{error}");
 }
 
-/// Memory stays below the file's size and 64 MiB, whatever takes most of it a byte.
+/// Memory stays below the file's size plus 64 MiB, for the content that takes the most memory per byte.
 #[test]
 fn memory_is_bounded() {
     let directory = Directory::new("memory");
@@ -134,7 +134,7 @@ fn memory_is_bounded() {
     }
 }
 
-/// Neither way takes memory by the size of what is saved.
+/// Neither saving nor loading takes memory in proportion to the state.
 #[test]
 fn both_ways_are_streams() {
     /// Far below the 96 MB of the file; what there is of it are buffers of 1 MiB.

@@ -29,7 +29,7 @@ fn adamw() -> AdamW {
     AdamW { weight_decay: 0.1, ..AdamW::default() }
 }
 
-/// Four groups of four rules, as a program begins with them.
+/// Four groups of four rules, at a program's start.
 pub fn layout() -> Layout {
     let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
     Layout::new([
@@ -74,7 +74,7 @@ macro_rules! change {
     };
 }
 
-/// Everything that differs from the beginning at the save.
+/// All differences from the start at the save.
 fn changes() -> [Mismatch; 4] {
     let value = |group: &str, field: &str, found: &str, expected: &str| Mismatch::Hyperparameter {
         group: group.into(),
@@ -240,7 +240,7 @@ fn fields_of_a_group_are_there_where_they_differ() {
     assert_eq!(rules, ["sgd", "lamb", "nadam"]);
 }
 
-/// Either engine takes the values of the other's file, and saves the same tensors again.
+/// Each engine takes the values of the other's file, and saves the same tensors again.
 #[test]
 fn engines_take_each_others_values() {
     let Some(gpu) = harness::test_gpu() else { return };
@@ -266,7 +266,7 @@ fn across(mut from: impl Changes, mut to: impl Changes, [first, second]: [&Path;
     to.go(HALF);
 }
 
-/// A group's own rule is compared, and no policy makes up for another one.
+/// A group's own rule is compared, and no policy accepts another rule.
 #[test]
 fn another_rule_of_a_group_is_refused() {
     let directory = Directory::new("mixed-rule");

@@ -1,4 +1,4 @@
-//! Checkpoints through readers and writers of the caller's: the bytes of files, and the checks of files.
+//! Checkpoints through readers and writers of the caller: the bytes and checks of files.
 
 use crate::common::{Directory, Random, Saves, bits, blocks_fixture, layout, mismatches, on_cpu};
 use crate::gpu::on_gpu;
@@ -98,7 +98,7 @@ fn round_trips_on_the_gpu() {
     assert!(save(&mut other) == bytes);
 }
 
-/// A stream is read from its first byte, wherever it stands.
+/// A stream is read from its first byte, for any position.
 #[test]
 fn a_stream_is_read_from_its_start() {
     let mut run = on_cpu(layout());
@@ -212,7 +212,7 @@ fn a_stream_of_something_else_is_refused() {
     assert_eq!(bits(&run), before);
 }
 
-/// Takes as many bytes as there is room for, and is full then.
+/// A writer that takes a number of bytes, and then is full.
 struct Full {
     room: usize,
     flushes: bool,
@@ -262,7 +262,7 @@ fn a_writer_that_fails_is_an_error() {
     assert!(saved(&mut run, &Save::default()) == bytes);
 }
 
-/// Says that it has `len` bytes, and fails behind the first `good`.
+/// A reader that reports `len` bytes, and fails after the first `good`.
 struct Liar<'a> {
     bytes: Cursor<&'a [u8]>,
     len: u64,

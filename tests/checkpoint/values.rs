@@ -1,5 +1,4 @@
-//! Values that a load takes from a file or does not, rules that cannot be saved, and state of groups that
-//! rest.
+//! Values that a load takes from a file or ignores, rules that cannot be saved, and state of frozen groups.
 
 use crate::common::{Directory, Saves, bits, layout, mismatches, on_cpu};
 use crate::mixed::TAKE;
@@ -99,7 +98,7 @@ fn a_clip_of_another_kind_is_refused() {
     }
 }
 
-/// A function of the program's is in no file, so that none can be taken.
+/// A function of the program is not in a file, so a load cannot take it.
 #[test]
 fn a_function_is_not_taken() {
     let directory = Directory::new("function");
@@ -119,7 +118,7 @@ fn a_function_is_not_taken() {
     assert_eq!(mismatches(load(&path, function(), Options::default(), &Load::default())).len(), 1);
 }
 
-/// A rule of a program's own: a step of size `rate`.
+/// A user-defined rule: a step of size `rate`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Own<const SAVES: bool> {
     rate: f64,
@@ -156,7 +155,7 @@ impl<const SAVES: bool> CpuRule for Own<SAVES> {
     }
 }
 
-/// Nothing is written, whichever group has the rule.
+/// Nothing is written, for any group with the rule.
 #[test]
 fn a_rule_that_is_not_saved_is_an_error() {
     let directory = Directory::new("not-saved");

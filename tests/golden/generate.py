@@ -1,14 +1,14 @@
-"""Make the golden trajectories: what other libraries do on synthetic gradients, step by step.
+"""Make the golden trajectories: runs of other libraries on synthetic gradients, step by step.
 
 Every case of the table `CASES` becomes one file `<name>.safetensors` beside this script, in the format
-`optim-trajectory/1` (see README.md). A file holds the inputs in float32, the result of running another
-implementation on them in float64 (`expect/...`, the truth) and in float32 (`peer/...`, the accuracy to compare with).
+`optim-trajectory/1` (see README.md). A file holds the inputs in float32, and the result of another
+implementation on them in float64 (`expect/...`, the truth) and in float32 (`peer/...`, for comparison).
 
     python tests/golden/generate.py                  # all files
     python tests/golden/generate.py --only sgd-plain # one of them (the option can be repeated)
 
-To add a rule: an entry in `RULES` and its cases in `CASES`. To add a case: an entry in `CASES`; files of other
-cases do not change, because each is seeded by its own name.
+A new rule takes an entry in `RULES` and its cases in `CASES`. A new case takes an entry in `CASES`. Files of
+other cases do not change, because each is seeded by its own name.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def drawn(values: dict, rng: np.random.Generator) -> dict:
 class Rule:
     """One update rule: its hyperparameters with their defaults, and who can run it.
 
-    `momentum` is what the tensor of that name overrides. `lr` is the peak of the schedule. It is chosen so that
-    50 steps move many parameters by something like their own size: when a few elements outgrow all others, a
-    file's error depends on the luck of those.
+    `momentum` is the hyperparameter that the tensor of that name overrides. `lr` is the peak of the schedule.
+    With it, 50 steps move many parameters by about their own size: if a few elements outgrow all others, a
+    file's error depends on these few.
     """
 
     lr: Draw
@@ -109,7 +109,10 @@ def optax_rms(optax, h: Hyper) -> list:
 
 def optax_lamb(optax, h: Hyper) -> list:
     # A chain without the ratio where optax.lamb would need a mask.
-    chain = [optax.scale_by_adam(h["beta1"], h["beta2"], h["eps"]), optax.add_decayed_weights(h["weight_decay"])]
+    chain = [
+        optax.scale_by_adam(h["beta1"], h["beta2"], h["eps"]),
+        optax.add_decayed_weights(h["weight_decay"]),
+    ]
     return [*chain, optax.scale_by_trust_ratio()] if h["adapt_undecayed"] or h["weight_decay"] else chain
 
 
@@ -186,7 +189,13 @@ RULES = {
     "adagrad": Rule(
         lr=log_uniform(-2.2, -1.2),
         momentum=None,
-        defaults={"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10, "eps_root": 0.0, **DESCENT},
+        defaults={
+            "lr_decay": 0.0,
+            "initial_accumulator_value": 0.0,
+            "eps": 1e-10,
+            "eps_root": 0.0,
+            **DESCENT,
+        },
         peers={
             "torch": Torch(torch.optim.Adagrad),
             "optax": Optax(
@@ -257,7 +266,9 @@ RULES = {
                 "scale_by_radam",
                 lambda optax, h: [
                     optax.add_decayed_weights(h["weight_decay"]),
-                    optax.scale_by_radam(h["beta1"], h["beta2"], h["eps"], threshold=h["rectification_threshold"]),
+                    optax.scale_by_radam(
+                        h["beta1"], h["beta2"], h["eps"], threshold=h["rectification_threshold"]
+                    ),
                 ],
                 slots=OPTAX_ADAM_SLOTS,
                 fixed={"eps_corrected": True},
@@ -313,7 +324,7 @@ RULES = {
                 package="pytorch_optimizer",
                 renamed={"no_prox": "weight_decouple"},
                 slots={"previous_grad": "-pre_grad"},
-                # It takes the gradient before step 1 for the descent's, so that the first difference is not 0.
+                # Its gradient before step 1 has the sign of descent, so the first difference is not 0.
                 refused=("maximize",),
             ),
             "optax": Optax(
@@ -498,7 +509,13 @@ ADAMW_GROUPS = (
 )
 
 LAMB = {**BETAS, "eps": EPS, "weight_decay": DECAY}
-JOINT = {"form": "classic", "joint_norm": True, "trust_coefficient": TRUST, "weight_decay": L2, "eps": LARGE_EPS}
+JOINT = {
+    "form": "classic",
+    "joint_norm": True,
+    "trust_coefficient": TRUST,
+    "weight_decay": L2,
+    "eps": LARGE_EPS,
+}
 
 BY_KERAS = {"peer": "keras", "float32_peer": "torch with eps of the step"}
 
@@ -509,7 +526,11 @@ CASES = [
     Case("sgd-dampening", "sgd", {"momentum": MU, "dampening": DAMPENING}),
     Case("sgd-nesterov", "sgd", {"momentum": MU, "nesterov": True}),
     Case("sgd-weight-decay", "sgd", {"weight_decay": L2}),
-    Case("sgd-momentum-weight-decay-dampening", "sgd", {"momentum": MU, "weight_decay": L2, "dampening": DAMPENING}),
+    Case(
+        "sgd-momentum-weight-decay-dampening",
+        "sgd",
+        {"momentum": MU, "weight_decay": L2, "dampening": DAMPENING},
+    ),
     Case("sgd-maximize", "sgd", {"momentum": MU, "weight_decay": L2, "maximize": True}),
     Case(
         "sgd-nesterov-weight-decay-maximize",
@@ -523,7 +544,12 @@ CASES = [
         shapes=LARGE,
         groups=(
             Group("as_given", ("idle",)),
-            Group("no_momentum", ("matrix",), {"momentum": 0.0, "weight_decay": 0.0}, lr_factor=uniform(0.2, 0.9)),
+            Group(
+                "no_momentum",
+                ("matrix",),
+                {"momentum": 0.0, "weight_decay": 0.0},
+                lr_factor=uniform(0.2, 0.9),
+            ),
             Group("dampened", ("wide",), {"momentum": MU, "dampening": DAMPENING, "weight_decay": L2}),
             Group("nesterov", ("late",), {"momentum": MU, "nesterov": True}, lr_factor=uniform(1.1, 3.0)),
             Group("ascent", ("tiny",), {"maximize": True}, lr_factor=uniform(0.2, 0.9)),
@@ -566,7 +592,9 @@ CASES = [
         shapes=LARGE,
         groups=(
             Group("as_given", ("tiny", "idle")),
-            Group("no_decay", ("matrix",), {"beta1": BETA1, "weight_decay": 0.0}, lr_factor=uniform(0.2, 0.9)),
+            Group(
+                "no_decay", ("matrix",), {"beta1": BETA1, "weight_decay": 0.0}, lr_factor=uniform(0.2, 0.9)
+            ),
             Group("slow", ("wide",), {**BETAS, "eps": log_uniform(-3, 0)}, lr_factor=uniform(1.1, 3.0)),
             Group("decay", ("late",), {"beta2": BETA2, "eps": 1e-12, "weight_decay": L2}),
         ),
@@ -616,7 +644,9 @@ CASES = [
     ),
     # SGD with other forms of momentum
     compact("sgd-classic", "sgd", {"form": "classic", "momentum": MU}, peer="keras"),
-    compact("sgd-classic-nesterov", "sgd", {"form": "classic", "momentum": MU, "nesterov": True}, peer="keras"),
+    compact(
+        "sgd-classic-nesterov", "sgd", {"form": "classic", "momentum": MU, "nesterov": True}, peer="keras"
+    ),
     compact(
         "sgd-classic-weight-decay-maximize",
         "sgd",
@@ -672,9 +702,11 @@ CASES = [
             {"amsgrad": True, "beta1": BETA1, "eps": LARGE_EPS, "maximize": True},
         ),
     ),
-    # Large and small gradients in turn without averages: what is left of the old one must not drown the new one.
+    # Large and small gradients in turn without averages: the rest of the old one must not drown the new one.
     compact("adam-no-averages", "adam", {"beta1": 0.0, "beta2": 0.0, "eps": EPS}),
-    compact("adam-short-averages", "adam", {"beta1": uniform(0.0, 0.3), "beta2": uniform(0.0, 0.3), "eps": EPS}),
+    compact(
+        "adam-short-averages", "adam", {"beta1": uniform(0.0, 0.3), "beta2": uniform(0.0, 0.3), "eps": EPS}
+    ),
     compact("adam-eps-uncorrected", "adam", {**BETAS, "eps": LARGE_EPS, "eps_corrected": False}, **BY_KERAS),
     compact(
         "adam-eps-uncorrected-amsgrad",
@@ -742,7 +774,13 @@ CASES = [
     compact(
         "adagrad-eps-root-initial-accumulator",
         "adagrad",
-        {"eps": 0.0, "eps_root": 1e-7, "initial_accumulator_value": 0.1, "weight_decay": L2, "maximize": True},
+        {
+            "eps": 0.0,
+            "eps_root": 1e-7,
+            "initial_accumulator_value": 0.1,
+            "weight_decay": L2,
+            "maximize": True,
+        },
         peer="optax",
     ),
     # RMSprop
@@ -751,7 +789,9 @@ CASES = [
     compact("rmsprop-momentum", "rmsprop", {"alpha": BETA2, "eps": EPS, "momentum": MU}, lr=WITH_MOMENTUM),
     compact("rmsprop-centered", "rmsprop", {"alpha": BETA2, "eps": EPS, "centered": True}),
     compact("rmsprop-weight-decay", "rmsprop", {"alpha": BETA2, "eps": EPS, "weight_decay": L2}),
-    compact("rmsprop-maximize", "rmsprop", {"alpha": BETA2, "eps": EPS, "weight_decay": L2, "maximize": True}),
+    compact(
+        "rmsprop-maximize", "rmsprop", {"alpha": BETA2, "eps": EPS, "weight_decay": L2, "maximize": True}
+    ),
     compact(
         "rmsprop-everything",
         "rmsprop",
@@ -779,7 +819,9 @@ CASES = [
         lr=WITH_MOMENTUM,
         momentum=cyclical(0.5, 0.95),
     ),
-    compact("rmsprop-centered-short", "rmsprop", {"alpha": uniform(0.02, 0.4), "centered": True, "eps": 1e-3}),
+    compact(
+        "rmsprop-centered-short", "rmsprop", {"alpha": uniform(0.02, 0.4), "centered": True, "eps": 1e-3}
+    ),
     compact("rmsprop-eps-root", "rmsprop", {"alpha": BETA2, "eps": 0.0, "eps_root": ROOT}, peer="optax"),
     compact(
         "rmsprop-eps-root-centered",
@@ -803,7 +845,9 @@ CASES = [
         "adadelta-groups",
         "adadelta",
         {"rho": BETA2},
-        groups=compact_groups({"weight_decay": L2}, {"rho": BETA2}, {"eps": log_uniform(-5, -2), "maximize": True}),
+        groups=compact_groups(
+            {"weight_decay": L2}, {"rho": BETA2}, {"eps": log_uniform(-5, -2), "maximize": True}
+        ),
     ),
     # Adamax
     compact("adamax", "adamax", BETAS),
@@ -817,7 +861,9 @@ CASES = [
         groups=compact_groups({"weight_decay": L2}, {**BETAS, "eps": LARGE_EPS}, {"maximize": True}),
     ),
     compact("adamax-momentum-override", "adamax", {**BETAS, "eps": EPS}, momentum=wandering(0.6, 0.97)),
-    compact("adamax-eps-after-max", "adamax", {**BETAS, "eps": LARGE_EPS, "eps_after_max": True}, peer="keras"),
+    compact(
+        "adamax-eps-after-max", "adamax", {**BETAS, "eps": LARGE_EPS, "eps_after_max": True}, peer="keras"
+    ),
     compact(
         "adamax-eps-after-max-weight-decay",
         "adamax",
@@ -857,7 +903,9 @@ CASES = [
     compact("radam", "radam", RADAM),
     compact("radam-eps", "radam", {**RADAM, "eps": LARGE_EPS}),
     # No step is rectified.
-    compact("radam-low-beta2", "radam", {"beta1": BETA1, "beta2": uniform(0.4, 0.65)}, lr=log_uniform(-4, -3)),
+    compact(
+        "radam-low-beta2", "radam", {"beta1": BETA1, "beta2": uniform(0.4, 0.65)}, lr=log_uniform(-4, -3)
+    ),
     compact("radam-weight-decay", "radam", {**RADAM, "eps": EPS, "weight_decay": L2}),
     compact(
         "radam-decoupled-weight-decay",
@@ -879,7 +927,13 @@ CASES = [
     compact(
         "radam-eps-corrected-threshold",
         "radam",
-        {**RADAM, "eps": EPS, "eps_corrected": True, "rectification_threshold": RECTIFICATION, "weight_decay": L2},
+        {
+            **RADAM,
+            "eps": EPS,
+            "eps_corrected": True,
+            "rectification_threshold": RECTIFICATION,
+            "weight_decay": L2,
+        },
         peer="optax",
     ),
     compact(
@@ -905,7 +959,9 @@ CASES = [
     compact("adabelief", "adabelief", BETAS, peer="optax"),
     compact("adabelief-eps", "adabelief", {**BETAS, "eps": EPS}, peer="optax"),
     compact("adabelief-eps-root", "adabelief", {**BETAS, "eps_root": log_uniform(-12, -6)}, peer="optax"),
-    compact("adabelief-weight-decay", "adabelief", {**BETAS, "eps": 1e-12, "weight_decay": DECAY}, peer="optax"),
+    compact(
+        "adabelief-weight-decay", "adabelief", {**BETAS, "eps": 1e-12, "weight_decay": DECAY}, peer="optax"
+    ),
     compact(
         "adabelief-maximize",
         "adabelief",
@@ -921,7 +977,11 @@ CASES = [
     ),
     compact("adabelief-no-mean", "adabelief", {"beta1": 0.0, "beta2": BETA2, "eps": 1e-8}, peer="optax"),
     compact(
-        "adabelief-momentum-override", "adabelief", {**BETAS, "eps": EPS}, peer="optax", momentum=wandering(0.6, 0.97)
+        "adabelief-momentum-override",
+        "adabelief",
+        {**BETAS, "eps": EPS},
+        peer="optax",
+        momentum=wandering(0.6, 0.97),
     ),
     # Adan
     compact("adan", "adan", ADAN),
@@ -947,7 +1007,14 @@ CASES = [
     compact(
         "adan-complement-beta2-no-prox",
         "adan",
-        {**ADAN, "eps": EPS, "eps_root": ROOT, "weight_decay": DECAY, "complement_beta2": True, "no_prox": True},
+        {
+            **ADAN,
+            "eps": EPS,
+            "eps_root": ROOT,
+            "weight_decay": DECAY,
+            "complement_beta2": True,
+            "no_prox": True,
+        },
         peer="optax",
     ),
     # LAMB
@@ -982,7 +1049,9 @@ CASES = [
     ),
     # LARS
     lars_case("lars", {"trust_coefficient": TRUST}, zero=("late",)),
-    lars_case("lars-weight-decay", {"momentum": MU, "trust_coefficient": TRUST, "weight_decay": L2}, zero=("tiny",)),
+    lars_case(
+        "lars-weight-decay", {"momentum": MU, "trust_coefficient": TRUST, "weight_decay": L2}, zero=("tiny",)
+    ),
     lars_case(
         "lars-nesterov",
         {"momentum": MU, "nesterov": True, "trust_coefficient": TRUST, "weight_decay": L2},
@@ -1074,7 +1143,7 @@ def make_grads(
     varied_norm: bool,
     keep: set[int],
 ) -> list[dict[str, np.ndarray]]:
-    """True gradients, before the loss scale: `factor` times 10^U(-6, 3) with both signs and exact zeros in between.
+    """True gradients, before the loss scale: `factor` times 10^U(-6, 3) with both signs and some exact zeros.
 
     Half of the elements stay near one magnitude and mostly one sign, so that small second moments stay
     small and first moments do not average out; the others draw both anew at every step. With `varied_norm`
@@ -1090,7 +1159,11 @@ def make_grads(
         step = {}
         for name, shape in shapes.items():
             fresh = signed_magnitudes(rng, shape, -6, 3)
-            near = home[name] * 10.0 ** rng.uniform(-0.5, 0.0, shape) * np.where(rng.random(shape) < 0.8, 1.0, -1.0)
+            near = (
+                home[name]
+                * 10.0 ** rng.uniform(-0.5, 0.0, shape)
+                * np.where(rng.random(shape) < 0.8, 1.0, -1.0)
+            )
             grad = np.where(steady[name], near, fresh) * step_factor
             grad[rng.random(shape) < 0.06] = 0.0
             if name == "idle" or (name == "late" and t <= first_applied) or t == void:
@@ -1112,7 +1185,11 @@ def make_inputs(case: Case) -> Inputs:
     clip = None if case.clip is None else drawn(case.clip, hyper_rng)
     groups = []
     for group in case.groups:
-        entry = {"name": group.name, "params": list(group.params), "overrides": drawn(group.overrides, group_rng)}
+        entry = {
+            "name": group.name,
+            "params": list(group.params),
+            "overrides": drawn(group.overrides, group_rng),
+        }
         if group.lr_factor is not None:
             entry |= drawn({"lr_factor": group.lr_factor}, group_rng)
         groups.append(entry)
@@ -1172,7 +1249,7 @@ def run(inputs: Inputs, peer_name: str, dtype: torch.dtype) -> tuple[dict[str, n
     steps were skipped or clipped. The float32 inputs are cast first; all that follows is done in `dtype`.
     """
     rule, peer = inputs.rule, inputs.rule.peers[peer_name]
-    # Torch keeps scalars of the state in the default type: the truth needs that of NAdam's product in float64.
+    # Torch keeps scalars of the state in the default type: the truth needs NAdam's product in float64.
     torch.set_default_dtype(dtype)
     params = {name: torch.tensor(value).to(dtype) for name, value in inputs.params.items()}
     groups = inputs.groups or [{"params": list(params), "overrides": {}}]
@@ -1198,7 +1275,10 @@ def run(inputs: Inputs, peer_name: str, dtype: torch.dtype) -> tuple[dict[str, n
             hyper = rule.complete(inputs.hyper | group["overrides"] | override)
             negate = hyper["maximize"] and not peer.maximizes
             group_run.step(
-                {name: (-params[name].grad if negate else params[name].grad).numpy() for name in group["params"]},
+                {
+                    name: (-params[name].grad if negate else params[name].grad).numpy()
+                    for name in group["params"]
+                },
                 float(inputs.lr[t]) * group.get("lr_factor", 1.0),
                 hyper,
             )
@@ -1267,7 +1347,9 @@ def make_file(case: Case) -> tuple[bytes, str]:
     assert (counts["skipped"] > 0) == case.skip_nonfinite, case.name
     assert case.clip is None or steps // 5 <= counts["clipped"], f"{case.name}: clipping rarely binds"
     if case.clip is not None and "global_norm" in case.clip:
-        assert counts["clipped"] + counts["skipped"] <= steps - steps // 5, f"{case.name}: clipping nearly always binds"
+        assert (
+            counts["clipped"] + counts["skipped"] <= steps - steps // 5
+        ), f"{case.name}: clipping nearly always binds"
 
     producer = inputs.rule.peers[case.peer].source()
     if float32_peer != case.peer:
@@ -1304,7 +1386,9 @@ def make_file(case: Case) -> tuple[bytes, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", metavar="NAME", help="make this case only; can be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="make this case only; can be repeated"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory to write to")
     arguments = parser.parse_args()
     names = [case.name for case in CASES]

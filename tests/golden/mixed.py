@@ -1,12 +1,12 @@
 """Make the trajectories of `mixed/`: runs with several rules, one for each parameter group.
 
-The truth (`expect/...`) is computed here in float64, from the published formulas, in plain Python without a library.
-There is no peer.
+The truth (`expect/...`) is computed here in float64, from the published formulas, in plain Python without a
+library. There is no peer.
 
     python tests/golden/mixed.py
 
-To add a rule: a function in `RULES`. To add a case: an entry in `CASES`; files of other cases do not change, because
-each is seeded by its own name.
+A new rule takes a function in `RULES`. A new case takes an entry in `CASES`. Files of other cases do not
+change, because each is seeded by its own name.
 """
 
 import json
@@ -22,8 +22,8 @@ STEPS = 12
 SKIPPED = 5
 
 # ---------------------------------------------------------------------------------------------------------
-# Rules: each changes parameters `p` and state `s` of one tensor, given the gradient `g` after clipping, the learning
-# rate, the count `t` of steps taken (from 1) and the hyperparameters `h` of this step.
+# Rules: each changes parameters `p` and state `s` of one tensor, given the gradient `g` after clipping, the
+# learning rate, the count `t` of steps taken (from 1) and the hyperparameters `h` of this step.
 
 
 def zeros(s, slot, p):
@@ -134,8 +134,8 @@ RULES = {
 }
 
 # ---------------------------------------------------------------------------------------------------------
-# Cases. A group's tensors are `(name, shape)`. The sizes are no multiples of four, so that tensors of different
-# groups share vectors.
+# Cases. A group's tensors are `(name, shape)`. The sizes are not multiples of four, so that tensors of
+# different groups share vectors.
 
 CASES = {
     # The last group has the file's own rule.
@@ -159,8 +159,8 @@ CASES = {
         "scaled": False,
         "momentum": False,
     },
-    # A momentum schedule, in which Adagrad has no part. The third group overrides the file's own rule, and the fourth
-    # has it as it is: a velocity is kept because of the schedule alone.
+    # A momentum schedule, which Adagrad ignores. The third group overrides the file's own rule. The fourth
+    # has that rule unchanged, and keeps a velocity only because of the schedule.
     "momentum-schedule": {
         "optimizer": {"rule": "rmsprop", "alpha": 0.93},
         "groups": [

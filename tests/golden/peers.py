@@ -3,11 +3,12 @@
 A peer is one way to run a rule: a class of torch, transformations of optax, a class of keras, or, where no
 library has the option, a formula in NumPy. `peer.start(params, hyper)` gives a run over one group of tensors
 that all have the dtype of their arrays; `run.step(grads, lr, hyper)` updates them with the hyperparameters of
-this step, with `maximize` already in the gradients unless the peer `maximizes`, and `run.result()` has the parameters and the state, named as in a file (`param/NAME`, `SLOT/NAME`).
+this step, with `maximize` already in the gradients unless the peer `maximizes`, and `run.result()` has the
+parameters and the state, named as in a file (`param/NAME`, `SLOT/NAME`).
 
-Hyperparameters have the names of the trajectory format and are complete. A peer need not know all of them: it has
-the behaviour of the rule's defaults but for what it names in `fixed`, and `generate.py` refuses a case in which
-a hyperparameter that the peer did not read has another value.
+Hyperparameters have the names of the trajectory format and are complete. A peer need not know all of them. It
+then behaves as with the rule's defaults, except for the values in `fixed`. `generate.py` refuses a case with
+another value of a hyperparameter that the peer did not read.
 """
 
 import inspect
@@ -50,7 +51,8 @@ def versions(*packages: str) -> str:
 class Torch:
     """A class of `torch.optim`, or one like them. Its arguments are hyperparameters but for `betas`.
 
-    `renamed` has other names of its arguments, `slots` other names of its state; `refused` are arguments that it has and that are not used.
+    `renamed` has other names of its arguments, `slots` other names of its state. `refused` are arguments that
+    it has and that are not used.
     `at_step` makes arguments that change with the step t, counted from 1.
     """
 
@@ -97,7 +99,9 @@ class TorchRun:
         self.params = {name: torch.tensor(value).requires_grad_() for name, value in params.items()}
         # The plain loop over tensors is the one that defines the semantics.
         optimizer = peer.optimizer_class()
-        plain = {name: False for name in ("foreach", "fused") if name in inspect.signature(optimizer).parameters}
+        plain = {
+            name: False for name in ("foreach", "fused") if name in inspect.signature(optimizer).parameters
+        }
         self.optimizer = optimizer(self.params.values(), **peer.arguments(hyper), **plain)
 
     def step(self, grads: dict[str, np.ndarray], lr: float, hyper: Hyper) -> None:
@@ -134,8 +138,8 @@ def import_jax():
 class Optax:
     """A chain of transformations with the learning rate at its end, or before those `after_lr`.
 
-    They are made anew at every step, so that a hyperparameter can change with it. `slots` are the names of the
-    fields in their states.
+    They are made again at every step, so that a hyperparameter can change with the step. `slots` are the
+    names of the fields in their states.
     """
 
     name: str
@@ -188,9 +192,9 @@ class OptaxRun:
 
 @dataclass(frozen=True)
 class Keras:
-    """A class of `keras.optimizers`, run by jax. Its arguments are also its attributes, which are set at every step.
+    """A class of `keras.optimizers`, run by jax. Its arguments are attributes too, set at every step.
 
-    With `l2` the weight decay is added to the gradient before keras gets it: keras itself decays the parameters.
+    With `l2` the weight decay is added to the gradient before keras gets it: keras decays the parameters.
     """
 
     name: str
@@ -225,7 +229,9 @@ class KerasRun:
         for name, value in self.peer.arguments(hyper).items():
             setattr(self.optimizer, name, value)
         if self.peer.l2:
-            grads = {name: grad + hyper["weight_decay"] * self.params[name].numpy() for name, grad in grads.items()}
+            grads = {
+                name: grad + hyper["weight_decay"] * self.params[name].numpy() for name, grad in grads.items()
+            }
         self.optimizer.apply([grads[name] for name in self.params])
 
     def result(self) -> dict[str, np.ndarray]:
@@ -243,7 +249,10 @@ class KerasRun:
 
 @dataclass(frozen=True)
 class Formula:
-    """A function (p, g, state, t, lr, hyperparameters) -> p of one tensor. The state is a dictionary of arrays, empty at first."""
+    """A function (p, g, state, t, lr, hyperparameters) -> p of one tensor.
+
+    The state is a dictionary of arrays, empty at first.
+    """
 
     update: Callable
     fixed: dict = field(default_factory=dict)

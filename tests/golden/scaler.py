@@ -2,8 +2,8 @@
 
     python tests/golden/scaler.py
 
-Each case has the scaler's arguments, whether each step overflows, and the scale after each step. Overflows are random and come in
-bursts, at the first step too; long stretches without any let the scale grow.
+Each case has the scaler's arguments, whether each step overflows, and the scale after each step. Overflows
+are random and come in bursts, at the first step too; long stretches without any let the scale grow.
 """
 
 import json
@@ -49,7 +49,9 @@ def main() -> None:
     cases = []
     for name, arguments in CASES.items():
         found = overflows(random.Random(name))
-        cases.append({"name": name, "arguments": arguments, "overflow": found, "scale": scales(arguments, found)})
+        cases.append(
+            {"name": name, "arguments": arguments, "overflow": found, "scale": scales(arguments, found)}
+        )
     made_by = f"torch {torch.__version__.split('+')[0]} torch.amp.GradScaler (tests/golden/scaler.py)"
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     Path(__file__).with_suffix(".json").write_text(f'{{"source":"{made_by}","cases":[\n{lines}\n]}}\n')

@@ -1,4 +1,4 @@
-"""Make `schedules.json` and `one_cycle.json`: the values of torch.optim.lr_scheduler, step by step, in float64 (see README.md).
+"""Make `schedules.json` and `one_cycle.json`: values of torch.optim.lr_scheduler in float64 (see README.md).
 
     python tests/golden/schedules.py
 
@@ -51,7 +51,10 @@ def warmup_cosine(t: int, warmup: int, total: int, cycles: float) -> float:
 LAMBDAS = {
     "model_size^-0.5 * min((t+1)^-0.5, (t+1) * warmup^-1.5)": noam,
     "with s = max(t, 1): model_size^-0.5 * min(s^-0.5, s * warmup^-1.5)": noam_from_zero,
-    "t / warmup where t < warmup, then max(0, (1 + cos(pi * 2 * cycles * (t-warmup)/(total-warmup))) / 2)": warmup_cosine,
+    (
+        "t / warmup where t < warmup, "
+        "then max(0, (1 + cos(pi * 2 * cycles * (t-warmup)/(total-warmup))) / 2)"
+    ): warmup_cosine,
 }
 NOAM, NOAM_FROM_ZERO, WARMUP_COSINE = LAMBDAS
 
@@ -116,7 +119,9 @@ CASES = [
     Case("warm-restarts-3", restarts(T_0=11, T_mult=3, eta_min=1e-5), 250, base_lr=0.02),
     one_cycle("default", 400),
     one_cycle("cos-adam", 320, "Adam", pct_start=0.25, base_momentum=0.8, max_momentum=0.97),
-    one_cycle("linear", 300, pct_start=0.45, anneal_strategy="linear", div_factor=10.0, final_div_factor=100.0),
+    one_cycle(
+        "linear", 300, pct_start=0.45, anneal_strategy="linear", div_factor=10.0, final_div_factor=100.0
+    ),
     one_cycle("cos-three-phase", 400, pct_start=0.37, three_phase=True),
     one_cycle("linear-three-phase", 300, "Adam", pct_start=0.2, anneal_strategy="linear", three_phase=True),
     one_cycle("no-momentum", 330, pct_start=0.1, cycle_momentum=False),
@@ -181,7 +186,9 @@ CASES = [
     ),
     Case(
         "chained",
-        described("ChainedScheduler", schedulers=[constant(factor=0.1, total_iters=60), exponential(gamma=0.99)]),
+        described(
+            "ChainedScheduler", schedulers=[constant(factor=0.1, total_iters=60), exponential(gamma=0.99)]
+        ),
         200,
     ),
     Case(
@@ -198,11 +205,23 @@ CASES = [
     plateau("default"),
     plateau("min-rel", mode="min", factor=0.5, patience=5, threshold=0.0123, threshold_mode="rel"),
     plateau(
-        "min-abs-cooldown", mode="min", factor=0.3, patience=3, threshold=0.01234, threshold_mode="abs", cooldown=7
+        "min-abs-cooldown",
+        mode="min",
+        factor=0.3,
+        patience=3,
+        threshold=0.01234,
+        threshold_mode="abs",
+        cooldown=7,
     ),
     plateau("max-rel", mode="max", factor=0.4, patience=8, threshold=0.00321, threshold_mode="rel"),
     plateau(
-        "max-abs-cooldown", mode="max", factor=0.6, patience=4, threshold=0.00567, threshold_mode="abs", cooldown=3
+        "max-abs-cooldown",
+        mode="max",
+        factor=0.6,
+        patience=4,
+        threshold=0.00567,
+        threshold_mode="abs",
+        cooldown=3,
     ),
     plateau("floor", mode="min", factor=0.5, patience=2, min_lr=0.007),
     # A reduction by no more than `eps` is not made.

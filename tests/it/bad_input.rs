@@ -29,7 +29,7 @@ fn bad_field(rule: AnyRule, field: &str) {
 #[test]
 fn hyperparameters() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1, -1e-300] {
-        // Every number of every rule, but for SGD's dampening.
+        // Every number of every rule, except SGD's dampening.
         macro_rules! refused {
             ($($rule:ident: $($field:ident)+;)+) => {
                 $($(bad_field($rule { $field: bad, ..$rule::default() }.into(), stringify!($field));)+)+

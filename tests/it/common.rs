@@ -28,7 +28,7 @@ pub fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &
     worst
 }
 
-/// Errors that reached the handler of a device.
+/// Errors that reached a device's error handler.
 #[derive(Clone, Default)]
 pub struct Uncaught(Arc<Mutex<Vec<String>>>);
 

@@ -1,4 +1,5 @@
-//! Buffers of another device: every call that takes one says so, and nothing reaches a handler of errors.
+//! Buffers of another device: every call that takes one returns an error, and nothing reaches an error
+//! handler.
 
 use crate::common::{Uncaught, single, watch};
 use harness::Gpu;

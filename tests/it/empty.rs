@@ -1,5 +1,4 @@
-//! Tensors without elements and groups without tensors: a step does nothing to them, and nothing else depends
-//! on them.
+//! Tensors without elements and groups without tensors: a step ignores them, and they change nothing else.
 
 use crate::common::{Random, assert_same_bits, lr, single};
 use cpu_harness::{CpuRun, Form};

@@ -1,4 +1,4 @@
-//! Many tensors, in every form that a caller may hand them over, with everything around them poisoned.
+//! Many tensors in every form of the caller's buffers, with poison around them.
 
 use crate::common::{Random, assert_within_budget, lr};
 use harness::{Gpu, GpuRun, Places};

@@ -1,5 +1,5 @@
-//! A device that is lost in mid-run: every call says so, nothing reaches the device's handler of errors, and
-//! a checkpoint leads back.
+//! A device that is lost during a run: every call returns the error, nothing reaches the device's error
+//! handler, and a checkpoint restores the run.
 
 use crate::common::{Random, Uncaught, assert_same_bits, lr, watch};
 use harness::{Gpu, GpuRun};

@@ -83,7 +83,7 @@ fn sources(directory: &std::path::Path, texts: &mut Vec<String>) {
     }
 }
 
-/// A message ends with a bound (`must be …`) or, behind a colon or a semicolon, with what the caller can do.
+/// A message ends with a bound (`must be …`) or, after a colon or a semicolon, with an action for the caller.
 #[test]
 fn messages_end_with_what_the_caller_can_do() {
     const VERBS: [&str; 22] = [

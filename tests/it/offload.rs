@@ -93,7 +93,7 @@ fn the_same_bits_as_on_the_cpu_alone() {
             Offload::with_transfers(&gpu.device, layout.clone(), options, transfers, start.clone()).unwrap();
         let mut alone = cpu::Optimizer::with_options(layout.clone(), options).unwrap();
         assert!(offload.chunks() > 1);
-        // Between tensors nothing is the optimizer's.
+        // The optimizer does not write between tensors.
         gpu.write(&params, 4 * 1_500_003, &[8.0]);
         for t in 0..3 {
             let mut values = random.values(len);

@@ -100,7 +100,7 @@ fn a_pass_of_the_callers_takes_steps_too() {
     assert_same_bits(&run.snapshot(), &expected, "own pass");
 }
 
-/// State is 4 bytes a parameter and kept slot; all else is under 1 MiB.
+/// State is 4 bytes per parameter and kept slot; all other memory is under 1 MiB.
 #[test]
 fn memory_is_as_promised() {
     let Some(gpu) = harness::test_gpu() else { return };

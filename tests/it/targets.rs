@@ -1,4 +1,4 @@
-//! Kernels that are shaped for GPUs, on whatever device there is.
+//! Kernels for GPUs, on any device.
 
 use crate::common::{Random, assert_within_budget, lr};
 use harness::{Gpu, GpuRun};

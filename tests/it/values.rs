@@ -210,8 +210,8 @@ fn small_gradients_after_large_ones() {
     });
 }
 
-/// Lion's sign of zero is zero: without decay such an element rests. Any other is moved by the learning rate,
-/// however small its gradient.
+/// Lion's sign of zero is zero: without decay such an element does not move. Any other element moves by the
+/// learning rate, for any size of its gradient.
 #[test]
 fn lion_rests_at_zero() {
     let rule = Lion { weight_decay: 0.0, ..Lion::default() };

@@ -1,4 +1,4 @@
-"""python3 dxc.py LIBRARY FOLDER: compiles every .hlsl file of the folder with DXC, as wgpu does for DirectX 12.
+"""python3 dxc.py LIBRARY FOLDER: compiles every .hlsl file of the folder with DXC, as wgpu for DirectX 12.
 
 LIBRARY is libdxcompiler.so. A file's first line is `// ENTRY_POINT`. Warnings of DXC are not failures.
 """

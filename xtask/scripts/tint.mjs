@@ -1,5 +1,5 @@
-// node tint.mjs FOLDER: compiles every .wgsl file of the folder with Tint, as Chromium does, without a GPU. Dawn's
-// null backend validates modules and pipelines and runs nothing.
+// node tint.mjs FOLDER: compiles every .wgsl file of the folder with Tint, as Chromium does, without a GPU.
+// Dawn's null backend validates modules and pipelines and runs nothing.
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

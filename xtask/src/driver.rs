@@ -1,4 +1,4 @@
-//! Makes sure that there is a Vulkan driver, as Mesa's software one where there is no GPU.
+//! Ensures that there is a Vulkan driver: Mesa's software Vulkan without a GPU.
 
 use crate::{Failure, Steps, succeeds};
 use std::env;
@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What Debian and Ubuntu call a software Vulkan and the loader.
+/// Debian's and Ubuntu's packages of a software Vulkan and the loader.
 const DEBIAN_PACKAGES: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
-/// Set to any value, it lets the tests pass without a GPU.
+/// The variable that, set to any value, lets the tests pass without a GPU.
 pub(crate) const SKIP_VARIABLE: &str = "WGPU_OPTIM_SKIP_GPU";
 const LOADER: &str = "libvulkan.so.1";
 
@@ -60,13 +60,13 @@ fn add(steps: &mut Steps, missing: &[&str]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Installs packages where that is Debian's affair and this user may do it; does nothing elsewhere.
+/// Installs packages on Debian if this user may; does nothing elsewhere.
 pub(crate) fn install_packages(steps: &mut Steps, packages: &[&str]) -> Result<(), Failure> {
     as_root(steps, &UPDATE)?;
     as_root(steps, &[&INSTALL[..], packages].concat())
 }
 
-/// Brings the lists of packages up to date, likewise.
+/// Updates the lists of packages on Debian if this user may; does nothing elsewhere.
 pub(crate) fn update_packages(steps: &mut Steps) -> Result<(), Failure> {
     as_root(steps, &UPDATE)
 }
@@ -80,7 +80,7 @@ fn as_root(steps: &mut Steps, command: &[&str]) -> Result<(), Failure> {
     steps.run("installing packages", Command::new(command[0]).args(&command[1..]))
 }
 
-/// What there is not: a driver's manifest, the loader.
+/// The missing parts: a driver's manifest, the loader.
 fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
     if !names_a_driver(env_text) && manifests().is_empty() {
@@ -96,12 +96,12 @@ fn env_text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether the caller has chosen drivers, which is then the caller's affair.
+/// Whether the caller has chosen drivers by a variable.
 fn names_a_driver(env: impl Fn(&str) -> Option<String>) -> bool {
     ["VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES", "VK_ICD_FILENAMES"].into_iter().any(|name| env(name).is_some())
 }
 
-/// Where the loader looks for manifests, on Linux.
+/// The folders of the loader's manifests, on Linux.
 fn icd_directories(env: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     let home = |below: &str| env("HOME").map(|home| format!("{home}/{below}"));
     let roots = [
@@ -144,7 +144,7 @@ fn has_loader() -> bool {
     cached || directories.filter(|d| !d.is_empty()).any(|d| Path::new(d).join(LOADER).exists())
 }
 
-/// Distributions by how they install.
+/// Distributions by their package manager.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Family {
     Debian,
@@ -154,14 +154,14 @@ enum Family {
 }
 
 impl Family {
-    /// That of this system.
+    /// The distribution of this system.
     fn find() -> Self {
         let files = ["/etc/os-release", "/usr/lib/os-release"];
         let os_release = files.into_iter().find_map(|path| fs::read_to_string(path).ok());
         Self::of(&os_release.unwrap_or_default())
     }
 
-    /// The family that the text of an `os-release` file tells of, by `ID` or else by `ID_LIKE`.
+    /// The family in the text of an `os-release` file, by `ID` or else by `ID_LIKE`.
     fn of(os_release: &str) -> Self {
         let value = |key: &str| {
             let mut fields = os_release.lines().filter_map(|line| line.trim().split_once('='));
@@ -178,7 +178,7 @@ impl Family {
     }
 }
 
-/// What this user may do.
+/// The rights of this user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Rights {
     Root,
@@ -199,7 +199,7 @@ impl Rights {
         }
     }
 
-    /// What a command of root's begins with.
+    /// The beginning of a command for root.
     fn prefix(self) -> &'static [&'static str] {
         if self == Self::Sudo { &["sudo", "-n"] } else { &[] }
     }
@@ -210,7 +210,7 @@ const UPDATE: [&str; 2] = ["apt-get", "update"];
 /// Installs the packages that follow.
 const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends"];
 
-/// The commands that install what is missing, or a message for whoever has to.
+/// The commands that install missing packages, or a message for the user.
 fn install(missing: &[&str], family: Family, rights: Rights) -> Result<Vec<Vec<&'static str>>, Failure> {
     let commands = vec![UPDATE.to_vec(), [&INSTALL[..], &DEBIAN_PACKAGES].concat()];
     let how = match (family, rights) {

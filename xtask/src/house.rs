@@ -1,5 +1,5 @@
-//! The structure of the repository, as ARCHITECTURE.md and CONTRIBUTING.md have it: which module may import
-//! which, how long files are, how wide lines are.
+//! The structure of the repository according to ARCHITECTURE.md and CONTRIBUTING.md: imports between modules,
+//! lengths of files, widths of lines.
 
 mod map;
 mod ratchet;
@@ -47,11 +47,11 @@ pub(crate) fn draw(root: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Endings of the texts that have limits.
-const ENDINGS: [&str; 3] = [".rs", ".wgsl", ".md"];
+/// Endings of texts with limits.
+const ENDINGS: [&str; 7] = [".rs", ".wgsl", ".md", ".py", ".toml", ".mjs", ".sh"];
 
-/// The texts that have limits, by path from the root: those that git tracks. Without git, or where it refuses
-/// the directory, those that are there.
+/// The texts with limits, by path from the root: git's tracked files. Without git, or if it refuses the
+/// directory, all files.
 fn texts(root: &Path) -> Result<Vec<String>, String> {
     let mut git = Command::new("git");
     let output = git.current_dir(root).args(["ls-files", "-z"]).output().ok();
@@ -67,7 +67,7 @@ fn texts(root: &Path) -> Result<Vec<String>, String> {
     Ok(files)
 }
 
-/// The files below a folder, by path from the root, without hidden ones and those that a build makes.
+/// The files below a folder, by path from the root, without hidden files and those of a build.
 fn walk(root: &Path, folder: &str) -> Result<Vec<String>, String> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];

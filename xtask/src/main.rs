@@ -1,6 +1,7 @@
-//! The chores of the repository: `cargo xtask test`, `cargo xtask ci`, …
+//! The commands of the repository: `cargo xtask test`, `cargo xtask ci`, …
 //!
-//! CI runs what anyone can run. Each command is shown before it runs, and the times are listed at the end.
+//! CI runs commands that every contributor can run. Each command is shown before it runs, and the times are
+//! listed at the end.
 
 mod driver;
 mod house;
@@ -17,28 +18,29 @@ use tools::Need;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  setup         make sure that there is a Vulkan driver
-  test [ARGS]   setup, then cargo test --workspace with ARGS: everything by default
+  setup         finds a Vulkan driver, or installs one
+  test [ARGS]   setup, then cargo test --workspace with ARGS; all tests by default
   bench [ARGS]  setup, then cargo bench with ARGS
-  crash [N]     kills processes that save checkpoints, N times each way: 100 by default
-  fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default: takes a nightly compiler and cargo-fuzz
-  webgpu        the code of docs/javascript.md on Dawn, over SwiftShader: takes node and npm
-  compilers     the kernels through Tint and, as naga writes them for DirectX, DXC: takes node, npm and pip
-  drivers       a part of the GPU's tests on SwiftShader, and on lavapipe with other vectors
-  emulate       the CPU engine's tests on emulated processors: takes qemu-user and a linker for 64-bit ARM
-  isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
+  crash [N]     kills processes that save checkpoints, N times each way; 100 by default
+  fuzz [S]      fuzzes the reading of checkpoints for S seconds, 600 by default; needs a nightly compiler and
+                cargo-fuzz
+  webgpu        runs the code of docs/javascript.md on Dawn, over SwiftShader; needs node and npm
+  compilers     compiles the kernels with Tint and, as naga writes them for DirectX, with DXC; needs node, npm
+                and pip
+  drivers       runs part of the GPU tests on SwiftShader, and on lavapipe with other vectors
+  emulate       tests the CPU engine on emulated processors; needs qemu-user and a linker for 64-bit ARM
+  isa [ARGS]    compiles the kernels with Mesa's compiler for AMD GPUs, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
-  instructions [ARG]  instructions of the CPU engine per element: --json, --check, --write; takes valgrind
-  house         the structure of the repository: module map, lengths of files, widths of lines;
-                with --bless lowers the lists of exceptions, with --map prints the map as the sources are
-  ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test,
-                cargo xtask instructions --check and cargo xtask isa --check";
+  instructions [ARG]  counts the CPU engine's instructions: --json, --check, --write; needs valgrind
+  house         checks the structure of the repository: module map, lengths of files, widths of lines;
+                --bless lowers the lists of exceptions, --map prints the imports of the sources
+  ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
+                runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";
 
-/// Features of the library that can be had one by one, without the default ones.
+/// Features of the library that work one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
 
-/// Platforms whose compilers are asked: the name of the target, and the sets of features that there are for
-/// it.
+/// Platforms to compile for: the name of the target, and its sets of features.
 const TARGETS: [(&str, &[&str]); 2] = [
     ("wasm32-unknown-unknown", &["", "web", "checkpoint", "web,checkpoint"]),
     ("aarch64-unknown-linux-gnu", &["", "native,rayon,checkpoint"]),
@@ -88,8 +90,8 @@ fn test(steps: &mut Steps, args: &[String]) -> Result<(), Failure> {
     if !args.is_empty() || env::var_os(driver::SKIP_VARIABLE).is_some() {
         return Ok(());
     }
-    // Training runs end with an error below their accuracy, those in other storage and the user's rule beyond
-    // their bounds.
+    // Training runs fail below their accuracy; runs with other storage and the user's rule fail beyond their
+    // bounds.
     let examples = ["quickstart", "train_digits", "from_config", "mixed_precision", "own_rule", "offload"];
     for example in examples {
         steps.run(&format!("example {example}"), &mut cargo(["run", "--example", example]))?;
@@ -128,16 +130,17 @@ fn crash(steps: &mut Steps, kills: &str) -> Result<(), Failure> {
     steps.run("killed while saving", test.env("WGPU_OPTIM_TEST_KILLS", kills))
 }
 
-/// Memory in MiB that reading a small file may take at once, and all of the process.
+/// Memory limits in MiB: of one allocation, and of the whole process.
 const FUZZ_LIMITS: [&str; 2] = ["-malloc_limit_mb=64", "-rss_limit_mb=512"];
 
 fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
     if !can_fuzz() {
-        let message = "fuzzing takes a nightly compiler and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz";
+        let message = "fuzzing needs a nightly compiler and cargo-fuzz: rustup toolchain install nightly; \
+            cargo install cargo-fuzz";
         return Err(Failure::new(message));
     }
-    // What is found goes to a copy: the corpus that is kept is small. What the fuzzer puts into the temporary
-    // directory, and leaves there, goes with it.
+    // New inputs go to a copy, since the kept corpus is small. The fuzzer's temporary files are removed with
+    // its temporary directory.
     let found = env::temp_dir().join("wgpu-optim-corpus");
     let scratch = env::temp_dir().join(format!("wgpu-optim-fuzz-{}", std::process::id()));
     for path in [&found, &scratch] {
@@ -148,7 +151,7 @@ fn fuzz(steps: &mut Steps, seconds: &str) -> Result<(), Failure> {
     fuzz.arg(found)
         .args(["fuzz/corpus/checkpoint", "--", &format!("-max_total_time={seconds}")])
         .args(FUZZ_LIMITS)
-        // What has been freed is not kept for long: it counts as memory of the process.
+        // Freed memory is not kept for long, because it counts as memory of the process.
         .env("ASAN_OPTIONS", "quarantine_size_mb=16")
         .env("TMPDIR", &scratch);
     let done = steps.run("fuzzing", &mut fuzz);
@@ -161,7 +164,7 @@ fn can_fuzz() -> bool {
 }
 
 fn ci(steps: &mut Steps) -> Result<(), Failure> {
-    // What fails quickly comes first.
+    // Checks that fail quickly come first.
     steps.run("structure", &mut cargo(["xtask", "house"]))?;
     component(steps, "rustfmt", "fmt")?;
     steps.run("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
@@ -177,12 +180,12 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
         check.args(library).args(["--features", feature, "--", "-D", "warnings"]);
         steps.run(&format!("feature {feature}"), &mut check)?;
     }
-    // The engine alone, on one thread: beside the other tests it has all features.
+    // The engine by itself, on one thread: in the other tests it has all features.
     steps.run("engine without features", &mut cargo(["test", "-p", "cpu-harness"]))?;
     let mut skipped = check_targets(steps)?;
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    // The command that the README gives, as it is given there.
+    // The command in the README.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
     let need = Need::of_ci();
     instructions(steps, &["--check".into()], need, &mut skipped)?;
@@ -198,24 +201,24 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
         fuzz(steps, "20")?;
     } else {
         let mut check = cargo(["check", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
-        // Nothing is linked, and so no C++ has to be compiled.
+        // Nothing is linked, so no C++ has to be compiled.
         check.env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libfuzzer.a");
         steps.run("the fuzzer compiles", &mut check)?;
         eprintln!(
-            "not fuzzed, without a nightly compiler and cargo-fuzz; the tests have damaged the files that it starts from"
+            "not fuzzed, without a nightly compiler and cargo-fuzz; tests damage the fuzzer's first files"
         );
     }
-    // At the end, where it is seen.
+    // Printed at the end, where it is seen.
     skipped.iter().for_each(|skipped| println!("{skipped}"));
     Ok(())
 }
 
-/// Compiles the library for other platforms; returns what there is to say of those that this machine cannot
-/// compile for.
+/// Compiles the library for other platforms. Returns a line per platform that this machine cannot compile
+/// for.
 fn check_targets(steps: &mut Steps) -> Result<Vec<String>, Failure> {
     let mut skipped = Vec::new();
     for (target, sets) in TARGETS {
-        // Without a network, or without rustup, a contributor can do nothing about it.
+        // Without a network or rustup, a contributor cannot change it.
         if !succeeds(Command::new("rustup").args(["target", "add", target])) {
             let why = "its standard library is not here and rustup cannot add it";
             skipped.push(format!("not checked for {target}: {why}"));
@@ -232,8 +235,7 @@ fn check_targets(steps: &mut Steps) -> Result<Vec<String>, Failure> {
     Ok(skipped)
 }
 
-/// Processors that the CPU engine has other instructions for than a machine may have: AVX2 without AVX-512,
-/// and neither.
+/// Processors with other instructions than this machine may have: AVX2 without AVX-512, and neither.
 const PROCESSORS: [&str; 2] = ["Haswell", "Nehalem"];
 
 fn emulate(steps: &mut Steps) -> Result<(), Failure> {
@@ -252,7 +254,7 @@ fn emulate(steps: &mut Steps) -> Result<(), Failure> {
     steps.run("emulated 64-bit ARM", &mut command)
 }
 
-/// Makes sure that a component of the toolchain is there: minimal installations lack rustfmt and clippy.
+/// Ensures that a component of the toolchain is installed: minimal installations lack rustfmt and clippy.
 fn component(steps: &mut Steps, name: &str, subcommand: &str) -> Result<(), Failure> {
     if succeeds(&mut cargo([subcommand, "--version"])) {
         return Ok(());
@@ -286,11 +288,11 @@ fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Why a chore ended early.
+/// The reason that a command ended early.
 #[derive(Debug)]
 struct Failure {
     message: String,
-    /// What this program exits with.
+    /// The exit status of this program.
     code: u8,
 }
 
@@ -310,7 +312,7 @@ impl Steps {
         self.run_in(root(), name, command)
     }
 
-    /// The same in another folder.
+    /// Runs a command in another folder.
     fn run_in(&mut self, folder: &Path, name: &str, command: &mut Command) -> Result<(), Failure> {
         eprintln!("\n$ {}", Shown(command));
         command.current_dir(folder);

@@ -1,4 +1,4 @@
-//! What others than wgpu and lavapipe say of the kernels: Dawn, other compilers, other drivers.
+//! The kernels in other implementations than wgpu and lavapipe: Dawn, other compilers, other drivers.
 
 use crate::tools::{self, Need};
 use crate::{Failure, Steps, cargo, driver, root};
@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A part of the adapter's name, for the tests.
+/// The variable with a part of the adapter's name, for the tests.
 const ADAPTER_VARIABLE: &str = "WGPU_ADAPTER_NAME";
 
-/// Where the test of docs/javascript.md finds Dawn. It passes without.
+/// The variable with the folder of Dawn for the test of docs/javascript.md. The test passes without it.
 const NPM_VARIABLE: &str = "WGPU_OPTIM_NPM";
 
 /// A file of `xtask/scripts`.

@@ -2,7 +2,8 @@
 
     python3 benches/peers/cpu/compare.py [--threads 2] [--only WORD] [--rounds 11] [--plot FILE]
 
-Builds our side first, and installs PyTorch into a virtual environment beside it unless this Python has it. Prints a line a case: medians in milliseconds, their ratio, and the bound that the ratio is to keep.
+Builds our side first, and installs PyTorch into a virtual environment beside it unless this Python has it.
+Prints one line per case: medians in milliseconds, their ratio, and the bound of the ratio.
 """
 
 import argparse
@@ -32,7 +33,6 @@ target = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
 parser.add_argument("--program", type=Path, default=target / "release/cpu-peer")
 parser.add_argument("--plot", type=Path, help="writes the scaling of AdamW as an SVG picture")
 arguments = parser.parse_args()
-
 
 
 def prepare():
@@ -90,7 +90,7 @@ class Torch:
             p.grad = torch.randn(elements, generator=generator)
         self.optimizer = getattr(torch.optim, rule)(self.params, lr=LR, **options)
         self.clip = clip
-        # Gradients that are set to zero are filled again before every step, which is not timed: as on the other side.
+        # Gradients that are set to zero are filled again before every step, untimed on both sides.
         self.fresh = [p.grad.clone() for p in self.params] if clip else []
 
     def time(self, steps):
@@ -135,8 +135,11 @@ def case(name, bound, ours, *peers):
     mine, *theirs = medians([ours(), *(peer() for _, peer in peers)])
     for (peer, _), other in zip(peers, theirs):
         aim = f"at most {bound:.2f} {'kept' if mine / other <= bound else 'MISSED'}" if bound else "no bound"
-        print(f"{name:42} {mine * 1e3:8.3f} ms   {peer:20} {other * 1e3:8.3f} ms   ratio {mine / other:.3f}   {aim}",
-              flush=True)
+        print(
+            f"{name:42} {mine * 1e3:8.3f} ms   {peer:20} {other * 1e3:8.3f} ms   "
+            f"ratio {mine / other:.3f}   {aim}",
+            flush=True,
+        )
 
 
 def main():
@@ -146,43 +149,87 @@ def main():
     for rule, (peer, options) in fused.items():
         for tensors, elements, bound in shapes:
             for form in ["flat", "each"] if tensors > 1 else ["flat"]:
-                case(f"{rule}, {form}, {tensors} x {elements}", bound,
-                     lambda: Ours(form, rule, tensors, elements),
-                     ("torch fused", lambda: Torch(peer, tensors, elements, fused=True, **options)))
+                case(
+                    f"{rule}, {form}, {tensors} x {elements}",
+                    bound,
+                    lambda: Ours(form, rule, tensors, elements),
+                    ("torch fused", lambda: Torch(peer, tensors, elements, fused=True, **options)),
+                )
     for tensors, elements, bound in [(1, LARGE, 0.8), (512, 4_096, 0.3), (148, 65_536, 0.75)]:
-        case(f"clip + adamw + zero, {tensors} x {elements}", bound, lambda: Ours("clip", "adamw", tensors, elements),
-             ("torch fused", lambda: Torch("AdamW", tensors, elements, clip=True, fused=True)))
-    foreach = {"rmsprop": "RMSprop", "adagrad": "Adagrad", "nadam": "NAdam", "radam": "RAdam", "adamax": "Adamax",
-               "adadelta": "Adadelta"}
+        case(
+            f"clip + adamw + zero, {tensors} x {elements}",
+            bound,
+            lambda: Ours("clip", "adamw", tensors, elements),
+            ("torch fused", lambda: Torch("AdamW", tensors, elements, clip=True, fused=True)),
+        )
+    foreach = {
+        "rmsprop": "RMSprop",
+        "adagrad": "Adagrad",
+        "nadam": "NAdam",
+        "radam": "RAdam",
+        "adamax": "Adamax",
+        "adadelta": "Adadelta",
+    }
     for rule, peer in foreach.items():
-        case(f"{rule}, foreach, 1 x {LARGE}", 1 / 3, lambda: Ours("flat", rule, 1, LARGE),
-             ("torch foreach", lambda: Torch(peer, 1, LARGE, foreach=True)))
-    case(f"adamw, candle, 1 x {LARGE}", 1 / 3, lambda: Ours("flat", "adamw", 1, LARGE),
-         ("candle-nn", lambda: Ours("candle", "adamw", 1, LARGE)))
-    case("adamw, tiny, 10000 x 100", 1.0, lambda: Ours("flat", "adamw", 10_000, 100),
-         ("torch fused", lambda: Torch("AdamW", 10_000, 100, fused=True)))
-    case("adamw, tiny each, 10000 x 100", 1.0, lambda: Ours("each", "adamw", 10_000, 100),
-         ("torch fused", lambda: Torch("AdamW", 10_000, 100, fused=True)))
+        case(
+            f"{rule}, foreach, 1 x {LARGE}",
+            1 / 3,
+            lambda: Ours("flat", rule, 1, LARGE),
+            ("torch foreach", lambda: Torch(peer, 1, LARGE, foreach=True)),
+        )
+    case(
+        f"adamw, candle, 1 x {LARGE}",
+        1 / 3,
+        lambda: Ours("flat", "adamw", 1, LARGE),
+        ("candle-nn", lambda: Ours("candle", "adamw", 1, LARGE)),
+    )
+    case(
+        "adamw, tiny, 10000 x 100",
+        1.0,
+        lambda: Ours("flat", "adamw", 10_000, 100),
+        ("torch fused", lambda: Torch("AdamW", 10_000, 100, fused=True)),
+    )
+    case(
+        "adamw, tiny each, 10000 x 100",
+        1.0,
+        lambda: Ours("each", "adamw", 10_000, 100),
+        ("torch fused", lambda: Torch("AdamW", 10_000, 100, fused=True)),
+    )
     for stored in ["bf16", "bf16-random", "q8", "q8-random"]:
-        case(f"adamw, formats, {stored}", None, lambda: Ours(stored, "adamw", 1, LARGE),
-             ("ours in f32", lambda: Ours("flat", "adamw", 1, LARGE)))
+        case(
+            f"adamw, formats, {stored}",
+            None,
+            lambda: Ours(stored, "adamw", 1, LARGE),
+            ("ours in f32", lambda: Ours("flat", "adamw", 1, LARGE)),
+        )
     scaling()
 
 
 def scaling():
-    """Bandwidth of AdamW (28 bytes a parameter) and of a triad (12 an element) that moves as many bytes, by elements and threads."""
+    """Bandwidth of AdamW (28 bytes per parameter) and of a triad (12 per element) with equal bytes.
+
+    The table is by elements and threads.
+    """
     if arguments.only not in "scaling":
         return
     rows = []
     for elements in [1 << k for k in range(20, 29, 2)]:
         for threads in sorted({1, arguments.threads}):
             # Each side is measured with the other in turn.
-            step, triad = medians([Ours("flat", "adamw", 1, elements, threads),
-                                   Ours("triad", "-", 1, elements * 28 // 12, threads)])
+            step, triad = medians(
+                [
+                    Ours("flat", "adamw", 1, elements, threads),
+                    Ours("triad", "-", 1, elements * 28 // 12, threads),
+                ]
+            )
             rows.append((elements, threads, 28 * elements / step / 1e9, 28 * elements / triad / 1e9))
             _, _, ours, theirs = rows[-1]
-            print(f"scaling, {elements:>11} elements, {threads} threads: {step * 1e3:9.3f} ms, {ours:6.1f} GB/s, "
-                  f"triad {theirs:6.1f} GB/s, ratio {ours / theirs:.3f}", flush=True)
+            print(
+                f"scaling, {elements:>11} elements, {threads} threads: "
+                f"{step * 1e3:9.3f} ms, {ours:6.1f} GB/s, "
+                f"triad {theirs:6.1f} GB/s, ratio {ours / theirs:.3f}",
+                flush=True,
+            )
     if arguments.plot:
         arguments.plot.write_text(picture(rows))
 
@@ -194,22 +241,35 @@ def picture(rows):
     low, high = (f(row[0] for row in rows).bit_length() for f in (min, max))
     x = lambda elements: margin + (elements.bit_length() - low) / max(1, high - low) * (width - 2 * margin)
     y = lambda rate: height - margin - rate / top * (height - 2 * margin)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{width}" height="{height}" fill="white"/>']
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
     for elements in sorted({row[0] for row in rows}):
-        out.append(f'<text x="{x(elements)}" y="{height - margin + 20}" text-anchor="middle">{elements >> 20} Mi</text>')
+        out.append(
+            f'<text x="{x(elements)}" y="{height - margin + 20}" text-anchor="middle">'
+            f"{elements >> 20} Mi</text>"
+        )
     for rate in range(0, int(top) + 1, 10):
-        out.append(f'<path d="M{margin} {y(rate)}H{width - margin}" stroke="#ddd"/>'
-                   f'<text x="{margin - 6}" y="{y(rate) + 4}" text-anchor="end">{rate}</text>')
-    out.append(f'<text x="{width / 2}" y="{height - 12}" text-anchor="middle">parameters</text>'
-               f'<text x="{margin}" y="{margin - 24}">GB/s</text>')
+        out.append(
+            f'<path d="M{margin} {y(rate)}H{width - margin}" stroke="#ddd"/>'
+            f'<text x="{margin - 6}" y="{y(rate) + 4}" text-anchor="end">{rate}</text>'
+        )
+    out.append(
+        f'<text x="{width / 2}" y="{height - 12}" text-anchor="middle">parameters</text>'
+        f'<text x="{margin}" y="{margin - 24}">GB/s</text>'
+    )
     for i, threads in enumerate(sorted({row[1] for row in rows})):
         for column, color, name in [(2, "#1f5fbf", "AdamW"), (3, "#999999", "triad")]:
             points = [(x(row[0]), y(row[column])) for row in rows if row[1] == threads]
             dash = ' stroke-dasharray="6 4"' if i == 0 else ""
             line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
             out.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
-            out.append(f'<text x="{points[-1][0] + 4}" y="{points[-1][1] + 4 - 12 * (column == 2)}" fill="{color}">{name} {threads}</text>')
+            out.append(
+                f'<text x="{points[-1][0] + 4}" y="{points[-1][1] + 4 - 12 * (column == 2)}" '
+                f'fill="{color}">{name} {threads}</text>'
+            )
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

@@ -7,19 +7,19 @@ use std::path::PathBuf;
 use wgpu_optim::kernel::{Stage, Target};
 use wgpu_optim::{AnyRule, Clip, Ema, Format, LossScale, Master, Options, Rounding};
 
-/// As many as one sensible machine holds; more would only end in an allocation that is killed.
+/// Largest number of elements. A larger allocation would only be killed.
 const MAX_ELEMENTS: u64 = 1 << 30;
-/// The longest table.
+/// Largest number of steps in a table.
 const MAX_SHOWN_STEPS: u64 = 10_000_000;
 
-/// Fused optimizer kernels for wgpu: replay recorded training runs, verify against an f64 reference,
-/// benchmark.
+/// Fused optimizer kernels for wgpu: replays recorded training runs, verifies devices against an f64
+/// reference, and measures speed.
 ///
-/// Without a subcommand: replays the bundled runs, checks a million-parameter AdamW update, and times it
-/// beside a plain copy.
+/// Without a subcommand it replays the bundled runs, checks an AdamW update of a million parameters, and
+/// times it beside a plain copy.
 ///
-/// WGPU_BACKEND and WGPU_ADAPTER_NAME choose among adapters. Exit status: 0 if all is well, 1 if a check
-/// failed, 2 for bad input.
+/// WGPU_BACKEND and WGPU_ADAPTER_NAME choose an adapter. The exit status is 0 for success, 1 for a failed
+/// check, 2 for bad input.
 #[derive(Debug, Parser)]
 #[command(name = "optim", version)]
 pub(crate) struct Arguments {
@@ -31,21 +31,21 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Common {
-    /// Where to run
+    /// Device to run on
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) device: Choice,
-    /// Print one JSON object a line on standard output
+    /// Print one JSON object per line on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List adapters, drivers and limits that matter, and mark the one that would be chosen
+    /// List adapters with drivers and relevant limits, and mark the chosen one
     Devices,
     /// Check every rule on fresh random data against the f64 reference, on the GPU and on the CPU
     Verify(Verify),
-    /// Replay recorded training runs and judge them
+    /// Replay recorded training runs and check their results
     Replay {
         /// Trajectory files (safetensors, optim-trajectory/1)
         #[arg(required = true, value_name = "FILE")]
@@ -53,38 +53,42 @@ pub(crate) enum Command {
     },
     /// Time a step of every rule beside a plain copy
     Bench(Bench),
-    /// Show the content of a checkpoint: rules, steps, groups, tensors, formats, and of every slot the least
-    /// and the largest number, the rms and how many are not finite
+    /// Show the content of a checkpoint or of another safetensors file
+    ///
+    /// Lists rules, steps, groups, tensors and formats. Each slot has its least and largest number, its rms
+    /// and the count of numbers that are not finite.
     Inspect {
-        /// A safetensors file, or the index (.index.json) of several
+        /// A safetensors file, or the index (.index.json) of several files
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Show nothing, but compare the content of a checkpoint with the digest that was saved with it
+        /// Only compare the content of a checkpoint with its saved digest
         #[arg(long)]
         verify: bool,
     },
-    /// Show the kernels of a step: their text, each part under the name of its file. With --json everything
-    /// that an engine in another language needs to run the step
+    /// Show the text of a step's kernels
+    ///
+    /// Each part stands under the name of its file. With --json it shows everything that an engine in another
+    /// language needs to run the step.
     Kernel(Kernel),
-    /// Run Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
+    /// Minimize Rosenbrock's function from (-1, 1) with every rule, beside the f64 reference
     Race(Race),
-    /// Show learning-rate schedules: an example of every kind, or the values of one
+    /// Show the values of a learning-rate schedule, or an example of every kind
     Schedules(Schedules),
 }
 
-/// How parameters, gradients and state are stored.
+/// Storage of parameters, gradients and state.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Storage {
-    /// Parameters
+    /// Format of the parameters
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::TENSORS))]
     pub(crate) params: String,
-    /// Gradients
+    /// Format of the gradients
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::TENSORS))]
     pub(crate) grads: String,
-    /// State
+    /// Format of the state
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = formats(Format::STATES))]
     pub(crate) states: String,
-    /// Master copy that is kept of parameters of 2 bytes
+    /// Precision kept beside parameters of 2 bytes
     #[arg(long, value_name = "MASTER", default_value = "f32", value_parser = masters())]
     pub(crate) master: String,
     /// Round numbers of fewer than 4 bytes stochastically
@@ -132,13 +136,13 @@ pub(crate) struct Verify {
     /// Rules to check [default: all]
     #[arg(long = "rule", value_name = "R", value_parser = rules())]
     pub(crate) rules: Vec<AnyRule>,
-    /// Parameters
+    /// Number of parameters
     #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = up_to(MAX_ELEMENTS))]
     pub(crate) elements: u64,
-    /// Steps
+    /// Number of steps
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = up_to(1_000_000))]
     pub(crate) steps: u64,
-    /// Of the random numbers [default: from the clock]
+    /// Seed of the random numbers [default: from the clock]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     #[command(flatten)]
@@ -150,19 +154,19 @@ pub(crate) struct Kernel {
     /// A built-in rule, or a rule with hyperparameters, such as '{"adamw": {"weight_decay": 0.1}}'
     #[arg(long, value_name = "R", default_value = "adamw", value_parser = rule)]
     pub(crate) rule: AnyRule,
-    /// Show one stage of the step [default: the update; with --json all]
+    /// Show one stage of the step [default: the update; with --json all stages]
     #[arg(long, value_name = "STAGE", value_parser = stages())]
     pub(crate) stage: Option<Stage>,
-    /// The kind of device that the kernels are for
+    /// Kind of device for the kernels
     #[arg(long, value_name = "TARGET", default_value = "gpu", value_parser = targets())]
     pub(crate) target: Target,
-    /// Parameters
+    /// Number of parameters
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = up_to(1 << 24))]
     pub(crate) elements: u64,
-    /// Tensors that they are split into, in two groups if there are several
+    /// Number of tensors; several tensors are in two groups
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = up_to(10_000))]
     pub(crate) tensors: u64,
-    /// Steps whose scalars are shown
+    /// Number of steps with shown scalars
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to(10_000))]
     pub(crate) steps: u64,
     /// Learning rate of these steps [default: the rule's]
@@ -186,7 +190,7 @@ pub(crate) struct Around {
     /// Clip each gradient at this bound
     #[arg(long, value_name = "C", group = "clip")]
     pub(crate) clip_value: Option<f64>,
-    /// Skip steps whose gradients are not finite
+    /// Skip steps with gradients that are not finite
     #[arg(long)]
     pub(crate) skip: bool,
     /// Scale the loss dynamically
@@ -245,16 +249,16 @@ pub(crate) struct Race {
     /// Rules to run [default: all]
     #[arg(long = "rule", value_name = "R", value_parser = rules())]
     pub(crate) rules: Vec<AnyRule>,
-    /// Steps
+    /// Number of steps
     #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = up_to(10_000_000))]
     pub(crate) steps: u64,
     /// Learning rate of all rules
     #[arg(long, value_name = "LR", default_value_t = 1e-3, conflicts_with = "default_lr")]
     pub(crate) lr: f64,
-    /// Give every rule its own default learning rate instead
+    /// Use each rule's default learning rate
     #[arg(long)]
     pub(crate) default_lr: bool,
-    /// Draw the paths over the function's level lines
+    /// Write a picture of the paths over the function's level lines
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
 }
@@ -264,10 +268,10 @@ pub(crate) struct Bench {
     /// Rules to time [default: all]
     #[arg(long = "rule", value_name = "R", value_parser = rules())]
     pub(crate) rules: Vec<AnyRule>,
-    /// Parameters
+    /// Number of parameters
     #[arg(long, value_name = "N", default_value_t = 1 << 24, value_parser = up_to(MAX_ELEMENTS))]
     pub(crate) elements: u64,
-    /// Tensors that they are split into, in two groups if there are several
+    /// Number of tensors; several tensors are in two groups
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = up_to(1_000_000))]
     pub(crate) tensors: u64,
     #[command(flatten)]
@@ -280,10 +284,10 @@ pub(crate) struct Schedules {
     /// every kind]
     #[arg(long, value_name = "JSON")]
     pub(crate) spec: Option<String>,
-    /// Steps to show, from step 0 on
+    /// Number of steps to show, from step 0 on
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = up_to(MAX_SHOWN_STEPS))]
     pub(crate) steps: u64,
-    /// Draw the curves too
+    /// Also write a picture of the curves
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
 }

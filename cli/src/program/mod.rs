@@ -1,4 +1,4 @@
-//! Arguments in, tables and JSON out.
+//! The program: reads arguments, prints tables and JSON.
 
 pub(crate) mod args;
 pub(crate) mod commands;

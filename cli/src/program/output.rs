@@ -1,4 +1,4 @@
-//! Standard output is for results, standard error for everything else.
+//! Output: results on standard output, everything else on standard error.
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -7,12 +7,12 @@ use optim::device::{Choice, Device};
 use serde::Serialize;
 use std::io::{self, Write};
 
-/// One JSON object on a line of its own.
+/// Prints one JSON object on a line of its own.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     text(&serde_json::to_string(value).context("cannot write JSON")?)
 }
 
-/// A line, or a table.
+/// Prints a line or a table.
 pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
@@ -20,20 +20,20 @@ pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line on standard error. Nobody has to read it, so it cannot fail.
+/// Prints a line on standard error, and ignores failures.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// An error with its causes, on one line.
 pub(crate) fn error(error: &anyhow::Error) {
-    // Drivers answer in paragraphs.
+    // Messages of drivers may have several paragraphs.
     let chain = format!("{error:#}");
     let line: Vec<_> = chain.split_whitespace().collect();
     note(&format!("error: {}", line.join(" ")));
 }
 
-/// A table whose columns from `numbers` on are aligned to the right.
+/// A table with columns from `numbers` on aligned to the right.
 pub(crate) fn table(header: &[&str], numbers: usize, rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.iter().copied()).add_rows(rows);
@@ -43,7 +43,7 @@ pub(crate) fn table(header: &[&str], numbers: usize, rows: Vec<Vec<String>>) -> 
     table.trim_fmt()
 }
 
-/// A bar on standard error, invisible where that is no terminal.
+/// A progress bar on standard error, invisible without a terminal.
 pub(crate) fn progress(len: u64, message: impl Into<String>) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:40} {bar:30} {pos}/{len}");
     let bar = ProgressBar::new(len).with_message(message.into());
@@ -52,7 +52,7 @@ pub(crate) fn progress(len: u64, message: impl Into<String>) -> ProgressBar {
     bar
 }
 
-/// Opens the device, and says so where it is the CPU for want of an adapter.
+/// Opens the device, and prints a note if it is the CPU for want of an adapter.
 pub(crate) fn open(choice: Choice) -> anyhow::Result<Device> {
     let (device, fallback) = Device::open(choice)?;
     if let Some(line) = fallback {

@@ -1,4 +1,5 @@
-//! The main job, without arguments: replay the bundled runs, check a million-parameter AdamW update, time it.
+//! The run without arguments: replays the bundled runs, checks an AdamW update of a million parameters, and
+//! times it.
 
 use super::args::Common;
 use super::commands::{ReplayLine, bench_one, fresh_seed, replay_one, verdict};

@@ -1,16 +1,16 @@
-//! Everything that can be wrong with a trajectory file, by name, value and bound.
+//! Errors of trajectory files, with name, value and bound.
 
 use crate::number::shortest;
 use safetensors::{Dtype, SafeTensorError};
 
-/// Why a trajectory cannot be read or replayed.
+/// The error of reading or replaying a trajectory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file could not be read at all.
+    /// The file could not be read.
     #[error("cannot read the file")]
     Io(#[source] std::io::Error),
-    /// The file ends before what it announces.
+    /// The file ends before an announced part.
     #[error("truncated: {what} ends at byte {end}, the file has {size}")]
     Truncated {
         /// The part that lies beyond the end.
@@ -37,15 +37,15 @@ pub enum Error {
         /// The key.
         key: &'static str,
     },
-    /// Another format, or another version of it.
+    /// The file has another format, or another version of it.
     #[error("metadata format = {found:?}, must be {expected:?}")]
     Format {
         /// The file's value.
         found: String,
-        /// The one format that is known.
+        /// The known format.
         expected: &'static str,
     },
-    /// A metadata value that is not the JSON it should be.
+    /// A metadata value is not valid JSON of the expected form.
     #[error("metadata {key:?} is malformed")]
     Json {
         /// The key.
@@ -53,7 +53,7 @@ pub enum Error {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A metadata value that means nothing.
+    /// A metadata value has no meaning.
     #[error("metadata {key:?} = {value}, must be {bound}")]
     Metadata {
         /// The key.
@@ -83,7 +83,7 @@ pub enum Error {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A group whose rule or hyperparameters are refused.
+    /// A group's rule or hyperparameters are refused.
     #[error("group {group:?}")]
     Group {
         /// The group.
@@ -108,29 +108,29 @@ pub enum Error {
         "tensor {name:?}: gradients of single rows (rows/…) and masks of rows (mask/…) are not supported"
     )]
     Rows {
-        /// Its full name.
+        /// The tensor's full name.
         name: String,
     },
     /// A tensor that has to be there.
     #[error("tensor {name:?} is missing")]
     MissingTensor {
-        /// Its full name.
+        /// The tensor's full name.
         name: String,
     },
-    /// A tensor without a meaning in this format, or of a parameter or a step that the file does not have.
-    #[error("tensor {name:?} has no place: {reason}")]
+    /// A tensor has no meaning in this format, or belongs to a parameter or a step that the file lacks.
+    #[error("tensor {name:?} is not part of the format: {reason}")]
     UnexpectedTensor {
-        /// Its full name.
+        /// The tensor's full name.
         name: String,
-        /// The names that would have one.
+        /// The reason, with the names that have a meaning.
         reason: String,
     },
     /// A tensor of another type.
     #[error("tensor {name:?} has dtype {found:?}, must be {expected}")]
     Dtype {
-        /// Its full name.
+        /// The tensor's full name.
         name: String,
-        /// Its type.
+        /// The tensor's type.
         found: Dtype,
         /// The values that are allowed.
         expected: &'static str,
@@ -138,9 +138,9 @@ pub enum Error {
     /// A tensor of another shape.
     #[error("tensor {name:?} has shape {found:?}, must be {expected}")]
     Shape {
-        /// Its full name.
+        /// The tensor's full name.
         name: String,
-        /// Its shape.
+        /// The tensor's shape.
         found: Vec<usize>,
         /// The values that are allowed.
         expected: String,
@@ -148,15 +148,15 @@ pub enum Error {
     /// A number outside its range.
     #[error("{field} = {}, must be {bound}", shortest(*.value))]
     Value {
-        /// Where it stands, with its index.
+        /// The name of the field, with an index.
         field: String,
-        /// Its value.
+        /// The number.
         value: f64,
         /// The values that are allowed.
         bound: &'static str,
     },
     /// A tensor of a group that the file does not have.
-    #[error("group {group:?} names tensor {tensor:?}, of which there is no \"param/{tensor}\"")]
+    #[error("group {group:?} names tensor {tensor:?}, which has no \"param/{tensor}\"")]
     GroupOfUnknown {
         /// The group.
         group: String,
@@ -203,7 +203,7 @@ pub enum Error {
     /// The library refuses a step.
     #[error("step {t}")]
     Step {
-        /// Which one, from 1 on.
+        /// The step, counted from 1.
         t: usize,
         /// The reason.
         source: wgpu_optim::StepError,

@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use wgpu_optim::AnyRule;
 
-/// The one value of the key `format` that is known.
+/// The known value of the key `format`.
 pub const FORMAT: &str = "optim-trajectory/1";
 
-/// How gradients are clipped, before the update and after the loss scale has been divided out.
+/// The clip of gradients, after division by the loss scale and before the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Clip {
     /// Scales by `min(1, X / (norm + 1e-6))`, the norm taken over all tensors.
@@ -19,7 +19,7 @@ pub enum Clip {
     Value(f64),
 }
 
-/// A parameter group, by the names of its tensors.
+/// A parameter group with the names of its tensors.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) name: String,
@@ -28,7 +28,7 @@ pub(super) struct Group {
     pub(super) params: Vec<String>,
 }
 
-/// A parameter group as the file has it.
+/// A parameter group in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GroupEntry {
@@ -40,7 +40,7 @@ struct GroupEntry {
 }
 
 impl GroupEntry {
-    /// The group, where the file's own rule is `default`.
+    /// The group, if the file's rule is `default`.
     fn resolve(mut self, default: Option<&Optimizer>) -> Result<Group, Error> {
         let lr_factor = self.take_factor()?;
         let rule = match (self.optimizer, self.overrides) {
@@ -72,7 +72,7 @@ impl GroupEntry {
     }
 }
 
-/// A rule by name, with hyperparameters that have not been looked into.
+/// A rule by name, with unparsed hyperparameters.
 struct Optimizer {
     name: String,
     hyper: Map<String, Value>,
@@ -96,11 +96,11 @@ impl Optimizer {
     }
 }
 
-/// All of it.
+/// All metadata of a file.
 #[derive(Debug)]
 pub(super) struct Metadata {
     pub(super) source: Option<String>,
-    /// The rule of all tensors, where there are no groups.
+    /// The rule of all tensors, if there are no groups.
     pub(super) rule: Option<AnyRule>,
     pub(super) groups: Option<Vec<Group>>,
     pub(super) clip: Option<Clip>,
@@ -135,7 +135,7 @@ impl Metadata {
             Some(text) => Some(Optimizer::take("optimizer", json("optimizer", text)?)?),
             None => None,
         };
-        // Checked also where every group has a rule of its own.
+        // Checked even if every group has its own rule.
         let rule = optimizer.as_ref().map(Optimizer::rule).transpose()?;
         let entries = get("groups").map(|text| json::<Vec<GroupEntry>>("groups", text)).transpose()?;
         let resolve = |entry: GroupEntry| entry.resolve(optimizer.as_ref());

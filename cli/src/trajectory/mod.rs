@@ -16,26 +16,27 @@ use wgpu_optim::AnyRule;
 /// A recorded run: inputs, the truth, and the other implementation's result.
 #[derive(Clone, Debug)]
 pub struct Trajectory {
-    /// Who produced it.
+    /// The program that recorded the run.
     pub source: Option<String>,
-    /// How gradients are clipped, those of all groups.
+    /// The clip of the gradients of all groups.
     pub clip: Option<Clip>,
     /// The groups; every tensor is in exactly one of them.
     pub groups: Vec<Group>,
-    /// Whether a step with a gradient that is not finite is skipped whole.
+    /// Whether a step with a gradient that is not finite is skipped.
     pub skip_nonfinite: bool,
-    /// Metadata keys that are no part of the format and were not read, in order.
+    /// Metadata keys outside the format, which were not read, in order.
     pub unread_metadata: Vec<String>,
     /// The learning rate of each step.
     pub lr: Vec<f64>,
-    /// The momentum, or β₁, of each step, of the groups whose rule has one; it replaces the configured one.
+    /// The momentum, or β₁, of each step; it replaces the configured value in groups with a rule that has
+    /// one.
     pub momentum: Option<Vec<f64>>,
-    /// The factor that the gradients of each step were multiplied by.
+    /// The factor of the gradients of each step.
     pub loss_scale: Option<Vec<f64>>,
     /// The parameters before the first step, flat: tensor after tensor without gaps, in the order of
     /// [`groups`](Self::groups).
     pub params: Vec<f32>,
-    /// The raw gradients of each step, placed as the parameters.
+    /// The raw gradients of each step, in the order of the parameters.
     pub grads: Vec<Vec<f32>>,
     /// The values that are compared after the last step.
     pub targets: Vec<Target>,
@@ -44,20 +45,20 @@ pub struct Trajectory {
 /// Tensors that share a rule and its hyperparameters.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// Its name.
+    /// The group's name.
     pub name: String,
-    /// Its rule.
+    /// The group's rule.
     pub rule: AnyRule,
-    /// The factor of its learning rate.
+    /// The factor of the group's learning rate.
     pub lr_factor: f64,
-    /// Name and shape of its tensors.
+    /// Names and shapes of the group's tensors.
     pub tensors: Vec<(String, Vec<u64>)>,
 }
 
 /// Parameters or state of one tensor after the last step.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// `param`, or the slot.
+    /// The slot, or `param`.
     pub slot: String,
     /// The tensor.
     pub tensor: String,
@@ -79,9 +80,9 @@ impl Trajectory {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error`] names what is wrong with it.
+    /// An [`Error`] that names the defect.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        // A device or a pipe has no end that could be relied on.
+        // The length of a device or a pipe is not known.
         if !std::fs::metadata(path).map_err(Error::Io)?.is_file() {
             return Err(Error::Io(std::io::Error::new(
                 std::io::ErrorKind::InvalidInput,
@@ -94,7 +95,7 @@ impl Trajectory {
     /// Reads the bytes of a file.
     ///
     /// # Errors
-    /// [`Error`] names what is wrong with them.
+    /// An [`Error`] that names the defect.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let (mut store, metadata) = Store::open(bytes)?;
         let metadata = Metadata::parse(metadata.as_ref())?;
@@ -130,7 +131,7 @@ impl Trajectory {
         let mut targets = Vec::new();
         let mut expected = store.slots();
         for (name, shape) in &tensors {
-            // The parameters are always compared: a file that expects nothing could not fail.
+            // The parameters are always compared: a file without expected values could not fail.
             let mut slots = expected.remove(name).unwrap_or_default();
             slots.retain(|slot| slot != "param");
             slots.insert(0, "param".into());

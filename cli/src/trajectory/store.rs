@@ -17,7 +17,7 @@ pub(super) struct Store<'a> {
     tensors: BTreeMap<String, TensorView<'a>>,
 }
 
-/// As much of a header entry as tells where the tensor ends.
+/// The part of a header entry with the tensor's end.
 #[derive(Deserialize)]
 struct Entry {
     data_offsets: (u64, u64),
@@ -58,7 +58,7 @@ impl<'a> Store<'a> {
         self.tensors.remove(name).ok_or_else(|| Error::MissingTensor { name: name.into() })
     }
 
-    /// A number for each step, `None` without the tensor.
+    /// One number per step; `None` without the tensor.
     pub(super) fn schedule(
         &mut self,
         name: &str,
@@ -71,8 +71,8 @@ impl<'a> Store<'a> {
         let expected = match (tensor.shape(), steps) {
             (&[n], None) if n > 0 => None,
             (&[n], Some(steps)) if n == steps => None,
-            (_, None) => Some("[T], a number for each of T ≥ 1 steps".into()),
-            (_, Some(steps)) => Some(format!("[{steps}], a number for each step, as \"lr\" has")),
+            (_, None) => Some("[T], one number per step, T ≥ 1".into()),
+            (_, Some(steps)) => Some(format!("[{steps}], one number per step, as in \"lr\"")),
         };
         if let Some(expected) = expected {
             return Err(Error::Shape { name: name.into(), found: tensor.shape().to_vec(), expected });
@@ -91,14 +91,14 @@ impl<'a> Store<'a> {
         Ok((shape, f32s(name, &tensor)?))
     }
 
-    /// The elements of an F32 tensor that has to have the shape of parameter `param`.
+    /// The elements of an F32 tensor that must have the shape of parameter `param`.
     pub(super) fn f32_of_shape(&mut self, name: &str, shape: &[u64], param: &str) -> Result<Vec<f32>, Error> {
         let tensor = self.take(name)?;
         check_shape(name, &tensor, shape, param)?;
         f32s(name, &tensor)
     }
 
-    /// The elements of an F64 tensor that has to have the shape of parameter `param`.
+    /// The elements of an F64 tensor that must have the shape of parameter `param`.
     pub(super) fn f64_of_shape(&mut self, name: &str, shape: &[u64], param: &str) -> Result<Vec<f64>, Error> {
         let tensor = self.take(name)?;
         check_shape(name, &tensor, shape, param)?;
@@ -117,7 +117,7 @@ impl<'a> Store<'a> {
         Ok(Some(values))
     }
 
-    /// Refuses tensors that nobody has taken.
+    /// Refuses tensors that were not taken.
     pub(super) fn refuse_rest(&self, steps: usize) -> Result<(), Error> {
         let Some(name) = self.tensors.keys().next() else { return Ok(()) };
         let reason = if name.starts_with("grad/") {
@@ -182,7 +182,7 @@ fn check_shape(name: &str, tensor: &TensorView<'_>, shape: &[u64], param: &str) 
     Err(Error::Shape { name: name.into(), found: tensor.shape().to_vec(), expected })
 }
 
-// Read byte by byte: tensors are aligned to nothing.
+// Read byte by byte: tensors are not aligned.
 fn f32s(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, Error> {
     check_dtype(name, tensor, Dtype::F32, "F32")?;
     let (values, _) = tensor.data().as_chunks();

@@ -22,7 +22,7 @@ fn wave(i: usize) -> f64 {
 }
 
 impl Parts {
-    /// A run of four steps with tensors `a` (2 × 3) and `b` (5) that expects what the reference makes of it.
+    /// A run of four steps with tensors `a` (2 × 3) and `b` (5) that expects the reference's result.
     pub(crate) fn new(optimizer: &str) -> Self {
         let metadata = [("format", "optim-trajectory/1"), ("optimizer", optimizer)];
         let metadata = metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into();

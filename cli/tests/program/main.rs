@@ -1,4 +1,4 @@
-//! The built program: what it prints, where, and how it exits.
+//! The built program: its output and exit status.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -17,7 +17,7 @@ fn optim(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_optim")).args(arguments).output().expect("the program starts")
 }
 
-/// Every line of standard output, which has to be a JSON object.
+/// Every line of standard output, which must be a JSON object.
 fn lines(output: &Output) -> Vec<Value> {
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     let parse = |line: &str| {
@@ -197,7 +197,7 @@ fn without_an_adapter_auto_takes_the_cpu_and_says_so() {
     let auto = with(&["replay", "--json", &file]);
     assert_eq!(auto.status.code(), Some(0));
     assert_eq!(lines(&auto)[0]["device"], "cpu");
-    // A Vulkan loader may have words of its own.
+    // A Vulkan loader may print messages of its own.
     let said = errors(&auto);
     let ours = said.lines().filter(|line| line.contains(harness::SOFTWARE_VULKAN));
     assert_eq!(ours.count(), 1, "{said}");
@@ -251,7 +251,7 @@ fn curves(file: &Path) -> usize {
     picture.split('<').filter(|tag| tag.starts_with("polyline") && tag.contains("#0000FF")).count()
 }
 
-/// Formats go where they fit, and nowhere else.
+/// Formats are accepted only where they fit.
 #[test]
 fn formats() {
     let formats = ["--params", "bf16", "--grads", "f16", "--states", "bf16"];

@@ -1,11 +1,12 @@
-//! Equal bits on all threads, in all forms of slices, with all instructions and on all processors.
+//! Results have equal bits on all threads, in all forms of slices, with all instructions and on all
+//! processors.
 
 use cpu_harness::{Case, CpuRun, Form, Random, all, cases, cases_of, cpu_slot, lr, many};
 #[cfg(feature = "rayon")]
 use wgpu_optim::Group;
 use wgpu_optim::{AdamW, Clip, Format, Layout, Master, Options, Rounding, Step, cpu};
 
-/// Everything that a run of some steps leaves. The options say whether one of them is skipped.
+/// The results of a run of some steps. The options decide whether one of them is skipped.
 #[derive(Debug, PartialEq)]
 struct End {
     params: Vec<u32>,
@@ -17,7 +18,7 @@ fn end(layout: &Layout, options: Options, form: Form) -> End {
     end_of(layout, options, form, |optimizer| optimizer)
 }
 
-/// The same without a choice of instructions.
+/// The results without a choice of instructions.
 fn baseline_end(layout: &Layout, options: Options) -> End {
     end_of(layout, options, Form::Flat, cpu::Optimizer::baseline_instructions)
 }
@@ -94,7 +95,7 @@ fn whoever_does_the_work() {
     }
 }
 
-/// So much work that a thread takes several blocks at a time, and others take fewer.
+/// Enough work that a thread takes several tasks at a time, and others take fewer.
 #[cfg(feature = "rayon")]
 #[test]
 fn whoever_does_much_work() {
@@ -138,7 +139,7 @@ fn instructions_make_no_difference() {
     }
 }
 
-/// Where slices begin makes no difference: elements before a cache line are updated as a copy.
+/// The start of slices makes no difference: elements before a cache line are updated as a copy.
 #[test]
 fn wherever_slices_begin() {
     let layout = many(AdamW::default());
@@ -169,7 +170,7 @@ fn wherever_slices_begin() {
     }
 }
 
-/// A pool of 0 threads is one of as many as there are cores.
+/// A pool of 0 threads has one thread per core.
 #[cfg(feature = "rayon")]
 #[test]
 fn a_pool_of_zero_threads() {
@@ -180,11 +181,11 @@ fn a_pool_of_zero_threads() {
     assert!(pool.install(|| end(&layout, options, Form::Flat)) == end(&layout, options, Form::Flat));
 }
 
-/// Equal bits on every processor: a digest of runs whose few operations a compiler could have fused,
-/// reordered or approximated.
+/// Results have equal bits on every processor: a digest of runs with operations that a compiler could fuse,
+/// reorder or approximate.
 #[test]
 fn every_processor_has_the_same_bits() {
-    /// Another only where the engine's arithmetic has been changed on purpose.
+    /// The digest changes only with an intended change of the engine's arithmetic.
     const DIGEST: u64 = 0xba43_c821_aaf4_6126;
     let layout = many(AdamW { weight_decay: 0.1, ..AdamW::default() });
     let mut digest = 0xcbf2_9ce4_8422_2325u64;

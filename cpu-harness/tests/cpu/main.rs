@@ -1,4 +1,4 @@
-//! The CPU engine: the same bits whoever does the work. Neither a GPU nor threads are needed.
+//! The CPU engine: the same bits on any number of threads. Neither a GPU nor threads are needed.
 
 mod bits;
 mod steps;

@@ -5,7 +5,7 @@ use cpu_harness::{
 };
 use wgpu_optim::{AdamW, AnyRule, Clip, Ema, Format, Group, Lamb, Layout, Master, Options, Sgd};
 
-/// A skipped step leaves no bit of parameters, state or average, and counts for nothing.
+/// A skipped step changes no bit of parameters, state or average, and does not count.
 #[test]
 fn skipped_steps_leave_no_trace() {
     for rule in AnyRule::NAMES {
@@ -43,7 +43,7 @@ fn skipped_steps_leave_no_trace() {
     }
 }
 
-/// Squares of gradients that f32 has no room for, and gradients that are not finite where nothing is skipped.
+/// Squares of gradients beyond f32, and gradients that are not finite without skipping.
 #[test]
 fn norms_at_the_edges() {
     let options = Options { clip: Some(Clip::GlobalNorm(1.0)), report: true, ..Options::default() };
@@ -76,7 +76,7 @@ fn reports_say_what_was() {
     let mut run = CpuRun::new(layout, options, &[1.0; 3]);
     let report = run.step(&[3.0, 4.0, 0.5], 0.1).unwrap();
     close(report.clip_factor, 0.2);
-    // A step that is not finite and not to be skipped is no skipped step.
+    // A step with gradients that are not finite is not a skipped step if skipping is off.
     let report = run.step(&[3.0, f32::NAN, 0.5], 0.1).unwrap();
     assert_eq!((report.finite, report.skipped), (false, 0));
     // Norms, and those of a step that is skipped.
@@ -110,8 +110,7 @@ fn a_bounded_nan_stays_one() {
     assert_eq!(params[1..], [-1.0, 1.0]);
 }
 
-/// A NaN stays in its element, its block of 8 bits excepted, in everything that is kept and in every part of
-/// the work.
+/// A NaN stays in its element, or in its block of 8 bits, in all state and in every part of the work.
 #[test]
 fn a_nan_stays_where_it_is() {
     const LEN: usize = 40_000;

@@ -6,7 +6,8 @@ use wgpu_optim::{
     cpu,
 };
 
-/// State of small tensors has 4 bytes an element, that of the others what the options say, and none has both.
+/// State of small tensors has 4 bytes per element, state of the others has the options' format, and no tensor
+/// has both.
 #[test]
 fn small_tensors_stay_f32() {
     let tensors = [("a", 100u64), ("b", 10), ("c", 33), ("d", 5)];
@@ -40,8 +41,8 @@ fn small_tensors_stay_f32() {
     ));
 }
 
-/// State that there is no memory for is refused before anything of that size is planned: the plan of so many
-/// elements would have 25 GB.
+/// State beyond the memory is refused before anything of that size is planned: the plan of so many elements
+/// would have 25 GB.
 #[test]
 fn too_little_memory() {
     let error = cpu::Optimizer::new(single(AdamW::default(), 1 << 42)).unwrap_err();
@@ -157,7 +158,7 @@ fn slices_of_any_alignment() {
     (1..9).for_each(|first| assert_same_bits(&run(first), &run(0), "an offset of codes"));
 }
 
-/// The state that a rule of one's own may ask for.
+/// The largest state of a user-defined rule.
 mod slots {
     use cpu_harness::single;
     use wgpu_optim::float::Float;

@@ -1,15 +1,15 @@
-// Stores state in blocks. The threads of a block lie side by side and share the largest of their values: no
+// Stores state in blocks. The adjacent threads of a block share the largest of their values. There are no
 // atomics, and two barriers for all slots together.
 
 const BLOCKS = WORKGROUP_SIZE / BLOCK_VECTORS;
 // Rounds in which each thread finds the scale of one block. A compiler unrolls a loop of a known length.
 const SCALE_ROUNDS = (BLOCK_SLOTS * BLOCKS + WORKGROUP_SIZE - 1u) / WORKGROUP_SIZE;
 
-// Of each slot one after the other: the largest value of each thread, and the scale of each block.
+// Per slot, one after the other: the largest value of each thread, and the scale of each block.
 var<workgroup> peaks: array<u32, BLOCK_SLOTS * WORKGROUP_SIZE>;
 var<workgroup> scales: array<u32, BLOCK_SLOTS * BLOCKS>;
 
-// A block's scale lies behind all codes of its slot.
+// The scales of a slot lie after all of its codes.
 fn scale_at(at: At) -> u32 {
     return table.header.scales + at.state / BLOCK_VECTORS;
 }
@@ -17,8 +17,8 @@ fn scale_at(at: At) -> u32 {
 fn store_blocks(at: At, own: bool, thread: u32) {
     share_peaks(at, own, thread);
     workgroupBarrier();
-    // One thread looks at a whole block, and all threads read its result: on software Vulkan a load from a
-    // computed address is a load for each thread, which costs more than a barrier.
+    // One thread reads a whole block, and all threads read its result. On software Vulkan a load from a
+    // computed address is one load per thread, which takes longer than a barrier.
     for (var round = 0u; round < SCALE_ROUNDS; round++) {
         let i = round * WORKGROUP_SIZE + thread;
         if i < BLOCK_SLOTS * BLOCKS {

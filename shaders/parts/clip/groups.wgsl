@@ -1,4 +1,4 @@
-// The gradients of each group have a factor of their own.
+// Each group's gradients have their own factor.
 
 fn prepare_factor(s: Scalars) {
     split_factor(s.gradient_factor);

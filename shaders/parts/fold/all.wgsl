@@ -1,4 +1,4 @@
-// What the step has done to the parameters.
+// The norms of parameters and update in a step.
 
 @group(0) @binding(2) var<storage, read_write> state: State;
 

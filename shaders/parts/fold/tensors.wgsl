@@ -1,5 +1,4 @@
-// The scalars of a tensor: those of its group, but for the trust ratio, which follows from the tensor's
-// norms.
+// The scalars of a tensor: its group's scalars, with the trust ratio from the tensor's norms.
 
 @group(0) @binding(2) var<storage, read_write> tensor_scalars: array<vec4<f32>>;
 // The group of each tensor.
@@ -10,8 +9,7 @@ fn is_beyond(root: Root) -> bool {
     return root.shift > 0 && root.x >= 0x1p48f;
 }
 
-// A norm times 2⁻⁸⁰. One that is not 0 stays above 0: a ratio with a norm that is so much larger is 0 or
-// infinite.
+// A norm times 2⁻⁸⁰. A norm above 0 stays above 0: its ratio to a much larger norm is 0 or infinite.
 fn of_large_unit(root: Root) -> f32 {
     if root.shift > 0 || root.x == 0.0 {
         return root.x;
@@ -19,7 +17,7 @@ fn of_large_unit(root: Root) -> f32 {
     return max(root.x * select(0.0, 0x1p-80f, root.shift == 0), 0x1p-126f);
 }
 
-// Writes every `step`th vector of a tensor's scalars, from one on.
+// Writes every `step`th vector of a tensor's scalars, from a first one on.
 fn finish(index: u32, first: u32, step: u32, totals: Partials) {
     let group = groups[index];
     let s = scalars_of(group);

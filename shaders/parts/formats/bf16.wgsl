@@ -20,8 +20,8 @@ fn encode_bf16_stochastic(x: vec4<f32>, random: vec4<u32>) -> Half {
     return packed(select(code, codes_bf16(bits), magnitude >= INFINITE_F32));
 }
 
-// An f32 in two halves: the bf16 that is nearest, of two the larger in magnitude, and the lower half of its
-// bits. They are the f32 again, bit for bit, but for what NaN carries in its lower half.
+// An f32 in two halves: the nearest bf16, with ties away from zero, and the lower half of the bits. Together
+// they restore the f32 bit for bit, except a NaN's payload in the lower half.
 fn bits_to_split(x: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(x);
     let nan = (bits & vec4<u32>(0xffff0000u)) | vec4<u32>(0x00400000u);
@@ -38,7 +38,7 @@ fn remainder_of_bf16(x: vec4<f32>) -> Half {
 
 fn bf16_with_remainder(raw: Half, remainder: Half) -> vec4<f32> {
     let code = unpacked(raw);
-    // A zero with such a remainder is the caller's, and not what we have written.
+    // A zero with this remainder comes from the caller, not from a kernel.
     let is_zero = (code & vec4<u32>(0x7fffu)) == vec4<u32>(0u);
     let rest = unpacked(remainder);
     let low = select(rest, vec4<u32>(0u), is_zero & (rest >= vec4<u32>(0x8000u)));

@@ -15,7 +15,7 @@ fn decode_f16(raw: Half) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits | ((code & vec4<u32>(0x8000u)) << vec4<u32>(16u)));
 }
 
-// What is rounded, and the digits that it loses.
+// The digits to round, and the number of digits that are lost.
 struct F16Digits {
     m: vec4<u32>,
     shift: vec4<u32>,
@@ -23,11 +23,11 @@ struct F16Digits {
 
 fn digits_of_f16(magnitude: vec4<u32>) -> F16Digits {
     let is_normal = magnitude >= NORMAL_F16;
-    // In units of 2⁻²⁴. A subnormal f32 is nothing beside them, and so is what its leading digit is taken for
-    // here.
+    // In units of 2⁻²⁴. A subnormal f32 rounds to zero, also with the leading digit that it gets here.
     let small = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
     let shift = vec4<u32>(126u) - (magnitude >> vec4<u32>(23u));
-    return F16Digits(select(small, magnitude - REBIAS_F16, is_normal), select(shift, vec4<u32>(13u), is_normal));
+    let digits = select(small, magnitude - REBIAS_F16, is_normal);
+    return F16Digits(digits, select(shift, vec4<u32>(13u), is_normal));
 }
 
 fn encode_f16(x: vec4<f32>) -> Half {

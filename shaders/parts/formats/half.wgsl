@@ -1,4 +1,4 @@
-// What the formats of 2 bytes have in common: two to a word, a vector in two words, and rounding in integers,
+// Common code of the 2-byte formats: two numbers per word, a vector in two words, and rounding in integers,
 // which is the same on every device.
 
 alias Half = vec2<u32>;
@@ -18,18 +18,18 @@ fn sign_16(bits: vec4<u32>) -> vec4<u32> {
     return (bits >> vec4<u32>(16u)) & vec4<u32>(0x8000u);
 }
 
-// m / 2^shift, of two equally near the even one; 24 digits at most where the shift is above 16.
+// m / 2^shift, rounded to nearest, ties to even; m has at most 24 digits if the shift is above 16.
 fn nearest(m: vec4<u32>, shift: vec4<u32>) -> vec4<u32> {
     let s = min(shift, vec4<u32>(25u));
     let one = vec4<u32>(1u);
     return (m + (one << (s - one)) - one + ((m >> s) & one)) >> s;
 }
 
-// m / 2^shift, rounded up with the probability that its fraction says.
+// m / 2^shift, rounded up with a probability equal to its fraction.
 fn stochastic(m: vec4<u32>, shift: vec4<u32>, random: vec4<u32>) -> vec4<u32> {
     let one = vec4<u32>(1u);
     let most = min(shift, vec4<u32>(31u));
-    // Probabilities below 2⁻³¹ have to do.
+    // Probabilities below 2⁻³¹ are lost.
     let digits = m >> min(shift - most, vec4<u32>(31u));
     return (digits + (random & ((one << most) - one))) >> most;
 }

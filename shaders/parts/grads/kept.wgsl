@@ -1,4 +1,4 @@
-// Gradients stay as they are.
+// Gradients are not changed.
 
 fn zero_g(at: At) {}
 

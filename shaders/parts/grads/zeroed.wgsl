@@ -1,4 +1,4 @@
-// Gradients are set to zero when they have been read, and in a skipped step too.
+// Gradients are set to zero after they are read, also in a skipped step.
 
 fn zero_g(at: At) {
     store_g(at, KEEP(at, old_g, RAW()));

@@ -1,17 +1,17 @@
-// Norms without overflow: squares of large, middle and tiny numbers are summed apart, and whether all are
-// finite is read from their bits. No atomics: two runs are equal to the last bit.
+// Norms without overflow: squares of large, middle and tiny numbers are summed apart, and the test for finite
+// numbers reads their bits. No atomics: two runs are equal to the last bit.
 
-// Sums of squares: of numbers from 2⁴⁰ on, each times 2⁻⁸⁰; of those between; of those below 2⁻⁴⁰, each times
-// 2⁸⁰.
+// Sums of squares: of numbers from 2⁴⁰ on, each times 2⁻⁸⁰; of numbers in between; of numbers below 2⁻⁴⁰,
+// each times 2⁸⁰.
 struct Partial {
     large: f32,
     middle: f32,
     tiny: f32,
-    // Bit 0: something is infinite. Bit 1: something is NaN.
+    // Bit 0: a number is infinite. Bit 1: a number is NaN.
     flags: u32,
 }
 
-// The same while a thread adds.
+// The sums of one thread.
 struct Squares {
     large: vec4<f32>,
     middle: vec4<f32>,
@@ -20,14 +20,14 @@ struct Squares {
     most: u32,
 }
 
-// In the exponent's bits: a product with 2⁻⁸⁰ might be squared first, and then be zero.
+// In the exponent's bits: a compiler could square before a product with 2⁻⁸⁰, and get zero.
 const LARGE = (127u + 40u) << 23u;
 const TINY = (127u - 40u) << 23u;
 const SHIFT = 80u << 23u;
 const NORMAL = 1u << 23u;
 const INFINITE = 0x7f800000u;
 
-// From bits: arithmetic may assume that nothing is infinite or NaN.
+// From bits: a compiler may assume that no number is infinite or NaN.
 fn squares(sum: Squares, bits: vec4<u32>) -> Squares {
     let x = bits & vec4<u32>(0x7fffffffu);
     let zero = vec4<u32>(0u);
@@ -58,15 +58,15 @@ fn joined(a: Partial, b: Partial) -> Partial {
     return Partial(a.large + b.large, a.middle + b.middle, a.tiny + b.tiny, a.flags | b.flags);
 }
 
-// The sums of all threads of the workgroup: thread 0 gets them.
+// Adds the sums of all threads of the workgroup. Thread 0 gets the result.
 fn of_workgroup(thread: u32, own: Partials) -> Partials {
     for (var q = 0u; q < QUANTITIES; q++) {
         sums[q * WORKGROUP_SIZE + thread] = vec3<f32>(own[q].large, own[q].middle, own[q].tiny);
         flags[q * WORKGROUP_SIZE + thread] = own[q].flags;
     }
     workgroupBarrier();
-    // Two rounds of 16 for all quantities together. The second has memory of its own, so that no thread waits
-    // for one that still reads: software Vulkan pays for barriers.
+    // Two rounds of 16 for all quantities together. The second has its own memory, so that no thread waits
+    // for another thread's reads: barriers are slow on software Vulkan.
     if thread < QUANTITIES * 16u {
         let first = (thread / 16u) * WORKGROUP_SIZE + thread % 16u;
         var sum = sums[first];
@@ -106,19 +106,19 @@ fn norm_of(sum: Partial) -> f32 {
     return root.x * select(0x1p-80f, 0x1p80f, root.shift > 0);
 }
 
-// Infinity or NaN, as the flags of a sum say.
+// Infinity or NaN, from the flags of a sum.
 fn not_finite(flags: u32) -> f32 {
     return bitcast<f32>(INFINITE + ((flags & 2u) << 21u));
 }
 
-// The root of a sum whose terms are finite: x · 2^shift.
+// The root of a sum with finite terms: x · 2^shift.
 struct Root {
     x: f32,
     shift: i32,
 }
 
 fn root_of(sum: Partial) -> Root {
-    // Roots first: their range is half of that of squares.
+    // Roots first: their exponents have half the range of the squares' exponents.
     let large = sqrt(sum.large);
     let middle = sqrt(sum.middle);
     let tiny = sqrt(sum.tiny);
@@ -135,6 +135,6 @@ fn root_of(sum: Partial) -> Root {
 fn together(a: f32, b: f32) -> f32 {
     let most = max(a, b);
     let ratio = min(a, b) / most;
-    // Where b adds nothing, its arithmetic does not either.
+    // If b adds nothing, skip its arithmetic.
     return select(most * sqrt(1.0 + ratio * ratio), most, ratio < 0x1p-13f);
 }

@@ -1,4 +1,4 @@
-// A workgroup's sums of the squares of parameters and update: a pair of partial sums.
+// Writes a workgroup's sums of the squares of parameters and update: a pair of partial sums.
 
 fn conclude(number: u32, thread: u32, of_p: Squares, of_u: Squares) {
     let place = 2u * (table.header.partials + number);

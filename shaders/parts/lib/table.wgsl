@@ -1,4 +1,4 @@
-// What stands before the segments in a table.
+// The header before the segments in a table.
 
 struct Header {
     // Segments in the table.
@@ -7,15 +7,15 @@ struct Header {
     shift: u32,
     // Workgroups in a row of the 2-D dispatch.
     stride: u32,
-    // Where vector 0 lies in the bound parameters and gradients: in vectors, or in elements where they are
+    // Position of vector 0 in the bound parameters and gradients: in vectors, or in elements if they are
     // loaded one by one.
     p: u32,
     g: u32,
-    // Last element of the bound parameters and gradients, where they are loaded one by one.
+    // Last element of the bound parameters and gradients, if they are loaded one by one.
     p_last: u32,
     g_last: u32,
-    // Where the partial sums of the reduction of these gradients begin.
+    // Position of the first partial sum of this reduction.
     partials: u32,
-    // Where the scales of state in blocks begin, in words.
+    // Position of the first scale of state in blocks, in words.
     scales: u32,
 }

@@ -3,7 +3,7 @@
 // The first vector of the step's scalars: factor of the gradients, whether the step is skipped, and the bound
 // of the gradients in the last component.
 var<private> step_header: vec4<f32>;
-// The factor of the vector's gradients, and the rest of a factor that is no normal number.
+// The factor of the vector's gradients, and the rest of a factor that is not a normal number.
 var<private> factor: Number;
 var<private> rest: Number;
 
@@ -14,7 +14,8 @@ fn prepare(s: Scalars) {
     prepare_random();
 }
 
-// A factor beyond the normal numbers is sent negative, and times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it is large.
+// A factor beyond the normal numbers is sent with a negative sign, times 2¹⁰⁰ if it is small or 2⁻¹⁰⁰ if it
+// is large.
 fn split_factor(x: Number) {
     factor = x;
     if SPLITS {

@@ -1,5 +1,5 @@
-// Numbers beyond the range of an f32, as norms, scales and their products may be. Subnormal ones too: devices
-// may take them for zero.
+// Numbers beyond the range of an f32: norms, scales and their products. Subnormal numbers count too, since
+// devices may flush them to zero.
 
 // x · 2^e, x in [1, 2).
 struct Wide {
@@ -8,7 +8,7 @@ struct Wide {
 }
 
 const ONE = Wide(1.0, 0);
-// It stands for zero: no product or ratio brings it into the range of an f32.
+// The exponent of zero: no product or ratio brings it into the range of an f32.
 const NOTHING = Wide(1.0, -4096);
 
 // x · 2^shift, of a normal number above 0, or 0.
@@ -25,7 +25,7 @@ fn product(a: Wide, b: Wide) -> Wide {
 }
 
 fn ratio(a: Wide, b: Wide) -> Wide {
-    // By a power of two it is exact, which a division need not be.
+    // A product with a power of two is exact; a division may not be.
     return wide(select(a.x / b.x, a.x, b.x == 1.0), a.e - b.e);
 }
 
@@ -41,8 +41,8 @@ fn narrow(w: Wide) -> f32 {
     return bitcast<f32>((u32(w.e + 127) << 23u) | digits);
 }
 
-// A factor of gradients as the step's kernels take it. One beyond the normal numbers is sent as one of them,
-// with a sign that says so: `split_factor` undoes it.
+// A factor of gradients for the step's kernels. A factor beyond the normal numbers is sent as a normal number
+// with a negative sign; `split_factor` restores it.
 fn sent(factor: Wide) -> f32 {
     if factor.e < -126 {
         return -narrow(Wide(factor.x, factor.e + 100));

@@ -1,5 +1,5 @@
 // Loads of `SIDE`, word by word: the buffer holds the vector in two words, which do not start at a multiple
-// of 8 bytes. Lanes of padding may lie outside of the buffer, before it (wrapped) or behind it: they read its
+// of 8 bytes. Lanes of padding may lie outside the buffer, before it (wrapped) or after it: they read its
 // last word.
 
 fn words_SIDE(at: At) -> vec2<u32> {

@@ -1,6 +1,6 @@
 // Loads of `SIDE`, word by word: the buffer holds the vector in four words, which do not start at a multiple
-// of 16 bytes. Lanes of padding may lie outside of the buffer, before it (wrapped) or behind it: they read
-// its last word.
+// of 16 bytes. Lanes of padding may lie outside the buffer, before it (wrapped) or after it: they read its
+// last word.
 
 fn words_SIDE(at: At) -> vec4<u32> {
     let first = vec4<u32>(4u * at.vector + table.header.SIDE);

@@ -9,8 +9,8 @@ fn fetch_p(at: At) {
     old_master = master_buffer[at.state];
 }
 
-// State starts at zero. A master of zero is not set yet, and the stored parameter stands for it. A parameter
-// whose master is zero is stored as zero, so nothing else tells the two apart.
+// State starts at zero. A master of zero means not initialized, and the stored parameter is used instead.
+// Both agree if the true value is zero.
 fn take_p() -> vec4<f32> {
     value_p = select(decode_f32(old_master), decode_FORMAT(old_p), old_master == F32());
     return value_p;

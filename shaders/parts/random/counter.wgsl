@@ -1,8 +1,8 @@
-// Random numbers from a counter: the same for the same key, tensor, element and value, in whatever order,
-// place and device.
+// Random numbers from a counter: equal for equal key, tensor, element and value, in any order and place and
+// on any device.
 
-// The tensor's key; the vector that the thread is at, counted from the tensor's first, times 4, and the lane
-// in it of the tensor's first element.
+// The tensor's key; the thread's vector, counted from the tensor's first, times 4; and the lane of the
+// tensor's first element in its vector.
 var<private> element: vec2<u32>;
 // The step's key, in three parts of 16 bits.
 var<private> key: vec4<f32>;
@@ -16,7 +16,7 @@ fn locate(segment: u32, i: u32) {
 }
 
 // Four 32-bit numbers for the `nth` value of four elements of the tensor. The hash is PCG4D (Jarzynski and
-// Olano, Hash Functions for GPU Rendering, 2020), whose upper halves are folded into the lower ones once
+// Olano, Hash Functions for GPU Rendering, 2020), with the upper halves folded into the lower halves once
 // more.
 fn hashed(four: u32, nth: u32) -> vec4<u32> {
     let part = vec4<u32>(key);
@@ -34,7 +34,8 @@ fn hashed(four: u32, nth: u32) -> vec4<u32> {
     return v ^ (v >> vec4<u32>(16u));
 }
 
-// Those of the thread's vector, whose elements are of two fours where the tensor begins inside of a vector.
+// The numbers of the thread's vector. If the tensor begins inside a vector, the elements belong to two groups
+// of four.
 fn random(nth: u32) -> vec4<u32> {
     let four = element.y >> 2u;
     let next = hashed(four, nth);

@@ -1,4 +1,4 @@
-// Segments of whole vectors, each of one group.
+// Segments of whole vectors of one group.
 
 struct Segment {
     // First vector in the parameters and gradients.
@@ -9,7 +9,7 @@ struct Segment {
     group: u32,
 }
 
-// Where a thread's vector lies: in the parameters and gradients (before the header's offsets), and in the
+// The place of a thread's vector: in the parameters and gradients (before the header's offsets), and in the
 // state.
 struct At {
     vector: u32,

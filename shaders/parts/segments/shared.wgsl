@@ -1,4 +1,4 @@
-// Segments whose first and last vectors may be shared: by tensors of several groups, or with padding.
+// Segments with first and last vectors that several groups or padding may share.
 
 struct Segment {
     // First vector in the parameters and gradients.
@@ -16,7 +16,7 @@ struct Segment {
 
 const NONE = 0xffffu;
 
-// Where a thread's vector lies: in the parameters and gradients (before the header's offsets), and in the
+// The place of a thread's vector: in the parameters and gradients (before the header's offsets), and in the
 // state.
 struct At {
     vector: u32,

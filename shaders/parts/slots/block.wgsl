@@ -1,5 +1,5 @@
-// State slot `SLOT`, in blocks that have a scale each. A block's scale follows from all of its values, so
-// they are stored behind the update.
+// State slot `SLOT`, in blocks with one scale each. A block's scale depends on all of its values, so they are
+// stored after the update.
 
 var<private> old_SLOT: RAW;
 var<private> old_scale_SLOT: u32;
@@ -10,7 +10,7 @@ fn fetch_SLOT(at: At) {
     old_scale_SLOT = SLOT_buffer[scale_at(at)];
 }
 
-// A value that the rule does not write is encoded to the code that it had.
+// A value that the rule does not write is encoded to its old code.
 fn read_SLOT(at: At) -> vec4<f32> {
     if !LOADS_FIRST {
         fetch_SLOT(at);

@@ -1,4 +1,4 @@
-// State slot `SLOT`, which the hyperparameters do not need: there is no memory for it.
+// State slot `SLOT`, which the hyperparameters do not need. It has no memory.
 
 fn read_SLOT(at: At) -> vec4<f32> {
     return vec4<f32>();

@@ -1,4 +1,4 @@
-// Stores of `SIDE`, word by word, without words of padding. A lane of padding holds the bits that it had.
+// Stores of `SIDE`, word by word, without words of padding. A lane of padding holds its old bits.
 
 fn store_SIDE(at: At, next: RAW) {
     let i = words_SIDE(at);

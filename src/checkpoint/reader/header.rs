@@ -1,4 +1,4 @@
-//! The header of one file: its parser, and the checks that its tensors pass before one is read.
+//! The header of one file: its parser, and the checks of its tensors before the first is read.
 
 use super::super::limits::{HEADERS, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER};
 use super::input::Input;
@@ -10,9 +10,9 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Reads and checks the header of file number `file`; gives back its metadata, and its tensors by name.
+/// Reads and checks the header of file number `file`; returns its metadata, and its tensors by name.
 ///
-/// `header_bytes` are those of the files before it, to which the file's own are added.
+/// `header_bytes` counts the header bytes of earlier files; the file's own are added.
 pub(super) fn read(
     input: &mut Input<'_>,
     file: u32,
@@ -42,7 +42,7 @@ pub(super) fn read(
     Ok((header.metadata, tensors))
 }
 
-/// The tensors of a file of `len` bytes whose data begin at byte `data`.
+/// The tensors of a file of `len` bytes, with data from byte `data` on.
 fn tensors(
     mut entries: Vec<(String, Entry)>,
     file: u32,
@@ -65,7 +65,7 @@ fn tensors(
             return Err(Malformed::Size { name, found: bytes, expected });
         }
         end = stop;
-        // It does not overflow: the data end at the file's length, which is checked below.
+        // No overflow: the data end at the file's length, which is checked below.
         let offset = data.saturating_add(found);
         tensors.push(Stored { name, dtype: entry.dtype, shape: entry.shape.0, bytes, file, offset });
     }
@@ -80,7 +80,7 @@ fn tensors(
     Ok(tensors)
 }
 
-/// Sorts tensors by name, of which no two are equal.
+/// Sorts tensors by name; refuses equal names.
 pub(super) fn sort(tensors: &mut [Stored]) -> Result<(), Malformed> {
     tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -89,15 +89,15 @@ pub(super) fn sort(tensors: &mut [Stored]) -> Result<(), Malformed> {
     }
 }
 
-/// A file's header. The types of the `safetensors` crate would take the last of two tensors of one name, and
-/// memory without bound.
+/// A file's header. The types of the `safetensors` crate would accept two tensors of one name, and take
+/// unbounded memory.
 #[derive(Default)]
 struct Header {
     metadata: BTreeMap<String, String>,
     entries: Vec<(String, Entry)>,
 }
 
-/// A tensor. Further fields, which other tools may write, say nothing that is read here.
+/// A tensor. Other fields, which other tools may write, are ignored.
 #[derive(serde::Deserialize)]
 struct Entry {
     dtype: Dtype,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-/// The text of an index.
+/// Reads the text of an index.
 pub(super) fn read(input: &mut Input<'_>) -> Result<Vec<u8>, Error> {
     let (found, bound) = (input.len(), MAX_HEADER);
     if found > bound {
@@ -26,12 +26,12 @@ pub(super) fn read(input: &mut Input<'_>) -> Result<Vec<u8>, Error> {
 pub(super) struct Shards {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) names: Vec<String>,
-    /// An error that is none of the parser's.
+    /// An error other than the parser's.
     wrong: Option<Malformed>,
 }
 
 impl Shards {
-    /// The files that an index names, and its metadata.
+    /// Parses the files of an index, and its metadata.
     pub(super) fn parse(text: &[u8]) -> Result<Self, Malformed> {
         let mut shards: Self = parse("the index", text)?;
         match shards.wrong.take() {
@@ -40,7 +40,7 @@ impl Shards {
         }
     }
 
-    /// Checks the size that the index `text` says, which is no text and so not of the digest.
+    /// Checks the size in the index `text`. It is a number and not a text, so the digest does not cover it.
     pub(super) fn check_size(text: &[u8], tensors: &[Stored]) -> Result<(), Malformed> {
         #[derive(serde::Deserialize)]
         struct Index {
@@ -60,7 +60,7 @@ impl Shards {
 
     /// Checks that the index `text` names each of `tensors`, which are sorted by name, once and in its file.
     ///
-    /// The index is parsed again for it, so that no list of its names is needed beside that of the tensors.
+    /// The index is parsed again for this check, so that its names need no list beside the tensors' list.
     pub(super) fn check(&self, text: &[u8], tensors: &[Stored]) -> Result<(), Malformed> {
         let mut named = vec![false; tensors.len()];
         let mut wrong = None;
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Shards {
     }
 }
 
-/// Reads an index: calls its function with the name of each tensor and its file, and gives back the metadata.
+/// Reads an index: calls its function with the name and file of each tensor, and returns the metadata.
 struct Fields<'a>(&'a mut dyn FnMut(String, String));
 
 impl<'de> DeserializeSeed<'de> for Fields<'_> {
@@ -132,7 +132,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
                     weights = true;
                 }
                 "metadata" | "weight_map" => {
-                    return Err(A::Error::custom(format_args!("{key} is there twice")));
+                    return Err(A::Error::custom(format_args!("{key} occurs twice")));
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }

@@ -1,4 +1,4 @@
-//! Bytes that are read: those of a file, or of a stream of the caller's.
+//! Input bytes: of a file, or of a stream of the caller.
 
 use crate::error::checkpoint::{Error, Location, Malformed};
 use std::fmt;
@@ -10,7 +10,7 @@ trait ReadSeek: Read + Seek {}
 
 impl<T: Read + Seek> ReadSeek for T {}
 
-/// A file, or a stream of the caller's.
+/// A file, or a stream of the caller.
 pub(super) struct Input<'a> {
     location: Location,
     bytes: Box<dyn ReadSeek + 'a>,
@@ -25,12 +25,12 @@ impl fmt::Debug for Input<'_> {
 }
 
 impl<'a> Input<'a> {
-    /// The file at `path`.
+    /// Opens the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         Self::new(path.into(), File::open(path).map_err(Error::io("open", path))?)
     }
 
-    /// The bytes of `stream` from its first to its last, wherever it stands.
+    /// Takes the bytes of `stream` from its first to its last, for any position of the stream.
     pub(super) fn stream(stream: impl Read + Seek + 'a) -> Result<Self, Error> {
         Self::new(Location::Stream, stream)
     }
@@ -40,12 +40,12 @@ impl<'a> Input<'a> {
         Ok(Self { location, bytes: Box::new(bytes), len })
     }
 
-    /// Its size in bytes when it was opened.
+    /// The size in bytes at the time of opening.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The error that it is not well formed.
+    /// The error for malformed input.
     pub(super) fn malformed(&self, reason: Malformed) -> Error {
         Error::Malformed { location: self.location.clone(), reason }
     }

@@ -7,7 +7,7 @@ use serde::de::{
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Reads metadata. A value that is no text is left out: an index has such values.
+/// Reads metadata. A value that is not a text is left out: an index has such values.
 pub(super) struct Texts;
 
 impl<'de> DeserializeSeed<'de> for Texts {
@@ -33,14 +33,14 @@ impl<'de> Visitor<'de> for Texts {
             if let Some(text) = map.next_value::<Text>()?.0
                 && texts.insert(key, text).is_some()
             {
-                return Err(A::Error::custom("a key of the metadata is there twice"));
+                return Err(A::Error::custom("a key of the metadata occurs twice"));
             }
         }
         Ok(texts)
     }
 }
 
-/// A text, or something else, which is skipped.
+/// A text, or a value of another type, which is skipped.
 struct Text(Option<String>);
 
 impl<'de> Deserialize<'de> for Text {

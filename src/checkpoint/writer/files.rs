@@ -1,4 +1,4 @@
-//! Files under their names: written beside those that they replace, which they replace all together.
+//! The files of a save: written beside the files that they replace, and renamed together.
 
 use super::super::limits::INDEX_END;
 use super::Output;
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 
 /// One file, or several with an index.
 pub(super) struct Files {
-    /// Of the file, or of the index.
+    /// The path of the file, or of the index.
     path: PathBuf,
     directory: PathBuf,
-    /// Where the files will lie.
+    /// The final paths of the files.
     targets: Vec<PathBuf>,
     done: Vec<Pending>,
     current: Option<Pending>,
 }
 
 impl Files {
-    /// The one file at `path`.
+    /// Begins the one file at `path`.
     pub(super) fn one(path: &Path) -> Result<Self, Error> {
         let name = file_name(path);
         if name.is_empty() || name.ends_with(INDEX_END) {
@@ -30,7 +30,7 @@ impl Files {
         Ok(Self::new(path, directory(path), vec![path.to_owned()]))
     }
 
-    /// As many as `of`, beside the index at `path`.
+    /// Begins `of` files beside the index at `path`.
     pub(super) fn several(path: &Path, of: usize) -> Result<Self, Error> {
         let Some(stem) = stem(path).filter(|stem| !stem.is_empty()) else {
             let what = "the index of several files";
@@ -64,16 +64,15 @@ impl Files {
         self.done.iter_mut().try_for_each(Pending::rename)
     }
 
-    /// From here on an error is one of the directory, and what it has is whole.
+    /// Keeps the files: from here on an error concerns the directory, and its files are complete.
     fn keep(&mut self) {
         self.done.iter_mut().for_each(|file| file.kept = true);
     }
 
-    /// Files of saves before this one, whole or not, named by an index or by none: their names are those of
-    /// this index alone.
+    /// Removes the files of earlier saves, complete or not, by their names, which belong to this index only.
     fn remove_old_shards(&self) {
         let Some(stem) = stem(&self.path) else { return };
-        // They only take room: what cannot be removed now can be later.
+        // They only take room: a file that cannot be removed now can be removed later.
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = file_name(&path);
@@ -110,7 +109,7 @@ impl Output for Files {
             self.keep();
             return sync_directory(&self.directory);
         };
-        // All that takes room is on the disk before a name changes.
+        // All content is on the disk before a name changes.
         let mut index = Pending::create(self.path.clone())?;
         index.write(text)?;
         index.sync()?;

@@ -7,10 +7,10 @@ use safetensors::Dtype;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 
-/// The header is filled up to a multiple of this, so that data are aligned.
+/// The header is padded to a multiple of this, so that data are aligned.
 const ALIGNMENT: usize = 8;
 
-/// The header of a file, behind its length.
+/// The header of a file, after its length.
 pub(super) fn header(
     location: &Location,
     tensors: &[Planned],
@@ -25,7 +25,7 @@ pub(super) fn header(
     Ok(text)
 }
 
-/// The index of files by their names, each with its tensors, which take `total` bytes together.
+/// The index of files by name, each with its tensors. All tensors together take `total` bytes.
 pub(super) fn index<'a>(
     location: &Location,
     files: impl Iterator<Item = (&'a str, &'a [Planned])>,
@@ -41,7 +41,7 @@ pub(super) fn index<'a>(
     serde_json::to_vec_pretty(&index).map_err(|error| Error::io("write", location)(error.into()))
 }
 
-/// Refuses `found` bytes of `what` that would not be read.
+/// Refuses `found` bytes of `what` beyond the limit of a load.
 pub(super) fn bounded(location: &Location, what: &'static str, found: u64) -> Result<(), Error> {
     let bound = MAX_HEADER;
     if found <= bound {
@@ -55,7 +55,8 @@ struct Header<'a> {
     metadata: &'a BTreeMap<String, String>,
 }
 
-/// The form of a tensor. That of the `safetensors` crate counts in `usize`, which has 32 bits in a browser.
+/// The form of a tensor. The type of the `safetensors` crate counts in `usize`, which has 32 bits in a
+/// browser.
 #[derive(serde::Serialize)]
 struct Entry<'a> {
     dtype: Dtype,

@@ -1,4 +1,4 @@
-//! A file that replaces another once it is whole, and what the disk is made to keep.
+//! A file that replaces another once it is complete, and the flushing of files and directories.
 
 use super::stream::{BUFFER, write_all};
 use crate::error::checkpoint::Error;
@@ -7,9 +7,9 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-/// Bytes that the disk begins with while more is made.
+/// Bytes after which the disk begins to write while more are made.
 const FLUSHED: u64 = 64 << 20;
-/// The end of a file's name until it is whole.
+/// The end of a file's name until it is complete.
 pub(super) const PARTIAL_END: &str = ".partial";
 
 /// Waits until the disk has the file or directory at `_path`.
@@ -20,7 +20,7 @@ fn flush(file: &File, _path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file the name of another, which is gone.
+/// Renames a file to the name of another, which it replaces.
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     #[cfg(test)]
@@ -28,8 +28,8 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the file at `path`. A file that a killed save has left there is removed. A symbolic link is
-/// removed too: it is never followed, so no other file is written to.
+/// Creates the file at `path`. Removes a leftover of an interrupted save. A symbolic link is removed too and
+/// never followed, so no other file is written.
 fn create_anew(path: &Path) -> io::Result<File> {
     match File::create_new(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -40,13 +40,13 @@ fn create_anew(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A file under a name of its own until it is whole; gone if it is not to be kept.
+/// A file under a temporary name until it is complete; removed if it is not kept.
 pub(super) struct Pending {
     file: BufWriter<File>,
-    /// Where it lies.
+    /// The current path of the file.
     at: PathBuf,
     target: PathBuf,
-    /// Bytes since the disk was last asked to keep what is there, and who waits for it.
+    /// Bytes since the last flush began, and the thread that waits for it.
     unflushed: u64,
     flushing: Option<JoinHandle<io::Result<()>>>,
     pub(super) kept: bool,
@@ -69,7 +69,7 @@ impl Pending {
             .map_err(Error::io("write", &self.at))
     }
 
-    /// Has the disk begin with what is there while more is made, on a thread of its own if there can be one.
+    /// Flushes the bytes written so far while more are made, on a thread of its own if possible.
     fn flush_beside(&mut self, more: usize) -> io::Result<()> {
         self.unflushed += more as u64;
         if self.unflushed < FLUSHED || self.flushing.as_ref().is_some_and(|thread| !thread.is_finished()) {
@@ -82,19 +82,19 @@ impl Pending {
         Ok(())
     }
 
-    /// Waits for the thread that flushes. Its error is told to nobody else.
+    /// Waits for the thread that flushes. No other call sees its error.
     fn flushed(&mut self) -> io::Result<()> {
         let result = self.flushing.take().map(JoinHandle::join);
         result.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("a thread has ended")))
     }
 
-    /// Writes in the place of the first bytes. Nothing is written behind them any more.
+    /// Overwrites the first bytes. Nothing is appended after that.
     pub(super) fn restart(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let restarted = self.file.rewind().and_then(|()| write_all(&mut self.file, bytes));
         restarted.map_err(Error::io("write", &self.at))
     }
 
-    /// Has the disk keep it.
+    /// Flushes the file to the disk.
     pub(super) fn sync(&mut self) -> Result<(), Error> {
         self.flushed().and_then(|()| self.file.flush()).map_err(Error::io("write", &self.at))?;
         flush(self.file.get_ref(), &self.at).map_err(Error::io("write", &self.at))
@@ -110,15 +110,15 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.kept {
-            // A file that cannot be removed now is removed by the next save.
+            // The next save removes a file that cannot be removed now.
             let _ = fs::remove_file(&self.at);
         }
     }
 }
 
-/// Has the disk keep the names in a directory.
+/// Flushes the names in a directory to the disk.
 pub(super) fn sync_directory(path: &Path) -> Result<(), Error> {
-    // Elsewhere a directory cannot be opened, and renaming is what the file system makes of it.
+    // Elsewhere a directory cannot be opened, and the file system decides about the rename.
     if cfg!(unix) {
         File::open(path).and_then(|directory| flush(&directory, path)).map_err(Error::io("write", path))?;
     }
@@ -154,8 +154,8 @@ mod tests {
         LOG.take()
     }
 
-    /// No crash of the machine can show whether the disk was waited for: before a name stands for a file the
-    /// file is there, and before the index the names of its shards.
+    /// A test cannot crash the machine, so it checks the order: a file is flushed before its rename, and
+    /// shards before their index.
     #[test]
     #[cfg(unix)]
     fn the_disk_has_each_thing_before_what_builds_on_it() {

@@ -1,4 +1,4 @@
-//! Several files of one checkpoint: which tensors each has, its name, and its place in the index.
+//! Several files of one checkpoint: their tensors and names.
 
 use super::super::limits::MAX_SHARDS;
 use super::Planned;
@@ -8,7 +8,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-/// Runs of tensors that take at most `most` bytes together, or are a single one.
+/// Runs of tensors of at most `most` bytes together; a larger tensor is a run of its own.
 pub(super) fn ranges(tensors: &[Planned], most: u64) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     let mut bytes = 0u64;
@@ -25,15 +25,16 @@ pub(super) fn ranges(tensors: &[Planned], most: u64) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Every save has names of its own, so that the files of the one before are whole until the index names the
-/// new ones. With the generation at the end no name is one that Hugging Face gives, and none is that of an
-/// index with another stem.
+/// The name of a shard.
+///
+/// Every save has new names, so the files of the previous save are complete until the index names the new
+/// ones. With the generation at the end, no name equals a name of Hugging Face or of an index with another
+/// stem.
 pub(super) fn shard_name(stem: &str, generation: u64, i: usize, of: usize) -> String {
     format!("{stem}-{i:05}-of-{of:05}-{generation}.safetensors")
 }
 
-/// The generation of a shard, if `name` is one that [`shard_name`] gives: what it would not write is somebody
-/// else's.
+/// The generation of a shard, if [`shard_name`] could have made `name`. Other names belong to other programs.
 pub(super) fn generation(stem: &str, name: &str) -> Option<u64> {
     let rest = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?;
     let mut parts = rest.split('-');
@@ -43,13 +44,13 @@ pub(super) fn generation(stem: &str, name: &str) -> Option<u64> {
     ours.then_some(generation)
 }
 
-/// A generation that no file has: the one behind the last, and the first that is free where there is none
-/// behind it.
+/// A generation that no file has: the one after the last, or the first free one if there is none after the
+/// last.
 pub(super) fn free_generation(directory: &Path, stem: &str) -> Result<u64, Error> {
     let entries = fs::read_dir(directory).map_err(Error::io("read", directory))?;
     let named = |entry: fs::DirEntry| generation(stem, entry.file_name().to_str()?);
     let taken: BTreeSet<u64> = entries.flatten().filter_map(named).collect();
     let next = taken.last().map_or(Some(1), |last| last.checked_add(1));
-    // There are not as many files as numbers.
+    // There are fewer files than numbers.
     Ok(next.or_else(|| (1..u64::MAX).find(|free| !taken.contains(free))).unwrap_or(u64::MAX))
 }

@@ -1,18 +1,18 @@
-//! The caller's stream, into which one file goes.
+//! The caller's stream, which takes one file.
 
 use super::Output;
 use crate::error::checkpoint::{Error, Location};
 use std::io::{self, BufWriter, Write};
 
-/// Bytes that are gathered before they are written, and written at a time. With 1 MiB and more, Linux (ext4)
-/// looks for memory in large pieces for its page cache: measured, that takes up to seven times as long.
+/// Bytes per write. With 1 MiB and more, Linux (ext4) allocates large pieces for its page cache, which took
+/// up to seven times as long.
 pub(super) const BUFFER: usize = 256 << 10;
 
 pub(super) fn write_all(writer: &mut BufWriter<impl Write>, bytes: &[u8]) -> io::Result<()> {
     bytes.chunks(BUFFER).try_for_each(|part| writer.write_all(part))
 }
 
-/// A stream of the caller's.
+/// A stream of the caller.
 pub(super) struct Stream<W: Write>(BufWriter<W>);
 
 impl<W: Write> Stream<W> {
@@ -31,7 +31,7 @@ impl<W: Write> Output for Stream<W> {
     }
 
     fn restart(&mut self, _: &[u8]) -> Result<(), Error> {
-        // It was given the digest, or is not kept.
+        // The digest was given, or is not kept.
         Ok(())
     }
 

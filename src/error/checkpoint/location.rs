@@ -1,14 +1,14 @@
-//! Places of checkpoints, as errors name them.
+//! Locations of checkpoints in errors.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The place of a checkpoint, as an [`Error`](super::Error) names it.
+/// The location of a checkpoint in an [`Error`](super::Error).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A file or a directory.
     Path(PathBuf),
-    /// A reader or writer of the caller's, which has no name.
+    /// A reader or writer of the caller, which has no name.
     Stream,
 }
 

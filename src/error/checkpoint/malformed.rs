@@ -9,7 +9,7 @@ pub enum Malformed {
     Truncated {
         /// The length of the file in bytes.
         len: u64,
-        /// The length that the header says.
+        /// The length according to the header.
         expected: u64,
     },
     /// The file is longer than its header says.
@@ -17,10 +17,10 @@ pub enum Malformed {
     Trailing {
         /// The length of the file in bytes.
         len: u64,
-        /// The length that the header says.
+        /// The length according to the header.
         expected: u64,
     },
-    /// A header or index would take more memory than is granted.
+    /// A header or index would take more memory than allowed.
     #[error("{what} of {found} bytes, must be at most {bound}")]
     TooLarge {
         /// The name of the part.
@@ -30,17 +30,17 @@ pub enum Malformed {
         /// The largest size.
         bound: u64,
     },
-    /// The file has more parts of one kind than are read.
+    /// The file has more parts of one kind than the limit.
     #[error("{found} {what}, must be at most {bound}")]
     TooMany {
         /// The kind of the parts.
         what: &'static str,
-        /// The number of parts, as far as they were counted.
+        /// The number of parts that were counted.
         found: u64,
         /// The largest number of parts.
         bound: u64,
     },
-    /// A text is not the JSON that it should be.
+    /// A text is not valid JSON of the expected form.
     #[error("{what}: {reason}")]
     Json {
         /// The name of the text.
@@ -49,7 +49,7 @@ pub enum Malformed {
         reason: String,
     },
     /// Two tensors have one name.
-    #[error("tensor {name:?} is there twice: load another copy")]
+    #[error("tensor {name:?} occurs twice: load another copy")]
     Duplicate {
         /// The name of both tensors.
         name: String,
@@ -64,7 +64,7 @@ pub enum Malformed {
         /// One past the last byte before it.
         expected: u64,
     },
-    /// The bytes of a tensor are not as many as its shape and type say.
+    /// The number of a tensor's bytes contradicts its shape and type.
     #[error("tensor {name:?} has {found} bytes, {}", size(*.expected))]
     Size {
         /// The name of the tensor.
@@ -74,13 +74,13 @@ pub enum Malformed {
         /// The number of bytes by shape and type; `None` if they cannot be counted.
         expected: Option<u64>,
     },
-    /// A name in an index is not that of a file beside it.
+    /// A name in an index is not the name of a file in the same directory.
     #[error("shard {name:?}, must be the name of a file beside the index")]
     ShardName {
         /// The name.
         name: String,
     },
-    /// A tensor is not in the shard that the index says, or is in a shard and not in the index.
+    /// A tensor is not in its shard of the index, or is in a shard and not in the index.
     #[error("index and shard {shard:?} do not agree on tensor {name:?}: load another copy")]
     Shard {
         /// The name of the tensor.
@@ -88,8 +88,7 @@ pub enum Malformed {
         /// The name of the shard.
         shard: String,
     },
-    /// The content is not that of the digest that was saved with it: a disk, a copy or a program has changed
-    /// it.
+    /// The content does not match the saved digest: a disk, a copy or a program has changed it.
     #[error(
         "CRC-32C {found} of the content, must be {expected}: it has changed since it was saved; load another \
          copy"

@@ -40,7 +40,7 @@ pub enum Mismatch {
     },
     /// A tensor has another shape.
     Shape {
-        /// Slot and tensor, as the file names them.
+        /// Slot and tensor, as named in the file.
         tensor: String,
         /// The shape in the file.
         found: Vec<u64>,
@@ -60,7 +60,7 @@ pub enum Mismatch {
     Hyperparameter {
         /// The group's name.
         group: String,
-        /// The field's name, or all of them where the file's cannot be read.
+        /// The field's name, or the names of all fields if the file's cannot be read.
         field: String,
         /// The value in the file.
         found: String,
@@ -85,8 +85,8 @@ pub enum Mismatch {
         /// The optimizer's type.
         expected: String,
     },
-    /// State that the file lacks would begin in a group that has taken steps, and whose scalars depend on
-    /// their number.
+    /// State that the file lacks would start in a group that has taken steps, and the group's scalars depend
+    /// on their number.
     Age {
         /// The tensor's name.
         tensor: String,
@@ -95,7 +95,7 @@ pub enum Mismatch {
         /// The number of steps that the group has taken.
         steps: u64,
     },
-    /// The optimizer rounds at random, and the file has no seed.
+    /// The optimizer uses stochastic rounding, and the file has no seed.
     Seed,
     /// The optimizer has a dynamic loss scale, and cannot take the file's.
     LossScale {
@@ -104,17 +104,16 @@ pub enum Mismatch {
         /// The range of the loss scale.
         bound: &'static str,
     },
-    /// The good steps of the file's loss scale are as many as the optimizer's grows after.
+    /// The good steps in the file reach the optimizer's growth interval.
     GoodSteps {
         /// The number of good steps in the file.
         found: u32,
-        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), below which they have to
-        /// be.
+        /// The optimizer's [`growth_interval`](crate::LossScale::growth_interval), the exclusive bound.
         bound: u32,
     },
-    /// More differences than are listed.
+    /// More differences than the list holds.
     More {
-        /// The least number of them: of tensors that only the file has no more than 1 000 are counted.
+        /// A lower bound of their number: at most 1 000 tensors that only the file has are counted.
         count: usize,
     },
 }
@@ -144,11 +143,11 @@ impl fmt::Display for Mismatch {
             }
             Self::Age { tensor, group, steps } => write!(
                 f,
-                "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, whose scalars depend \
-                 on their number: put it in a group of its own"
+                "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, and its scalars \
+                 depend on their number: put it in a group of its own"
             ),
             Self::More { count } => write!(f, "and at least {count} more"),
-            Self::Seed => f.write_str("no seed, and rounding is at random here"),
+            Self::Seed => f.write_str("no seed, and rounding is stochastic here"),
             Self::LossScale { found: Some(found), bound } => {
                 write!(f, "loss scale {}, must be {bound}", Number(*found))
             }

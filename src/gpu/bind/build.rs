@@ -1,4 +1,4 @@
-//! From planned dispatches to bind groups, with the memory that they share.
+//! The build of bind groups from planned dispatches, with their shared memory.
 
 use super::partials::{Memory, Targets};
 use super::plan::{Planned, PlannedStep};
@@ -31,8 +31,8 @@ impl Optimizer {
         for step in &mut steps {
             if let (Some(layer_norms), Some(layers)) = (&mut step.layer_norms, &self.layers[step.rule]) {
                 of_tensors[step.rule].number(&mut layer_norms.table);
-                // From here on segments have their group, whose scalars the first phase reads. Of a vector's
-                // components it asks only whether they are a tensor's.
+                // From here on segments have their group; the first phase reads the group's scalars. It only
+                // tests whether a lane belongs to a tensor.
                 for segment in &mut layer_norms.table.dispatch.segments {
                     segment.group = layers.group_of[segment.group as usize];
                 }
@@ -118,7 +118,7 @@ impl Optimizer {
         Ok(Recorded { revision: self.revision, scan, rules, norms, slow, device_bytes, contents })
     }
 
-    /// Room for the gradients' partial sums, and the kernels that take them together.
+    /// Allocates the gradients' partial sums, and builds the kernels that add them up.
     fn scan(
         &self,
         memory: &mut Memory<'_>,
@@ -138,7 +138,7 @@ impl Optimizer {
         Ok((Scan { reductions: Vec::new(), by_group, control, partials }, sums))
     }
 
-    /// The dispatch that adds up `sums` of `count` targets, with the buffers that it binds behind them.
+    /// The dispatch that adds up `sums` of `count` targets, with the buffers that it binds after them.
     fn fold(
         &self,
         memory: &mut Memory<'_>,

@@ -1,4 +1,4 @@
-//! Binding: the caller's buffers, checked against the layout and made ready to record.
+//! Binding: checks the caller's buffers against the layout and prepares them for recording.
 
 mod build;
 mod partials;
@@ -17,7 +17,7 @@ use crate::layout::{Tensor, VECTOR};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The dispatches of a binding, for steps that are recorded while it is planned anew.
+/// The dispatches of a binding. Steps may be recorded while the binding is planned again.
 #[allow(
     clippy::arc_with_non_send_sync,
     reason = "the browser's buffers stay on their thread, and so does this"
@@ -32,9 +32,9 @@ impl Optimizer {
     /// Compiles kernels on first use. Call it outside of the training loop, and again when buffers change.
     ///
     /// # Errors
-    /// A [`BindError`] if the tensors are not the layout's, if a buffer is too short, is misaligned or lacks
-    /// usage `STORAGE` or is of [another device](BindError::OtherDevice), if ranges of one buffer overlap, or
-    /// if the device refuses. Parameters and gradients of one buffer overlap if they lie in one block of 256
+    /// A [`BindError`] if the tensors are not the layout's, if a buffer is too short, misaligned, without
+    /// usage `STORAGE` or of [another device](BindError::OtherDevice), if ranges of one buffer overlap, or if
+    /// the device refuses. Parameters and gradients of one buffer overlap if they lie in one block of 256
     /// bytes.
     pub fn bind(&mut self, tensors: &Tensors<'_>) -> Result<Bound, BindError> {
         let state: Vec<_> = self.state.iter().map(|state| &state.chunk).collect();
@@ -59,7 +59,7 @@ impl Optimizer {
         Ok(recorded)
     }
 
-    /// The chunks of all tensors, whatever their rules and formats, in which gradients are scanned.
+    /// The chunks of all tensors of all rules and formats, in which gradients are scanned.
     fn scanned_chunks(&self) -> Vec<Chunk> {
         if self.control.is_none() {
             return Vec::new();

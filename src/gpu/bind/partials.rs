@@ -1,4 +1,4 @@
-//! Partial sums: a place for each workgroup's, and whose sum it is part of.
+//! Partial sums: the place and the target of each workgroup's sum.
 
 use super::tables::Table;
 use crate::error::DeviceError;
@@ -24,7 +24,7 @@ impl Targets {
         Self(vec![0; self.0.len()])
     }
 
-    /// Gives every workgroup of a dispatch a place for its partial sum, whose target is its segment's group.
+    /// Gives every workgroup of a dispatch a place for its partial sum; the target is the segment's group.
     pub(super) fn number(&mut self, table: &mut Table) {
         table.header.partials = self.len();
         let Dispatch { segments, workgroups: [x, y], .. } = &table.dispatch;
@@ -33,14 +33,14 @@ impl Targets {
         self.0.resize(end, NOBODY);
     }
 
-    /// The most partial sums that one of `count` targets has.
+    /// The largest number of partial sums of one of `count` targets.
     pub(super) fn most(&self, count: u32) -> usize {
         let mut of = vec![0; count as usize];
         self.0.iter().filter(|target| **target < count).for_each(|target| of[*target as usize] += 1);
         of.into_iter().max().unwrap_or(0)
     }
 
-    /// The places where the numbers of each of `count` targets begin and the last one's end, and then the
+    /// The start of the list of each of `count` targets and the end of the last list, then the lists of the
     /// numbers of their partial sums.
     pub(super) fn list(&self, count: u32) -> Vec<u32> {
         let mut list = vec![0; count as usize + 1];
@@ -55,11 +55,11 @@ impl Targets {
     }
 }
 
-/// Device memory of a binding, counted.
+/// Allocation of a binding's device memory, with its count.
 pub(super) struct Memory<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) bytes: u64,
-    /// What is written to the buffers, if it is asked for.
+    /// The contents of the buffers, if they are requested.
     pub(super) contents: Option<Vec<(wgpu::Buffer, Vec<u8>)>>,
 }
 
@@ -78,7 +78,8 @@ impl Memory<'_> {
         Ok(buffer)
     }
 
-    /// Room for so many partial sums, and for one where there are none, as a binding has to have bytes.
+    /// Allocates room for `count` partial sums, and for one if there are none, since a binding must have
+    /// bytes.
     pub(super) fn sums(&mut self, count: u32) -> Result<wgpu::Buffer, DeviceError> {
         let bytes = u64::from(count.max(1)) * PARTIAL_BYTES;
         self.bytes += bytes;

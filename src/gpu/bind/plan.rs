@@ -1,4 +1,4 @@
-//! From parts of the caller's buffers to dispatches: tables of segments, and the kernels that read them.
+//! The plan of dispatches for parts of the caller's buffers: tables of segments, and their kernels.
 
 use super::tables::Table;
 use crate::error::{BindError, DeviceError};
@@ -13,7 +13,7 @@ use crate::gpu::state::block_vectors;
 use crate::layout::RuleUse;
 use crate::options::Storage;
 
-/// A dispatch that has been planned.
+/// A planned dispatch.
 pub(super) struct Planned {
     pub(super) table: Table,
     pub(super) kernel: Kernel,
@@ -23,7 +23,7 @@ pub(super) struct Planned {
     pub(super) g: ByteRange,
 }
 
-/// Everything that is dispatched for the tensors of one part of the state.
+/// All dispatches for the tensors of one part of the state.
 pub(super) struct PlannedStep {
     pub(super) rule: usize,
     pub(super) chunk: usize,
@@ -41,8 +41,8 @@ struct Window<'a> {
 }
 
 impl Optimizer {
-    /// Plans and builds all dispatches for tensors of groups that are not frozen. `describes`: with the
-    /// contents of the buffers that it makes.
+    /// Plans and builds all dispatches for tensors of groups that are not frozen. With `describes` it keeps
+    /// the contents of new buffers.
     pub(in crate::gpu) fn plan(
         &mut self,
         parts: &[Part],
@@ -80,7 +80,7 @@ impl Optimizer {
         let state = &self.state[part.chunk];
         let (rule, states) = (state.rule, state.format);
         let RuleUse { spec, kept } = self.layout.rules()[rule].clone();
-        // For a layer-wise rule every tensor has scalars of its own.
+        // With a layer-wise rule every tensor has its own scalars.
         let numbered: Vec<TensorRange>;
         let mut tensor_ranges = &part.tensor_ranges;
         if self.layers[rule].is_some() {
@@ -172,17 +172,17 @@ impl Optimizer {
         Ok(window.planned(table, kernel, 0))
     }
 
-    /// The table of a dispatch over a window, which is checked to stay inside of it.
+    /// The table of a dispatch over a window. Checks that it stays inside the window.
     fn table(&self, window: &Window<'_>, dispatch: Dispatch, by_tensor: bool) -> Result<Table, BindError> {
         let Window { part, access, p, g } = window;
         let [stride, rows] = dispatch.workgroups;
         if rows > self.limits.workgroups {
             let (limit, value) = ("max_compute_workgroups_per_dimension", self.limits.workgroups.into());
-            // As many in a square.
+            // The limit that a square dispatch of as many workgroups needs.
             let bound = (u64::from(stride) * u64::from(rows) - 1).isqrt() + 1;
             return Err(DeviceError::Limit { limit, value, bound }.into());
         }
-        // Access by element stays inside of the caller's buffers by itself.
+        // Access by element clamps to the caller's buffers.
         let sides = if *access == Access::Vectors { &[p, g][..] } else { &[] };
         part.prove_bounds(&dispatch, sides, part.state.into())?;
         let header = Header {
@@ -194,7 +194,7 @@ impl Optimizer {
             p_last: p.last,
             g_last: g.last,
             partials: 0,
-            // A word of four codes a vector comes before them.
+            // One word of four codes per vector comes before the scales.
             scales: part.state,
         };
         let (aligned, space, uniform_bytes) = (dispatch.aligned, dispatch.space, self.limits.uniform_bytes);
@@ -209,7 +209,7 @@ impl<'a> Window<'a> {
         Self { part, access, p: part.window(&part.p, access), g: part.window(&part.g, access) }
     }
 
-    /// Whether parameters and gradients share a buffer; refuses bindings that would overlap there.
+    /// Whether parameters and gradients share a buffer. Refuses bindings that would overlap in it.
     fn refuse_shared_blocks(&self) -> Result<bool, BindError> {
         let (p, g) = (&self.p, &self.g);
         let shares = p.range.buffer == g.range.buffer;

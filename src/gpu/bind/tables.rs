@@ -26,7 +26,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Writes a table; returns the offset and the size to bind.
+    /// Writes a table. Returns the offset and the size to bind.
     pub(super) fn write(&mut self, table: &Table, tensors: &[&Tensor]) -> (u64, u64) {
         let Table { table_layout, header, base, dispatch } = table;
         let bytes = &mut self.bytes;
@@ -68,7 +68,7 @@ impl Tables {
         (offset as u64, size)
     }
 
-    /// The bytes of all tables, with room behind the last ones for their full size.
+    /// The bytes of all tables, with room after the last tables for their full size.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.bytes.resize(self.end as usize, 0);
         self.bytes

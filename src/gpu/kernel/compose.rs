@@ -1,5 +1,5 @@
-//! Picks the files of each kernel. Text that changes a binding is a file of its own, text that changes
-//! arithmetic depends on a constant, and text that repeats for each buffer is a template.
+//! The choice of files for each kernel. Text that changes a binding is a file, text that changes arithmetic
+//! depends on a constant, and text that repeats per buffer is a template.
 
 use super::declare::{self, Phase};
 use super::{Access, CandidateLayout, Fold, FoldBy, Fused, KernelKey, TableLayout};
@@ -14,7 +14,7 @@ use std::borrow::Cow;
 pub struct Part {
     /// The name of the file below `shaders/`, or `declarations`.
     pub name: Cow<'static, str>,
-    /// Its text; in a template with all placeholders replaced.
+    /// The text; in a template all placeholders are replaced.
     pub text: Cow<'static, str>,
 }
 
@@ -154,7 +154,7 @@ fn rule(spec: &RuleSpec) -> Part {
     Part { name: name.into(), text: Cow::Borrowed(spec.wgsl) }
 }
 
-/// Everything that a kernel with a rule in it has beside its entry point.
+/// All parts of a kernel with a rule, except its entry point.
 fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> Vec<Part> {
     let KernelKey { storage, table_layout, fused, kept, .. } = key;
     let Fused { grouped, zero, ema, norms, .. } = *fused;

@@ -11,10 +11,10 @@ use crate::options::{Clip, Options};
 use crate::rules::RuleSpec;
 use std::fmt::{Display, Write as _};
 
-/// The use of a kernel with a rule in it.
+/// The use of a kernel with a rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The first phase of a layer-wise rule: norms, and nothing is written.
+    /// The first phase of a layer-wise rule: norms only, without writes.
     LayerNorms,
     /// The update.
     Update,
@@ -40,7 +40,7 @@ impl Format {
     }
 }
 
-/// The declarations of a kernel with a rule in it, of which `stored` slots are kept.
+/// The declarations of a kernel with a rule that keeps `stored` slots.
 pub(super) fn with_rule(spec: &RuleSpec, key: &KernelKey, phase: Phase, stored: u32) -> String {
     let updates = phase == Phase::Update;
     let mut text = constants(&[
@@ -82,7 +82,7 @@ pub(super) fn trust_ratios(spec: &RuleSpec, key: &KernelKey) -> String {
         + &scaled(spec)
 }
 
-/// A group's scalars with everything that the trust ratio adds to a norm in the unit of large norms.
+/// A group's scalars, with the scalars that the trust ratio adds to a norm in the unit of large norms.
 fn scaled(spec: &RuleSpec) -> String {
     let lines = spec.norm_scalars.iter().map(|name| format!("    x.{name} *= 0x1p-80f;\n"));
     let lines: String = lines.collect();
@@ -122,7 +122,7 @@ pub(super) fn control(options: &Options, candidate: &CandidateLayout, groups: us
     ])
 }
 
-/// Whether each slot is kept: a rule leaves out the arithmetic of one that is not.
+/// Whether each slot is kept. A rule omits the arithmetic of a slot that is not kept.
 fn keeps(spec: &RuleSpec, kept: impl Iterator<Item = bool>) -> String {
     let name = |slot: &str| format!("KEEPS_{}", slot.to_uppercase());
     spec.slots.iter().zip(kept).map(|(slot, kept)| constants(&[(&name(slot), &kept)])).collect()
@@ -141,7 +141,7 @@ fn storage(binding: u32, mode: &str, name: &str, of: &str) -> String {
     format!("@group(0) @binding({binding}) var<storage, {mode}> {name}: array<{of}>;\n")
 }
 
-/// How a buffer of vectors is declared: vectors, or words.
+/// The declaration of a buffer of vectors: vectors, or words.
 fn stored(format: Format, access: Access) -> &'static str {
     match access {
         Access::Vectors => format.raw(),
@@ -158,7 +158,7 @@ fn table(layout: &TableLayout) -> String {
         }
         Space::Storage => ("storage, read", String::new()),
     };
-    // Where random numbers are drawn, an entry says which tensor a segment is of and where in it.
+    // With random numbers, an entry has a segment's tensor and the position in it.
     let by_tensor = format!(
         "struct Entry {{\n    segment: Segment,\n    @size({TENSOR_BYTES}) element: vec2<u32>,\n}}\n\n"
     );
@@ -222,7 +222,7 @@ fn group_scalars(spec: &RuleSpec, key: &KernelKey) -> String {
         }
     };
     text += "fn scalars_of(group: u32) -> GroupScalars {\n";
-    // A vec4 at a time: fewer uniform loads than a field at a time.
+    // One load per vec4: fewer uniform loads than one per field.
     for v in (0..vectors).filter(|v| names.iter().any(|(_, place)| place / 4 == *v)) {
         if key.groups <= key.table_layout.target.selected_groups() {
             let chain = (1..key.groups as usize).fold(format!("step_scalars[{}]", header + v), |chain, g| {
@@ -240,7 +240,7 @@ fn group_scalars(spec: &RuleSpec, key: &KernelKey) -> String {
 
 /// The scalars of a vector: of one group, or of each lane's.
 fn scalars(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
-    // In the first phase of a layer-wise rule every segment is of one tensor.
+    // In the first phase of a layer-wise rule every segment belongs to one tensor.
     if key.table_layout.aligned || phase == Phase::LayerNorms {
         let of = "\nfn scalars(segment: Segment, at: At) -> Scalars {
     return scalars_of(segment.group);
@@ -273,7 +273,7 @@ fn scalars(segment: Segment, at: At) -> Scalars {{
     )
 }
 
-/// Functions that do something for each buffer.
+/// Functions with one call per buffer.
 fn calls(spec: &RuleSpec, key: &KernelKey, phase: Phase) -> String {
     let updates = phase == Phase::Update;
     let read = |slot: &&str| updates || spec.direction_slots.contains(slot);

@@ -1,4 +1,4 @@
-//! From a rule to the text of its kernels: files of `shaders/`, and declarations of the host.
+//! The text of kernels: files of `shaders/`, and declarations of the host.
 //!
 //! A kernel is specialised by its [`KernelKey`].
 
@@ -26,28 +26,28 @@ pub const BINDING_TABLE: u32 = 0;
 pub const BINDING_P: u32 = 1;
 /// Bind group 0: binding of the gradients.
 pub const BINDING_G: u32 = 2;
-/// Bind group 0: binding of the first kept state slot. Behind the last of them: the parameters' master, the
+/// Bind group 0: binding of the first kept state slot. After the last slot: the parameters' master, the
 /// average of the weights, partial sums of norms.
 pub const BINDING_STATE: u32 = 3;
-/// Bind group 0 of the reduction, behind the table: binding of the gradients, then of the partial sums.
+/// Bind group 0 of the reduction: binding of the gradients, after the table.
 pub const REDUCE_BINDING_G: u32 = 1;
 /// Bind group 0 of the reduction: binding of the partial sums.
 pub const REDUCE_BINDING_PARTIALS: u32 = 2;
-/// How parameters and gradients are loaded and stored.
+/// The access to parameters and gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// One `vec4` a vector.
+    /// One `vec4` per vector.
     Vectors,
     /// Element by element: for ranges that start or end inside a 16-byte block of their buffer.
     Elements,
 }
 
-/// The options that a kernel has around the rule: see [`Options`](crate::Options).
+/// The options of a kernel around the rule: see [`Options`](crate::Options).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fused {
     /// Whether the step's random key is in the header, in three parts of 16 bits.
     pub key: bool,
-    /// Whether every group's gradients have a factor of their own, behind the group's scalars.
+    /// Whether every group's gradients have their own factor, after the group's scalars.
     pub grouped: bool,
     /// Whether gradients are bounded by value.
     pub bounded: bool,
@@ -80,8 +80,8 @@ impl Fused {
     }
 }
 
-/// Where the scalars of a step lie: a header, and those of each group, or of each tensor in the second
-/// phase of a layer-wise rule. All in vectors of four. They take as much for each rule of a layout.
+/// The places of a step's scalars: a header, then the scalars per group, or per tensor in the second phase of
+/// a layer-wise rule. All are in vectors of four, with the same size for each rule of a layout.
 ///
 /// The header's first vector has the factor of the gradients, whether the step is skipped and, last, the
 /// bound of the gradients. A second one has the random key.
@@ -91,10 +91,11 @@ pub struct CandidateLayout {
     pub header: u32,
     /// Vectors from one group to the next.
     pub stride: u32,
-    /// The place of the average's weight among a group's scalars, if there is one: behind the scalars of the
-    /// rule with the most.
+    /// The place of the average's weight among a group's scalars, if there is an average: after the scalars
+    /// of the rule with the most scalars.
     pub weight: u32,
-    /// The place of the factor of a group's gradients among its scalars, if it has one: in their last vector.
+    /// The place of the factor of a group's gradients among its scalars, if there is a factor: in their last
+    /// vector.
     pub factor: u32,
 }
 
@@ -105,7 +106,7 @@ impl CandidateLayout {
         Self::of(layout.most_scalars(), fused)
     }
 
-    /// Candidates whose groups have at most so many scalars of a rule.
+    /// Candidates for rules with at most `scalars` scalars.
     #[must_use]
     pub fn of(scalars: usize, fused: &Fused) -> Self {
         let weight = scalars as u32;
@@ -114,25 +115,25 @@ impl CandidateLayout {
         Self { header: 1 + u32::from(fused.key), stride, weight, factor }
     }
 
-    /// Vectors of a candidate for so many groups.
+    /// Vectors of a candidate for `groups` groups.
     #[must_use]
     pub fn vectors(&self, groups: usize) -> usize {
         self.header as usize + groups * self.stride as usize
     }
 }
 
-/// How a kernel walks a table of segments.
+/// The access of a kernel to a table of segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TableLayout {
-    /// How parameters and gradients are loaded.
+    /// The access to parameters and gradients.
     pub access: Access,
-    /// Whether every segment is of whole vectors of one group. Never with [`Access::Elements`].
+    /// Whether every vector belongs wholly to one group. Never with [`Access::Elements`].
     pub aligned: bool,
-    /// Where the table lies.
+    /// The address space of the table.
     pub space: Space,
     /// Bytes of a uniform binding on the device.
     pub uniform_bytes: u32,
-    /// Whether every segment is of one tensor, and says of which: for random numbers.
+    /// Whether every segment belongs to one tensor and names it, for random numbers.
     pub by_tensor: bool,
     /// The kind of device that the kernel is for.
     pub target: Target,
@@ -146,33 +147,31 @@ impl TableLayout {
     }
 }
 
-/// What a kernel is specialised for.
+/// The key by which a kernel is specialised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KernelKey {
-    /// How it walks its table.
+    /// The access to the table.
     pub table_layout: TableLayout,
-    /// Whether there is but one segment, which then is no matter of looking up.
+    /// Whether there is only one segment, which needs no lookup.
     pub single: bool,
-    /// Whether the gradients' binding is writable, as it has to be when they share a buffer with the
-    /// parameters.
+    /// Whether the gradients' binding is writable. It must be if gradients and parameters share a buffer.
     pub writable_gradients: bool,
-    /// Groups that have scalars, or tensors in the second phase of a layer-wise rule.
+    /// The number of groups with scalars, or of tensors in the second phase of a layer-wise rule.
     pub groups: u32,
-    /// Where the scalars lie.
+    /// The address space of the scalars.
     pub scalars_space: Space,
-    /// Where scalars lie in a candidate.
+    /// The places of scalars in a candidate.
     pub candidate: CandidateLayout,
-    /// Which of the rule's slots are kept.
+    /// Whether each of the rule's slots is kept.
     pub kept: Vec<bool>,
-    /// How everything is stored.
+    /// The storage of parameters, gradients and state.
     pub storage: Storage,
-    /// What stands around the rule.
+    /// The options around the rule.
     pub fused: Fused,
 }
 
 impl KernelKey {
-    /// Bindings of state in bind group 0: kept slots, what is kept of the weights beside the stored ones, and
-    /// the average of the weights.
+    /// Bindings of state in bind group 0: kept slots, master or remainder, and the average of the weights.
     #[must_use]
     pub fn states(&self) -> u32 {
         self.kept_slots() + u32::from(self.storage.master().is_some()) + u32::from(self.fused.ema)
@@ -192,7 +191,7 @@ impl KernelKey {
             + u32::from(self.fused.norms)
     }
 
-    /// What the first phase of a layer-wise rule is specialised for: it writes nothing but partial sums.
+    /// The key for the first phase of a layer-wise rule, which writes only partial sums.
     #[must_use]
     pub fn for_layer_norms(&self) -> Self {
         let Fused { key, grouped, bounded, splits, .. } = self.fused;
@@ -211,23 +210,23 @@ fn scalar_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> 
         .collect()
 }
 
-/// What adds up the partial sums of a target.
+/// The unit that adds up the partial sums of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FoldBy {
     /// A workgroup.
     Workgroup,
-    /// A thread, where each target has few: 512 tensors of a layer-wise rule then need two workgroups and no
-    /// barrier, and not 512 of each.
+    /// A thread, if each target has few partial sums: 512 tensors of a layer-wise rule then need two
+    /// workgroups and no barrier, instead of 512 workgroups with barriers.
     Thread,
 }
 
 impl FoldBy {
-    /// In the order of their kernels.
+    /// The units in the order of their kernels.
     pub const ALL: [Self; 2] = [Self::Workgroup, Self::Thread];
-    /// The most partial sums of a target that a thread adds up by itself. Its loads follow each other.
+    /// The largest number of partial sums of a target that one thread adds up. Its loads follow each other.
     const FEW: usize = 16;
 
-    /// For targets of which the largest has so many partial sums.
+    /// The unit for targets with at most `most` partial sums.
     #[must_use]
     pub fn of(most: usize) -> Self {
         if most <= Self::FEW { Self::Thread } else { Self::Workgroup }

@@ -1,10 +1,11 @@
 //! The stages of a step.
 
-/// A stage of a step. A step has them in this order, and only those that its rules and options need.
+/// A stage of a step. A step has its stages in this order, and only the stages that its rules and options
+/// need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
-    /// Sums the squares of the gradients, and finds out whether all are finite.
+    /// Sums the squares of the gradients, and checks whether all are finite.
     Reduce,
     /// Adds up the sums of each group.
     FoldGroups,
@@ -12,9 +13,9 @@ pub enum Stage {
     Control,
     /// The first phase of a layer-wise rule: squares of parameters and update directions.
     LayerNorms,
-    /// From the norms of each tensor to its trust ratio.
+    /// Computes the trust ratio of each tensor from its norms.
     TrustRatio,
-    /// The update.
+    /// Updates parameters and state.
     Update,
     /// Adds up the norms of parameters and update.
     FoldNorms,

@@ -1,12 +1,12 @@
-//! What kernels are shaped for: real GPUs, or software Vulkan. Everything that one of them alone asks for
-//! stands here, with what was measured.
+//! The kinds of device that kernels are written for: GPUs and software Vulkan. Everything that only one of
+//! them needs is here, with its measurement.
 
-/// The kind of device that kernels are composed for. Results are the same bits, but for sums of squares,
+/// The kind of device that kernels are composed for. Results have the same bits, except sums of squares,
 /// which are added up in another order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Target {
-    /// A GPU, which hides the latency of memory if a thread asks for everything at once.
+    /// A GPU, which hides the latency of memory if a thread loads everything at once.
     Gpu,
     /// Software Vulkan, which runs eight threads through the kernel before the next eight.
     Software,
@@ -22,7 +22,7 @@ impl Target {
         }
     }
 
-    /// The targets.
+    /// All targets.
     pub const ALL: [Self; 2] = [Self::Gpu, Self::Software];
 
     /// The name on the command line.
@@ -36,8 +36,8 @@ impl Target {
 
     /// Whether a thread loads all of its values before the arithmetic.
     ///
-    /// AMD's compiler cannot move a load past a store: where the rule's reads load, AdamW goes to memory
-    /// three times in a row, Adan five times. Software Vulkan takes 1.25 times as long with all loads first,
+    /// AMD's compiler cannot move a load past a store: with loads at the rule's reads, AdamW makes three
+    /// trips to memory in a row, Adan five. Software Vulkan takes 1.25 times as long with all loads first,
     /// because all values are live at once.
     pub(super) fn loads_first(self) -> bool {
         self == Self::Gpu
@@ -47,7 +47,7 @@ impl Target {
     /// one.
     ///
     /// A computed address is a gather on software Vulkan, which took 10 % of an AdamW step. A GPU reads
-    /// uniform data at any address that the wave has in common.
+    /// uniform data at any address that is the same for the whole wave.
     pub(super) fn selected_groups(self) -> u32 {
         match self {
             Self::Gpu => 1,
@@ -55,10 +55,10 @@ impl Target {
         }
     }
 
-    /// Threads that read side by side in a round of a reduction.
+    /// The number of threads that read side by side in a round of a reduction.
     ///
-    /// On a GPU all threads of a workgroup do. On software Vulkan eight threads run through all rounds before
-    /// the next eight, so their rounds follow each other: LAMB took 1.7 times as long with rounds 4 KiB
+    /// On a GPU it is all threads of a workgroup. Software Vulkan runs eight threads through all rounds
+    /// before the next eight, so their rounds are adjacent: LAMB took 1.7 times as long with rounds 4 KiB
     /// apart.
     pub(super) fn stream(self, workgroup_size: u32) -> u32 {
         match self {

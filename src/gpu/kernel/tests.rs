@@ -1,4 +1,4 @@
-//! Every composed shader, without a GPU: it parses, validates, and its structs are what the host writes.
+//! Every composed shader, without a GPU: it parses, validates, and its structs match the host's.
 
 mod files;
 mod writers;
@@ -21,12 +21,12 @@ fn spec(rule: impl Into<DynRule>) -> RuleSpec {
     *rule.into().spec()
 }
 
-/// The candidates of a layout with a rule and no other.
+/// The candidates of a layout with one rule.
 fn candidate_of(spec: &RuleSpec, fused: &Fused) -> CandidateLayout {
     CandidateLayout::of(spec.scalars.len(), fused)
 }
 
-/// Every key that the optimizer can ask for, with one, a few and many groups.
+/// Every key that the optimizer can request, with one, a few and many groups.
 fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
     let slots = spec.slots.len();
     let mut keys = Vec::new();
@@ -55,7 +55,7 @@ fn keys(spec: &RuleSpec) -> Vec<KernelKey> {
                                     single,
                                     writable_gradients,
                                     groups,
-                                    // Only the tensors of a layer-wise rule can be so many.
+                                    // Only a layer-wise rule can have this many tensors.
                                     scalars_space: if groups > 50 { Space::Storage } else { Space::Uniform },
                                     candidate: candidate_of(spec, &Fused::default()),
                                     kept: Vec::clone(&kept),
@@ -156,7 +156,7 @@ fn check_scalars(spec: &RuleSpec, key: &KernelKey, module: &naga::Module) {
     }
 }
 
-/// A layout of one rule has candidates of the rule's scalars. Behind them stand the weight of the average
+/// A layout of one rule has candidates with the rule's scalars. After them come the weight of the average
 /// and, last, the factor of a group's gradients, if there are any.
 #[test]
 fn sets_of_one_rule_have_its_scalars() {
@@ -189,8 +189,8 @@ fn sets_of_one_rule_have_its_scalars() {
     );
 }
 
-/// A rule beside one with more scalars takes more memory for its scalars than it needs, with the factor of a
-/// group's gradients at their end.
+/// A rule beside a rule with more scalars takes more memory for its scalars than it needs, with the factor of
+/// a group's gradients at the end.
 #[test]
 fn scalars_of_several_rules_validate_and_match_the_host() {
     let most = specs().iter().map(|spec| spec.scalars.len()).max().unwrap();
@@ -259,7 +259,7 @@ fn check_formats(spec: &RuleSpec) {
     }
 }
 
-/// The first phase of a layer-wise rule, and the kernel behind it.
+/// The first phase of a layer-wise rule, and the kernel after it.
 fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     let groups = KernelKey { scalars_space: Space::Uniform, ..key.clone() };
     let for_layer_norms = groups.for_layer_norms();
@@ -267,7 +267,7 @@ fn check_phases(spec: &RuleSpec, key: &KernelKey) {
     let module = validated(&text);
     assert_eq!(module.entry_points[0].name, "layer_norms");
     assert_eq!(storage_bindings(&module), for_layer_norms.storage_bindings());
-    // It writes partial sums and nothing else.
+    // The first phase writes only partial sums.
     assert!(text.contains("const UPDATES = false;") && text.contains("const SKIPS = false;"));
     for by in FoldBy::ALL {
         let module = validated(&trust_ratios(spec, &groups, by).wgsl());
@@ -285,13 +285,13 @@ fn every_kernel_validates_and_matches_the_host() {
     specs().iter().for_each(check);
 }
 
-/// A rule with few slots, one with many and a layer-wise one stand for all: no rule knows a format.
+/// A rule with few slots, a rule with many and a layer-wise rule represent all: no rule knows a format.
 #[test]
 fn every_format_validates_in_every_place() {
     [spec(Sgd::default()), spec(Adan::default()), spec(Lamb::default())].iter().for_each(check_formats);
 }
 
-/// Everything that can stand around a rule.
+/// All combinations of options around a rule.
 fn fusions() -> Vec<Fused> {
     let fused = |n: u32| {
         let [grouped, bounded, skips, zero, ema, norms] = std::array::from_fn(|i| n >> i & 1 == 1);
@@ -317,7 +317,7 @@ fn every_option_validates_in_every_kernel() {
             let text = update(&adamw, &key).wgsl();
             let module = validated(&text);
             assert_eq!(storage_bindings(&module), key.storage_bindings(), "{key:?}");
-            // An option that is off adds no binding, no barrier and no scalar.
+            // A disabled option adds no binding, no barrier and no scalar.
             assert_eq!(text.contains(&format!("s.{GROUP_FACTOR}")), fused.grouped);
             assert_eq!(text.contains("workgroupBarrier"), fused.norms);
             assert_eq!(text.contains("ema_buffer"), fused.ema);

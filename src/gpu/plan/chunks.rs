@@ -2,16 +2,16 @@
 
 use crate::layout::VECTOR;
 
-/// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment a device
-/// may ask for.
+/// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment that a
+/// device may require.
 pub const CHUNK_ALIGNMENT: u64 = 64;
 
 /// A part of one tensor inside one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorRange {
-    /// Index of the tensor in the order the caller listed them.
+    /// Index of the tensor in the order of declaration.
     pub tensor: usize,
-    /// The tensor's group, or what else a segment's vectors are to have in common.
+    /// The tensor's group, or another number that all vectors of a segment share.
     pub group: u32,
     /// First element in the flat space.
     pub start: u64,
@@ -23,7 +23,7 @@ pub struct TensorRange {
     pub lane: u32,
 }
 
-/// A range of the flat space whose buffers are bound at once, with state buffers of its own.
+/// A range of the flat space that is bound at once, with state buffers of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// First element bound, a multiple of [`CHUNK_ALIGNMENT`].
@@ -32,22 +32,22 @@ pub struct Chunk {
     pub end: u64,
     /// Vectors of state: those that hold at least one element of a tensor.
     pub state_vectors: u32,
-    /// The parts of tensors inside, in order.
+    /// The parts of tensors inside the chunk, in order.
     pub tensor_ranges: Vec<TensorRange>,
 }
 
 impl Chunk {
-    /// One that begins where `start` can be bound.
+    /// Makes a chunk that starts at the last bindable element up to `start`.
     fn empty(start: u64) -> Self {
         let first = start / CHUNK_ALIGNMENT * CHUNK_ALIGNMENT;
         Self { start: first, end: start, state_vectors: 0, tensor_ranges: Vec::new() }
     }
 }
 
-/// A tensor, as [`chunks`] takes it.
+/// A tensor as input of [`chunks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Its index in the order of the flat space.
+    /// Index of the tensor in the order of the flat space.
     pub tensor: usize,
     /// The tensor's group.
     pub group: u32,
@@ -57,8 +57,7 @@ pub struct Span {
     pub end: u64,
 }
 
-/// Sorts `tensors` (disjoint, in order) into as few sets as there can be, of each of which no two tensors
-/// share a vector.
+/// Sorts `tensors` (disjoint, in order) into the smallest number of sets without shared vectors inside a set.
 #[must_use]
 pub fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
     let mut disjoint_sets: Vec<Vec<Span>> = Vec::new();
@@ -74,8 +73,9 @@ pub fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
     disjoint_sets
 }
 
-/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`. Their state is in blocks of
-/// `block` vectors, counted from each tensor's first: of more than one only where no tensors share a vector.
+/// Cuts `tensors` (disjoint, in order) into chunks of at most `chunk_elements`. State is in blocks of `block`
+/// vectors, counted from each tensor's first vector. Blocks of more than one vector require tensors without
+/// shared vectors.
 #[must_use]
 pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
@@ -99,12 +99,12 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
             if end < span.end {
                 end = whole_blocks(span.start, end, block);
                 if end <= start {
-                    // No block of it has room here.
+                    // No block of the tensor has room here.
                     chunks.push(Chunk::empty(start));
                     continue;
                 }
             }
-            // A vector that the previous tensor range ends in is shared with it.
+            // The vector at the end of the previous tensor range may be shared with it.
             let shared = chunk.state_vectors > 0 && (chunk.end - 1) / VECTOR == start / VECTOR;
             let state = chunk.state_vectors - u32::from(shared);
             let vectors = (end.div_ceil(VECTOR) - start / VECTOR) as u32;
@@ -118,7 +118,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     chunks
 }
 
-/// The end of the last whole block up to `end`, of those that begin with the vector of `start`.
+/// The end of the last whole block up to `end`. Blocks are counted from the vector of `start`.
 pub(crate) fn whole_blocks(start: u64, end: u64, block: u32) -> u64 {
     let first = start / VECTOR * VECTOR;
     first + (end - first) / (u64::from(block) * VECTOR) * (u64::from(block) * VECTOR)

@@ -1,4 +1,4 @@
-//! How a layout becomes dispatches: chunks that fit a binding, and tables of segments. Pure arithmetic, no
+//! The plan from layout to dispatches: chunks that fit a binding, and tables of segments. Pure arithmetic, no
 //! GPU.
 
 mod chunks;
@@ -14,20 +14,19 @@ use crate::layout::VECTOR;
 
 /// Threads in a workgroup; each updates one vector.
 pub const WORKGROUP_SIZE: u32 = 256;
-/// Vectors of a block of state that has a scale of its own: as many threads side by side.
+/// Vectors per block of state with one scale, and neighbouring threads per block.
 pub const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
-/// Segments that a table in storage may have beyond those that the layout forces on it: at most 512 KiB of
-/// them.
+/// Largest number of segments of a table in storage, unless the layout needs more: 512 KiB.
 const STORAGE_SEGMENTS: u64 = 16_384;
-/// What a table in storage costs in time, beside one in a uniform buffer: measured on lavapipe, which reads
-/// storage once a lane.
+/// Time with a table in storage relative to a table in a uniform buffer, measured on lavapipe, which reads
+/// storage once per lane.
 const STORAGE_COST: f64 = 1.1;
 
-/// Rounds of a workgroup of a reduction over its segment: the second where the first makes too many segments.
-/// More would make its sums less accurate.
+/// Rounds of a reduction's workgroup over its segment. The second number applies if the first makes too many
+/// segments. More rounds would make sums less accurate.
 const REDUCTION_ROUNDS: [u32; 2] = [16, 64];
 
-/// What the planner needs to know of a device.
+/// The planner's limits of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Elements that one binding holds; a multiple of [`CHUNK_ALIGNMENT`].
@@ -36,37 +35,38 @@ pub struct Limits {
     pub workgroups: u32,
     /// Bytes of a uniform binding.
     pub uniform_bytes: u32,
-    /// Where the groups' scalars lie.
+    /// The address space of the groups' scalars.
     pub scalars_space: Space,
     /// Bytes of a storage binding.
     pub binding_bytes: u64,
 }
 
-/// What segments have to have.
+/// Constraints on segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Constraints {
-    /// The kernel loads element by element, for which there are no tables of whole segments.
+    /// Whether the kernel loads element by element; it has no table of aligned segments.
     pub by_element: bool,
-    /// Vectors of a block of state, of which a segment has whole ones but for a tensor's last.
+    /// Vectors per block of state. A segment has whole blocks, except a tensor's last block.
     pub block: u32,
-    /// Every segment is of one tensor, and says of which. Only where no tensors share a vector.
+    /// Whether every segment belongs to one tensor and names it. Requires tensors without shared vectors.
     pub by_tensor: bool,
 }
 
 impl Constraints {
-    /// For kernels that may go on from tensor to tensor.
+    /// Constraints for kernels with segments across tensors.
     #[must_use]
     pub fn plain(by_element: bool) -> Self {
         Self { by_element, block: 1, by_tensor: false }
     }
 }
 
-/// What becomes of a vector that several groups have lanes of.
+/// The treatment of a vector with lanes of several groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seams {
-    /// It is in one segment, with lanes of all: every vector is visited once, as whoever writes it has to.
+    /// The vector is in one segment with the lanes of all groups. Every vector is visited once, as a kernel
+    /// that writes requires.
     Shared,
-    /// It is in a segment of each, with that group's lanes.
+    /// The vector is in one segment per group, each with that group's lanes.
     Apart,
 }
 
@@ -75,12 +75,11 @@ pub enum Seams {
 pub struct Dispatch {
     /// The segments, in order.
     pub segments: Vec<Segment>,
-    /// A segment takes `1 << shift` workgroups, unless it is the only one of a step: that takes as many as it
-    /// needs.
+    /// A segment takes `1 << shift` workgroups. The only segment of a step takes all workgroups.
     pub shift: u32,
-    /// Whether the table is of [`AlignedSegment`]s: every vector whole, and of one group.
+    /// Whether the table has [`AlignedSegment`]s: every vector belongs wholly to one group.
     pub aligned: bool,
-    /// Where the table lies.
+    /// The address space of the table.
     pub space: Space,
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
@@ -125,8 +124,8 @@ pub fn dispatch(
     Dispatch { segments, shift, aligned, space, workgroups }
 }
 
-/// Plans a reduction over `tensor_ranges`, a workgroup a segment, whose threads go round it as often as it
-/// takes. Where seams are kept apart every segment is of one group alone.
+/// Plans a reduction over `tensor_ranges`: one workgroup per segment, with threads that loop over it. With
+/// [`Seams::Apart`] every segment has lanes of only one group.
 #[must_use]
 pub fn reduction(
     tensor_ranges: &[TensorRange],
@@ -147,18 +146,18 @@ pub fn reduction(
     Dispatch { segments, shift: 0, aligned, space, workgroups }
 }
 
-/// Whether all vectors are whole, and where tensors have numbers of their own those of their elements too.
+/// Whether all vectors belong wholly to one group. With `by_tensor` every tensor must also start at a vector.
 fn aligned(tensor_ranges: &[TensorRange], runs: &[Segment], constraints: Constraints) -> bool {
     let placed = !constraints.by_tensor || tensor_ranges.iter().all(|tensor_range| tensor_range.lane == 0);
     !constraints.by_element && placed && runs.iter().all(Segment::is_aligned)
 }
 
-/// Segments of at most `vectors` that `runs` make.
+/// The number of segments of at most `vectors` in `runs`.
 fn count(runs: &[Segment], vectors: u64) -> u64 {
     runs.iter().map(|run| u64::from(run.vectors).div_ceil(vectors)).sum()
 }
 
-/// `runs` in segments of at most `per_segment` vectors.
+/// Cuts `runs` into segments of at most `per_segment` vectors.
 fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
     let mut segments = Vec::with_capacity(count(runs, per_segment) as usize);
     for run in runs {
@@ -179,20 +178,20 @@ fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
     segments
 }
 
-/// A 2-D dispatch of at least `total` workgroups, in as few rows as there can be.
+/// A 2-D dispatch of at least `total` workgroups, with the smallest number of rows.
 fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     let rows = total.div_ceil(limits.workgroups.into()).max(1);
     [total.div_ceil(rows) as u32, rows as u32]
 }
 
-/// The vectors of `tensor_ranges` in order, as maximal runs of one group; a vector that several tensor ranges
-/// share ends the run of the first of them, or is in the runs of all. A run goes on behind whole blocks only.
+/// The vectors of `tensor_ranges` in order, as maximal runs of one group. A shared vector ends the run of the
+/// first of its tensor ranges, or is in the runs of all. A run continues only after whole blocks.
 fn runs(tensor_ranges: &[TensorRange], base: u64, seams: Seams, constraints: Constraints) -> Vec<Segment> {
     let mut runs: Vec<Segment> = Vec::with_capacity(tensor_ranges.len());
     for tensor_range in tensor_ranges {
         let (start, end) = (tensor_range.start - base, tensor_range.end - base);
         let group = tensor_range.group as u16;
-        // The lanes of vector `q` that are this tensor range's.
+        // The lanes of vector `q` that belong to this tensor range.
         let lanes = |q: u64| {
             let mut lanes = [NONE; 4];
             let from = start.max(q * VECTOR) - q * VECTOR;

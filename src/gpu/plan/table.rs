@@ -1,4 +1,4 @@
-//! Tables of segments, as the shaders read them.
+//! Tables of segments, in the form that the shaders read.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,15 +12,15 @@ pub struct Segment {
     pub vector: u32,
     /// First vector of the state.
     pub state: u32,
-    /// How many vectors.
+    /// The number of vectors.
     pub vectors: u32,
     /// The group of all lanes between the first and the last vector.
     pub group: u32,
-    /// The group of each lane of the first vector, [`NONE`] where it is not a tensor's.
+    /// The group of each lane of the first vector, [`NONE`] for a lane of no tensor.
     pub first: [u16; 4],
-    /// The same of the last vector; of a lone vector, both.
+    /// The group of each lane of the last vector. A lone vector has the same lanes in both fields.
     pub last: [u16; 4],
-    /// The tensor of the first lane that is one's: of all, where segments are
+    /// The tensor of the first lane with a tensor: of all lanes, if segments are
     /// [`by_tensor`](Constraints::by_tensor).
     pub tensor: usize,
 }
@@ -33,13 +33,13 @@ pub struct SharedSegment {
     pub vector: u32,
     /// First vector of the state.
     pub state: u32,
-    /// How many vectors.
+    /// The number of vectors.
     pub vectors: u32,
     /// The group of all lanes between the first and the last vector.
     pub group: u32,
     /// The groups of the lanes of the first vector.
     pub first: [u16; 4],
-    /// The same of the last vector.
+    /// The groups of the lanes of the last vector.
     pub last: [u16; 4],
 }
 
@@ -70,7 +70,7 @@ impl Segment {
     }
 }
 
-/// The same where every vector is of one group.
+/// A segment in a table, if every vector belongs to one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct AlignedSegment {
@@ -78,13 +78,13 @@ pub struct AlignedSegment {
     pub vector: u32,
     /// First vector of the state.
     pub state: u32,
-    /// How many vectors.
+    /// The number of vectors.
     pub vectors: u32,
-    /// The group.
+    /// The group of all vectors.
     pub group: u32,
 }
 
-/// What stands before the segments in a table.
+/// The header before the segments in a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Header {
@@ -94,40 +94,40 @@ pub struct Header {
     pub shift: u32,
     /// Workgroups in a row of the dispatch.
     pub stride: u32,
-    /// Where vector 0 lies in the bound parameters, in vectors or elements.
+    /// Position of vector 0 in the bound parameters, in vectors or elements.
     pub p: u32,
-    /// Where vector 0 lies in the bound gradients, in vectors or elements.
+    /// Position of vector 0 in the bound gradients, in vectors or elements.
     pub g: u32,
     /// Last element of the bound parameters.
     pub p_last: u32,
     /// Last element of the bound gradients.
     pub g_last: u32,
-    /// Where the partial sums begin.
+    /// Position of the first partial sum.
     pub partials: u32,
-    /// Where the scales of state in blocks begin, in words.
+    /// Position of the first scale of state in blocks, in words.
     pub scales: u32,
 }
 
-/// Bytes that the header takes in the shader's table: rounded up to the alignment of the segments behind it.
+/// Bytes of the header in the shader's table, rounded up to the alignment of the segments after it.
 pub const HEADER_BYTES: usize = size_of::<Header>().next_multiple_of(16);
 
-/// Where a table lies.
+/// The address space of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
-    /// A uniform buffer: quickest, and limited in size.
+    /// A uniform buffer: fastest, and limited in size.
     Uniform,
     /// A read-only storage buffer.
     Storage,
 }
 
-/// Bytes of a segment in a table, and of what says which tensor's it is.
+/// Bytes of a segment in a table, with its tensor's entry.
 #[must_use]
 pub fn segment_bytes(aligned: bool, by_tensor: bool) -> usize {
     let segment = if aligned { size_of::<AlignedSegment>() } else { size_of::<SharedSegment>() };
     segment + if by_tensor { TENSOR_BYTES } else { 0 }
 }
 
-/// Bytes that say which tensor's a segment is.
+/// Bytes of the entry that names a segment's tensor.
 pub const TENSOR_BYTES: usize = 16;
 
 /// Segments that fit a uniform table.

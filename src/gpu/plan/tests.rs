@@ -30,7 +30,7 @@ fn side_by_side(count: u64, len: u64) -> Vec<Span> {
     (0..count).map(span).collect()
 }
 
-/// Properties of any chunks. They may be huge, so nothing here walks elements.
+/// Checks properties of any chunks. Chunks may be huge, so the checks do not visit elements.
 fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64, block: u32) {
     let starts: HashMap<usize, u64> = spans.iter().map(|span| (span.tensor, span.start)).collect();
     let mut spans = spans.iter().copied();
@@ -70,7 +70,8 @@ fn check_chunks(spans: &[Span], chunks: &[Chunk], limit: u64, block: u32) {
     assert!(open.is_none(), "{open:?} is in no chunk");
 }
 
-/// The workgroups reach every segment, and the segments are the tensor ranges' vectors in order.
+/// Checks that the workgroups reach every segment, and that the segments have the tensor ranges' vectors in
+/// order.
 fn check_dispatch(chunk: &Chunk, plan: &Dispatch, constraints: Constraints, limits: &Limits) {
     let [x, y] = plan.workgroups.map(u64::from);
     assert!(x <= limits.workgroups.into());
@@ -97,8 +98,7 @@ fn check_dispatch(chunk: &Chunk, plan: &Dispatch, constraints: Constraints, limi
         // The threads of a block lie side by side.
         assert!(segment.state.is_multiple_of(constraints.block));
         previous = Some(u64::from(segment.vector) + u64::from(segment.vectors));
-        // The first and last vectors, and one between: their lanes are the tensor ranges', and so is their
-        // state.
+        // The first and last vectors and one in between have the lanes and the state of the tensor ranges.
         let ends = [0, segment.vectors / 2, segment.vectors - 1];
         for i in ends {
             let (vector, state) = (u64::from(segment.vector + i), u64::from(segment.state + i));
@@ -205,7 +205,7 @@ fn two_pow_33_elements_in_many_tensors() {
     check_all(&side_by_side(8_192, 1 << 20));
 }
 
-/// Tables stay small whatever the model: with the scalars, under the promised 1 MiB.
+/// Tables stay small for every model: with the scalars, under the promised 1 MiB.
 #[test]
 fn tables_stay_small() {
     for (tensors, len) in [(1, 1u64 << 25), (512, 4_096), (1_000, 33), (148, 65_536), (10_000, 3_001)] {
@@ -217,7 +217,7 @@ fn tables_stay_small() {
     }
 }
 
-/// Idle workgroups cost time: for the shapes that people train, few are.
+/// Idle workgroups cost time. Few are idle for common shapes of models.
 #[test]
 fn few_workgroups_are_idle() {
     for (tensors, len) in [
@@ -242,8 +242,8 @@ fn few_workgroups_are_idle() {
     }
 }
 
-/// A reduction visits every element once: at seams that are shared in one segment, at others in a segment of
-/// its own group alone.
+/// A reduction visits every element once: in one segment with [`Seams::Shared`], in the segment of its own
+/// group with [`Seams::Apart`].
 #[test]
 fn reductions_visit_every_element_once() {
     let mut random = Random::new(17);
@@ -292,4 +292,26 @@ fn reductions_visit_every_element_once() {
             }
         }
     }
+}
+
+/// The drawing in ARCHITECTURE.md: six elements of one group, then five of another.
+#[test]
+fn the_drawn_example_holds() {
+    let spans =
+        [Span { tensor: 0, group: 0, start: 0, end: 6 }, Span { tensor: 1, group: 1, start: 6, end: 11 }];
+    let chunks = chunks(&spans, LIMITS.chunk_elements, 1);
+    let [chunk] = &chunks[..] else { panic!("{chunks:?}") };
+    assert_eq!((chunk.start, chunk.end, chunk.state_vectors), (0, 11, 3));
+    let rows = |dispatch: Dispatch| {
+        let row = |s: &Segment| ((s.vector, s.state, s.vectors, s.group), s.first, s.last);
+        dispatch.segments.iter().map(row).collect::<Vec<_>>()
+    };
+    let plain = Constraints::plain(false);
+    let step = dispatch(&chunk.tensor_ranges, chunk.start, plain, &LIMITS);
+    assert!(!step.aligned);
+    let b = [1, 1, 1, NONE];
+    assert_eq!(rows(step), [((0, 0, 2, 0), [0; 4], [0, 0, 1, 1]), ((2, 2, 1, 1), b, b)]);
+    let norms = reduction(&chunk.tensor_ranges, chunk.start, plain, Seams::Apart, &LIMITS);
+    let (a_ends, b_starts) = ([0, 0, NONE, NONE], [NONE, NONE, 1, 1]);
+    assert_eq!(rows(norms), [((0, 0, 2, 0), [0; 4], a_ends), ((1, 1, 2, 1), b_starts, b)]);
 }

@@ -26,7 +26,7 @@ fn scales() -> Vec<u32> {
     peaks.iter().flat_map(|&peak| [q8::scale(&[peak, -peak]), q8::scale(&[peak, 0.0])]).collect()
 }
 
-/// The formula of the documentation, in f64 and without any regard for the least number of f32.
+/// The formula of the documentation, in f64 and without the least number of f32.
 fn value(code: u8, scale: u32) -> f64 {
     let unit = f64::from(f32::from_bits(scale & 0x7fff_ffff));
     let (sign, code, fraction) = match scale >> 31 {
@@ -73,7 +73,7 @@ fn sweep(scale: u32) -> Vec<f32> {
         let tie = ((value(a, scale) + value(b, scale)) / 2.0) as f32;
         numbers.extend([tie, tie.next_up(), tie.next_down()]);
     }
-    // All of them where the scale is none.
+    // All codes, if there is no scale.
     numbers.retain(|x| unit.is_nan() || x.abs() <= unit);
     let signed = scale >> 31 == 0;
     let negative: Vec<_> = numbers.iter().filter(|_| signed).map(|x| -x).collect();
@@ -182,8 +182,8 @@ fn devices_have_the_same_bits() {
     }
 }
 
-/// A running mean of numbers that do not change stays where it is, however little of it is new: losses of one
-/// rounding come back in others.
+/// A running mean of constant numbers stays constant for any weight of the new number: stochastic rounding
+/// has the right mean.
 #[test]
 fn a_slow_running_mean_does_not_sink() {
     const STEPS: usize = 12_000;

@@ -13,7 +13,7 @@ const NORMAL: u32 = 1 << 23;
 const LOST: u32 = 0x7fc0_0000;
 /// The largest scale.
 const LARGEST: u32 = 0x7f7f_ff00;
-/// Draws between which the two parts of rounding at random change.
+/// Random numbers at which the two parts of stochastic rounding change.
 const DRAWS: [u32; 8] = [0, 1, 0x7fff, 0xffff, 0x1_0000, 0xffff_0000, 0xfffe_ffff, u32::MAX];
 
 /// Scales of all exponents, of both kinds.

@@ -1,4 +1,4 @@
-//! Random rounding in blocks.
+//! Stochastic rounding in blocks.
 
 use crate::common::single;
 use crate::formats::chi_square;
@@ -6,7 +6,7 @@ use harness::GpuRun;
 use wgpu_optim::q8::BLOCK;
 use wgpu_optim::{AdamW, Format, Options, Rounding, Sgd};
 
-/// Two slots of an element draw numbers that have nothing to do with each other.
+/// Two slots of an element draw independent numbers.
 #[test]
 fn slots_draw_numbers_of_their_own() {
     let Some(gpu) = harness::test_gpu() else { return };

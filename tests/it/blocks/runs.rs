@@ -119,7 +119,7 @@ fn small_tensors_stay_f32() {
     }
 }
 
-/// 16.5 bytes a parameter instead of 28, and 2.25 of state instead of 8.
+/// 16.5 bytes per parameter instead of 28, and 2.25 bytes of state instead of 8.
 #[test]
 fn eight_bit_adam_moves_half() {
     let Some(gpu) = harness::test_gpu() else { return };

@@ -1,4 +1,4 @@
-//! Random rounding.
+//! Stochastic rounding.
 
 use super::{SEED, chi_square};
 use crate::common::{Random, lr, single};
@@ -50,8 +50,8 @@ fn stochastic_rounding_does_not_know_of_buffers() {
     assert!(run(&roomy, false, other, &[]) != first, "another seed");
 }
 
-/// The layout makes no difference either: a tensor's numbers are drawn by its name and the place in it,
-/// wherever it lies, whatever is before it and whichever group it is in.
+/// The layout makes no difference either: random numbers depend on a tensor's name and the place in it, not
+/// on its offset, its neighbours or its group.
 #[test]
 fn stochastic_rounding_does_not_know_of_layouts() {
     let Some(gpu) = harness::test_gpu() else { return };

@@ -1,4 +1,4 @@
-//! Layouts of several rules, and groups whose hyperparameters change or that are frozen: on the GPU and on
+//! Layouts of several rules, with groups that change their hyperparameters or are frozen: on the GPU and on
 //! the CPU, in flat slices and tensor by tensor.
 
 mod changes;

@@ -1,7 +1,7 @@
 //! The module map of ARCHITECTURE.md against the sources: no room imports one that stands above it.
 //!
-//! A room is a module at the root of `src/`, with all that it has in its folder. The map lists the rooms
-//! from top to bottom, a line each:
+//! A room is a module at the root of `src/`, with everything in its folder. The map lists the rooms from top
+//! to bottom, one per line:
 //!
 //! ```text
 //! shop   -> tools, wood..   sells chairs
@@ -9,8 +9,8 @@
 //! wood   -> nothing         planks
 //! ```
 //!
-//! Behind the arrow stand the rooms that a room may import, divided by commas: `wood..` is `wood` and every
-//! room below it, `nothing` is none. The rest of the line is the description.
+//! The rooms that a room may import follow the arrow, divided by commas: `wood..` is `wood` and every room
+//! below it, `nothing` is none. The rest of the line is the description.
 
 use super::source::{Paths, exported_macros, paths, root_names, tokens};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ const ROOT: &str = "src/lib.rs";
 struct Room<'a> {
     name: &'a str,
     line: usize,
-    /// Names of rooms, `..` behind them for all that stand below.
+    /// Names of rooms, with `..` for all rooms below.
     imports: Vec<&'a str>,
     description: &'a str,
 }
@@ -57,7 +57,7 @@ pub(super) fn check(root: &Path) -> Result<Vec<String>, String> {
     Ok(problems)
 }
 
-/// The map as the sources are: the page's rooms in their order with the imports that they have.
+/// The map of the sources: the page's rooms in their order with their imports.
 pub(super) fn draw(root: &Path) -> Result<String, String> {
     let page = super::read(root, PAGE)?;
     let (rooms, files) = (parse(&page, &mut Vec::new()), Sources::read(root)?);
@@ -125,7 +125,7 @@ fn parse_line(line: &str, number: usize) -> Option<Room<'_>> {
     complete.then_some(Room { name, line: number, imports, description })
 }
 
-/// The page's rooms are those of the sources.
+/// Checks that the page's rooms are those of the sources.
 fn check_names(rooms: &[Room], sources: &BTreeMap<&str, Vec<Use>>, problems: &mut Vec<String>) {
     for room in rooms.iter().filter(|room| !sources.contains_key(room.name)) {
         problems.push(format!("{PAGE}:{}: there is no room `{}` in src/", room.line, room.name));
@@ -135,7 +135,7 @@ fn check_names(rooms: &[Room], sources: &BTreeMap<&str, Vec<Use>>, problems: &mu
     }
 }
 
-/// For each room the places of those that its line lets it import.
+/// For each room, the places of the rooms that it may import.
 fn allowed(rooms: &[Room], problems: &mut Vec<String>) -> Vec<BTreeSet<usize>> {
     let mut all = Vec::new();
     for (own, room) in rooms.iter().enumerate() {
@@ -162,7 +162,7 @@ fn allowed(rooms: &[Room], problems: &mut Vec<String>) -> Vec<BTreeSet<usize>> {
     all
 }
 
-/// The map lists no import that there is not, unless as one of several.
+/// Checks that the map lists no import that does not exist, except in `room..`.
 fn check_needed(rooms: &[Room], sources: &BTreeMap<&str, Vec<Use>>, problems: &mut Vec<String>) {
     for room in rooms {
         let Some(uses) = sources.get(room.name) else { continue };
@@ -220,7 +220,7 @@ impl Sources {
                 let room = if rooms.contains_key(name) { Some(name) } else { names.get(name).copied() };
                 let line = import.line;
                 match room {
-                    // A crate that the root hands on.
+                    // A crate that the root re-exports.
                     Some(room) if !rooms.contains_key(room) => (),
                     Some(room) if room == module[0] => (),
                     Some(room) => {

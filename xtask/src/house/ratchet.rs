@@ -134,28 +134,39 @@ impl Ratchet {
     }
 }
 
-/// Files that are printed from sources, and compared with them by a test.
-const PRINTED: &str = "docs/kernels/";
+/// Files and folders without limits, each for its reason.
+const GENERATED: [(&str, &str); 3] = [
+    ("docs/kernels/", "kernels composed from shaders; a test compares them"),
+    ("docs/isa.md", "tables with one column per compiler statistic; `cargo xtask isa --check` compares them"),
+    (
+        "docs/instructions.md",
+        "tables with one column per format; `cargo xtask instructions --check` compares",
+    ),
+];
+
+fn is_generated(file: &str) -> bool {
+    GENERATED.iter().any(|(path, _)| if path.ends_with('/') { file.starts_with(path) } else { file == *path })
+}
 
 fn lines(file: &str, text: &str) -> Measured {
-    let code = (file.ends_with(".rs") || file.ends_with(".wgsl")) && !file.starts_with(PRINTED);
+    let code = (file.ends_with(".rs") || file.ends_with(".wgsl")) && !is_generated(file);
     Measured { count: if code { text.lines().count() } else { 0 }, at: Vec::new() }
 }
 
 fn wide_lines(file: &str, text: &str) -> Measured {
+    if is_generated(file) {
+        return Measured { count: 0, at: Vec::new() };
+    }
     let markdown = file.ends_with(".md");
-    let code = (file.ends_with(".rs") || file.ends_with(".wgsl")) && !file.starts_with(PRINTED);
-    let known = markdown || code;
-    let wide = text.lines().zip(1..).filter(|(line, _)| known && line.chars().count() > MAX_COLUMNS);
-    let at: Vec<_> = wide.filter(|(line, _)| !cannot_be_broken(line, markdown)).map(|(_, n)| n).collect();
+    let wide = text.lines().zip(1..).filter(|(line, _)| line.chars().count() > MAX_COLUMNS);
+    let at: Vec<_> = wide.filter(|(line, _)| !is_address(line, markdown)).map(|(_, n)| n).collect();
     Measured { count: at.len(), at }
 }
 
-/// Whether a line of Markdown, or of a comment in code, is a row of a table, a link's address or nothing but
-/// an address.
-fn cannot_be_broken(line: &str, markdown: bool) -> bool {
+/// Whether a line of Markdown, or of a comment in code, is a link's address or only an address.
+fn is_address(line: &str, markdown: bool) -> bool {
     let line = line.trim();
-    let comment = ["//!", "///", "//"].iter().find_map(|start| line.strip_prefix(start));
+    let comment = ["//!", "///", "//", "#"].iter().find_map(|start| line.strip_prefix(start));
     let Some(text) = (if markdown { Some(line) } else { comment }) else { return false };
     let text = text.trim();
     let text = text.strip_prefix(['-', '*']).map_or(text, str::trim_start);
@@ -164,7 +175,7 @@ fn cannot_be_broken(line: &str, markdown: bool) -> bool {
         _ => text,
     };
     let bare = address.contains("://") && !address.contains(char::is_whitespace);
-    text.starts_with('|') || bare || (address != text && !address.contains(char::is_whitespace))
+    bare || (address != text && !address.contains(char::is_whitespace))
 }
 
 #[cfg(test)]
@@ -205,7 +216,7 @@ mod tests {
     #[test]
     fn columns_are_scalar_values() {
         let fits = "ü".repeat(MAX_COLUMNS);
-        for file in ["a.rs", "a.wgsl", "a.md"] {
+        for file in ["a.rs", "a.wgsl", "a.md", "a.py", "a.toml"] {
             assert_eq!(wide_lines(file, &format!("{fits}\r\n{fits}\n")).count, 0);
             let measured = wide_lines(file, &format!("{fits}\n{fits}ü\n{fits}\n{fits}x"));
             assert_eq!(measured.at, [2, 4], "{file}");
@@ -213,18 +224,27 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_addresses_are_exempt() {
+    fn addresses_are_exempt() {
         let long = "x".repeat(MAX_COLUMNS);
         let (row, address) = (format!("| a | {long} |"), format!("https://a.b/{long}"));
-        let exempt = [row.clone(), address.clone(), format!("- {address}"), format!("[a b]: {address}")];
-        for text in exempt {
+        for text in [address.clone(), format!("- {address}"), format!("[a b]: {address}")] {
             assert_eq!(wide_lines("a.md", &text).count, 0, "{text}");
             assert_eq!(wide_lines("a.rs", &format!("    //! {text}")).count, 0, "{text}");
             assert_eq!(wide_lines("a.wgsl", &format!("// {text}")).count, 0, "{text}");
+            assert_eq!(wide_lines("a.py", &format!("# {text}")).count, 0, "{text}");
             assert_eq!(wide_lines("a.rs", &text).count, 1, "{text}");
         }
-        for text in [format!("see {address}"), format!("[a]: b {address}"), format!("// {row}")] {
+        for text in [format!("see {address}"), format!("[a]: b {address}"), row] {
             assert_eq!(wide_lines("a.md", &text).count, 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn generated_files_have_no_limits() {
+        let text = wide(500);
+        for (file, limited) in [("docs/isa.md", 0), ("docs/kernels/a.wgsl", 0), ("docs/isa.md.rs", 1)] {
+            assert_eq!(wide_lines(file, &text).count, limited * 500, "{file}");
+            assert_eq!(lines(file, &text).count, limited * 501, "{file}");
         }
     }
 

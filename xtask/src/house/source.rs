@@ -1,7 +1,7 @@
-//! Reads Rust source as far as paths go: which names a file takes from the root of its crate.
+//! Reads the paths of Rust source: the names that a file takes from the root of its crate.
 //!
-//! Comments, documentation, strings and items under `#[cfg(test)]` are passed over, and so are the
-//! `$crate::…` of macros, which are resolved where a macro is used.
+//! It skips comments, documentation, strings and items under `#[cfg(test)]`. It also skips `$crate::…` of
+//! macros, which are resolved at the macro's use.
 
 /// A word, a `::` or another character of the source, outside of comments, strings and numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -208,7 +208,7 @@ impl<'a> Reader<'_, 'a> {
         at > 0 && matches!(self.text(at - 1), "::" | "$")
     }
 
-    /// Reads a path, or a tree of them, that continues `base`; returns the place of the token behind it.
+    /// Reads a path, or a tree of them, that continues `base`; returns the place of the token after it.
     fn tree(&mut self, at: usize, mut base: Vec<&'a str>) -> usize {
         match self.text(at) {
             "{" => {
@@ -251,7 +251,7 @@ impl<'a> Reader<'_, 'a> {
         words[..4] == ["cfg", "(", "test", ")"] || words == ["cfg", "(", "all", "(", "test"]
     }
 
-    /// The place behind the item that follows the attribute at `at`, or behind the part of it up to a comma.
+    /// The place after the item that follows the attribute at `at`, or after its part up to a comma.
     fn skip_item(&mut self, at: usize) -> usize {
         let mut at = self.closing(at + 1) + 1;
         while self.text(at) == "#" {

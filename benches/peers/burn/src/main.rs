@@ -1,7 +1,7 @@
 //! AdamW of wgpu-optim beside AdamW of burn (wgpu backend, fusion) on the adapter that both choose. A sample
-//! is the recording of a step and the wait until the device has finished it. The two run in processes of
-//! their own, by turns: burn's worker threads would otherwise share the cores with our samples where the
-//! adapter is a software one. Prints medians over all samples and their ratio.
+//! records a step and waits until the device has finished it. The two run in separate processes, by turns:
+//! with a software adapter, burn's worker threads would otherwise share the cores with our samples. Prints
+//! medians over all samples and their ratio.
 //!
 //! `cargo run --release --manifest-path benches/peers/burn/Cargo.toml`
 
@@ -52,7 +52,7 @@ fn compare(count: usize, len: usize) {
     println!("{count} × {len}: wgpu-optim {a:.2} ms, burn {b:.2} ms, ratio {:.3}", a / b);
 }
 
-/// The child: a sample a line.
+/// The child: one sample per line.
 fn sample(who: &str, count: usize, len: usize) {
     let values: Vec<f32> = (0..count * len).map(|i| (i as f32 * 0.618).fract() - 0.5).collect();
     let gpu = harness::open().unwrap_or_else(|error| {
@@ -71,7 +71,7 @@ fn sample(who: &str, count: usize, len: usize) {
     }
 }
 
-/// A sampler of our step: flat buffers, and two groups where there are several tensors.
+/// A sampler of our step: flat buffers, and two groups for several tensors.
 fn ours<'a>(gpu: &'a Gpu, values: &[f32], count: usize, len: usize) -> impl FnMut() -> f64 + use<'a> {
     let rule = AdamW::default();
     let mut groups = vec![Group::new("even", rule), Group::new("odd", AdamW { weight_decay: 0.0, ..rule })];

@@ -1,5 +1,5 @@
-//! The CPU engine, candle-nn and a triad, each for as many steps as a line on standard input says;
-//! `compare.py` writes the lines and times PyTorch in turn.
+//! The CPU engine, candle-nn and a triad. Each line on standard input has a contender and its number of
+//! steps; `compare.py` writes the lines and times PyTorch in turn.
 //!
 //! ```text
 //! setup CONTENDER RULE TENSORS ELEMENTS     a case: ELEMENTS in each of TENSORS; answers "ready"
@@ -18,14 +18,14 @@ use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 use wgpu_optim::{AnyRule, Clip, Format, Group, Layout, Master, Options, Rounding, Sgd, cpu};
 
-/// A step, and how long it took without what prepares it.
+/// A step, which returns its time without its preparation.
 type Work = Box<dyn FnMut() -> Duration>;
 
-/// Elements that a thread takes at a time.
+/// Elements per task of a thread.
 const BLOCK: usize = 1 << 14;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The thread that steps is one of the pool's: nobody waits for it to be woken.
+    // The stepping thread is one of the pool's, so no thread has to be woken.
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global()?;
     let mut work: Option<Work> = None;
     for line in std::io::stdin().lock().lines() {
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
             ["setup", contender, rule, tensors, elements] => {
-                // What there was goes first: memory may not suffice for two.
+                // The old contender is dropped first: memory may not suffice for two.
                 drop(work.take());
                 work = Some(setup(contender, rule, tensors.parse()?, elements.parse()?)?);
                 println!("ready");
@@ -88,7 +88,7 @@ fn ours(
     let names: Vec<String> = (0..tensors).map(|i| format!("tensor {i}")).collect();
     let group =
         names.iter().fold(Group::new("all", rule), |group, name| group.tensor(name, [elements as u64]));
-    // One behind the other, as `pattern` fills them.
+    // One after the other, as `pattern` fills them.
     let layout = Layout::packed([group])?;
     let clips = Options { clip: Some(Clip::GlobalNorm(1.0)), zero_gradients: true, ..Options::default() };
     let clip = contender == "clip";
@@ -157,7 +157,7 @@ fn candle(tensors: usize, elements: usize) -> Result<Work, Box<dyn std::error::E
     Ok(Box::new(move || time(|| adamw.step(&grads).expect("a good step"))))
 }
 
-/// `a = a · s + b`: 12 bytes an element, of which none is written without having been read.
+/// `a = a · s + b`: 12 bytes per element. Every written byte is also read.
 fn triad(len: usize) -> Work {
     let (mut a, b) = (pattern(len), pattern(len));
     Box::new(move || {

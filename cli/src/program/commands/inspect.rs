@@ -13,7 +13,7 @@ use wgpu_optim::checkpoint::{Error, Malformed, Metadata, Reader};
 struct Checked {
     file: String,
     pass: bool,
-    /// Why not.
+    /// The reason for a failure.
     reason: Option<String>,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn verify(file: &Path, common: Common) -> anyhow::Result<bool> {
     Metadata::read(&reader)?;
     let reason = match reader.verify() {
         Ok(true) => None,
-        Ok(false) => Some("it has no digest, so a change would not be seen; save it anew".to_owned()),
+        Ok(false) => Some("it has no digest, so changes cannot be detected; save it again".to_owned()),
         Err(Error::Malformed { reason: reason @ Malformed::Digest { .. }, .. }) => Some(reason.to_string()),
         Err(error) => return Err(error.into()),
     };

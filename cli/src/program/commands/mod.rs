@@ -1,4 +1,4 @@
-//! The subcommands. Each says whether all it checked has passed.
+//! The subcommands. Each returns whether all of its checks passed.
 
 mod bench;
 mod devices;
@@ -30,12 +30,12 @@ pub(crate) fn run(command: Command, common: Common) -> anyhow::Result<bool> {
     }
 }
 
-/// All rules, where none is named.
+/// The named rules, or all rules if none is named.
 fn named(rules: Vec<AnyRule>) -> Vec<AnyRule> {
     if rules.is_empty() { AnyRule::all() } else { rules }
 }
 
-/// A seed of this moment.
+/// A seed from the clock.
 pub(super) fn fresh_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
 }

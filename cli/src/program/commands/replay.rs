@@ -31,7 +31,7 @@ pub(in crate::program) fn replay_one(
 ) -> anyhow::Result<Verdict> {
     if !run.unread_metadata.is_empty() {
         let keys = run.unread_metadata.join(", ");
-        output::note(&format!("note: {name}: metadata that is no part of the format: {keys}"));
+        output::note(&format!("note: {name}: metadata outside the format: {keys}"));
     }
     let bar = progress(run.steps() as u64, format!("replay {name}"));
     let on = match device {
@@ -69,7 +69,7 @@ pub(super) fn run(files: &[PathBuf], common: Common) -> anyhow::Result<bool> {
     let device = output::open(common.device)?;
     let (mut passed, mut bad, mut rows) = (true, 0, Vec::new());
     for path in files {
-        // A file that cannot be read says nothing about the others.
+        // A file that cannot be read does not stop the others.
         match replay_file(path, &device, common).with_context(|| path.display().to_string()) {
             Ok((pass, row)) => {
                 passed &= pass;

@@ -59,7 +59,7 @@ fn show_examples(arguments: &Schedules, common: Common) -> anyhow::Result<bool> 
     Ok(true)
 }
 
-/// Draws what `curves` makes, if that is asked for.
+/// Draws the result of `curves`, if a picture is requested.
 fn plot(
     arguments: &Schedules,
     curves: impl FnOnce() -> anyhow::Result<Vec<schedules::Curve>>,

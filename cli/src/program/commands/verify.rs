@@ -12,7 +12,7 @@ use optim::verify;
 pub(super) fn run(arguments: Verify, common: Common) -> anyhow::Result<bool> {
     let storage = arguments.storage.options()?;
     let mut devices = vec![output::open(common.device)?];
-    // Blocks are the GPU's.
+    // State in blocks is checked on the GPU.
     let on_both = storage.states.block().is_none();
     if common.device == Choice::Auto && matches!(devices[0], Device::Gpu(_)) && on_both {
         devices.push(Device::Cpu);

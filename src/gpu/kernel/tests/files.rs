@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The words that templates have in the place of names.
+/// The placeholders for names in templates.
 const PLACEHOLDERS: [&str; 7] = ["SLOT", "SIDE", "RAW", "FORMAT", "KEEP", "NTH", "ORDINAL"];
 
 /// Placeholders are replaced, and every file of `shaders/` is in a kernel.

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 /// The folder that the chosen kernels are written to, as WGSL and HLSL: `cargo xtask compilers` sets it.
 const FOLDER_VARIABLE: &str = "WGPU_OPTIM_KERNELS";
 
-/// The kernels that other compilers are asked about, each text once: enough of the combinations that the
-/// tests of this module validate for each text of each file to be among them.
+/// The kernels for other compilers, each text once. They are a selection of the combinations that this module
+/// validates, with each text of each file among them.
 fn chosen() -> Vec<(String, Composed)> {
     let mut chosen = Vec::new();
     for spec in specs() {
@@ -25,7 +25,7 @@ fn chosen() -> Vec<(String, Composed)> {
             }
         }
     }
-    // The rule with most slots, of which none knows a format, and the one with a phase of its own.
+    // The rule with the most slots, and the rule with a phase of its own. No rule knows a format.
     chosen.extend(formats(&spec(Adan::default())).map(|kernel| ("formats", kernel)));
     chosen.extend(first_phases(&spec(Lamb::default())).map(|kernel| ("formats", kernel)));
     chosen.extend(options().map(|kernel| ("options", kernel)));
@@ -38,7 +38,7 @@ fn chosen() -> Vec<(String, Composed)> {
     named.map(|(n, (what, kernel))| (format!("{what}-{n}-{}", kernel.entry_point), kernel)).collect()
 }
 
-/// One group, two, and vectors that two share, on both targets.
+/// One group, two groups, and vectors that two groups share, on both targets.
 fn plain_keys(spec: &RuleSpec) -> Vec<KernelKey> {
     let keys = whole_keys(spec).into_iter().filter(|key| {
         let TableLayout { access, aligned, space, .. } = key.table_layout;
@@ -53,7 +53,7 @@ fn whole_keys(spec: &RuleSpec) -> Vec<KernelKey> {
     keys(spec).into_iter().filter(|key| !key.kept.contains(&false)).collect()
 }
 
-/// Every format in every place, in both accesses, to the nearest and at random.
+/// Every format in every place, with both accesses and both roundings.
 fn formats(spec: &RuleSpec) -> impl Iterator<Item = Composed> {
     storages(spec).map(|key| update(spec, &key))
 }
@@ -79,8 +79,7 @@ fn storages(spec: &RuleSpec) -> impl Iterator<Item = KernelKey> {
     })
 }
 
-/// Everything that can stand around a rule, in turns with accesses, with few and many groups, and with tables
-/// in both spaces.
+/// All options around a rule, combined in turn with accesses, few and many groups, and tables in both spaces.
 fn options() -> impl Iterator<Item = Composed> {
     let adamw = spec(AdamW::default());
     let keys: Vec<_> = whole_keys(&adamw).into_iter().filter(|key| key.writable_gradients).collect();
@@ -107,7 +106,7 @@ fn other_stages() -> impl Iterator<Item = Composed> {
     scans.chain(folds).chain(decisions).collect::<Vec<_>>().into_iter()
 }
 
-/// The kernel as wgpu's Metal backend has it written; `checked` for a rule that is not of the list.
+/// The kernel in Metal's language, as wgpu's backend writes it; `checked` for a user-defined rule.
 fn metal(module: &Module, info: &ModuleInfo, checked: bool) -> String {
     let policy = if checked { BoundsCheckPolicy::Restrict } else { BoundsCheckPolicy::Unchecked };
     let options = msl::Options {
@@ -127,8 +126,8 @@ fn metal(module: &Module, info: &ModuleInfo, checked: bool) -> String {
     text
 }
 
-/// As its DirectX backend has it written, in the shader model that wgpu compiles for with DXC. The first line
-/// names the entry point, which is another one where WGSL's is a word of HLSL.
+/// The kernel in HLSL, as wgpu's DirectX backend writes it, in the shader model for DXC. The first line names
+/// the entry point, which differs if WGSL's name is a word of HLSL.
 fn direct_x(module: &Module, info: &ModuleInfo, checked: bool) -> String {
     let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_0,
@@ -142,8 +141,8 @@ fn direct_x(module: &Module, info: &ModuleInfo, checked: bool) -> String {
     format!("// {name}\n{text}")
 }
 
-/// Kernels are written for Metal and DirectX, with wgpu's checks and without. Those without go to the folder
-/// of other compilers, if there is one.
+/// Kernels are written for Metal and DirectX, with and without wgpu's checks. Kernels without checks go to
+/// the folder for other compilers, if it is set.
 #[test]
 fn kernels_are_written_in_other_languages() {
     let folder = std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from);
