@@ -35,11 +35,11 @@ fn bytes_a_parameter() {
     assert_eq!(bytes_moved(&spec(Lamb::default()), &[true, true], &pipeline, 1), 36 + 16);
 }
 
-/// The README's table of formats says what the code does.
+/// The guide's table of formats says what the code does.
 #[test]
-fn bytes_of_the_readme() {
-    let readme = include_str!("../../README.md");
-    let (_, table) = readme.split_once("| bytes of state | bytes moved |\n").unwrap();
+fn bytes_of_the_guide() {
+    let page = include_str!("../../docs/guide/low-memory.md");
+    let (_, table) = page.split_once("| bytes of state | bytes moved |\n").unwrap();
     let format = |name: &str| Format::ALL.into_iter().find(|format| format.name() == name).unwrap();
     let mut rows = 0;
     for line in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
