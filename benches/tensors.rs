@@ -109,7 +109,8 @@ fn draw(rows: &[Row], device: &str) -> String {
     let height = 74 + 52 * rows.len();
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>\n\
+         font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>\n\
          <text x=\"12\" y=\"24\" font-size=\"14\">A step of AdamW over 2²¹ parameters: all tensors in one \
          buffer (blue), or each in its own (grey)</text>\n\
          <text x=\"12\" y=\"44\" fill=\"#555\">{device}; medians of {SAMPLES} steps</text>\n"

@@ -29,7 +29,7 @@ usage: cargo xtask COMMAND
   isa [ARGS]    what Mesa's compiler for AMD GPUs makes of the kernels, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
   instructions [ARG]  instructions of the CPU engine per element: --json, --check, --write; takes valgrind
-  house         the structure of the repository: module map, lengths of files, widths of lines;
+  house         the structure of the repository: module map, links, lengths of files, widths of lines;
                 with --bless lowers the lists of exceptions, with --map prints the map as the sources are
   ci            structure, formatting, lints, every set of features, documentation, other platforms, then cargo xtask test,
                 cargo xtask instructions --check and cargo xtask isa --check";
