@@ -111,7 +111,8 @@ fn is_absolute(target: &str) -> bool {
     target.contains("://") || target.starts_with("mailto:")
 }
 
-/// The files of the library's package: entries of `include`, with a `*` at most at the end.
+/// The files of the library's package: entries of `include`, which begin with `/` and have a `*` at most at
+/// the end.
 struct Package(Vec<String>);
 
 impl Package {
@@ -122,7 +123,7 @@ impl Package {
         let manifest = super::read(root, "Cargo.toml")?;
         let list = manifest.split_once("\ninclude = [").and_then(|(_, rest)| rest.split_once(']'));
         let entries = list.map_or("", |(list, _)| list).split('"').skip(1).step_by(2);
-        Ok(Self(entries.map(str::to_owned).collect()))
+        Ok(Self(entries.map(|entry| entry.trim_start_matches('/').to_owned()).collect()))
     }
 
     fn has(&self, file: &str) -> bool {
@@ -177,12 +178,14 @@ mod tests {
     #[test]
     fn links_of_the_package_stay_in_it() {
         let tree = tree("package");
-        tree.write("Cargo.toml", "[package]\ninclude = [\n    \"a.md\",\n    \"LICENSE-*\", \"src\",\n]\n");
+        tree.write(
+            "Cargo.toml",
+            "[package]\ninclude = [\n    \"/a.md\",\n    \"/LICENSE-*\", \"/src\",\n]\n",
+        );
         tree.write("LICENSE-MIT", "");
         tree.write("a.md", "[a](src/c.rs) [b](LICENSE-MIT)\n[c](docs/b.md)\n");
         tree.write("docs/b.md", "[a](../src/c.rs) [b](b.md)\n");
-        let expected =
-            "a.md:2: link \"docs/b.md\" leads out of the package, whose files are `include` of Cargo.toml";
-        assert_eq!(problems(&tree), [expected]);
+        let what = "leads out of the package, whose files are `include` of Cargo.toml";
+        assert_eq!(problems(&tree), [format!("a.md:2: link \"docs/b.md\" {what}")]);
     }
 }
