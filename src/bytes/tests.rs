@@ -75,14 +75,17 @@ fn formats_of_the_documentation() {
     let mut text = String::from(
         "# Bytes of every combination of formats
 
-Bytes a parameter: in front of the slash those of state, with the digits that are kept of the parameters, and
-behind it those that a step reads and writes. For rules that keep one slot (SGD with momentum, Lion,
-AdaGrad), two (Adam and most of its family), three (with AMSGrad) and four (Adan). On top come an average of
-the weights (8 bytes moved, 4 of state), a look at the gradients before the update and zeroed gradients (a
-gradient's bytes each), and the first phase of LAMB and LARS: `Layout::bytes_moved` counts them. The table is
-computed by the code that it describes.
+Bytes per parameter. In front of the slash stand the bytes of state, including what is kept of the parameters;
+behind it stand the bytes that a step reads and writes. Rules keep one slot (SGD with momentum, Lion,
+AdaGrad), two (Adam and most of its family), three (Adam with AMSGrad) or four (Adan).
 
-| parameters | kept of them | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
+Options add to this. An average of the weights takes 4 bytes of state and moves 8. A scan of the gradients
+(clip by norm, skipped steps, reports) and zeroed gradients each move the bytes of a gradient. LAMB and LARS
+have a first phase. `Layout::bytes_moved` counts all of it.
+
+The table is computed by the code that it describes.
+
+| parameters | kept | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 ",
     );
