@@ -31,7 +31,7 @@ parser.add_argument("--only", default="", help="cases whose name contains this")
 target = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
 parser.add_argument("--program", type=Path, default=target / "release/cpu-peer")
 parser.add_argument("--plot", type=Path, help="writes the scaling of AdamW as an SVG picture")
-parser.add_argument("--bars", type=Path, help="writes the times of AdamW beside PyTorch's as an SVG picture")
+parser.add_argument("--bars", type=Path, help="writes the cases 'adamw, flat' as an SVG picture")
 arguments = parser.parse_args()
 
 
