@@ -35,11 +35,11 @@ fn bytes_a_parameter() {
     assert_eq!(bytes_moved(&spec(Lamb::default()), &[true, true], &pipeline, 1), 36 + 16);
 }
 
-/// The README's table of formats has the bytes of the code.
+/// The guide's table of formats says what the code does.
 #[test]
-fn bytes_of_the_readme() {
-    let readme = include_str!("../../README.md");
-    let (_, table) = readme.split_once("| bytes of state | bytes moved |\n").unwrap();
+fn bytes_of_the_guide() {
+    let page = include_str!("../../docs/guide/low-memory.md");
+    let (_, table) = page.split_once("| bytes of state | bytes moved |\n").unwrap();
     let format = |name: &str| Format::ALL.into_iter().find(|format| format.name() == name).unwrap();
     let mut rows = 0;
     for line in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
@@ -75,14 +75,17 @@ fn formats_of_the_documentation() {
     let mut text = String::from(
         "# Bytes of every combination of formats
 
-All numbers are bytes per parameter. The number before the slash is state, including the digits kept of the
-parameters. The number after the slash is read or written in a step. Rules keep one slot (SGD with momentum,
-Lion, AdaGrad), two (Adam and most of its family), three (with AMSGrad) or four (Adan). Not included are an
-average of the weights (8 bytes moved, 4 of state), a scan of the gradients before the update and zeroed
-gradients (one gradient each), and the first phase of LAMB and LARS. `Layout::bytes_moved` counts them all.
-The code that the table describes computes it.
+Bytes per parameter. In front of the slash stand the bytes of state, including what is kept of the parameters;
+behind it stand the bytes that a step reads and writes. Rules keep one slot (SGD with momentum, Lion,
+AdaGrad), two (Adam and most of its family), three (Adam with AMSGrad) or four (Adan).
 
-| parameters | kept of them | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
+Options add to this. An average of the weights takes 4 bytes of state and moves 8. A scan of the gradients
+(clip by norm, skipped steps, reports) and zeroed gradients each move the bytes of a gradient. LAMB and LARS
+have a first phase. `Layout::bytes_moved` counts all of it.
+
+The table is computed by the code that it describes.
+
+| parameters | kept | gradients | state | 1 slot | 2 slots | 3 slots | 4 slots |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 ",
     );

@@ -137,8 +137,8 @@ fn slots<R: CpuRule>() -> usize {
     <R::State<f32> as Fields<f32>>::NAMES.len()
 }
 
-/// Defines the loops of an update with one parameter for each slot. Of parameters a compiler knows that they do
-/// not overlap, so it updates one vector after the other, in place.
+/// Defines the loops of an update with one parameter for each slot. A compiler knows that parameters do not
+/// overlap, so it updates one vector after the other, in place.
 macro_rules! updates {
     ($($slot:ident $nth:literal),+) => {
         /// Updates whole chunks. A slot that is not kept has one chunk of zeros.

@@ -1,6 +1,7 @@
 //! The structure of the repository according to ARCHITECTURE.md and CONTRIBUTING.md: imports between modules,
-//! lengths of files, widths of lines.
+//! lengths of files, widths of lines, links.
 
+mod links;
 mod map;
 mod ratchet;
 mod source;
@@ -15,6 +16,7 @@ use std::process::Command;
 pub(crate) fn check(root: &Path) -> Result<(), Failure> {
     let mut problems = map::check(root).map_err(Failure::new)?;
     let files = texts(root).map_err(Failure::new)?;
+    problems.extend(links::check(root, &files).map_err(Failure::new)?);
     for ratchet in RATCHETS {
         let findings = ratchet.check(root, &files).map_err(Failure::new)?;
         problems.extend(findings.problems);
@@ -22,7 +24,8 @@ pub(crate) fn check(root: &Path) -> Result<(), Failure> {
     }
     if problems.is_empty() {
         eprintln!(
-            "the module map is true; {} files are as short and as narrow as they have to be",
+            "the module map is true and no link is broken; {} files are as short and as narrow as they have \
+             to be",
             files.len()
         );
         return Ok(());

@@ -32,7 +32,8 @@ usage: cargo xtask COMMAND
   isa [ARGS]    compiles the kernels with Mesa's compiler for AMD GPUs, without such a GPU: --json, --check,
                 --write, --assembly FAMILY RULE VARIANT
   instructions [ARG]  counts the CPU engine's instructions: --json, --check, --write; needs valgrind
-  house         checks the structure of the repository: module map, lengths of files, widths of lines;
+  house         checks the structure of the repository: module map, links, lengths of files,
+                widths of lines;
                 --bless lowers the lists of exceptions, --map prints the imports of the sources
   ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
                 runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";

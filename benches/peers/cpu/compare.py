@@ -1,6 +1,6 @@
 """The CPU engine beside PyTorch and candle-nn: both on the same threads, in turn, in one run.
 
-    python3 benches/peers/cpu/compare.py [--threads 2] [--only WORD] [--rounds 11] [--plot FILE]
+    python3 benches/peers/cpu/compare.py [--threads 2] [--only WORD] [--rounds 11] [--plot FILE] [--bars FILE]
 
 Builds our side first, and installs PyTorch into a virtual environment beside it unless this Python has it.
 Prints one line per case: medians in milliseconds, their ratio, and the bound of the ratio.
@@ -32,6 +32,7 @@ parser.add_argument("--only", default="", help="cases whose name contains this")
 target = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
 parser.add_argument("--program", type=Path, default=target / "release/cpu-peer")
 parser.add_argument("--plot", type=Path, help="writes the scaling of AdamW as an SVG picture")
+parser.add_argument("--bars", type=Path, help="writes the cases 'adamw, flat' as an SVG picture")
 arguments = parser.parse_args()
 
 
@@ -128,11 +129,16 @@ def medians(contenders):
     return [statistics.median(own) for own in samples]
 
 
+# By name of a case: seconds of our step, and of the first peer's.
+MEASURED = {}
+
+
 def case(name, bound, ours, *peers):
     """A line for each peer; factories, so that only what is wanted takes memory."""
     if arguments.only not in name:
         return
     mine, *theirs = medians([ours(), *(peer() for _, peer in peers)])
+    MEASURED[name] = mine, theirs[0]
     for (peer, _), other in zip(peers, theirs):
         aim = f"at most {bound:.2f} {'kept' if mine / other <= bound else 'MISSED'}" if bound else "no bound"
         print(
@@ -202,7 +208,36 @@ def main():
             lambda: Ours(stored, "adamw", 1, LARGE),
             ("ours in f32", lambda: Ours("flat", "adamw", 1, LARGE)),
         )
+    if arguments.bars:
+        arguments.bars.write_text(bars())
     scaling()
+
+
+def bars():
+    """A pair of bars for each shape of AdamW: our time and PyTorch's, which is the unit."""
+    width, left, full = 640, 150, 330
+    rows = [(tensors, elements, *MEASURED[f"adamw, flat, {tensors} x {elements}"])
+            for tensors, elements in [(1, LARGE), (148, 65_536), (512, 4_096)]]
+    height = 88 + 52 * len(rows)
+    blue, grey = "#1f5fbf", "#aaaaaa"
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+           'font-family="sans-serif" font-size="13">',
+           f'<rect width="{width}" height="{height}" fill="white"/>',
+           '<text x="12" y="24" font-size="15">Time of an AdamW step on the CPU, in f32</text>',
+           f'<text x="12" y="44" fill="#555">{arguments.threads} threads, '
+           f'medians of {arguments.rounds}</text>',
+           f'<rect x="12" y="55" width="12" height="12" fill="{blue}"/><text x="30" y="66">wgpu-optim</text>',
+           f'<rect x="{left}" y="55" width="12" height="12" fill="{grey}"/>'
+           f'<text x="{left + 18}" y="66">PyTorch {VERSION}, fused=True</text>']
+    for i, (tensors, elements, mine, other) in enumerate(rows):
+        top = 80 + 52 * i
+        shape = f"{tensors} tensor{'s' * (tensors > 1)} of {elements:,}".replace(",", " ")
+        out.append(f'<text x="12" y="{top + 24}" font-size="12">{shape}</text>')
+        for y, color, time in [(top, blue, mine), (top + 20, grey, other)]:
+            length = full * time / other
+            out.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{color}"/>'
+                       f'<text x="{left + length + 6:.1f}" y="{y + 14}">{time * 1e3:.2f} ms</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"
 
 
 def scaling():
