@@ -264,11 +264,11 @@ impl Share {
                 if norm > 0.0 { ((norm * LARGE_UNIT) as f32).max(f32::MIN_POSITIVE) } else { norm as f32 }
             };
             let [p_norm, u_norm] = norms.map(in_units);
-            let mut row = scalars.to_vec();
+            let mut with_norms = scalars.to_vec();
             let added = |name: &&str| self.spec.norm_scalars.contains(name);
-            let places = row.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
+            let places = with_norms.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
             places.for_each(|(x, _)| *x *= LARGE_UNIT as f32);
-            scalars[field] = (self.loops.trust_ratio)(&row, p_norm, u_norm);
+            scalars[field] = (self.loops.trust_ratio)(&with_norms, p_norm, u_norm);
         }
     }
 
