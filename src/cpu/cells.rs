@@ -160,6 +160,7 @@ pub(super) fn store_other(
     draw: Option<Draw>,
     randoms: &mut Randoms,
 ) {
+    #[allow(clippy::manual_map, reason = "a closure would be compiled without the vectors")]
     let randoms = match draw {
         Some(draw) => Some(draw.numbers(from.len(), randoms)),
         None => None,
