@@ -153,6 +153,9 @@ def forms(state: dict, count: int) -> dict:
     counted = {"step": count} if any("step" in own for own in state["state"].values()) else {}
     apex = lambda more: lambda group: {k: v for k, v in group.items() if k not in not_apex} | {"bias_correction": True} | counted | more
     megatron = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "max_lr": 0.01, "min_lr": 0.0, "pre_wd_mult": 1.0}
+    shared = {"state": changed(own=own)["state"], "param_groups": changed(lambda group: {**group, **megatron, "bias_correction": True}, own)["param_groups"]}
+    if counted:
+        shared["state"]["common_step"] = torch.tensor(float(count))
     masters = [[torch.zeros(3)], [torch.zeros(2)]]
     by_name = {
         "state": {names[n]: own for n, own in copy.deepcopy(state["state"]).items()},
@@ -175,7 +178,9 @@ def forms(state: dict, count: int) -> dict:
             },
             [],
         ),
+        "megatron-sharded": ({"optimizer": {"optimizer": shared, "grad_scaler": None, "fp32_from_fp16_params": masters}}, []),
         "dcp": (by_name, []),
+        "dcp-numbers": ({"optim": {**state, "state": {str(n): own for n, own in state["state"].items()}}, "step": count}, []),
         "dcp-flat": ({"optimizer": flat, "epoch": 1}, []),
         "lightning": ({"epoch": 1, "state_dict": {}, "optimizer_states": [state], "lr_schedulers": [{"last_epoch": 3}], "loops": {"fit_loop": {}}}, []),
         "numpy": ({"optimizer": changed(hyper), "loss": numpy.float32(0.5), "rng": numpy.arange(4), "best": numpy.bool_(True)}, []),

@@ -6,10 +6,15 @@ They take PyTorch, and are run by hand.
 """
 
 import contextlib
+import copy
 import fractions
+import importlib.util
 import io
+import logging
+import random
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 
 import numpy
@@ -55,8 +60,16 @@ class Case(unittest.TestCase):
         """As a shell has it: a message, nothing written, no other exception."""
         with self.assertRaises(SystemExit) as caught:
             call(*arguments, **more)
-        self.assertRegex(str(caught.exception.code), f"^error: .*{words}")
+        message = str(caught.exception.code)
+        self.assertRegex(message, f"^error: .*{words}")
+        self.advises(message)
         self.assertEqual(self.file("out.safetensors").exists(), before)
+
+    def advises(self, message: str):
+        """The end of a message is advice, except after an error of the system. Numbers have 17 digits at most."""
+        if "No such file" not in message:
+            self.assertRegex(message, r": (give|save|put|list|convert|leave|go on|set|if it does|it changes)\b[^:]*$")
+        self.assertNotRegex(message, r"\d{18}")
 
     def params(self, **shapes) -> Path:
         save_file({name: torch.ones(shape) for name, shape in shapes.items()}, self.file("model.safetensors"))
@@ -252,6 +265,210 @@ class Forms(Case):
         self.assertNotRegex(caught.exception.code, "\x1b|trust|weights_only")
 
 
+def by_torch(directory: Path) -> dict:
+    """Files of PyTorch's own writers, of one run: `torch.save`, DCP and its flat form, and DCP of numbers."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import format_utils
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    weights = [(name, p) for name, p in model.named_parameters() if name.endswith("weight")]
+    biases = [(name, p) for name, p in model.named_parameters() if name.endswith("bias")]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    made = torch.optim.AdamW(groups, lr=0.1)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        made.step()
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    states = {
+        "save": made.state_dict(),
+        "dcp": get_optimizer_state_dict(model, made),
+        "dcp-flat": get_optimizer_state_dict(model, made, options=flat),
+    }
+    files = {}
+    for name, state in states.items():
+        files[f"{name}-saved"] = directory / f"{name}.pt"
+        torch.save({"optimizer": state}, files[f"{name}-saved"])
+        dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=directory / name)
+        files[name] = directory / f"{name}-one.pt"
+        format_utils.dcp_to_torch_save(directory / name, files[name])
+    return files
+
+
+class Written(Case):
+    """Files that other programs wrote."""
+
+    def convert(self, path: Path, *more):
+        self.call("from-torch", path, self.file("out.safetensors"), "--rule", "adamw", *more)
+        return torch_state.read_checkpoint(self.file("out.safetensors"))
+
+    def test_dcp(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            files = by_torch(self.directory)
+        plain = self.convert(files.pop("save-saved"))
+        self.assertEqual([list(group["tensors"]) for group in plain[1]["groups"]], [["0.weight", "1.weight"], ["0.bias", "1.bias"]])
+        self.assertEqual((plain[1]["taken"], plain[0]["exp_avg/0.weight"].abs().min() > 0), (3, True))
+        for name, path in files.items():
+            self.assertTrue(golden.same_checkpoint(self.convert(path), plain), name)
+
+    @unittest.skipUnless(importlib.util.find_spec("lightning"), "needs lightning")
+    def test_lightning(self):
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        import lightning
+
+        class Module(lightning.LightningModule):
+            def __init__(self, width=4):
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = torch.nn.Linear(3, width)
+
+            def training_step(self, batch, _):
+                return self.net(batch[0]).sum()
+
+            def configure_optimizers(self):
+                made = torch.optim.AdamW(self.net.named_parameters(), lr=0.1)
+                return [made], [torch.optim.lr_scheduler.OneCycleLR(made, 0.1, total_steps=10)]
+
+        quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = lightning.Trainer(
+                max_steps=3, accelerator="cpu", default_root_dir=self.directory, **quiet
+            )
+            trainer.fit(Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 3))))
+            trainer.save_checkpoint(self.file("run.ckpt"))
+        tensors, record = self.convert(self.file("run.ckpt"))
+        state = torch.load(self.file("run.ckpt"), weights_only=False)["optimizer_states"][0]["state"]
+        self.assertEqual((record["taken"], record["groups"][0]["tensors"]), (3, {"weight": 0, "bias": 12}))
+        for number, name in enumerate(["weight", "bias"]):
+            self.assertTrue(torch.equal(tensors[f"exp_avg/{name}"], state[number]["exp_avg"]))
+
+    def test_one_of_several(self):
+        """Lightning and Megatron keep a list if there are several optimizers."""
+        one, other = optimizer().state_dict(), optimizer(steps=5).state_dict()
+        for whole, keys in (
+            ({"optimizer_states": [one, other]}, "optimizer_states.1"),
+            ({"optimizer": [{"optimizer": one}, {"optimizer": other}]}, "optimizer.1.optimizer"),
+        ):
+            self.refused("2 state_dicts .*: give one by --entry", self.from_torch, whole)
+            self.refused(f"give --entry one of .*{keys}", self.from_torch, whole, "--entry", "nowhere")
+            self.assertEqual(self.from_torch(whole, "--entry", keys)[1]["taken"], 5)
+            self.file("out.safetensors").unlink()
+
+
+class Generated(Case):
+    """State_dicts put together at random from the habits of all writers."""
+
+    CASES = 150
+
+    def habit(self, draw: random.Random, state: dict, steps: int) -> tuple[dict, list]:
+        """A state_dict in other clothes, which says the same, and the arguments that it needs."""
+        arguments, counted = [], any("step" in own for own in state["state"].values())
+        names = torch_state.named(state, None)
+        groups, own = copy.deepcopy(state["param_groups"]), copy.deepcopy(state["state"])
+        where = draw.choice(["own", "group", "common"])
+        kinds = [int, float, torch.tensor, numpy.int64, numpy.float32, lambda n: torch.tensor([n], dtype=torch.int32)]
+        count = draw.choice(kinds)(steps)
+        if counted:
+            for entries in own.values():
+                entries.pop("step", None)
+                if where == "own":
+                    entries["step"] = count
+            if where == "common":
+                own["common_step"] = count
+            elif where == "group":
+                groups = [group | {"step": count} for group in groups]
+        number = draw.choice([lambda x: x, numpy.float64, lambda x: torch.tensor(x, dtype=torch.float64)])
+        worn = lambda x: number(x) if isinstance(x, float) else tuple(map(worn, x)) if isinstance(x, tuple) else x
+        harmless = {
+            "lr_scale": 0.5, "wd_mult": 2.0, "group_name": "a", "bias_correction": True, "initial_lr": 1.0,
+            "start_wd": 0.1, "end_wd": 0.1, "layer_id": 3, "is_expert_parallel": False, "correct_bias": True,
+        }
+        some = {key: harmless[key] for key in draw.sample(sorted(harmless), draw.randrange(4))}
+        groups = [{key: worn(value) for key, value in group.items()} | some for group in groups]
+        if draw.random() < 0.3:
+            key = draw.choice(["depth", "sparsity"])
+            groups = [group | {key: 0.5} for group in groups]
+            arguments += ["--ignore", key]
+        if draw.random() < 0.3:
+            groups = [{key: x for key, x in group.items() if key not in ("foreach", "fused", "capturable")} for group in groups]
+        for entries in own.values():
+            if isinstance(entries, dict) and draw.random() < 0.3:
+                entries["master_param"] = None
+        keys = draw.choice(["numbers", "names", "text"])
+        if keys == "text":
+            own = {str(key): entries for key, entries in own.items()}
+        if keys == "names":
+            own = {names.get(key, key): entries for key, entries in own.items()}
+            groups = [group | {"params": [names[n] for n in group["params"]]} for group in groups]
+            groups = [{key: x for key, x in group.items() if key != "param_names"} for group in groups]
+        new = {"state": own, "param_groups": groups}
+        beside = {"epoch": numpy.int64(3), "rng": numpy.arange(3), "loss": numpy.float32(0.5)}
+        masters = [[torch.zeros(3)]]
+        wrap = draw.choice([
+            lambda x: x,
+            lambda x: {"optimizer": x, **beside},
+            lambda x: {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [x], "lr_schedulers": [{"last_epoch": 3}]},
+            lambda x: {"optimizer": {"optimizer": x, "grad_scaler": {"scale": 1.0}, "fp32_from_fp16_params": masters}, **beside},
+            lambda x: {"optimizer": {"optimizer_state_dict": x, "fp32_from_fp16": masters, "overflow": False}},
+        ])
+        return wrap(new), arguments
+
+    def test_the_clothes_do_not_matter(self):
+        draw = random.Random(17)
+        rules = sorted(torch_state.RULES)
+        plain = {}
+        for case in range(self.CASES):
+            rule = rules[case % len(rules)]
+            known, steps = torch_state.RULES[rule], ["--steps", 3] if rule == "sgd" else []
+            hyper = {"momentum": 0.9} if rule == "sgd" else {}
+            # AdaGrad has state before the first gradient.
+            late = draw.choice([None, None, "leave", "zero"]) if rule != "adagrad" else None
+            without = ["--without-state", late, "--params", self.params(**SHAPES)] if late else []
+            made = optimizer(known.cls, without=["scale"] if late else [], **hyper)
+            if (rule, late) not in plain:
+                plain[rule, late] = self.from_torch(made.state_dict(), *steps, *without, rule=rule)
+            state = made.state_dict()
+            if draw.random() < 0.3:
+                state["param_groups"].append(state["param_groups"][0] | {"params": [], "param_names": []})
+            given, arguments = self.habit(draw, state, 3)
+            tensors, record = self.from_torch(given, *steps, *without, *arguments, rule=rule)
+            # An empty group may have no count.
+            first = record["groups"][0]
+            record["groups"] = [group for group in record["groups"] if group["tensors"]]
+            self.assertTrue(golden.same_checkpoint((tensors, record), plain[rule, late]), f"{case}: {rule} {given}")
+            self.assertNotIn("taken", first, f"{case}: {rule}")
+
+    def test_damage_is_refused_with_advice(self):
+        """One entry of a good state_dict is replaced by any other value: there is a checkpoint or a refusal."""
+        draw = random.Random(18)
+        values = [
+            -1, 2.5, 10**400, 10**30, -(10**30), 1e300, float("nan"), float("inf"), True, None, "x", "9" * 60, [], {}, (), (1, 2), (0.9, 10**400),
+            torch.ones(2), torch.tensor(-3), numpy.arange(3), numpy.float64("nan"), [torch.ones(1)], {"a": 1}, 1 / 3,
+        ]
+        refused = 0
+        for case in range(self.CASES):
+            rule = draw.choice(sorted(torch_state.RULES))
+            state = optimizer(torch_state.RULES[rule].cls, **({"momentum": 0.9} if rule == "sgd" else {})).state_dict()
+            value = draw.choice(values)
+            places = [(state["param_groups"], 0), (state, "param_groups"), (state, "state"), (state["state"], 0), (state["state"], 7)]
+            places += [(state["param_groups"][0], key) for key in state["param_groups"][0]] * 2
+            places += [(own, key) for own in state["state"].values() for key in [*own, "further"]] * 2
+            into, key = draw.choice(places)
+            into[key] = value
+            try:
+                self.from_torch(state, *(["--steps", 3] if rule == "sgd" else []), rule=rule)
+            except SystemExit as error:
+                self.advises(str(error.code))
+                refused += 1
+            else:
+                tensors, record = torch_state.read_checkpoint(self.file("out.safetensors"))
+                torch_state.to_torch(tensors, record, 0.1)
+        self.assertGreater(refused, self.CASES // 3)
+
+
 class Files(Case):
     def test_a_parameter_that_params_lack_is_named(self):
         self.refused("--params has no scale;", self.from_torch, optimizer().state_dict(), "--params", self.params(w=(4, 3)))
@@ -264,6 +481,23 @@ class Files(Case):
         self.refused("2 state_dicts of optimizers .a, b.:", self.from_torch, {"a": state, "b": state})
         for other in ({"model": {}}, [state], {"state": {}}):
             self.refused("no state_dict of an optimizer", self.from_torch, other)
+
+    def test_state_of_no_parameter(self):
+        state = optimizer().state_dict()
+        state["state"]["others"] = {"exp_avg": torch.ones(1)}
+        self.refused("the state has others, and no group has such a parameter: give --ignore others", self.from_torch, state)
+        self.from_torch(state, "--ignore", "others")
+
+    def test_the_sum_of_apex(self):
+        """Its AdaGrad has no decay of the rate, no initial value and no count."""
+        state = optimizer(torch.optim.Adagrad).state_dict()
+        plain = self.from_torch(state, rule="adagrad")
+        (group,) = state["param_groups"]
+        for key in set(group) - {"params", "param_names", "lr", "eps", "weight_decay"}:
+            del group[key]
+        for own in state["state"].values():
+            del own["step"]
+        self.assertTrue(golden.same_checkpoint(self.from_torch(state, "--steps", 3, rule="adagrad"), plain))
 
     def test_damaged_files(self):
         state, params = optimizer().state_dict(), self.params(**SHAPES)

@@ -18,6 +18,8 @@ Where the two differ:
 * A parameter without state in a group that has stepped never had a gradient. It is refused unless `--without-state` says what becomes of it: `leave` leaves it out, and a load onto a layout that has it takes
   `Missing::Zero`; `zero` starts it at zero with its group's count. PyTorch would count its steps from its first gradient: the first updates differ where a rule corrects for the count.
 * NAdam's `mu_product` and whether SGD's velocity has begun are carries of the group. PyTorch keeps the first in f32, so that it is a little less exact from there on.
+* apex and TransformerEngine keep the mode of Adam's and AdaGrad's weight decay outside of the state: `--rule` names it. Groups of apex's AdaGrad have no `lr_decay` and no initial value: both are 0.
+* Master weights beside the state (`fp32_from_fp16_params`, `fp32_from_fp16`) or in it (`master_param`, with `--ignore`) are not read. Give them by `--params`: otherwise the run goes on from rounded parameters.
 * AdaGrad's sum starts at `initial_accumulator_value` there, and here at zero, with which the first step adds it.
 * PyTorch's learning rates are in its groups; here they are each step's. If those of all groups are the same, `lr_factor` is 1 and the rate is to be passed to each step; if not, each group's
   `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
@@ -38,6 +40,7 @@ import re
 import struct
 import sys
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -52,13 +55,15 @@ IGNORED = {"lr", "params", "param_names", "name", "foreach", "fused", "capturabl
 IGNORED |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 # Names, and what trainers have multiplied into `lr` and `weight_decay` already.
 IGNORED |= {"group_name", "lr_scale", "lr_mult", "wd_scale", "wd_mult", "pre_lr_mult", "pre_wd_mult", "layer_id"}
-IGNORED |= {"is_expert_parallel", "is_decoupled_lr", "default_config", "master_weights", "set_grad_none"}
+IGNORED |= {"start_wd", "end_wd", "is_expert_parallel", "is_decoupled_lr", "default_config"}
+IGNORED |= {"master_weights", "set_grad_none"}
 # The group's count, where it is no parameter's.
 IGNORED |= {"step"}
 # Options of other classes that torch.optim always has on.
 ALWAYS = {"bias_correction": True, "correct_bias": True}
 # The largest count of steps.
 MAX_STEPS = 2**53
+MAX_FLOAT = sys.float_info.max
 BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -69,8 +74,10 @@ def same(*names):
 class Rule:
     """One rule: its class in torch.optim, slots, hyperparameters by our names, and those of ours that PyTorch lacks, with the value that it has of them."""
 
-    def __init__(self, cls, slots, hyper, fixed=None, torch_fixed=None):
+    def __init__(self, cls, slots, hyper, fixed=None, torch_fixed=None, absent=None):
         self.cls, self.slots, self.hyper, self.fixed = cls, slots, hyper, fixed or {}
+        # Values of the keys that the class of another library does not have.
+        self.absent = absent or {}
         # PyTorch's that are ours by another rule's name.
         self.torch_fixed = torch_fixed or {}
 
@@ -84,7 +91,8 @@ RULES = {
     "adam": Rule(torch.optim.Adam, ADAM_SLOTS, ADAM | same("decoupled_weight_decay"), ADAM_FIXED),
     "adamw": Rule(torch.optim.AdamW, ADAM_SLOTS, ADAM, ADAM_FIXED, {"decoupled_weight_decay": True}),
     "adagrad": Rule(
-        torch.optim.Adagrad, ["sum"], same("lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"), {"eps_root": 0.0}
+        torch.optim.Adagrad, ["sum"], same("lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"), {"eps_root": 0.0},
+        absent={"lr_decay": 0.0, "initial_accumulator_value": 0.0},
     ),
     "rmsprop": Rule(
         torch.optim.RMSprop,
@@ -109,16 +117,41 @@ class Refused(Exception):
 
 
 def plain(value):
-    """A number of torch or numpy as Python's."""
-    return value.item() if hasattr(value, "item") else value
+    """A number of torch or numpy as a number of Python."""
+    if not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):
+        return value
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def whole(value, what: str) -> int:
     """A count of steps."""
     count = plain(value)
-    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= MAX_STEPS or count != int(count):
-        raise Refused(f"{what} is {count}, must be a whole number from 0 to 2^53: give the file of an optimizer that counts so")
+    if not is_number(count) or not 0 <= count <= MAX_STEPS or count != int(count):
+        raise Refused(f"{what} is {shown(count)}, must be a whole number from 0 to 2^53: give the file of a run that counts whole steps")
     return int(count)
+
+
+def finite(value, what: str, least: float = -math.inf, where: str = "a group"):
+    """A number that f64 can hold."""
+    found = plain(value)
+    if not is_number(found) or not max(least, -MAX_FLOAT) <= found <= MAX_FLOAT:
+        bound = "" if least == -math.inf else f" and at least {least:g}"
+        raise Refused(f"{what} = {shown(found)} in {where}, must be finite{bound}: set it in PyTorch and save the state again")
+    return found
+
+
+def choice(value, what: str) -> bool:
+    found = plain(value)
+    if not isinstance(found, (bool, int)) or found not in (False, True):
+        raise Refused(f"{what} = {shown(found)} in a group, must be True or False: set it in PyTorch and save the state again")
+    return bool(found)
 
 
 def number(text: str):
@@ -150,7 +183,12 @@ def filled(rule: str, group: dict) -> dict:
     """The group, with what PyTorch fills in of an older version's."""
     optimizer = RULES[rule].cls([torch.nn.Parameter(torch.zeros(1))])
     optimizer.__setstate__({"state": {}, "param_groups": [group | {"params": []}]})
-    return optimizer.param_groups[0] | group
+    return RULES[rule].absent | optimizer.param_groups[0] | group
+
+
+def default_group(rule: str) -> dict:
+    """A parameter group of the rule's class, with its defaults."""
+    return RULES[rule].cls([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
 
 
 def hyper_from(rule: str, group: dict, ignore=()) -> dict:
@@ -158,36 +196,48 @@ def hyper_from(rule: str, group: dict, ignore=()) -> dict:
     hyper, group = dict(known.fixed), filled(rule, group)
     own = {name for name, _ in known.hyper.values()}
     if missing := sorted({"lr", *own} - group.keys()):
-        raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}")
+        raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}: give another --rule")
+    defaults = default_group(rule)
     for ours, (theirs, i) in known.hyper.items():
-        hyper[ours] = plain(group[theirs] if i is None else group[theirs][i])
-        if isinstance(hyper[ours], float) and not math.isfinite(hyper[ours]):
-            raise Refused(f"{theirs} = {hyper[ours]} in a group, must be finite: no rule takes it")
-    for name in sorted(group.keys() - own - IGNORED - set(ignore)):
+        value, default = group[theirs], defaults[theirs]
+        if i is not None:
+            if not isinstance(value, (list, tuple)) or len(value) != len(default):
+                raise Refused(f"{theirs} = {shown(value)} in a group, must be {len(default)} numbers: set it in PyTorch and save the state again")
+            value, default = value[i], default[i]
+        hyper[ours] = (choice if isinstance(default, bool) else finite)(value, theirs)
+    for name in sorted(map(str, group.keys() - own - IGNORED - set(ignore))):
         if name not in known.torch_fixed | ALWAYS:
-            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: if it does not change the update, give --ignore {name}")
-        if (known.torch_fixed | ALWAYS)[name] != plain(group[name]):
-            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: it changes the update, so give another --rule or go on there")
+            raise Refused(f"{rule} has no {name} = {shown(group.get(name))} here: if it does not change the update, give --ignore {name}")
+        value = plain(group.get(name))
+        if not is_number(value) and not isinstance(value, bool) or value != (known.torch_fixed | ALWAYS)[name]:
+            raise Refused(f"{rule} has no {name} = {shown(group.get(name))} here: it changes the update, so give another --rule or go on there")
     return hyper
 
 
-def shown(value) -> str:
-    """A value on a short line."""
-    text = " ".join(str(plain(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else f"a tensor {list(value.shape)}").split())
-    return text if len(text) <= 40 else text[:39] + "…"
+def shown(value, columns: int = 40) -> str:
+    """A value on a short line, with at most 17 digits per number."""
+    value = plain(value)
+    if isinstance(value, int) and abs(value) >= 10**17:
+        return f"{Decimal(value):.3e}"
+    text = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
+    text = re.sub(r"(\d{17})\d+", r"\1…", " ".join(text.split()))
+    return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
 def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
     found = {}
     for group in state_dict["param_groups"]:
-        if group.get("param_names"):
-            found.update(zip(group["params"], group["param_names"]))
+        theirs = group.get("param_names")
+        if names is None and theirs is not None:
+            if not isinstance(theirs, (list, tuple)) or not all(isinstance(name, str) for name in theirs):
+                raise Refused(f"param_names = {shown(theirs)} in a group, must be a list of names: give the names by --names")
+            found.update(zip(group["params"], theirs))
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     # FSDP and DCP have names in the place of numbers.
     found.update((number, number) for number in numbers if isinstance(number, str))
     if names is not None:
         if len(names) != len(numbers):
-            raise Refused(f"{len(names)} names of {len(numbers)} parameters")
+            raise Refused(f"--names has {len(names)} names, the optimizer {len(numbers)} parameters: list one name per parameter")
         found = dict(zip(numbers, names))
     if missing := [number for number in numbers if number not in found]:
         raise Refused(f"parameters {listed([str(number) for number in missing])} have no names: give --names")
@@ -197,7 +247,7 @@ def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
 
 def unique(what: str, names: list[str]) -> None:
     if twice := sorted(name for name, n in Counter(names).items() if n > 1):
-        raise Refused(f"several {what} have the name {listed(twice)}: names must differ")
+        raise Refused(f"several {what} have the name {listed(twice)}: give each its own name")
 
 
 def listed(names: list[str]) -> str:
@@ -208,13 +258,14 @@ def agreed(what: str, found: dict):
     """The one value of all parameters; `found` has their names by value."""
     if len(found) > 1:
         each = "; ".join(f"{value} of {listed(names)}" for value, names in sorted(found.items()))
-        raise Refused(f"{what}: {each}")
+        raise Refused(f"{what}: {each}: put parameters that differ into groups of their own in PyTorch")
     return next(iter(found))
 
 
 def lacks(own: dict, slots: list[str]) -> bool:
     """Whether a parameter has no state of its own: it never had a gradient. AdaGrad's begins before that, with a count of 0."""
-    return bool(slots) and (all(own.get(slot) is None for slot in slots) or ("step" in own and plain(own["step"]) == 0))
+    count = plain(own.get("step"))
+    return bool(slots) and (all(own.get(slot) is None for slot in slots) or (is_number(count) and count == 0))
 
 
 def steps_taken(rule: str, group: dict, title: str, own_slots: list[str], state: dict, names: dict, steps: int | None) -> int | None:
@@ -238,46 +289,70 @@ def steps_taken(rule: str, group: dict, title: str, own_slots: list[str], state:
 def shape_of(name: str, param: torch.Tensor | None, own: dict, slots: list[str]) -> tuple | None:
     """The shape of a parameter and of all that is kept of it, if there is anything."""
     found = {"parameter": param} | {slot: own.get(slot) for slot in slots}
-    shapes = {what: tuple(x.shape) for what, x in found.items() if x is not None}
+    shapes = {what: tuple(x.shape) for what, x in found.items() if hasattr(x, "shape")}
     if len(set(shapes.values())) > 1:
-        raise Refused(f"shapes of {name} differ: " + ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items()))
+        raise Refused(f"shapes of {name} differ: " + ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items()) + ": give the files of one run")
     return next(iter(shapes.values()), None)
 
 
-def rate_of(group: dict) -> float:
-    rate = float(plain(group["lr"]))
-    if not (math.isfinite(rate) and rate >= 0):
-        raise Refused(f"lr = {rate} in a group, must be finite and at least 0: give the file of a run that has one")
-    return rate
+def state_of(state_dict: dict, ignore=()) -> tuple[dict, list[dict]]:
+    """The state of each parameter by its number, and the groups with their counts.
+
+    DCP writes numbers as text. Megatron keeps one count of all parameters beside their state. An entry `None` is none.
+    """
+    groups, state = state_dict["param_groups"], dict(state_dict["state"])
+    numbers = [number for group in groups for number in group["params"]]
+    if odd := [shown(number) for number in numbers if not isinstance(number, (int, str))]:
+        raise Refused(f"params has {listed(odd)} in a group, must be numbers or names: save optimizer.state_dict()")
+    known = {str(number): number for number in numbers} | {number: number for number in numbers}
+    if "common_step" in state and "common_step" not in known:
+        groups = [{"step": state["common_step"]} | group for group in groups]
+        del state["common_step"]
+    if lost := [str(key) for key in state if key not in known and str(key) not in ignore]:
+        raise Refused(f"the state has {listed(lost)}, and no group has such a parameter: give --ignore {' '.join(lost[:3])} to leave it out")
+    own = {}
+    for key, entries in state.items():
+        if key not in known:
+            continue
+        if not isinstance(entries, dict):
+            raise Refused(f"the state of parameter {key} is {type(entries).__name__}, must be a dictionary: save optimizer.state_dict()")
+        own[known[key]] = {name: tensor(x) for name, x in entries.items() if x is not None}
+    return own, groups
+
+
+def tensor(x):
+    """An array of numpy as a tensor."""
+    return torch.from_numpy(x) if type(x).__module__ == "numpy" and getattr(x, "ndim", 0) else x
 
 
 def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None, without_state=None, ignore=()):
     """The tensors and the record of a checkpoint, with `params` in it. They are needed for parameters without state, whose shapes nothing else tells."""
     known = RULES[rule]
+    state, param_groups = state_of(state_dict, ignore)
     names = named(state_dict, names)
     if params is not None and (missing := [name for name in names.values() if name not in params]):
         raise Refused(
-            f"--params has no {listed(missing)}; of parameters that are tied to each other a file has one: --names must have its name"
+            f"--params has no {listed(missing)}; a file has one name of tied parameters: give the model's file of this run, with its names by --names"
         )
-    state, groups, tensors = state_dict["state"], [], {}
+    groups, tensors = [], {}
     # The slots that any group keeps are kept of all.
-    hypers = [hyper_from(rule, group, ignore) for group in state_dict["param_groups"]]
+    hypers = [hyper_from(rule, group, ignore) for group in param_groups]
     slots = [slot for slot in known.slots if any(slot in kept(rule, hyper) for hyper in hypers)]
-    rates = [rate_of(group) for group in state_dict["param_groups"]]
-    titles = [str(group.get("name", i)) for i, group in enumerate(state_dict["param_groups"])]
+    rates = [float(finite(group["lr"], "lr", 0)) for group in param_groups]
+    titles = [str(group.get("name", i)) for i, group in enumerate(param_groups)]
     unique("groups", titles)
     for number, name in names.items():
-        if more := sorted(state.get(number, {}).keys() - {"step", "mu_product", *known.slots, *ignore}):
+        if more := sorted(map(str, state.get(number, {}).keys() - {"step", "mu_product", *known.slots, *ignore})):
             raise Refused(f"the state of {name} has {listed(more)}, which torch.optim.{known.cls.__name__} has not: give --ignore {' '.join(more)} to leave it out")
     own_slots = [kept(rule, hyper) for hyper in hypers]
     found = [
         steps_taken(rule, group, title, own, state, names, steps)
-        for group, title, own in zip(state_dict["param_groups"], titles, own_slots)
+        for group, title, own in zip(param_groups, titles, own_slots)
     ]
     # With no state at all nothing has been counted.
     total = max((count for count in found if count is not None), default=steps or 0)
     offset = 0
-    for title, rate, group, hyper, count, own_slot in zip(titles, rates, state_dict["param_groups"], hypers, found, own_slots):
+    for title, rate, group, hyper, count, own_slot in zip(titles, rates, param_groups, hypers, found, own_slots):
         carries, places, count = {}, {}, count or 0
         members = [(names[number], state.get(number, {})) for number in group["params"]]
         begun = [name for name, own in members if not lacks(own, own_slot)]
@@ -300,8 +375,9 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None,
                 # The first step of AdaGrad adds the initial value here.
                 if x is None or (rule == "adagrad" and count == 0):
                     x = torch.zeros(shape)
-                if x.dtype not in (torch.float32, torch.bfloat16):
-                    raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16: convert it in PyTorch")
+                kind = getattr(x, "dtype", type(x).__name__)
+                if kind not in (torch.float32, torch.bfloat16):
+                    raise Refused(f"{slot} of {name} is {kind}, must be float32 or bfloat16: convert it in PyTorch")
                 tensors[f"{slot}/{name}"] = x.detach().cpu().contiguous()
             if params is not None:
                 tensors[f"param/{name}"] = params[name].detach().cpu().contiguous()
@@ -310,7 +386,8 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None,
             if name in late:
                 continue
             if rule == "nadam":
-                carries.setdefault(float(own.get("mu_product", 0.0)), []).append(name)
+                carry = float(finite(own.get("mu_product", 0.0), "mu_product", where=f"the state of {name}"))
+                carries.setdefault(carry, []).append(name)
             elif rule == "sgd":
                 carries.setdefault(1.0 if own.get("momentum_buffer") is not None else 0.0, []).append(name)
         what = "mu_product" if rule == "nadam" else "velocity (1 that has begun, 0 of a parameter that never had a gradient)"
@@ -342,7 +419,7 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
     """A state_dict, with `param_names`, and the parameters by name, if the checkpoint has them. What torch.optim has no place for is refused, but for what is in `drop`."""
     rule = record["rule"]
     if rule not in RULES:
-        raise Refused(f"torch.optim has no {rule}")
+        raise Refused(f"torch.optim has no {rule}: go on with this run here")
     known = RULES[rule]
     there = {name.split("/", 1)[0].removesuffix(".scale") for name in tensors}
     if record["loss_scale"] is not None:
@@ -350,20 +427,19 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
     if lost := sorted(there - {"param", *known.slots, *drop}):
         raise Refused(f"torch.optim has no place for {', '.join(lost)}: give --drop {' '.join(lost)}")
     if never := sorted(set(drop) - there):
-        raise Refused(f"there is no {', '.join(never)} to drop")
+        raise Refused(f"there is no {', '.join(never)} to drop: leave it out of --drop")
     state, groups, number = {}, [], 0
     for group in record["groups"]:
         hyper = group["hyperparameters"]
         for name, value in known.fixed.items():
             if hyper.get(name, value) != value:
-                raise Refused(f"torch.optim.{known.cls.__name__} has no {name} = {hyper[name]}")
+                raise Refused(f"torch.optim.{known.cls.__name__} has no {name} = {shown(hyper[name])}: go on with this run here")
         if unknown := hyper.keys() - known.hyper.keys() - known.fixed.keys():
-            raise Refused(f"unknown hyperparameters {sorted(unknown)}")
+            raise Refused(f"{rule} has no {listed(sorted(unknown))}: convert with the script of the version that saved it")
         factor = group["lr_factor"]
         if factor is None or list(factor) != ["constant"]:
-            raise Refused(f"the learning rate's factor of group {group['name']} is a schedule: {factor}")
-        default = known.cls([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
-        theirs = dict(default)
+            raise Refused(f"the learning rate's factor of group {group['name']} is a schedule, {shown(factor)}: save with a constant factor")
+        theirs = default_group(rule)
         for ours, (name, i) in known.hyper.items():
             if ours not in hyper:
                 continue
@@ -382,7 +458,7 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
             for slot in kept(rule, hyper):
                 x = tensors.get(f"{slot}/{name}")
                 if x is None:
-                    raise Refused(f"no {slot} of {name}")
+                    raise Refused(f"the checkpoint has no {slot} of {name}: save it with all of its state")
                 if f"{slot}.scale/{name}" in tensors:
                     raise Refused(f"{slot} of {name} is in blocks; load it and save it as f32 first")
                 own[slot] = x.clone()
@@ -409,7 +485,7 @@ def read(path: Path) -> tuple[dict, dict]:
         index = parsed(path, path.read_bytes())
         weights = index.get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
-            raise Refused(f"{path} is no index of safetensors files: it has no weight_map from names to files")
+            raise Refused(f"{path} is no index of safetensors files: it has no weight_map from names to files: give the index of the model")
         tensors = {}
         for shard in sorted(set(weights.values())):
             tensors |= read(path.parent / shard)[0]
@@ -418,16 +494,16 @@ def read(path: Path) -> tuple[dict, dict]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
-        raise Refused(f"{path} is damaged or no safetensors file: {error}") from None
+        raise Refused(f"{path} is damaged or no safetensors file ({shown(error, 200)}): give another copy") from None
 
 
 def parsed(path: Path, text: str | bytes) -> dict:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Refused(f"the JSON in {path} is damaged: {error}") from None
+        raise Refused(f"the JSON in {path} is damaged ({shown(error, 200)}): give another copy") from None
     if not isinstance(found, dict):
-        raise Refused(f"the JSON in {path} is {type(found).__name__}, must be an object")
+        raise Refused(f"the JSON in {path} is {type(found).__name__}, must be an object: give another file")
     return found
 
 
@@ -443,8 +519,8 @@ def harmless() -> list:
     return [argparse.Namespace, *makers, numpy.dtype, numpy.ndarray, *types]
 
 
-def read_state(path: Path) -> dict:
-    """An optimizer's state_dict, alone or as the only one among other things."""
+def read_state(path: Path, entry: str | None = None) -> dict:
+    """An optimizer's state_dict: the file's only one, or the one at the keys `entry`."""
     try:
         with torch.serialization.safe_globals(harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -456,8 +532,12 @@ def read_state(path: Path) -> dict:
     found = list(states_in(loaded, "")) if isinstance(loaded, dict) else []
     if not found:
         raise Refused(f"{path} has no state_dict of an optimizer, with state and param_groups: save optimizer.state_dict()")
+    if entry is not None:
+        found = [(key, state) for key, state in found if key == entry] or found
+        if found[0][0] != entry:
+            raise Refused(f"{path} has no state_dict of an optimizer at {entry}: give --entry one of {listed([key for key, _ in found])}")
     if len(found) > 1:
-        raise Refused(f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): save the one that is meant")
+        raise Refused(f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): give one by --entry")
     return found[0][1]
 
 
@@ -474,7 +554,7 @@ def unreadable(path: Path, error: Exception) -> str:
     _, found, reason = re.sub("\x1b[^m]*m", "", str(error)).rpartition("WeightsUnpickler error: ")
     if not found and "weights_only" in reason:
         reason = "it is no pickle"
-    return f"is damaged or not of torch.save: {reason.strip().split(chr(10))[0][:200]}"
+    return f"is damaged or not of torch.save ({shown(reason.strip().split(chr(10))[0], 200)}): save optimizer.state_dict() again"
 
 
 def states_in(x, key: str, depth: int = 0):
@@ -512,11 +592,17 @@ def alike(a, b) -> bool:
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
     return bool(plain(a) == plain(b))
 
 
 def is_state(x) -> bool:
-    return isinstance(x, dict) and isinstance(x.get("state"), dict) and isinstance(x.get("param_groups"), (list, tuple))
+    if not isinstance(x, dict) or not isinstance(x.get("state"), dict):
+        return False
+    groups = x.get("param_groups")
+    lists = (list, tuple)
+    return isinstance(groups, lists) and all(isinstance(g, dict) and isinstance(g.get("params"), lists) for g in groups)
 
 
 def write(path: Path, writer) -> None:
@@ -541,12 +627,12 @@ def write_checkpoint(path: Path, tensors: dict, record: dict) -> None:
 def read_checkpoint(path: Path) -> tuple[dict, dict]:
     tensors, metadata = read(path)
     if KEY not in metadata:
-        raise Refused(f"{path} is no checkpoint of wgpu-optim")
+        raise Refused(f"{path} is no checkpoint of wgpu-optim: give a file that it saved")
     record = parsed(path, metadata[KEY])
     if record.get("version") != VERSION:
-        raise Refused(f"{path} has version {record.get('version')}, this script reads {VERSION}")
+        raise Refused(f"{path} has version {shown(record.get('version'))}, this script reads {VERSION}: convert with the script of that version")
     if missing := sorted({"rule", "taken", "loss_scale", "groups"} - record.keys()):
-        raise Refused(f"the record in {path} has no {listed(missing)}")
+        raise Refused(f"the record in {path} has no {listed(missing)}: save the checkpoint again")
     return tensors, record
 
 
@@ -559,6 +645,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--rule", required=True, choices=RULES)
     command.add_argument("--params", type=Path, help="parameters by name, which go into the checkpoint")
     command.add_argument("--names", type=Path, help="a text file with a parameter's name a line, in the order of the optimizer's")
+    command.add_argument("--entry", metavar="KEYS", help="the state_dict of a file with several, as optimizer_states.1")
     command.add_argument("--steps", help="steps taken, where the file does not count them (SGD, and moments without a step)")
     command.add_argument("--without-state", choices=["leave", "zero"], help="what becomes of a parameter that never had a gradient: it is left out, or starts at zero")
     command.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="keys of groups and of state that do not change the update")
@@ -571,7 +658,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = parser.parse_args(arguments)
     try:
         if arguments.command == "from-torch":
-            state = read_state(arguments.state)
+            state = read_state(arguments.state, arguments.entry)
             params = read(arguments.params)[0] if arguments.params else None
             names = arguments.names.read_text().split("\n") if arguments.names else None
             names = [name for name in names if name] if names else None
@@ -581,7 +668,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)
             if arguments.params and not params:
-                raise Refused(f"{arguments.checkpoint} has no parameters for --params")
+                raise Refused(f"{arguments.checkpoint} has no parameters for --params: leave --params out")
             write(arguments.out, lambda partial: torch.save(state, partial))
             if arguments.params:
                 # Libraries of Hugging Face want to know whose tensors they are.
