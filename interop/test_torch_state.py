@@ -186,6 +186,21 @@ class State(Case):
             params,
         )
 
+    def test_state_is_whole(self):
+        """A parameter that has some entries of its state must have all of them."""
+        for rule, known in torch_state.RULES.items():
+            hyper = {
+                "sgd": {"momentum": 0.9},
+                "adam": {"amsgrad": True},
+                "rmsprop": {"momentum": 0.5, "centered": True},
+            }
+            state = optimizer(known.cls, **hyper.get(rule, {})).state_dict()
+            for entry in state["state"][0].keys() - {"step"}:
+                less = copy.deepcopy(state)
+                if len(less["state"][0].keys() - {"step", "mu_product"}) > 1 or entry == "mu_product":
+                    del less["state"][0][entry]
+                    self.refused(f"the state of w has no {entry}: give", self.from_torch, less, rule=rule)
+
     def test_no_shape_without_state(self):
         self.refused("shape of w is not known", self.from_torch, optimizer(steps=0).state_dict())
         self.from_torch(optimizer(steps=0).state_dict(), "--params", self.params(**SHAPES))

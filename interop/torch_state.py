@@ -493,6 +493,9 @@ def from_torch(
         for name, own in members:
             if name in late and without_state == "leave":
                 continue
+            needed = [*own_slot, *(["mu_product"] if rule == "nadam" else [])]
+            if name in begun and (lost := [entry for entry in needed if own.get(entry) is None]):
+                raise Refused(f"the state of {name} has no {listed(lost)}: give the file of a whole state")
             shape = shape_of(name, None if params is None else params[name], own, known.slots)
             if shape is None:
                 raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
