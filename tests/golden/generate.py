@@ -1147,8 +1147,8 @@ def make_grads(
 
     Half of the elements keep their magnitude and mostly their sign. Small second moments then stay small, and
     first moments do not average out. The other elements draw magnitude and sign at every step. With
-    `varied_norm` the whole gradient of a step is scaled down by up to 100, so that a bound on the norm binds in
-    some steps only. One step has a gradient of zero; this step is never one of `keep`.
+    `varied_norm` the whole gradient of a step is scaled down by up to 100, so that a bound on the norm binds
+    in some steps only. One step has a gradient of zero; this step is never one of `keep`.
     """
     steady = {name: rng.random(shape) < 0.5 for name, shape in shapes.items()}
     home = {name: signed_magnitudes(rng, shape, -6, 3) for name, shape in shapes.items()}

@@ -51,8 +51,8 @@ def versions(*packages: str) -> str:
 class Torch:
     """A class of `torch.optim`, or a class with the same interface.
 
-    Its arguments are hyperparameters, except `betas`. `renamed` has other names of its arguments, `slots` other
-    names of its state. `refused` are arguments that it has and that are not used.
+    Its arguments are hyperparameters, except `betas`. `renamed` has other names of its arguments, `slots`
+    other names of its state. `refused` are arguments that it has and that are not used.
     `at_step` makes arguments that change with the step t, counted from 1.
     """
 

@@ -22,7 +22,8 @@ pub(crate) fn check(root: &Path) -> Result<(), Failure> {
     }
     if problems.is_empty() {
         eprintln!(
-            "the module map is true and no link is broken; {} files are within the limits of length and width",
+            "the module map is true and no link is broken; {} files are within the limits of length and \
+             width",
             files.len()
         );
         return Ok(());
