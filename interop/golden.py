@@ -1,18 +1,32 @@
 """Make the files of tests/interop, and check that runs go from PyTorch to wgpu-optim and back.
 
-    python interop/golden.py                             # makes tests/interop/*.safetensors, but for those of the way back
-    python interop/golden.py --check DIRECTORY           # goes on in PyTorch from the checkpoints that `cargo test -p optim --test interop` has left there
-    python interop/golden.py --check DIRECTORY --keep    # and makes the files of the way back
+    python interop/golden.py                           # makes all files except those of the way back
+    python interop/golden.py --check DIRECTORY         # continues the test's checkpoints in PyTorch
+    python interop/golden.py --check DIRECTORY --keep  # and makes the files of the way back
 
-For every rule that both have: `RULE.safetensors` is a run of 20 steps in PyTorch in the format `optim-trajectory/1` (tests/golden/README.md): gradients, the truth in f64, and what PyTorch gets in f32.
-`RULE-10.safetensors` is PyTorch's state after 10 of them, converted by torch_state.py, with parameters from two files and their index in the form of Hugging Face. The test loads it, takes the other 10 steps and
-holds the result to the bar of the recorded runs. `adamw-0.safetensors` is of a run that has a model's files and no step yet.
+`cargo test -p optim --test interop` writes the checkpoints into DIRECTORY.
 
-`form-FORM.safetensors` are the 10 steps of AdamW in the forms that others give a state_dict: apex, TransformerEngine, Megatron, DCP, Lightning, with numpy's numbers, and with further keys. What is converted is
-the same. `without-leave`, `without-zero` and `without-group` are of runs where a parameter, or a whole group, had no gradient; `without-group-end` has the parameters 10 steps later, in f64, where the group has gradients too.
+For every rule that both sides have:
 
-The test also takes the first 10 steps here and saves; `--check` has torch_state.py convert that to a state_dict and to a file of parameters, and takes the other 10 in PyTorch. Kept of it are `RULE-here.safetensors`, the checkpoint,
-`RULE-back.safetensors`, parameters and state after the 20 steps, and `adamw-model.safetensors`, the parameters after the 10: the test holds what it saves to the first, and the second to the bar.
+* `RULE.safetensors` is a run of 20 steps in PyTorch in the format `optim-trajectory/1` (see
+  tests/golden/README.md): gradients, the truth in f64, and PyTorch's result in f32.
+* `RULE-10.safetensors` is PyTorch's state after 10 of these steps, converted by torch_state.py. Its
+  parameters come from two files and their index, as Hugging Face writes them. The test loads the file, takes
+  the other 10 steps, and compares the result with the bar of the recorded runs.
+
+`adamw-0.safetensors` is a run with a model's files and no step yet.
+
+`form-FORM.safetensors` are the 10 steps of AdamW in the forms in which apex, TransformerEngine, Megatron, DCP
+and Lightning write a state_dict, with numpy's numbers, and with further keys. All of them convert to the same
+checkpoint. In `without-leave`, `without-zero` and `without-group` a parameter, or a whole group, had no
+gradient. `without-group-end` has the parameters 10 steps later, in f64, with gradients for the group too.
+
+The test also takes the first 10 steps here and saves a checkpoint. With `--check`, torch_state.py converts
+the checkpoint to a state_dict and a file of parameters, and PyTorch takes the other 10 steps. `--keep` keeps:
+
+* `RULE-here.safetensors`, the checkpoint. The test compares its own checkpoint with this one.
+* `RULE-back.safetensors`, parameters and state after the 20 steps. The test compares them with the bar.
+* `adamw-model.safetensors`, the parameters after the 10 steps.
 """
 
 import argparse
@@ -58,7 +72,9 @@ def shapes() -> dict:
 def data(rule: str) -> tuple[dict, list]:
     generator = torch.Generator().manual_seed(zlib.crc32(rule.encode()))
     draw = lambda shape: torch.randn(shape, generator=generator)
-    return {n: draw(s) for n, s in shapes().items()}, [{n: draw(s) for n, s in shapes().items()} for _ in range(STEPS)]
+    return {n: draw(s) for n, s in shapes().items()}, [
+        {n: draw(s) for n, s in shapes().items()} for _ in range(STEPS)
+    ]
 
 
 def optimizer(rule: str, params: dict, dtype):
@@ -66,7 +82,8 @@ def optimizer(rule: str, params: dict, dtype):
     lr, hyper, second = CASES[rule]
     own = {name: torch.nn.Parameter(x.to(dtype, copy=True)) for name, x in params.items()}
     groups = [
-        {"params": [(n, own[n]) for n in names], "name": group, **(second if group == "plain" else {})} for group, names in GROUPS.items()
+        {"params": [(n, own[n]) for n in names], "name": group, **(second if group == "plain" else {})}
+        for group, names in GROUPS.items()
     ]
     return torch_state.RULES[rule].cls(groups, lr=lr, foreach=False, **hyper), own
 
@@ -101,10 +118,18 @@ def generate(rule: str) -> None:
     refusals(rule, tensors, record, lr)
     if rule == "adamw":
         for form, (given, ignore) in forms(state, HALF).items():
-            others = convert(FILES / f"form-{form}.safetensors", rule, given, detached(half_params), HALF, ignore)
+            others = convert(
+                FILES / f"form-{form}.safetensors", rule, given, detached(half_params), HALF, ignore
+            )
             assert same_checkpoint(others, (tensors, record)), form
         without()
-        convert(FILES / f"{rule}-0.safetensors", rule, optimizer(rule, params, torch.float32)[0].state_dict(), params, 0)
+        convert(
+            FILES / f"{rule}-0.safetensors",
+            rule,
+            optimizer(rule, params, torch.float32)[0].state_dict(),
+            params,
+            0,
+        )
 
     tensors = {"lr": torch.full((STEPS,), lr, dtype=torch.float64)}
     tensors |= {f"param/{n}": x for n, x in params.items()}
@@ -121,7 +146,13 @@ def generate(rule: str) -> None:
         "optimizer": json.dumps({"rule": rule, **common}),
         "groups": json.dumps(
             [
-                {"name": group, "params": list(names), "overrides": {} if group == "decay" else {k: v for k, v in second.items() if v != common[k]}}
+                {
+                    "name": group,
+                    "params": list(names),
+                    "overrides": (
+                        {} if group == "decay" else {k: v for k, v in second.items() if v != common[k]}
+                    ),
+                }
                 for group, names in GROUPS.items()
             ]
         ),
@@ -130,7 +161,7 @@ def generate(rule: str) -> None:
 
 
 def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
-    """The same bytes every time: the metadata's keys, which safetensors writes in random order, are sorted."""
+    """Write reproducible bytes: safetensors writes the metadata in random order, so sort its keys."""
     data = save(tensors, metadata)
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -141,61 +172,148 @@ def save_sorted(tensors: dict, path: Path, metadata: dict) -> None:
 
 
 def forms(state: dict, count: int) -> dict:
-    """One state in each form that others write, by the name of the form, with the keys for `--ignore`."""
+    """One state in the form of each writer, with the keys for `--ignore`, by the name of the form."""
     names = torch_state.named(state, None)
 
     def changed(group=lambda group: group, own=lambda own: own) -> dict:
         new = copy.deepcopy(state)
-        return {"state": {n: own(x) for n, x in new["state"].items()}, "param_groups": [group(x) for x in new["param_groups"]]}
+        return {
+            "state": {n: own(x) for n, x in new["state"].items()},
+            "param_groups": [group(x) for x in new["param_groups"]],
+        }
 
     own = lambda own: {slot: x for slot, x in own.items() if slot != "step"}
     not_apex = {"foreach", "maximize", "capturable", "differentiable", "fused"}
     counted = {"step": count} if any("step" in own for own in state["state"].values()) else {}
-    apex = lambda more: lambda group: {k: v for k, v in group.items() if k not in not_apex} | {"bias_correction": True} | counted | more
-    megatron = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "max_lr": 0.01, "min_lr": 0.0, "pre_wd_mult": 1.0}
+    apex = (
+        lambda more: lambda group: {k: v for k, v in group.items() if k not in not_apex}
+        | {"bias_correction": True}
+        | counted
+        | more
+    )
+    megatron = {
+        "wd_mult": 1.0,
+        "lr_mult": 1.0,
+        "is_expert_parallel": False,
+        "is_decoupled_lr": False,
+        "max_lr": 0.01,
+        "min_lr": 0.0,
+        "pre_wd_mult": 1.0,
+    }
+    shared = {
+        "state": changed(own=own)["state"],
+        "param_groups": changed(lambda group: {**group, **megatron, "bias_correction": True}, own)[
+            "param_groups"
+        ],
+    }
+    if counted:
+        shared["state"]["common_step"] = torch.tensor(float(count))
     masters = [[torch.zeros(3)], [torch.zeros(2)]]
     by_name = {
         "state": {names[n]: own for n, own in copy.deepcopy(state["state"]).items()},
-        "param_groups": [{**g, "params": [names[n] for n in g["params"]]} for g in copy.deepcopy(state["param_groups"])],
+        "param_groups": [
+            {**g, "params": [names[n] for n in g["params"]]} for g in copy.deepcopy(state["param_groups"])
+        ],
     }
-    by_name["param_groups"] = [{k: v for k, v in g.items() if k != "param_names"} for g in by_name["param_groups"]]
+    by_name["param_groups"] = [
+        {k: v for k, v in g.items() if k != "param_names"} for g in by_name["param_groups"]
+    ]
     flat = {f"state.{name}.{slot}": x for name, own in by_name["state"].items() for slot, x in own.items()}
-    flat |= {f"param_groups.{name}.{k}": v for g in by_name["param_groups"] for name in g["params"] for k, v in g.items() if k != "params"}
-    hyper = lambda g: {k: numpy.float64(v) if isinstance(v, float) else v for k, v in g.items()} | {k: tuple(map(numpy.float64, v)) for k, v in g.items() if k == "betas"}
-    noted = lambda g: g | {"lr_scale": 0.5, "wd_mult": 2.0, "group_name": "a", "bias_correction": True, "depth": 3}
+    flat |= {
+        f"param_groups.{name}.{k}": v
+        for g in by_name["param_groups"]
+        for name in g["params"]
+        for k, v in g.items()
+        if k != "params"
+    }
+    hyper = lambda g: {k: numpy.float64(v) if isinstance(v, float) else v for k, v in g.items()} | {
+        k: tuple(map(numpy.float64, v)) for k, v in g.items() if k == "betas"
+    }
+    noted = lambda g: g | {
+        "lr_scale": 0.5,
+        "wd_mult": 2.0,
+        "group_name": "a",
+        "bias_correction": True,
+        "depth": 3,
+    }
     return {
         "apex": (changed(apex({}), own), []),
-        "transformer-engine": (changed(apex({k: torch.tensor(n, dtype=torch.int32) for k, n in counted.items()} | {"capturable": True}), own), []),
+        "transformer-engine": (
+            changed(
+                apex(
+                    {k: torch.tensor(n, dtype=torch.int32) for k, n in counted.items()} | {"capturable": True}
+                ),
+                own,
+            ),
+            [],
+        ),
         "megatron": (
             {
                 "iteration": count,
                 "args": argparse.Namespace(lr=0.01),
-                "optimizer": {"optimizer": changed(apex(megatron), own), "grad_scaler": {"scale": 1.0}, "fp32_from_fp16_params": masters},
+                "optimizer": {
+                    "optimizer": changed(apex(megatron), own),
+                    "grad_scaler": {"scale": 1.0},
+                    "fp32_from_fp16_params": masters,
+                },
                 "opt_param_scheduler": {"max_lr": 0.01, "num_steps": count},
             },
             [],
         ),
+        "megatron-sharded": (
+            {"optimizer": {"optimizer": shared, "grad_scaler": None, "fp32_from_fp16_params": masters}},
+            [],
+        ),
         "dcp": (by_name, []),
+        "dcp-numbers": (
+            {"optim": {**state, "state": {str(n): own for n, own in state["state"].items()}}, "step": count},
+            [],
+        ),
         "dcp-flat": ({"optimizer": flat, "epoch": 1}, []),
-        "lightning": ({"epoch": 1, "state_dict": {}, "optimizer_states": [state], "lr_schedulers": [{"last_epoch": 3}], "loops": {"fit_loop": {}}}, []),
-        "numpy": ({"optimizer": changed(hyper), "loss": numpy.float32(0.5), "rng": numpy.arange(4), "best": numpy.bool_(True)}, []),
+        "lightning": (
+            {
+                "epoch": 1,
+                "state_dict": {},
+                "optimizer_states": [state],
+                "lr_schedulers": [{"last_epoch": 3}],
+                "loops": {"fit_loop": {}},
+            },
+            [],
+        ),
+        "numpy": (
+            {
+                "optimizer": changed(hyper),
+                "loss": numpy.float32(0.5),
+                "rng": numpy.arange(4),
+                "best": numpy.bool_(True),
+            },
+            [],
+        ),
         "further-keys": (changed(noted, lambda own: own | {"note": 1}), ["depth", "note"]),
     }
 
 
 def same_checkpoint(a, b) -> bool:
-    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(x, b[0][name]) for name, x in a[0].items())
+    return (
+        a[1] == b[1]
+        and a[0].keys() == b[0].keys()
+        and all(torch.equal(x, b[0][name]) for name, x in a[0].items())
+    )
 
 
 def without() -> None:
     """Runs of AdamW in which a parameter, or a group, had no gradient."""
     rule = "adamw"
     params, grads = data(rule)
-    some = lambda missing: [{n: x for n, x in of_step.items() if n not in missing} for of_step in grads[:HALF]]
+    some = lambda missing: [
+        {n: x for n, x in of_step.items() if n not in missing} for of_step in grads[:HALF]
+    ]
     optim, own = optimizer(rule, params, torch.float32)
     steps(optim, own, some(["v"]))
     for choice in ("leave", "zero"):
-        convert(FILES / f"without-{choice}.safetensors", rule, optim.state_dict(), detached(own), HALF, (), choice)
+        convert(
+            FILES / f"without-{choice}.safetensors", rule, optim.state_dict(), detached(own), HALF, (), choice
+        )
     optim, own = optimizer(rule, params, torch.float32)
     steps(optim, own, some(["b"]))
     convert(FILES / "without-group.safetensors", rule, optim.state_dict(), detached(own), HALF)
@@ -204,12 +322,16 @@ def without() -> None:
     save_file(detached(own), FILES / "without-group-end.safetensors")
 
 
-def convert(path: Path, rule: str, state: dict, params: dict, steps: int, ignore=(), without_state=None) -> tuple[dict, dict]:
-    """By torch_state.py as it is called from a shell."""
+def convert(
+    path: Path, rule: str, state: dict, params: dict, steps: int, ignore=(), without_state=None
+) -> tuple[dict, dict]:
+    """Convert by torch_state.py, called as from a shell."""
     with tempfile.TemporaryDirectory() as directory:
         optim, index = Path(directory) / "optimizer.pt", Path(directory) / "model.safetensors.index.json"
         torch.save(state, optim)
-        shards = {f"model-{i:05}-of-00002.safetensors": names for i, names in enumerate((["w"], ["v", "b"]), 1)}
+        shards = {
+            f"model-{i:05}-of-00002.safetensors": names for i, names in enumerate((["w"], ["v", "b"]), 1)
+        }
         for shard, names in shards.items():
             save_file({name: params[name] for name in names}, index.parent / shard, {"format": "pt"})
         weights = {name: shard for shard, names in shards.items() for name in names}
@@ -218,12 +340,14 @@ def convert(path: Path, rule: str, state: dict, params: dict, steps: int, ignore
         count = ["--steps", str(steps)] if rule == "sgd" else []
         count += ["--ignore", *ignore] if ignore else []
         count += ["--without-state", without_state] if without_state else []
-        torch_state.main(["from-torch", str(optim), str(path), "--rule", rule, "--params", str(index), *count])
+        torch_state.main(
+            ["from-torch", str(optim), str(path), "--rule", rule, "--params", str(index), *count]
+        )
     return torch_state.read_checkpoint(path)
 
 
 def refusals(rule: str, tensors: dict, record: dict, lr: float) -> None:
-    """What PyTorch has no place for is not lost unasked."""
+    """Contents that PyTorch has no place for are dropped only on request."""
     more = tensors | {"ema/w": tensors["param/w"], "master/w": tensors["param/w"]}
     scaled = record | {"loss_scale": {"scale": 1.0, "good_steps": 0}}
     for names in ([], ["ema", "master"], ["ema", "loss_scale", "master", "remainder"]):
@@ -238,7 +362,7 @@ def refusals(rule: str, tensors: dict, record: dict, lr: float) -> None:
 
 
 def numbers(optim, rule: str) -> tuple[dict, None]:
-    """Slots by name, in whatever type they are."""
+    """Slots by name, in their own types."""
     state = optim.state_dict()
     names = torch_state.named(state, None)
     out = {}
@@ -250,12 +374,14 @@ def numbers(optim, rule: str) -> tuple[dict, None]:
 
 
 def round_trip(rule: str, state: dict, tensors: dict, record: dict, lr: float) -> None:
-    """There and back is the state that it was."""
+    """Converting there and back gives the same state."""
     back, _ = torch_state.to_torch(tensors, record, lr)
     for number, own in state["state"].items():
         for name, x in own.items():
             if x is not None:
-                assert torch.equal(torch.as_tensor(back["state"][number][name]), torch.as_tensor(x)), f"{rule}: {name} of {number}"
+                assert torch.equal(
+                    torch.as_tensor(back["state"][number][name]), torch.as_tensor(x)
+                ), f"{rule}: {name} of {number}"
     for ours, theirs in zip(back["param_groups"], state["param_groups"]):
         for name, value in theirs.items():
             if name not in ("foreach",):
@@ -267,7 +393,7 @@ def ulp(x: float) -> float:
 
 
 def check(rule: str, directory: Path, keep: bool) -> bool:
-    """Ten steps here, ten there."""
+    """Continue a run of ten steps here with ten steps in PyTorch, and compare with the bar."""
     params, grads = data(rule)
     lr, _, _ = CASES[rule]
     here = directory / f"{rule}.safetensors"

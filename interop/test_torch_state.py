@@ -1,15 +1,20 @@
-"""Tests of torch_state.py beside the runs of golden.py: what it refuses, and what it takes of other versions and of schedulers.
+"""Tests of torch_state.py, beside the runs of golden.py: refused inputs, and forms that other writers have.
 
     python interop/test_torch_state.py
 
-They take PyTorch, and are run by hand.
+The tests need PyTorch and are run by hand. `test_lightning` also needs lightning.
 """
 
 import contextlib
+import copy
 import fractions
+import importlib.util
 import io
+import logging
+import random
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 
 import numpy
@@ -24,7 +29,7 @@ SHAPES = {"w": (4, 3), "scale": ()}
 
 
 def optimizer(cls=torch.optim.AdamW, steps=3, without=(), named=True, **hyper):
-    """One that has stepped, with no gradient of the parameters `without`."""
+    """An optimizer that has stepped, without gradients for the parameters `without`."""
     own = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in SHAPES.items()}
     made = cls(own.items() if named else own.values(), lr=0.1, **hyper)
     for _ in range(steps):
@@ -52,11 +57,21 @@ class Case(unittest.TestCase):
         return torch_state.read_checkpoint(self.file("out.safetensors"))
 
     def refused(self, words: str, call, *arguments, before=False, **more):
-        """As a shell has it: a message, nothing written, no other exception."""
+        """The call ends with this message, writes nothing and raises no other exception."""
         with self.assertRaises(SystemExit) as caught:
             call(*arguments, **more)
-        self.assertRegex(str(caught.exception.code), f"^error: .*{words}")
+        message = str(caught.exception.code)
+        self.assertRegex(message, f"^error: .*{words}")
+        self.advises(message)
         self.assertEqual(self.file("out.safetensors").exists(), before)
+
+    def advises(self, message: str):
+        """A message ends with advice, unless it is the system's. Its numbers have at most 17 digits."""
+        if "No such file" not in message:
+            self.assertRegex(
+                message, r": (give|save|put|list|convert|leave|go on|set|if it does|it changes)\b[^:]*$"
+            )
+        self.assertNotRegex(message, r"\d{18}")
 
     def params(self, **shapes) -> Path:
         save_file({name: torch.ones(shape) for name, shape in shapes.items()}, self.file("model.safetensors"))
@@ -67,18 +82,25 @@ class Names(Case):
     def test_names_differ(self):
         self.file("names").write_text("a\na\n")
         state = optimizer(named=False).state_dict()
-        self.refused("several parameters have the name a:", self.from_torch, state, "--names", self.file("names"))
+        self.refused(
+            "several parameters have the name a:", self.from_torch, state, "--names", self.file("names")
+        )
 
     def test_names_of_two_groups_differ(self):
         state = optimizer().state_dict()
         (group,) = state["param_groups"]
         first, second = ({**group, "params": [i], "param_names": ["w"]} for i in range(2))
-        self.refused("several parameters have the name w:", self.from_torch, state | {"param_groups": [first, second]})
+        self.refused(
+            "several parameters have the name w:", self.from_torch, state | {"param_groups": [first, second]}
+        )
 
     def test_groups_differ(self):
         state = optimizer().state_dict()
         (group,) = state["param_groups"]
-        groups = [{**group, "params": [0], "param_names": ["w"], "name": "1"}, {**group, "params": [1], "param_names": ["scale"]}]
+        groups = [
+            {**group, "params": [0], "param_names": ["w"], "name": "1"},
+            {**group, "params": [1], "param_names": ["scale"]},
+        ]
         self.refused("several groups have the name 1:", self.from_torch, state | {"param_groups": groups})
         del groups[0]["name"]
         _, record = self.from_torch(state | {"param_groups": groups})
@@ -87,7 +109,17 @@ class Names(Case):
 
 class Groups(Case):
     def test_what_older_versions_lack_is_filled_in(self):
-        later = {"maximize", "amsgrad", "decoupled_weight_decay", "foreach", "capturable", "differentiable", "fused", "nesterov", "centered"}
+        later = {
+            "maximize",
+            "amsgrad",
+            "decoupled_weight_decay",
+            "foreach",
+            "capturable",
+            "differentiable",
+            "fused",
+            "nesterov",
+            "centered",
+        }
         for rule, known in torch_state.RULES.items():
             state = optimizer(known.cls, **({"momentum": 0.9} if rule == "sgd" else {})).state_dict()
             steps = ["--steps", 3] if rule == "sgd" else []
@@ -98,8 +130,17 @@ class Groups(Case):
             self.assertEqual(self.from_torch(state, *steps, rule=rule)[1], now, rule)
 
     def test_another_optimizer_is_refused(self):
-        self.refused("no state of torch.optim.SGD: its groups have no dampening", self.from_torch, optimizer().state_dict(), rule="sgd")
-        self.refused("adamw has no decoupled_weight_decay = False", self.from_torch, optimizer(torch.optim.Adam).state_dict())
+        self.refused(
+            "no state of torch.optim.SGD: its groups have no dampening",
+            self.from_torch,
+            optimizer().state_dict(),
+            rule="sgd",
+        )
+        self.refused(
+            "adamw has no decoupled_weight_decay = False",
+            self.from_torch,
+            optimizer(torch.optim.Adam).state_dict(),
+        )
 
     def test_schedulers_leave_their_own_in_groups(self):
         schedulers = torch.optim.lr_scheduler
@@ -120,10 +161,16 @@ class State(Case):
         self.assertEqual(tensors["exp_avg/scale"].shape, ())
 
     def test_a_parameter_without_gradient_is_named(self):
-        self.refused("0 of scale .*never had a gradient.*; 3 of w", self.from_torch, optimizer(without=["scale"]).state_dict())
+        self.refused(
+            "0 of scale .*never had a gradient.*; 3 of w",
+            self.from_torch,
+            optimizer(without=["scale"]).state_dict(),
+        )
         state = optimizer(torch.optim.SGD, without=["scale"], momentum=0.9).state_dict()
         params = self.params(**SHAPES)
-        self.refused("0.0 of scale; 1.0 of w", self.from_torch, state, "--steps", 3, "--params", params, rule="sgd")
+        self.refused(
+            "0.0 of scale; 1.0 of w", self.from_torch, state, "--steps", 3, "--params", params, rule="sgd"
+        )
 
     def test_steps_of_sgd_are_given(self):
         self.refused("give --steps", self.from_torch, optimizer(torch.optim.SGD).state_dict(), rule="sgd")
@@ -131,7 +178,28 @@ class State(Case):
     def test_shapes_agree(self):
         state = optimizer().state_dict()
         params = self.params(w=(3, 4), scale=())
-        self.refused(r"shapes of w differ: parameter \[3, 4\], exp_avg \[4, 3\]", self.from_torch, state, "--params", params)
+        self.refused(
+            r"shapes of w differ: parameter \[3, 4\], exp_avg \[4, 3\]",
+            self.from_torch,
+            state,
+            "--params",
+            params,
+        )
+
+    def test_state_is_whole(self):
+        """A parameter that has some entries of its state must have all of them."""
+        for rule, known in torch_state.RULES.items():
+            hyper = {
+                "sgd": {"momentum": 0.9},
+                "adam": {"amsgrad": True},
+                "rmsprop": {"momentum": 0.5, "centered": True},
+            }
+            state = optimizer(known.cls, **hyper.get(rule, {})).state_dict()
+            for entry in state["state"][0].keys() - {"step"}:
+                less = copy.deepcopy(state)
+                if len(less["state"][0].keys() - {"step", "mu_product"}) > 1 or entry == "mu_product":
+                    del less["state"][0][entry]
+                    self.refused(f"the state of w has no {entry}: give", self.from_torch, less, rule=rule)
 
     def test_no_shape_without_state(self):
         self.refused("shape of w is not known", self.from_torch, optimizer(steps=0).state_dict())
@@ -139,7 +207,7 @@ class State(Case):
 
 
 class Counts(Case):
-    """Steps: of parameters, of groups, given, and what is none."""
+    """Counts of parameters, of groups and by `--steps`, and values that are no count."""
 
     def moments(self, **group):
         state = optimizer().state_dict()
@@ -152,8 +220,17 @@ class Counts(Case):
         for step in (3, 3.0, torch.tensor(3), torch.tensor(3.0), numpy.int64(3), numpy.float32(3)):
             for steps in ([], ["--steps", 3]):
                 _, record = self.from_torch(self.moments(step=step), *steps)
-                self.assertEqual((record["steps"], record["taken"], "taken" in record["groups"][0]), (3, 3, False), step)
-        self.refused("steps of group 0 differ, .*: 2 of --steps; 3 of the group", self.from_torch, self.moments(step=3), "--steps", 2, before=True)
+                self.assertEqual(
+                    (record["steps"], record["taken"], "taken" in record["groups"][0]), (3, 3, False), step
+                )
+        self.refused(
+            "steps of group 0 differ, .*: 2 of --steps; 3 of the group",
+            self.from_torch,
+            self.moments(step=3),
+            "--steps",
+            2,
+            before=True,
+        )
 
     def test_moments_without_a_step_ask_for_it(self):
         for rule, known in torch_state.RULES.items():
@@ -165,14 +242,29 @@ class Counts(Case):
             self.file("out.safetensors").unlink()
 
     def test_what_is_no_count(self):
-        for step in (-1, 2.5, float("nan"), float("inf"), 2**53 + 2, True, "3", None, torch.tensor(-1.0), numpy.float64(0.5)):
-            self.refused("the step of group 0 is .*must be a whole number", self.from_torch, self.moments(step=step))
+        for step in (
+            -1,
+            2.5,
+            float("nan"),
+            float("inf"),
+            2**53 + 2,
+            True,
+            "3",
+            None,
+            torch.tensor(-1.0),
+            numpy.float64(0.5),
+        ):
+            self.refused(
+                "the step of group 0 is .*must be a whole number", self.from_torch, self.moments(step=step)
+            )
             state = optimizer().state_dict()
             state["state"][1]["step"] = step
             if step is not None:
                 self.refused("the step of scale is .*must be a whole number", self.from_torch, state)
         for steps in ("-1", "2.5", "nan", "many", "9007199254740993"):
-            self.refused("--steps is .*must be a whole number", self.from_torch, self.moments(), f"--steps={steps}")
+            self.refused(
+                "--steps is .*must be a whole number", self.from_torch, self.moments(), f"--steps={steps}"
+            )
 
     def test_groups_count_alone(self):
         state = optimizer().state_dict()
@@ -180,13 +272,15 @@ class Counts(Case):
         first, second = ({**group, "params": [i], "param_names": [name]} for i, name in enumerate(SHAPES))
         state["state"][1]["step"] = torch.tensor(2.0)
         tensors, record = self.from_torch(state | {"param_groups": [first, second]})
-        self.assertEqual((record["steps"], [group.get("taken") for group in record["groups"]]), (3, [None, 2]))
+        self.assertEqual(
+            (record["steps"], [group.get("taken") for group in record["groups"]]), (3, [None, 2])
+        )
         back, _ = torch_state.to_torch(tensors, record, 0.1)
         self.assertEqual([own["step"].item() for own in back["state"].values()], [3, 2])
 
 
 class Late(Case):
-    """A parameter that never had a gradient, in every rule."""
+    """Parameters that never had a gradient, for every rule."""
 
     def test_it_is_left_out_or_starts_at_zero(self):
         for rule, known in torch_state.RULES.items():
@@ -216,17 +310,20 @@ class Late(Case):
 
 
 class Forms(Case):
-    """Forms that others write. The library's tests load those of golden.py."""
+    """Forms of other writers. The library's tests load those of golden.py."""
 
     def test_generated_states(self):
-        """Any rule in any form: what is converted is the same."""
+        """Every form of a rule's state gives the same checkpoint."""
         for rule, known in torch_state.RULES.items():
             made = optimizer(known.cls, **({"momentum": 0.9, "nesterov": True} if rule == "sgd" else {}))
             state, steps = made.state_dict(), ["--steps", 3] if rule == "sgd" else []
             plain = self.from_torch(state, *steps, rule=rule)
             for form, (given, ignore) in golden.forms(state, 3).items():
                 ignored = ["--ignore", *ignore] if ignore else []
-                self.assertTrue(golden.same_checkpoint(self.from_torch(given, *steps, *ignored, rule=rule), plain), f"{rule}: {form}")
+                self.assertTrue(
+                    golden.same_checkpoint(self.from_torch(given, *steps, *ignored, rule=rule), plain),
+                    f"{rule}: {form}",
+                )
 
     def test_what_may_change_the_update_is_named(self):
         state = optimizer().state_dict()
@@ -244,17 +341,309 @@ class Forms(Case):
         self.from_torch(state, "--ignore", "master_param")
 
     def test_objects_are_named_without_colours(self):
-        torch.save({"optimizer": optimizer().state_dict(), "share": fractions.Fraction(1, 3)}, self.file("in.pt"))
-        self.refused("has objects .*fractions.Fraction.*: save", self.call, "from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
+        torch.save(
+            {"optimizer": optimizer().state_dict(), "share": fractions.Fraction(1, 3)}, self.file("in.pt")
+        )
+        self.refused(
+            "has objects .*fractions.Fraction.*: save",
+            self.call,
+            "from-torch",
+            self.file("in.pt"),
+            self.file("out.safetensors"),
+            "--rule",
+            "adamw",
+        )
         self.file("in.pt").write_bytes(b"no pickle")
         with self.assertRaises(SystemExit) as caught:
             self.call("from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
         self.assertNotRegex(caught.exception.code, "\x1b|trust|weights_only")
 
 
+def by_torch(directory: Path) -> dict:
+    """One run in files of PyTorch's writers: `torch.save`, DCP, flat DCP, and DCP with numbers."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import format_utils
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    weights = [(name, p) for name, p in model.named_parameters() if name.endswith("weight")]
+    biases = [(name, p) for name, p in model.named_parameters() if name.endswith("bias")]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    made = torch.optim.AdamW(groups, lr=0.1)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        made.step()
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    states = {
+        "save": made.state_dict(),
+        "dcp": get_optimizer_state_dict(model, made),
+        "dcp-flat": get_optimizer_state_dict(model, made, options=flat),
+    }
+    files = {}
+    for name, state in states.items():
+        files[f"{name}-saved"] = directory / f"{name}.pt"
+        torch.save({"optimizer": state}, files[f"{name}-saved"])
+        dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=directory / name)
+        files[name] = directory / f"{name}-one.pt"
+        format_utils.dcp_to_torch_save(directory / name, files[name])
+    return files
+
+
+class Written(Case):
+    """Files written by other programs."""
+
+    def convert(self, path: Path, *more):
+        self.call("from-torch", path, self.file("out.safetensors"), "--rule", "adamw", *more)
+        return torch_state.read_checkpoint(self.file("out.safetensors"))
+
+    def test_dcp(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            files = by_torch(self.directory)
+        plain = self.convert(files.pop("save-saved"))
+        self.assertEqual(
+            [list(group["tensors"]) for group in plain[1]["groups"]],
+            [["0.weight", "1.weight"], ["0.bias", "1.bias"]],
+        )
+        self.assertEqual((plain[1]["taken"], plain[0]["exp_avg/0.weight"].abs().min() > 0), (3, True))
+        for name, path in files.items():
+            self.assertTrue(golden.same_checkpoint(self.convert(path), plain), name)
+
+    @unittest.skipUnless(importlib.util.find_spec("lightning"), "needs lightning")
+    def test_lightning(self):
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        import lightning
+
+        class Module(lightning.LightningModule):
+            def __init__(self, width=4):
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = torch.nn.Linear(3, width)
+
+            def training_step(self, batch, _):
+                return self.net(batch[0]).sum()
+
+            def configure_optimizers(self):
+                made = torch.optim.AdamW(self.net.named_parameters(), lr=0.1)
+                return [made], [torch.optim.lr_scheduler.OneCycleLR(made, 0.1, total_steps=10)]
+
+        quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = lightning.Trainer(
+                max_steps=3, accelerator="cpu", default_root_dir=self.directory, **quiet
+            )
+            trainer.fit(
+                Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 3)))
+            )
+            trainer.save_checkpoint(self.file("run.ckpt"))
+        tensors, record = self.convert(self.file("run.ckpt"))
+        state = torch.load(self.file("run.ckpt"), weights_only=False)["optimizer_states"][0]["state"]
+        self.assertEqual((record["taken"], record["groups"][0]["tensors"]), (3, {"weight": 0, "bias": 12}))
+        for number, name in enumerate(["weight", "bias"]):
+            self.assertTrue(torch.equal(tensors[f"exp_avg/{name}"], state[number]["exp_avg"]))
+
+    def test_one_of_several(self):
+        """Lightning and Megatron keep a list if there are several optimizers."""
+        one, other = optimizer().state_dict(), optimizer(steps=5).state_dict()
+        for whole, keys in (
+            ({"optimizer_states": [one, other]}, "optimizer_states.1"),
+            ({"optimizer": [{"optimizer": one}, {"optimizer": other}]}, "optimizer.1.optimizer"),
+        ):
+            self.refused("2 state_dicts .*: give one by --entry", self.from_torch, whole)
+            self.refused(f"give --entry one of .*{keys}", self.from_torch, whole, "--entry", "nowhere")
+            self.assertEqual(self.from_torch(whole, "--entry", keys)[1]["taken"], 5)
+            self.file("out.safetensors").unlink()
+
+
+class Generated(Case):
+    """Random state_dicts that combine the forms of all writers."""
+
+    CASES = 150
+
+    def habit(self, draw: random.Random, state: dict, steps: int) -> tuple[dict, list]:
+        """The same state in a random form, and the arguments that the form needs."""
+        arguments, counted = [], any("step" in own for own in state["state"].values())
+        names = torch_state.named(state, None)
+        groups, own = copy.deepcopy(state["param_groups"]), copy.deepcopy(state["state"])
+        where = draw.choice(["own", "group", "common"])
+        kinds = [
+            int,
+            float,
+            torch.tensor,
+            numpy.int64,
+            numpy.float32,
+            lambda n: torch.tensor([n], dtype=torch.int32),
+        ]
+        count = draw.choice(kinds)(steps)
+        if counted:
+            for entries in own.values():
+                entries.pop("step", None)
+                if where == "own":
+                    entries["step"] = count
+            if where == "common":
+                own["common_step"] = count
+            elif where == "group":
+                groups = [group | {"step": count} for group in groups]
+        number = draw.choice([lambda x: x, numpy.float64, lambda x: torch.tensor(x, dtype=torch.float64)])
+        worn = lambda x: (
+            number(x) if isinstance(x, float) else tuple(map(worn, x)) if isinstance(x, tuple) else x
+        )
+        harmless = {
+            "lr_scale": 0.5,
+            "wd_mult": 2.0,
+            "group_name": "a",
+            "bias_correction": True,
+            "initial_lr": 1.0,
+            "start_wd": 0.1,
+            "end_wd": 0.1,
+            "layer_id": 3,
+            "is_expert_parallel": False,
+            "correct_bias": True,
+        }
+        some = {key: harmless[key] for key in draw.sample(sorted(harmless), draw.randrange(4))}
+        groups = [{key: worn(value) for key, value in group.items()} | some for group in groups]
+        if draw.random() < 0.3:
+            key = draw.choice(["depth", "sparsity"])
+            groups = [group | {key: 0.5} for group in groups]
+            arguments += ["--ignore", key]
+        if draw.random() < 0.3:
+            groups = [
+                {key: x for key, x in group.items() if key not in ("foreach", "fused", "capturable")}
+                for group in groups
+            ]
+        for entries in own.values():
+            if isinstance(entries, dict) and draw.random() < 0.3:
+                entries["master_param"] = None
+        keys = draw.choice(["numbers", "names", "text"])
+        if keys == "text":
+            own = {str(key): entries for key, entries in own.items()}
+        if keys == "names":
+            own = {names.get(key, key): entries for key, entries in own.items()}
+            groups = [group | {"params": [names[n] for n in group["params"]]} for group in groups]
+            groups = [{key: x for key, x in group.items() if key != "param_names"} for group in groups]
+        new = {"state": own, "param_groups": groups}
+        beside = {"epoch": numpy.int64(3), "rng": numpy.arange(3), "loss": numpy.float32(0.5)}
+        masters = [[torch.zeros(3)]]
+        wrap = draw.choice(
+            [
+                lambda x: x,
+                lambda x: {"optimizer": x, **beside},
+                lambda x: {
+                    "state_dict": {"w": torch.ones(1)},
+                    "optimizer_states": [x],
+                    "lr_schedulers": [{"last_epoch": 3}],
+                },
+                lambda x: {
+                    "optimizer": {
+                        "optimizer": x,
+                        "grad_scaler": {"scale": 1.0},
+                        "fp32_from_fp16_params": masters,
+                    },
+                    **beside,
+                },
+                lambda x: {
+                    "optimizer": {"optimizer_state_dict": x, "fp32_from_fp16": masters, "overflow": False}
+                },
+            ]
+        )
+        return wrap(new), arguments
+
+    def test_the_clothes_do_not_matter(self):
+        draw = random.Random(17)
+        rules = sorted(torch_state.RULES)
+        plain = {}
+        for case in range(self.CASES):
+            rule = rules[case % len(rules)]
+            known, steps = torch_state.RULES[rule], ["--steps", 3] if rule == "sgd" else []
+            hyper = {"momentum": 0.9} if rule == "sgd" else {}
+            # AdaGrad has state before the first gradient.
+            late = draw.choice([None, None, "leave", "zero"]) if rule != "adagrad" else None
+            without = ["--without-state", late, "--params", self.params(**SHAPES)] if late else []
+            made = optimizer(known.cls, without=["scale"] if late else [], **hyper)
+            if (rule, late) not in plain:
+                plain[rule, late] = self.from_torch(made.state_dict(), *steps, *without, rule=rule)
+            state = made.state_dict()
+            if draw.random() < 0.3:
+                state["param_groups"].append(state["param_groups"][0] | {"params": [], "param_names": []})
+            given, arguments = self.habit(draw, state, 3)
+            tensors, record = self.from_torch(given, *steps, *without, *arguments, rule=rule)
+            # An empty group may have no count.
+            first = record["groups"][0]
+            record["groups"] = [group for group in record["groups"] if group["tensors"]]
+            self.assertTrue(
+                golden.same_checkpoint((tensors, record), plain[rule, late]), f"{case}: {rule} {given}"
+            )
+            self.assertNotIn("taken", first, f"{case}: {rule}")
+
+    def test_damage_is_refused_with_advice(self):
+        """A state_dict with one wrong entry gives a readable checkpoint, or a message with advice."""
+        draw = random.Random(18)
+        values = [
+            -1,
+            2.5,
+            10**400,
+            10**30,
+            -(10**30),
+            1e300,
+            float("nan"),
+            float("inf"),
+            True,
+            None,
+            "x",
+            "9" * 60,
+            [],
+            {},
+            (),
+            (1, 2),
+            (0.9, 10**400),
+            torch.ones(2),
+            torch.tensor(-3),
+            numpy.arange(3),
+            numpy.float64("nan"),
+            [torch.ones(1)],
+            {"a": 1},
+            1 / 3,
+        ]
+        refused = 0
+        for case in range(self.CASES):
+            rule = draw.choice(sorted(torch_state.RULES))
+            state = optimizer(
+                torch_state.RULES[rule].cls, **({"momentum": 0.9} if rule == "sgd" else {})
+            ).state_dict()
+            value = draw.choice(values)
+            places = [
+                (state["param_groups"], 0),
+                (state, "param_groups"),
+                (state, "state"),
+                (state["state"], 0),
+                (state["state"], 7),
+            ]
+            places += [(state["param_groups"][0], key) for key in state["param_groups"][0]] * 2
+            places += [(own, key) for own in state["state"].values() for key in [*own, "further"]] * 2
+            into, key = draw.choice(places)
+            into[key] = value
+            try:
+                self.from_torch(state, *(["--steps", 3] if rule == "sgd" else []), rule=rule)
+            except SystemExit as error:
+                self.advises(str(error.code))
+                refused += 1
+            else:
+                tensors, record = torch_state.read_checkpoint(self.file("out.safetensors"))
+                torch_state.to_torch(tensors, record, 0.1)
+        self.assertGreater(refused, self.CASES // 3)
+
+
 class Files(Case):
     def test_a_parameter_that_params_lack_is_named(self):
-        self.refused("--params has no scale;", self.from_torch, optimizer().state_dict(), "--params", self.params(w=(4, 3)))
+        self.refused(
+            "--params has no scale;",
+            self.from_torch,
+            optimizer().state_dict(),
+            "--params",
+            self.params(w=(4, 3)),
+        )
 
     def test_the_state_among_other_things(self):
         state = optimizer().state_dict()
@@ -265,20 +654,60 @@ class Files(Case):
         for other in ({"model": {}}, [state], {"state": {}}):
             self.refused("no state_dict of an optimizer", self.from_torch, other)
 
+    def test_state_of_no_parameter(self):
+        state = optimizer().state_dict()
+        state["state"]["others"] = {"exp_avg": torch.ones(1)}
+        self.refused(
+            "the state has others, and no group has such a parameter: give --ignore others",
+            self.from_torch,
+            state,
+        )
+        self.from_torch(state, "--ignore", "others")
+
+    def test_the_sum_of_apex(self):
+        """AdaGrad of apex has no decay of the rate, no initial value and no count."""
+        state = optimizer(torch.optim.Adagrad).state_dict()
+        plain = self.from_torch(state, rule="adagrad")
+        (group,) = state["param_groups"]
+        for key in set(group) - {"params", "param_names", "lr", "eps", "weight_decay"}:
+            del group[key]
+        for own in state["state"].values():
+            del own["step"]
+        self.assertTrue(golden.same_checkpoint(self.from_torch(state, "--steps", 3, rule="adagrad"), plain))
+
     def test_damaged_files(self):
         state, params = optimizer().state_dict(), self.params(**SHAPES)
         params.write_bytes(params.read_bytes()[:-1])
         self.refused("damaged", self.from_torch, state, "--params", params)
         index = self.file("model.safetensors.index.json")
-        for text, words in (("{}", "has no weight_map"), ('{"weight_map": {"w": 1}}', "has no weight_map"), ("[]", "must be an object"), ("{", "damaged")):
+        for text, words in (
+            ("{}", "has no weight_map"),
+            ('{"weight_map": {"w": 1}}', "has no weight_map"),
+            ("[]", "must be an object"),
+            ("{", "damaged"),
+        ):
             index.write_text(text)
             self.refused(words, self.from_torch, state, "--params", index)
         self.refused("No such file", self.from_torch, state, "--params", self.file("none.safetensors"))
         self.file("in.pt").write_bytes(b"PK")
-        self.refused("damaged", self.call, "from-torch", self.file("in.pt"), self.file("out.safetensors"), "--rule", "adamw")
+        self.refused(
+            "damaged",
+            self.call,
+            "from-torch",
+            self.file("in.pt"),
+            self.file("out.safetensors"),
+            "--rule",
+            "adamw",
+        )
         self.refused("damaged", self.call, "to-torch", params, self.file("out.pt"), "--lr", 1)
-        self.refused("no checkpoint", self.call, "to-torch", self.params(w=()), self.file("out.pt"), "--lr", 1)
-        for record, words in (("{", "damaged"), ("{}", "version None"), ('{"version": 1, "rule": "sgd"}', "has no groups, loss_scale, taken")):
+        self.refused(
+            "no checkpoint", self.call, "to-torch", self.params(w=()), self.file("out.pt"), "--lr", 1
+        )
+        for record, words in (
+            ("{", "damaged"),
+            ("{}", "version None"),
+            ('{"version": 1, "rule": "sgd"}', "has no groups, loss_scale, taken"),
+        ):
             save_file({"w": torch.ones(1)}, params, {torch_state.KEY: record})
             self.refused(words, self.call, "to-torch", params, self.file("out.pt"), "--lr", 1)
 
@@ -291,7 +720,15 @@ class Back(Case):
 
     def test_parameters_say_whose_they_are(self):
         self.from_torch(optimizer().state_dict(), "--params", self.params(**SHAPES))
-        self.call("to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1, "--params", self.file("back.safetensors"))
+        self.call(
+            "to-torch",
+            self.file("out.safetensors"),
+            self.file("out.pt"),
+            "--lr",
+            0.1,
+            "--params",
+            self.file("back.safetensors"),
+        )
         with safe_open(self.file("back.safetensors"), "pt") as file:
             self.assertEqual((file.metadata(), set(file.keys())), ({"format": "pt"}, set(SHAPES)))
         made = optimizer(steps=0)
@@ -299,7 +736,15 @@ class Back(Case):
 
     def test_no_parameters_to_write(self):
         self.from_torch(optimizer().state_dict())
-        arguments = ["to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1, "--params", self.file("back.safetensors")]
+        arguments = [
+            "to-torch",
+            self.file("out.safetensors"),
+            self.file("out.pt"),
+            "--lr",
+            0.1,
+            "--params",
+            self.file("back.safetensors"),
+        ]
         with self.assertRaisesRegex(SystemExit, "has no parameters"):
             self.call(*arguments)
         self.assertFalse(self.file("out.pt").exists())
@@ -311,7 +756,14 @@ class Back(Case):
             torch_state.to_torch(tensors, record, 0.1)
 
     def test_a_stateless_optimizer(self):
-        self.from_torch(optimizer(torch.optim.SGD).state_dict(), "--steps", 3, "--params", self.params(**SHAPES), rule="sgd")
+        self.from_torch(
+            optimizer(torch.optim.SGD).state_dict(),
+            "--steps",
+            3,
+            "--params",
+            self.params(**SHAPES),
+            rule="sgd",
+        )
         self.call("to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1)
 
 
@@ -326,9 +778,15 @@ class Whole(Case):
 
         with self.assertRaises(OSError):
             torch_state.write(out, fails)
-        self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "before")])
+        self.assertEqual(
+            [(path.name, path.read_text()) for path in self.directory.iterdir()],
+            [("run.safetensors", "before")],
+        )
         torch_state.write(out, lambda path: path.write_text("after"))
-        self.assertEqual([(path.name, path.read_text()) for path in self.directory.iterdir()], [("run.safetensors", "after")])
+        self.assertEqual(
+            [(path.name, path.read_text()) for path in self.directory.iterdir()],
+            [("run.safetensors", "after")],
+        )
 
     def test_a_link_is_not_followed(self):
         out, other = self.file("run.safetensors"), self.file("other")
@@ -336,12 +794,24 @@ class Whole(Case):
         for target in ("other", "none", "."):
             self.file(".run.safetensors.partial").symlink_to(target)
             torch_state.write(out, lambda path: path.write_text("after"))
-            self.assertEqual((other.read_text(), out.read_text(), out.is_symlink()), ("precious", "after", False))
-            self.assertEqual(sorted(path.name for path in self.directory.iterdir()), ["other", "run.safetensors"])
+            self.assertEqual(
+                (other.read_text(), out.read_text(), out.is_symlink()), ("precious", "after", False)
+            )
+            self.assertEqual(
+                sorted(path.name for path in self.directory.iterdir()), ["other", "run.safetensors"]
+            )
 
     def test_no_directory(self):
         torch.save(optimizer().state_dict(), self.file("in.pt"))
-        self.refused("No such file", self.call, "from-torch", self.file("in.pt"), self.file("none/out"), "--rule", "adamw")
+        self.refused(
+            "No such file",
+            self.call,
+            "from-torch",
+            self.file("in.pt"),
+            self.file("none/out"),
+            "--rule",
+            "adamw",
+        )
 
 
 if __name__ == "__main__":

@@ -1,33 +1,58 @@
-"""Convert the state of torch.optim optimizers to checkpoints of wgpu-optim, and back; and files of parameters with them.
+"""Convert the state of torch.optim optimizers to checkpoints of wgpu-optim, and back.
 
-    python interop/torch_state.py from-torch optimizer.pt run.safetensors --rule adamw --params model.safetensors
-    python interop/torch_state.py to-torch run.safetensors optimizer.pt --lr 1e-3 --params model.safetensors
+    python interop/torch_state.py from-torch optim.pt run.safetensors --rule adamw --params model.safetensors
+    python interop/torch_state.py to-torch run.safetensors optim.pt --lr 1e-3 --params model.safetensors
 
-Tests of what it refuses, and of what it takes, are run by hand: python interop/test_torch_state.py
+The tests are run by hand: python interop/test_torch_state.py
 
-`optimizer.pt` is `torch.save(optimizer.state_dict(), ...)`, or a dictionary with one such state_dict among other things, as Lightning's and Megatron's files are; numpy's scalars and arrays may stand in it. `model.safetensors` has the parameters under their names, in the form of Hugging Face
-(`safetensors.torch.save_file(model.state_dict(), ...)`), or is the index (`.index.json`) of several such files; with it a checkpoint holds the parameters too, and without it the state alone. From the
-state of an optimizer that has not stepped yet it makes a checkpoint of step 0, with which a run begins here from a model's file.
+`optim.pt` is `torch.save(optimizer.state_dict(), ...)`. It may also be a dictionary that holds one such
+state_dict among other entries, as files of Lightning and Megatron do. If it holds several, `--entry` names
+one. Scalars and arrays of numpy are accepted.
 
-Parameters of a state_dict are numbers. Their names are the `param_names` that PyTorch keeps where an optimizer was made of `named_parameters()`; otherwise `--names` lists them in
-order. Where they are names already, as FSDP and DCP have them, also flattened (`state.NAME.exp_avg`), these hold; a directory of DCP is first made one file by `torch.distributed.checkpoint.format_utils.dcp_to_torch_save`. Groups of a checkpoint have names: `name` of a parameter group if it has one, otherwise "0", "1", ….
+`model.safetensors` has the parameters by name, as Hugging Face writes them
+(`safetensors.torch.save_file(model.state_dict(), ...)`). It may also be the index (`.index.json`) of several
+such files. With `--params` the checkpoint holds the parameters and the state; without it, the state alone.
+The state of an optimizer that has not stepped yet becomes a checkpoint of step 0.
 
-Where the two differ:
-* PyTorch counts steps for each parameter, and SGD not at all; here a group has one count. Where parameters have none, the group's `step` holds, as apex, TransformerEngine and Megatron have it, and otherwise
-  `--steps`. Counts that differ within a group are refused. A group without any state has taken no steps.
-* A parameter without state in a group that has stepped never had a gradient. It is refused unless `--without-state` says what becomes of it: `leave` leaves it out, and a load onto a layout that has it takes
-  `Missing::Zero`; `zero` starts it at zero with its group's count. PyTorch would count its steps from its first gradient: the first updates differ where a rule corrects for the count.
-* NAdam's `mu_product` and whether SGD's velocity has begun are carries of the group. PyTorch keeps the first in f32, so that it is a little less exact from there on.
-* AdaGrad's sum starts at `initial_accumulator_value` there, and here at zero, with which the first step adds it.
-* PyTorch's learning rates are in its groups; here they are each step's. If those of all groups are the same, `lr_factor` is 1 and the rate is to be passed to each step; if not, each group's
-  `lr_factor` is its rate, and steps are passed 1. The way back takes `--lr`, which `lr_factor` multiplies.
-* Hyperparameters that are PyTorch's alone (`foreach`, `fused`, `capturable`, `differentiable`) do not change results, and are left out. So is what its schedulers keep in groups (`initial_lr`, `max_lr`, `max_momentum`, …),
-  and factors that trainers have put into `lr` and `weight_decay` already (`lr_scale`, `wd_mult`, …); a momentum or `betas` that one of them varies is what it was last. Whatever else a group or a
-  parameter's state has may change the update: it is refused, unless `--ignore` names it. What older versions of PyTorch did not have yet is what PyTorch itself fills in. Of rules or hyperparameters that only one
-  side has, nothing is converted: that is an error.
-* A checkpoint from PyTorch says nothing of options (clipping, loss scale, …), and a load does not compare them. On the way back they are the program's to repeat.
-* What a checkpoint has beside the rule's state, torch.optim has no place for: `ema`, `master`, `remainder`, `loss_scale`. It is refused unless `--drop` names it; without `master` or `remainder` the parameters are
-  what is stored of them.
+A state_dict has numbers for parameters. Their names are the `param_names` that PyTorch keeps if the optimizer
+was made from `named_parameters()`. Otherwise `--names` lists them in order. FSDP and DCP have names instead
+of numbers, also in a flat form (`state.NAME.exp_avg`), and these names are used. First make a directory of
+DCP one file with `torch.distributed.checkpoint.format_utils.dcp_to_torch_save`. Groups of a checkpoint have
+names: the `name` of a parameter group, otherwise "0", "1", ….
+
+Differences between the two sides:
+
+* Counts of steps. PyTorch counts steps per parameter, and not at all for SGD. wgpu-optim has one count per
+  group. It is the count of the group's parameters. If they have none, it is the group's `step` (apex,
+  TransformerEngine, Megatron) or the `common_step` of the state (Megatron), and otherwise `--steps`.
+  Different counts within a group are refused. A group without any state has taken no steps.
+* Parameters without state. In a group that has stepped, such a parameter never had a gradient. It is refused
+  unless `--without-state` is given. With `leave` the checkpoint does not have the parameter: to load it into
+  a layout that does, use `Missing::Zero`. With `zero` its state is zero and its count is the group's. PyTorch
+  counts from the first gradient. The first updates therefore differ if the rule corrects for the count.
+* Carries. NAdam's `mu_product` is a carry of the group, and so is whether SGD's velocity has begun. PyTorch
+  keeps `mu_product` in f32, so the carry has the precision of f32.
+* AdaGrad's sum starts at `initial_accumulator_value` in PyTorch. Here it starts at zero, and the first step
+  adds the initial value.
+* Decoupled decay. apex and TransformerEngine do not save the mode of weight decay of Adam and AdaGrad:
+  `--rule` selects it. Groups of apex's AdaGrad have no `lr_decay` and no initial value: both are 0.
+* Master weights, beside the state (`fp32_from_fp16_params`, `fp32_from_fp16`) or in it (`master_param`, to be
+  named by `--ignore`), are not read. Give them by `--params`: otherwise the run continues from rounded
+  parameters.
+* Learning rates. PyTorch keeps them in groups; here each step has one. If all groups have the same rate,
+  `lr_factor` is 1, and the rate is to be passed to each step. Otherwise each group's `lr_factor` is its rate,
+  and 1 is to be passed. The way back takes `--lr`, and `lr_factor` multiplies it.
+* Keys of groups that do not change results are left out: those of PyTorch's implementations (`foreach`,
+  `fused`, `capturable`, `differentiable`), those of its schedulers (`initial_lr`, `max_lr`, `max_momentum`,
+  …), and factors that trainers have already multiplied into `lr` and `weight_decay` (`lr_scale`, `wd_mult`,
+  …). A scheduled momentum or `betas` has the last value. Any other key may change the update: it is refused
+  unless `--ignore` names it. PyTorch fills in the keys that its older versions did not have. A rule or
+  hyperparameter that only one side has is an error.
+* Options (clipping, loss scale, …) are not in a state_dict. A load does not compare them. After the way back,
+  the training program sets them.
+* `ema`, `master`, `remainder` and `loss_scale` of a checkpoint have no place in torch.optim. They are refused
+  unless `--drop` names them. Without `master` or `remainder` the parameters have the precision of their
+  storage.
 """
 
 import argparse
@@ -38,6 +63,7 @@ import re
 import struct
 import sys
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -47,18 +73,29 @@ from safetensors.torch import save_file
 KEY = "wgpu_optim"
 VERSION = 1
 
-# What changes nothing in the results: the first are PyTorch's, the others of its schedulers.
+# Keys of groups that do not change results: of PyTorch's optimizers, then of its schedulers.
 IGNORED = {"lr", "params", "param_names", "name", "foreach", "fused", "capturable", "differentiable"}
 IGNORED |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
-# Names, and what trainers have multiplied into `lr` and `weight_decay` already.
-IGNORED |= {"group_name", "lr_scale", "lr_mult", "wd_scale", "wd_mult", "pre_lr_mult", "pre_wd_mult", "layer_id"}
-IGNORED |= {"is_expert_parallel", "is_decoupled_lr", "default_config", "master_weights", "set_grad_none"}
-# The group's count, where it is no parameter's.
+# Names, and factors that trainers have already multiplied into `lr` and `weight_decay`.
+IGNORED |= {
+    "group_name",
+    "lr_scale",
+    "lr_mult",
+    "wd_scale",
+    "wd_mult",
+    "pre_lr_mult",
+    "pre_wd_mult",
+    "layer_id",
+}
+IGNORED |= {"start_wd", "end_wd", "is_expert_parallel", "is_decoupled_lr", "default_config"}
+IGNORED |= {"master_weights", "set_grad_none"}
+# The group's count, used if its parameters have none.
 IGNORED |= {"step"}
-# Options of other classes that torch.optim always has on.
+# Options of other libraries that are always on in torch.optim.
 ALWAYS = {"bias_correction": True, "correct_bias": True}
 # The largest count of steps.
 MAX_STEPS = 2**53
+MAX_FLOAT = sys.float_info.max
 BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -67,11 +104,16 @@ def same(*names):
 
 
 class Rule:
-    """One rule: its class in torch.optim, slots, hyperparameters by our names, and those of ours that PyTorch lacks, with the value that it has of them."""
+    """One rule: its class in torch.optim, its slots, and its hyperparameters by our names.
 
-    def __init__(self, cls, slots, hyper, fixed=None, torch_fixed=None):
+    `fixed` has our hyperparameters that PyTorch lacks, with the values that PyTorch's update implies.
+    """
+
+    def __init__(self, cls, slots, hyper, fixed=None, torch_fixed=None, absent=None):
         self.cls, self.slots, self.hyper, self.fixed = cls, slots, hyper, fixed or {}
-        # PyTorch's that are ours by another rule's name.
+        # Values of the keys that the class of another library does not have.
+        self.absent = absent or {}
+        # PyTorch's hyperparameters that select another rule here.
         self.torch_fixed = torch_fixed or {}
 
 
@@ -80,11 +122,20 @@ ADAM_FIXED = {"amsgrad_corrected": False, "eps_corrected": True}
 ADAM_SLOTS = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
 MOMENTS = ["exp_avg", "exp_avg_sq"]
 RULES = {
-    "sgd": Rule(torch.optim.SGD, ["momentum_buffer"], same("momentum", "dampening", "weight_decay", "nesterov", "maximize"), {"form": "heavy_ball"}),
+    "sgd": Rule(
+        torch.optim.SGD,
+        ["momentum_buffer"],
+        same("momentum", "dampening", "weight_decay", "nesterov", "maximize"),
+        {"form": "heavy_ball"},
+    ),
     "adam": Rule(torch.optim.Adam, ADAM_SLOTS, ADAM | same("decoupled_weight_decay"), ADAM_FIXED),
     "adamw": Rule(torch.optim.AdamW, ADAM_SLOTS, ADAM, ADAM_FIXED, {"decoupled_weight_decay": True}),
     "adagrad": Rule(
-        torch.optim.Adagrad, ["sum"], same("lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"), {"eps_root": 0.0}
+        torch.optim.Adagrad,
+        ["sum"],
+        same("lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"),
+        {"eps_root": 0.0},
+        absent={"lr_decay": 0.0, "initial_accumulator_value": 0.0},
     ),
     "rmsprop": Rule(
         torch.optim.RMSprop,
@@ -92,9 +143,20 @@ RULES = {
         same("alpha", "eps", "weight_decay", "momentum", "centered", "maximize"),
         {"eps_root": 0.0},
     ),
-    "adadelta": Rule(torch.optim.Adadelta, ["square_avg", "acc_delta"], same("rho", "eps", "weight_decay", "maximize")),
-    "adamax": Rule(torch.optim.Adamax, ["exp_avg", "exp_inf"], BETAS | same("eps", "weight_decay", "maximize"), {"eps_after_max": False}),
-    "nadam": Rule(torch.optim.NAdam, MOMENTS, BETAS | same("eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize")),
+    "adadelta": Rule(
+        torch.optim.Adadelta, ["square_avg", "acc_delta"], same("rho", "eps", "weight_decay", "maximize")
+    ),
+    "adamax": Rule(
+        torch.optim.Adamax,
+        ["exp_avg", "exp_inf"],
+        BETAS | same("eps", "weight_decay", "maximize"),
+        {"eps_after_max": False},
+    ),
+    "nadam": Rule(
+        torch.optim.NAdam,
+        MOMENTS,
+        BETAS | same("eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize"),
+    ),
     "radam": Rule(
         torch.optim.RAdam,
         MOMENTS,
@@ -105,20 +167,54 @@ RULES = {
 
 
 class Refused(Exception):
-    """What cannot be converted."""
+    """The input cannot be converted."""
 
 
 def plain(value):
-    """A number of torch or numpy as Python's."""
-    return value.item() if hasattr(value, "item") else value
+    """A number of torch or numpy as a number of Python."""
+    if not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):
+        return value
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def whole(value, what: str) -> int:
     """A count of steps."""
     count = plain(value)
-    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= MAX_STEPS or count != int(count):
-        raise Refused(f"{what} is {count}, must be a whole number from 0 to 2^53: give the file of an optimizer that counts so")
+    if not is_number(count) or not 0 <= count <= MAX_STEPS or count != int(count):
+        raise Refused(
+            f"{what} is {shown(count)}, must be a whole number from 0 to 2^53: give the file of a run that"
+            " counts whole steps"
+        )
     return int(count)
+
+
+def finite(value, what: str, least: float = -math.inf, where: str = "a group"):
+    """A number that f64 can hold."""
+    found = plain(value)
+    if not is_number(found) or not max(least, -MAX_FLOAT) <= found <= MAX_FLOAT:
+        bound = "" if least == -math.inf else f" and at least {least:g}"
+        raise Refused(
+            f"{what} = {shown(found)} in {where}, must be finite{bound}: set it in PyTorch and save the state"
+            " again"
+        )
+    return found
+
+
+def choice(value, what: str) -> bool:
+    found = plain(value)
+    if not isinstance(found, (bool, int)) or found not in (False, True):
+        raise Refused(
+            f"{what} = {shown(found)} in a group, must be True or False: set it in PyTorch and save the state"
+            " again"
+        )
+    return bool(found)
 
 
 def number(text: str):
@@ -147,10 +243,15 @@ def kept(rule: str, hyper: dict) -> list[str]:
 
 
 def filled(rule: str, group: dict) -> dict:
-    """The group, with what PyTorch fills in of an older version's."""
+    """The group, with the keys that PyTorch adds to groups of its older versions."""
     optimizer = RULES[rule].cls([torch.nn.Parameter(torch.zeros(1))])
     optimizer.__setstate__({"state": {}, "param_groups": [group | {"params": []}]})
-    return optimizer.param_groups[0] | group
+    return RULES[rule].absent | optimizer.param_groups[0] | group
+
+
+def default_group(rule: str) -> dict:
+    """A parameter group of the rule's class, with its defaults."""
+    return RULES[rule].cls([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
 
 
 def hyper_from(rule: str, group: dict, ignore=()) -> dict:
@@ -158,36 +259,70 @@ def hyper_from(rule: str, group: dict, ignore=()) -> dict:
     hyper, group = dict(known.fixed), filled(rule, group)
     own = {name for name, _ in known.hyper.values()}
     if missing := sorted({"lr", *own} - group.keys()):
-        raise Refused(f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}")
+        raise Refused(
+            f"this is no state of torch.optim.{known.cls.__name__}: its groups have no {listed(missing)}:"
+            " give another --rule"
+        )
+    defaults = default_group(rule)
     for ours, (theirs, i) in known.hyper.items():
-        hyper[ours] = plain(group[theirs] if i is None else group[theirs][i])
-        if isinstance(hyper[ours], float) and not math.isfinite(hyper[ours]):
-            raise Refused(f"{theirs} = {hyper[ours]} in a group, must be finite: no rule takes it")
-    for name in sorted(group.keys() - own - IGNORED - set(ignore)):
+        value, default = group[theirs], defaults[theirs]
+        if i is not None:
+            if not isinstance(value, (list, tuple)) or len(value) != len(default):
+                raise Refused(
+                    f"{theirs} = {shown(value)} in a group, must be {len(default)} numbers: set it in PyTorch"
+                    " and save the state again"
+                )
+            value, default = value[i], default[i]
+        hyper[ours] = (choice if isinstance(default, bool) else finite)(value, theirs)
+    for name in sorted(map(str, group.keys() - own - IGNORED - set(ignore))):
         if name not in known.torch_fixed | ALWAYS:
-            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: if it does not change the update, give --ignore {name}")
-        if (known.torch_fixed | ALWAYS)[name] != plain(group[name]):
-            raise Refused(f"{rule} has no {name} = {shown(group[name])} here: it changes the update, so give another --rule or go on there")
+            raise Refused(
+                f"{rule} has no {name} = {shown(group.get(name))} here: if it does not change the update,"
+                f" give --ignore {name}"
+            )
+        value = plain(group.get(name))
+        if (
+            not is_number(value)
+            and not isinstance(value, bool)
+            or value != (known.torch_fixed | ALWAYS)[name]
+        ):
+            raise Refused(
+                f"{rule} has no {name} = {shown(group.get(name))} here: it changes the update, so give"
+                " another --rule or go on there"
+            )
     return hyper
 
 
-def shown(value) -> str:
-    """A value on a short line."""
-    text = " ".join(str(plain(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else f"a tensor {list(value.shape)}").split())
-    return text if len(text) <= 40 else text[:39] + "…"
+def shown(value, columns: int = 40) -> str:
+    """A value on a short line, with at most 17 digits per number."""
+    value = plain(value)
+    if isinstance(value, int) and abs(value) >= 10**17:
+        return f"{Decimal(value):.3e}"
+    text = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
+    text = re.sub(r"(\d{17})\d+", r"\1…", " ".join(text.split()))
+    return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
 def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
     found = {}
     for group in state_dict["param_groups"]:
-        if group.get("param_names"):
-            found.update(zip(group["params"], group["param_names"]))
+        theirs = group.get("param_names")
+        if names is None and theirs is not None:
+            if not isinstance(theirs, (list, tuple)) or not all(isinstance(name, str) for name in theirs):
+                raise Refused(
+                    f"param_names = {shown(theirs)} in a group, must be a list of names: give the names by"
+                    " --names"
+                )
+            found.update(zip(group["params"], theirs))
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    # FSDP and DCP have names in the place of numbers.
+    # FSDP and DCP have names instead of numbers.
     found.update((number, number) for number in numbers if isinstance(number, str))
     if names is not None:
         if len(names) != len(numbers):
-            raise Refused(f"{len(names)} names of {len(numbers)} parameters")
+            raise Refused(
+                f"--names has {len(names)} names, the optimizer {len(numbers)} parameters: list one name per"
+                " parameter"
+            )
         found = dict(zip(numbers, names))
     if missing := [number for number in numbers if number not in found]:
         raise Refused(f"parameters {listed([str(number) for number in missing])} have no names: give --names")
@@ -197,7 +332,7 @@ def named(state_dict: dict, names: list[str] | None) -> dict[int, str]:
 
 def unique(what: str, names: list[str]) -> None:
     if twice := sorted(name for name, n in Counter(names).items() if n > 1):
-        raise Refused(f"several {what} have the name {listed(twice)}: names must differ")
+        raise Refused(f"several {what} have the name {listed(twice)}: give each its own name")
 
 
 def listed(names: list[str]) -> str:
@@ -205,20 +340,26 @@ def listed(names: list[str]) -> str:
 
 
 def agreed(what: str, found: dict):
-    """The one value of all parameters; `found` has their names by value."""
+    """The value that all parameters have. `found` has the parameters' names by value."""
     if len(found) > 1:
         each = "; ".join(f"{value} of {listed(names)}" for value, names in sorted(found.items()))
-        raise Refused(f"{what}: {each}")
+        raise Refused(f"{what}: {each}: put parameters that differ into groups of their own in PyTorch")
     return next(iter(found))
 
 
 def lacks(own: dict, slots: list[str]) -> bool:
-    """Whether a parameter has no state of its own: it never had a gradient. AdaGrad's begins before that, with a count of 0."""
-    return bool(slots) and (all(own.get(slot) is None for slot in slots) or ("step" in own and plain(own["step"]) == 0))
+    """Whether a parameter never had a gradient: it has no state.
+
+    AdaGrad has state before the first gradient, with a count of 0.
+    """
+    count = plain(own.get("step"))
+    return bool(slots) and (all(own.get(slot) is None for slot in slots) or (is_number(count) and count == 0))
 
 
-def steps_taken(rule: str, group: dict, title: str, own_slots: list[str], state: dict, names: dict, steps: int | None) -> int | None:
-    """The count of a group; `None` if it has no state that would have one."""
+def steps_taken(
+    rule: str, group: dict, title: str, own_slots: list[str], state: dict, names: dict, steps: int | None
+) -> int | None:
+    """The count of a group; `None` if the group has no state and no count."""
     members = [(names[number], state.get(number, {})) for number in group["params"]]
     counts = {}
     for name, own in members:
@@ -236,62 +377,125 @@ def steps_taken(rule: str, group: dict, title: str, own_slots: list[str], state:
 
 
 def shape_of(name: str, param: torch.Tensor | None, own: dict, slots: list[str]) -> tuple | None:
-    """The shape of a parameter and of all that is kept of it, if there is anything."""
+    """The shape of a parameter and of its state; `None` if neither is there."""
     found = {"parameter": param} | {slot: own.get(slot) for slot in slots}
-    shapes = {what: tuple(x.shape) for what, x in found.items() if x is not None}
+    shapes = {what: tuple(x.shape) for what, x in found.items() if hasattr(x, "shape")}
     if len(set(shapes.values())) > 1:
-        raise Refused(f"shapes of {name} differ: " + ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items()))
+        raise Refused(
+            f"shapes of {name} differ: "
+            + ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items())
+            + ": give the files of one run"
+        )
     return next(iter(shapes.values()), None)
 
 
-def rate_of(group: dict) -> float:
-    rate = float(plain(group["lr"]))
-    if not (math.isfinite(rate) and rate >= 0):
-        raise Refused(f"lr = {rate} in a group, must be finite and at least 0: give the file of a run that has one")
-    return rate
+def state_of(state_dict: dict, ignore=()) -> tuple[dict, list[dict]]:
+    """The state of each parameter by its number, and the groups with their counts.
+
+    DCP writes numbers as text. Megatron keeps one count of all parameters beside their state. An entry of
+    `None` counts as absent.
+    """
+    groups, state = state_dict["param_groups"], dict(state_dict["state"])
+    numbers = [number for group in groups for number in group["params"]]
+    if odd := [shown(number) for number in numbers if not isinstance(number, (int, str))]:
+        raise Refused(
+            f"params has {listed(odd)} in a group, must be numbers or names: save optimizer.state_dict()"
+        )
+    known = {str(number): number for number in numbers} | {number: number for number in numbers}
+    if "common_step" in state and "common_step" not in known:
+        groups = [{"step": state["common_step"]} | group for group in groups]
+        del state["common_step"]
+    if lost := [str(key) for key in state if key not in known and str(key) not in ignore]:
+        raise Refused(
+            f"the state has {listed(lost)}, and no group has such a parameter: give --ignore"
+            f" {' '.join(lost[:3])} to leave it out"
+        )
+    own = {}
+    for key, entries in state.items():
+        if key not in known:
+            continue
+        if not isinstance(entries, dict):
+            raise Refused(
+                f"the state of parameter {key} is {type(entries).__name__}, must be a dictionary: save"
+                " optimizer.state_dict()"
+            )
+        own[known[key]] = {name: tensor(x) for name, x in entries.items() if x is not None}
+    return own, groups
 
 
-def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None, without_state=None, ignore=()):
-    """The tensors and the record of a checkpoint, with `params` in it. They are needed for parameters without state, whose shapes nothing else tells."""
+def tensor(x):
+    """An array of numpy as a tensor."""
+    return torch.from_numpy(x) if type(x).__module__ == "numpy" and getattr(x, "ndim", 0) else x
+
+
+def from_torch(
+    state_dict: dict, rule: str, names=None, steps=None, params=None, without_state=None, ignore=()
+):
+    """The tensors and the record of a checkpoint.
+
+    With `params` the checkpoint holds the parameters. Parameters without state need them for their shapes.
+    """
     known = RULES[rule]
+    state, param_groups = state_of(state_dict, ignore)
     names = named(state_dict, names)
     if params is not None and (missing := [name for name in names.values() if name not in params]):
         raise Refused(
-            f"--params has no {listed(missing)}; of parameters that are tied to each other a file has one: --names must have its name"
+            f"--params has no {listed(missing)}; a file has one name of tied parameters: give the model's"
+            " file of this run, with its names by --names"
         )
-    state, groups, tensors = state_dict["state"], [], {}
-    # The slots that any group keeps are kept of all.
-    hypers = [hyper_from(rule, group, ignore) for group in state_dict["param_groups"]]
+    groups, tensors = [], {}
+    # If one group keeps a slot, all groups keep it.
+    hypers = [hyper_from(rule, group, ignore) for group in param_groups]
     slots = [slot for slot in known.slots if any(slot in kept(rule, hyper) for hyper in hypers)]
-    rates = [rate_of(group) for group in state_dict["param_groups"]]
-    titles = [str(group.get("name", i)) for i, group in enumerate(state_dict["param_groups"])]
+    rates = [float(finite(group["lr"], "lr", 0)) for group in param_groups]
+    titles = [str(group.get("name", i)) for i, group in enumerate(param_groups)]
     unique("groups", titles)
     for number, name in names.items():
-        if more := sorted(state.get(number, {}).keys() - {"step", "mu_product", *known.slots, *ignore}):
-            raise Refused(f"the state of {name} has {listed(more)}, which torch.optim.{known.cls.__name__} has not: give --ignore {' '.join(more)} to leave it out")
+        if more := sorted(
+            map(str, state.get(number, {}).keys() - {"step", "mu_product", *known.slots, *ignore})
+        ):
+            raise Refused(
+                f"the state of {name} has {listed(more)}, which torch.optim.{known.cls.__name__} has not:"
+                f" give --ignore {' '.join(more)} to leave it out"
+            )
     own_slots = [kept(rule, hyper) for hyper in hypers]
     found = [
         steps_taken(rule, group, title, own, state, names, steps)
-        for group, title, own in zip(state_dict["param_groups"], titles, own_slots)
+        for group, title, own in zip(param_groups, titles, own_slots)
     ]
-    # With no state at all nothing has been counted.
+    # Without any state there are no counts.
     total = max((count for count in found if count is not None), default=steps or 0)
     offset = 0
-    for title, rate, group, hyper, count, own_slot in zip(titles, rates, state_dict["param_groups"], hypers, found, own_slots):
+    for title, rate, group, hyper, count, own_slot in zip(
+        titles, rates, param_groups, hypers, found, own_slots
+    ):
         carries, places, count = {}, {}, count or 0
         members = [(names[number], state.get(number, {})) for number in group["params"]]
         begun = [name for name, own in members if not lacks(own, own_slot)]
         late = [name for name, own in members if lacks(own, own_slot)] if count and begun else []
         if late and without_state is None:
-            differ = f"steps: 0 of {listed(late)} (no state: it never had a gradient); {count} of {listed(begun)}"
+            differ = (
+                f"steps: 0 of {listed(late)} (no state: it never had a gradient); {count} of {listed(begun)}"
+            )
             if rule == "sgd":
-                differ = f"velocity (1 that has begun, 0 of a parameter that never had a gradient): 0.0 of {listed(late)}; 1.0 of {listed(begun)}"
-            raise Refused(f"parameters of group {title} differ in {differ}: give --without-state leave or zero")
+                differ = (
+                    "velocity (1 that has begun, 0 of a parameter that never had a gradient): 0.0 of"
+                    f" {listed(late)}; 1.0 of {listed(begun)}"
+                )
+            raise Refused(
+                f"parameters of group {title} differ in {differ}: give --without-state leave or zero"
+            )
         if late and without_state == "zero" and hyper.get("dampening", 0.0) != 0.0:
-            raise Refused(f"{listed(late)} of group {title} has no velocity, and dampening = {hyper['dampening']} spares the first one: give --without-state leave")
+            raise Refused(
+                f"{listed(late)} of group {title} has no velocity, and dampening = {hyper['dampening']}"
+                " spares the first one: give --without-state leave"
+            )
         for name, own in members:
             if name in late and without_state == "leave":
                 continue
+            needed = [*own_slot, *(["mu_product"] if rule == "nadam" else [])]
+            if name in begun and (lost := [entry for entry in needed if own.get(entry) is None]):
+                raise Refused(f"the state of {name} has no {listed(lost)}: give the file of a whole state")
             shape = shape_of(name, None if params is None else params[name], own, known.slots)
             if shape is None:
                 raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
@@ -300,8 +504,11 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None,
                 # The first step of AdaGrad adds the initial value here.
                 if x is None or (rule == "adagrad" and count == 0):
                     x = torch.zeros(shape)
-                if x.dtype not in (torch.float32, torch.bfloat16):
-                    raise Refused(f"{slot} of {name} is {x.dtype}, must be float32 or bfloat16: convert it in PyTorch")
+                kind = getattr(x, "dtype", type(x).__name__)
+                if kind not in (torch.float32, torch.bfloat16):
+                    raise Refused(
+                        f"{slot} of {name} is {kind}, must be float32 or bfloat16: convert it in PyTorch"
+                    )
                 tensors[f"{slot}/{name}"] = x.detach().cpu().contiguous()
             if params is not None:
                 tensors[f"param/{name}"] = params[name].detach().cpu().contiguous()
@@ -310,10 +517,15 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None,
             if name in late:
                 continue
             if rule == "nadam":
-                carries.setdefault(float(own.get("mu_product", 0.0)), []).append(name)
+                carry = float(finite(own.get("mu_product", 0.0), "mu_product", where=f"the state of {name}"))
+                carries.setdefault(carry, []).append(name)
             elif rule == "sgd":
                 carries.setdefault(1.0 if own.get("momentum_buffer") is not None else 0.0, []).append(name)
-        what = "mu_product" if rule == "nadam" else "velocity (1 that has begun, 0 of a parameter that never had a gradient)"
+        what = (
+            "mu_product"
+            if rule == "nadam"
+            else "velocity (1 that has begun, 0 of a parameter that never had a gradient)"
+        )
         carry = agreed(f"parameters of group {title} differ in {what}", carries) if carries else 0.0
         groups.append(
             {
@@ -339,10 +551,13 @@ def from_torch(state_dict: dict, rule: str, names=None, steps=None, params=None,
 
 
 def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dict]:
-    """A state_dict, with `param_names`, and the parameters by name, if the checkpoint has them. What torch.optim has no place for is refused, but for what is in `drop`."""
+    """A state_dict with `param_names`, and the checkpoint's parameters by name.
+
+    Contents that torch.optim has no place for are refused, except the kinds in `drop`.
+    """
     rule = record["rule"]
     if rule not in RULES:
-        raise Refused(f"torch.optim has no {rule}")
+        raise Refused(f"torch.optim has no {rule}: go on with this run here")
     known = RULES[rule]
     there = {name.split("/", 1)[0].removesuffix(".scale") for name in tensors}
     if record["loss_scale"] is not None:
@@ -350,20 +565,28 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
     if lost := sorted(there - {"param", *known.slots, *drop}):
         raise Refused(f"torch.optim has no place for {', '.join(lost)}: give --drop {' '.join(lost)}")
     if never := sorted(set(drop) - there):
-        raise Refused(f"there is no {', '.join(never)} to drop")
+        raise Refused(f"there is no {', '.join(never)} to drop: leave it out of --drop")
     state, groups, number = {}, [], 0
     for group in record["groups"]:
         hyper = group["hyperparameters"]
         for name, value in known.fixed.items():
             if hyper.get(name, value) != value:
-                raise Refused(f"torch.optim.{known.cls.__name__} has no {name} = {hyper[name]}")
+                raise Refused(
+                    f"torch.optim.{known.cls.__name__} has no {name} = {shown(hyper[name])}: go on with this"
+                    " run here"
+                )
         if unknown := hyper.keys() - known.hyper.keys() - known.fixed.keys():
-            raise Refused(f"unknown hyperparameters {sorted(unknown)}")
+            raise Refused(
+                f"{rule} has no {listed(sorted(unknown))}: convert with the script of the version that"
+                " saved it"
+            )
         factor = group["lr_factor"]
         if factor is None or list(factor) != ["constant"]:
-            raise Refused(f"the learning rate's factor of group {group['name']} is a schedule: {factor}")
-        default = known.cls([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
-        theirs = dict(default)
+            raise Refused(
+                f"the learning rate's factor of group {group['name']} is a schedule, {shown(factor)}: save"
+                " with a constant factor"
+            )
+        theirs = default_group(rule)
         for ours, (name, i) in known.hyper.items():
             if ours not in hyper:
                 continue
@@ -382,7 +605,7 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
             for slot in kept(rule, hyper):
                 x = tensors.get(f"{slot}/{name}")
                 if x is None:
-                    raise Refused(f"no {slot} of {name}")
+                    raise Refused(f"the checkpoint has no {slot} of {name}: save it with all of its state")
                 if f"{slot}.scale/{name}" in tensors:
                     raise Refused(f"{slot} of {name} is in blocks; load it and save it as f32 first")
                 own[slot] = x.clone()
@@ -404,12 +627,15 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
 
 
 def read(path: Path) -> tuple[dict, dict]:
-    """All tensors of a file, or of those that an index names, and its metadata."""
+    """All tensors of a file, or of the files that an index names, and the metadata."""
     if path.name.endswith(".index.json"):
         index = parsed(path, path.read_bytes())
         weights = index.get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
-            raise Refused(f"{path} is no index of safetensors files: it has no weight_map from names to files")
+            raise Refused(
+                f"{path} is no index of safetensors files: it has no weight_map from names to files: give the"
+                " index of the model"
+            )
         tensors = {}
         for shard in sorted(set(weights.values())):
             tensors |= read(path.parent / shard)[0]
@@ -418,67 +644,100 @@ def read(path: Path) -> tuple[dict, dict]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
-        raise Refused(f"{path} is damaged or no safetensors file: {error}") from None
+        raise Refused(
+            f"{path} is damaged or no safetensors file ({shown(error, 200)}): give another copy"
+        ) from None
 
 
 def parsed(path: Path, text: str | bytes) -> dict:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Refused(f"the JSON in {path} is damaged: {error}") from None
+        raise Refused(f"the JSON in {path} is damaged ({shown(error, 200)}): give another copy") from None
     if not isinstance(found, dict):
-        raise Refused(f"the JSON in {path} is {type(found).__name__}, must be an object")
+        raise Refused(f"the JSON in {path} is {type(found).__name__}, must be an object: give another file")
     return found
 
 
 def harmless() -> list:
-    """Types that a file may hold beside tensors: arguments of programs, and the makers of numpy's scalars and arrays. Nothing else is unpickled. Older versions of numpy have them elsewhere."""
+    """Types that a file may hold beside tensors; no others are unpickled.
+
+    These are the arguments of programs, and the constructors of numpy's scalars and arrays. Older versions of
+    numpy have the constructors in another module.
+    """
     try:
         import numpy
         from numpy._core import multiarray
     except ImportError:
         return [argparse.Namespace]
-    makers = [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for name in ("scalar", "_reconstruct") for core in ("core", "_core")]
-    types = [value for name, value in sorted(vars(numpy.dtypes).items()) if name.endswith("DType")] if hasattr(numpy, "dtypes") else []
+    makers = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ]
+    types = (
+        [value for name, value in sorted(vars(numpy.dtypes).items()) if name.endswith("DType")]
+        if hasattr(numpy, "dtypes")
+        else []
+    )
     return [argparse.Namespace, *makers, numpy.dtype, numpy.ndarray, *types]
 
 
-def read_state(path: Path) -> dict:
-    """An optimizer's state_dict, alone or as the only one among other things."""
+def read_state(path: Path, entry: str | None = None) -> dict:
+    """An optimizer's state_dict: the file's only one, or the one at the keys `entry`."""
     try:
         with torch.serialization.safe_globals(harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    # Whatever a damaged file has unpickling end with.
+    # A damaged file can make the unpickler raise any exception.
     except Exception as error:
         raise Refused(f"{path} {unreadable(path, error)}") from None
     found = list(states_in(loaded, "")) if isinstance(loaded, dict) else []
     if not found:
-        raise Refused(f"{path} has no state_dict of an optimizer, with state and param_groups: save optimizer.state_dict()")
+        raise Refused(
+            f"{path} has no state_dict of an optimizer, with state and param_groups: save"
+            " optimizer.state_dict()"
+        )
+    if entry is not None:
+        found = [(key, state) for key, state in found if key == entry] or found
+        if found[0][0] != entry:
+            raise Refused(
+                f"{path} has no state_dict of an optimizer at {entry}: give --entry one of"
+                f" {listed([key for key, _ in found])}"
+            )
     if len(found) > 1:
-        raise Refused(f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): save the one that is meant")
+        raise Refused(
+            f"{path} has {len(found)} state_dicts of optimizers ({listed([key for key, _ in found])}): give"
+            " one by --entry"
+        )
     return found[0][1]
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, without the colours and the advice that PyTorch has for those who trust it."""
+    """The reason why a file cannot be read, without PyTorch's colours and its advice to trust the file."""
     try:
-        ours = [known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__name__}" for known in harmless()]
+        ours = [
+            known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__name__}"
+            for known in harmless()
+        ]
         others = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(ours))
     except Exception:
         others = []
     if others:
         return f"has objects beside tensors and numbers ({listed(others)}): save optimizer.state_dict() alone"
-    # PyTorch's reason stands behind this in its advice, if it has one.
+    # PyTorch's message has the reason behind these words.
     _, found, reason = re.sub("\x1b[^m]*m", "", str(error)).rpartition("WeightsUnpickler error: ")
     if not found and "weights_only" in reason:
         reason = "it is no pickle"
-    return f"is damaged or not of torch.save: {reason.strip().split(chr(10))[0][:200]}"
+    return (
+        f"is damaged or not of torch.save ({shown(reason.strip().split(chr(10))[0], 200)}): save"
+        " optimizer.state_dict() again"
+    )
 
 
 def states_in(x, key: str, depth: int = 0):
-    """All state_dicts in what was loaded, with the keys that lead to them."""
+    """All state_dicts in the loaded object, with the keys that lead to them."""
     if is_state(x):
         yield key, x
     elif isinstance(x, dict) and (whole := unflattened(x)):
@@ -489,7 +748,10 @@ def states_in(x, key: str, depth: int = 0):
 
 
 def unflattened(x: dict) -> dict | None:
-    """A state_dict of what DCP has flattened: `state.NAME.SLOT` and `param_groups.NAME.KEY`. Groups are the parameters with equal keys."""
+    """The state_dict in a flat one of DCP, with keys `state.NAME.SLOT` and `param_groups.NAME.KEY`.
+
+    Parameters with equal keys form a group.
+    """
     state, of = {}, {}
     for key, value in x.items():
         for prefix, into in (("state.", state), ("param_groups.", of)):
@@ -499,7 +761,11 @@ def unflattened(x: dict) -> dict | None:
     groups = []
     for name, own in of.items():
         own = {key: value for key, value in own.items() if key != "params"}
-        same_keys = [group for group in groups if alike({key: value for key, value in group.items() if key != "params"}, own)]
+        same_keys = [
+            group
+            for group in groups
+            if alike({key: value for key, value in group.items() if key != "params"}, own)
+        ]
         if same_keys:
             same_keys[0]["params"].append(name)
         else:
@@ -512,18 +778,27 @@ def alike(a, b) -> bool:
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
     return bool(plain(a) == plain(b))
 
 
 def is_state(x) -> bool:
-    return isinstance(x, dict) and isinstance(x.get("state"), dict) and isinstance(x.get("param_groups"), (list, tuple))
+    if not isinstance(x, dict) or not isinstance(x.get("state"), dict):
+        return False
+    groups = x.get("param_groups")
+    lists = (list, tuple)
+    return isinstance(groups, lists) and all(
+        isinstance(g, dict) and isinstance(g.get("params"), lists) for g in groups
+    )
 
 
 def write(path: Path, writer) -> None:
-    """What `writer` writes takes the place of a file when it is whole."""
+    """Replace a file by the output of `writer` once the output is complete."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        # A killed run has left this file, or it is a link, which nobody follows. Unlike the writers, this names the fault as an OSError.
+        # A killed run has left this file, or the file is a link. Links are not followed. An error of `touch`
+        # is an OSError, unlike errors of the writers.
         partial.unlink(missing_ok=True)
         partial.touch(exist_ok=False)
         writer(partial)
@@ -541,12 +816,15 @@ def write_checkpoint(path: Path, tensors: dict, record: dict) -> None:
 def read_checkpoint(path: Path) -> tuple[dict, dict]:
     tensors, metadata = read(path)
     if KEY not in metadata:
-        raise Refused(f"{path} is no checkpoint of wgpu-optim")
+        raise Refused(f"{path} is no checkpoint of wgpu-optim: give a file that it saved")
     record = parsed(path, metadata[KEY])
     if record.get("version") != VERSION:
-        raise Refused(f"{path} has version {record.get('version')}, this script reads {VERSION}")
+        raise Refused(
+            f"{path} has version {shown(record.get('version'))}, this script reads {VERSION}: convert with"
+            " the script of that version"
+        )
     if missing := sorted({"rule", "taken", "loss_scale", "groups"} - record.keys()):
-        raise Refused(f"the record in {path} has no {listed(missing)}")
+        raise Refused(f"the record in {path} has no {listed(missing)}: save the checkpoint again")
     return tensors, record
 
 
@@ -558,33 +836,62 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("out", type=Path)
     command.add_argument("--rule", required=True, choices=RULES)
     command.add_argument("--params", type=Path, help="parameters by name, which go into the checkpoint")
-    command.add_argument("--names", type=Path, help="a text file with a parameter's name a line, in the order of the optimizer's")
-    command.add_argument("--steps", help="steps taken, where the file does not count them (SGD, and moments without a step)")
-    command.add_argument("--without-state", choices=["leave", "zero"], help="what becomes of a parameter that never had a gradient: it is left out, or starts at zero")
-    command.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="keys of groups and of state that do not change the update")
+    command.add_argument(
+        "--names",
+        type=Path,
+        help="a text file with a parameter's name a line, in the order of the optimizer's",
+    )
+    command.add_argument(
+        "--entry", metavar="KEYS", help="the state_dict of a file with several, as optimizer_states.1"
+    )
+    command.add_argument(
+        "--steps", help="steps taken, where the file does not count them (SGD, and moments without a step)"
+    )
+    command.add_argument(
+        "--without-state",
+        choices=["leave", "zero"],
+        help="what becomes of a parameter that never had a gradient: it is left out, or starts at zero",
+    )
+    command.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="keys of groups and of state that do not change the update",
+    )
     command = commands.add_parser("to-torch")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("out", type=Path)
-    command.add_argument("--lr", type=float, required=True, help="the learning rate, which lr_factor multiplies")
+    command.add_argument(
+        "--lr", type=float, required=True, help="the learning rate, which lr_factor multiplies"
+    )
     command.add_argument("--params", type=Path, help="where the parameters go")
-    command.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="what may be lost: ema, master, remainder, loss_scale")
+    command.add_argument(
+        "--drop",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what may be lost: ema, master, remainder, loss_scale",
+    )
     arguments = parser.parse_args(arguments)
     try:
         if arguments.command == "from-torch":
-            state = read_state(arguments.state)
+            state = read_state(arguments.state, arguments.entry)
             params = read(arguments.params)[0] if arguments.params else None
             names = arguments.names.read_text().split("\n") if arguments.names else None
             names = [name for name in names if name] if names else None
             steps = None if arguments.steps is None else whole(number(arguments.steps), "--steps")
-            tensors, record = from_torch(state, arguments.rule, names, steps, params, arguments.without_state, arguments.ignore)
+            tensors, record = from_torch(
+                state, arguments.rule, names, steps, params, arguments.without_state, arguments.ignore
+            )
             write_checkpoint(arguments.out, tensors, record)
         else:
             state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)
             if arguments.params and not params:
-                raise Refused(f"{arguments.checkpoint} has no parameters for --params")
+                raise Refused(f"{arguments.checkpoint} has no parameters for --params: leave --params out")
             write(arguments.out, lambda partial: torch.save(state, partial))
             if arguments.params:
-                # Libraries of Hugging Face want to know whose tensors they are.
+                # Libraries of Hugging Face require the entry `format`.
                 write(arguments.params, lambda partial: save_file(params, partial, {"format": "pt"}))
     except (Refused, OSError, UnicodeError) as error:
         sys.exit(f"error: {error}")

@@ -119,8 +119,18 @@ fn a_run_begins_with_the_files_of_a_model() {
 /// keys, loads strictly and continues: it equals PyTorch's.
 #[test]
 fn a_run_goes_on_from_every_form() {
-    let forms =
-        ["apex", "transformer-engine", "megatron", "dcp", "dcp-flat", "lightning", "numpy", "further-keys"];
+    let forms = [
+        "apex",
+        "transformer-engine",
+        "megatron",
+        "megatron-sharded",
+        "dcp",
+        "dcp-numbers",
+        "dcp-flat",
+        "lightning",
+        "numpy",
+        "further-keys",
+    ];
     for form in forms {
         let name = format!("form-{form}.safetensors");
         let [mut ours, mut plain] =

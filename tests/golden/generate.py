@@ -29,7 +29,7 @@ FORMAT = "optim-trajectory/1"
 MAX_FILE_BYTES = 200_000
 
 # ---------------------------------------------------------------------------------------------------------
-# Random values of the table: a callable is drawn from the case's own generator, anything else is itself.
+# Random values of the table. A callable is drawn from the case's own generator; other values are constants.
 
 Draw = Callable[[np.random.Generator], float]
 
@@ -53,7 +53,7 @@ def drawn(values: dict, rng: np.random.Generator) -> dict:
 
 @dataclass(frozen=True)
 class Rule:
-    """One update rule: its hyperparameters with their defaults, and who can run it.
+    """One update rule: its hyperparameters with their defaults, and its peers.
 
     `momentum` is the hyperparameter that the tensor of that name overrides. `lr` is the peak of the schedule.
     With it, 50 steps move many parameters by about their own size: if a few elements outgrow all others, a
@@ -71,7 +71,7 @@ class Rule:
         return Hyper(self.defaults | hyper)
 
     def check_read(self, peer: str, hyper: Hyper) -> None:
-        """An error if a hyperparameter has a value that the peer knows nothing of."""
+        """Raise an error if a hyperparameter has a value that the peer does not read."""
         embodied = self.defaults | self.peers[peer].fixed
         for name, value in hyper.items():
             if name not in hyper.read and value != embodied[name]:
@@ -92,7 +92,7 @@ OPTAX_ADAM_SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_
 
 
 def keras_arguments(**names: str) -> Callable[[Hyper], dict]:
-    """Hyperparameters under the names that keras has for them."""
+    """Hyperparameters by their names in keras."""
     return lambda h: {argument: h[name] for name, argument in names.items()}
 
 
@@ -346,7 +346,7 @@ RULES = {
         peers={"optax": Optax("lamb", optax_lamb, slots=OPTAX_ADAM_SLOTS)},
     ),
     "lars": Rule(
-        # Multiplied by the trust coefficient it is the part of a tensor that a step changes.
+        # Relative change of a tensor per step: this rate times the trust coefficient.
         lr=log_uniform(-1, -0.3),
         momentum="momentum",
         defaults={
@@ -367,7 +367,7 @@ RULES = {
                     optax.scale_by_trust_ratio(trust_coefficient=h["trust_coefficient"], eps=h["eps"]),
                 ],
                 after_lr=lambda optax, h: [optax.trace(h["momentum"], h["nesterov"])],
-                # The trace has the sign of what is added to the parameter.
+                # The trace has the sign of the update.
                 slots={"trace": "-momentum_buffer"},
                 fixed={"form": "classic", "joint_norm": True},
             ),
@@ -389,7 +389,7 @@ COMPACT = {"tiny": (3,), "idle": (5,), "matrix": (4, 7), "late": (11,)}
 
 
 def wandering(low: float, high: float) -> Callable:
-    """A fresh value every step."""
+    """A new random value per step."""
     return lambda rng, steps: rng.uniform(low, high, steps)
 
 
@@ -410,7 +410,7 @@ def zero_at_first(low: float, high: float) -> Callable:
 
 
 def zero_in_between(low: float, high: float) -> Callable:
-    """As `wandering` with a few steps of 0 in the middle: meanwhile torch leaves the buffer as it is."""
+    """As `wandering`, with a few steps of 0 in the middle. At 0 torch leaves the buffer as it is."""
 
     def values(rng: np.random.Generator, steps: int) -> np.ndarray:
         momentum = rng.uniform(low, high, steps)
@@ -437,9 +437,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Case:
-    """One file. What `hyper` leaves out has the rule's default, in the file too; `peer` is one of the rule's.
+    """One file. Hyperparameters that `hyper` omits have the rule's defaults. `peer` is a peer of the rule.
 
-    `float32_peer` is another one for the float32 run: the bar is PyTorch's own accuracy where it can be had.
+    `float32_peer` replaces it in the float32 run: the bar is PyTorch's own accuracy if PyTorch has the rule.
     """
 
     name: str
@@ -475,7 +475,7 @@ ADAN = {"beta1": uniform(0.9, 0.99), "beta2": uniform(0.7, 0.95), "beta3": BETA3
 RADAM = {"beta1": BETA1, "beta2": uniform(0.8, 0.999)}  # rectified from step 6 or some steps later
 RECTIFICATION = uniform(4.5, 7)
 TRUST = log_uniform(-1.7, -1)
-WITH_MOMENTUM = log_uniform(-3.5, -2.7)  # the peak for RMSprop, whose steps the momentum makes longer
+WITH_MOMENTUM = log_uniform(-3.5, -2.7)  # the peak for RMSprop: momentum lengthens the steps
 
 
 def compact(name: str, rule: str, hyper: dict, **others) -> Case:
@@ -489,7 +489,7 @@ def layerwise(name: str, rule: str, hyper: dict, **others) -> Case:
 
 
 def lars_case(name: str, hyper: dict, peer: str = "formula", **others) -> Case:
-    """Gradients whose norms are of the magnitude of the weight decay's part and of `eps`."""
+    """A case in which gradient norms are about as large as the weight decay term and `eps`."""
     return layerwise(name, "lars", hyper, peer=peer, grad_factor=1e-3, **others)
 
 
@@ -569,7 +569,7 @@ CASES = [
         momentum=zero_in_between(0.3, 0.95),
     ),
     Case("sgd-skip-nonfinite", "sgd", {"momentum": MU, "dampening": DAMPENING}, skip_nonfinite=True),
-    # Gradients so small that the 1e-6 that is added to the norm matters, and a learning rate to match.
+    # Gradients so small that the 1e-6 added to the norm matters, with a learning rate to match.
     Case(
         "sgd-clip-norm-small",
         "sgd",
@@ -702,7 +702,7 @@ CASES = [
             {"amsgrad": True, "beta1": BETA1, "eps": LARGE_EPS, "maximize": True},
         ),
     ),
-    # Large and small gradients in turn without averages: the rest of the old one must not drown the new one.
+    # Large and small gradients alternate, without averages. The old one must not mask the new one.
     compact("adam-no-averages", "adam", {"beta1": 0.0, "beta2": 0.0, "eps": EPS}),
     compact(
         "adam-short-averages", "adam", {"beta1": uniform(0.0, 0.3), "beta2": uniform(0.0, 0.3), "eps": EPS}
@@ -1092,7 +1092,7 @@ CASES = [
 
 @dataclass
 class Inputs:
-    """Everything a run is made from, with no draw left in it; arrays are those of the file."""
+    """All inputs of a run, after the random draws. The arrays are those of the file."""
 
     rule: Rule
     hyper: dict
@@ -1111,7 +1111,7 @@ def signed_magnitudes(rng: np.random.Generator, shape: tuple, low: float, high: 
 
 
 def make_lr(rng: np.random.Generator, peak: float, steps: int) -> np.ndarray:
-    """Linear warm-up, then cosine to a floor: another value at every step."""
+    """Linear warm-up, then cosine to a floor: a different value per step."""
     warmup = int(rng.integers(4, 10))
     floor = peak * rng.uniform(0.02, 0.2)
     t = np.arange(1, steps + 1)
@@ -1120,7 +1120,7 @@ def make_lr(rng: np.random.Generator, peak: float, steps: int) -> np.ndarray:
 
 
 def make_loss_scale(rng: np.random.Generator, steps: int) -> np.ndarray:
-    """Powers of two that change every step, and a few steps of one value that is none (but is a float32)."""
+    """A different power of two per step, and a few steps of one float32 that is no power of two."""
     scale = 2.0 ** rng.integers(-3, 17, steps)
     start = int(rng.integers(steps // 3, steps // 2))
     scale[start : start + 3] = np.float32(10.0 ** rng.uniform(1, 4))
@@ -1145,10 +1145,10 @@ def make_grads(
 ) -> list[dict[str, np.ndarray]]:
     """True gradients, before the loss scale: `factor` times 10^U(-6, 3) with both signs and some exact zeros.
 
-    Half of the elements stay near one magnitude and mostly one sign, so that small second moments stay
-    small and first moments do not average out; the others draw both anew at every step. With `varied_norm`
-    the whole gradient of a step is scaled down by up to 100, so that a bound on the norm binds in
-    some steps only, and one step, not of those to `keep`, has no gradient at all.
+    Half of the elements keep their magnitude and mostly their sign. Small second moments then stay small, and
+    first moments do not average out. The other elements draw magnitude and sign at every step. With
+    `varied_norm` the whole gradient of a step is scaled down by up to 100, so that a bound on the norm binds
+    in some steps only. One step has a gradient of zero; this step is never one of `keep`.
     """
     steady = {name: rng.random(shape) < 0.5 for name, shape in shapes.items()}
     home = {name: signed_magnitudes(rng, shape, -6, 3) for name, shape in shapes.items()}
@@ -1337,7 +1337,7 @@ def make_file(case: Case) -> tuple[bytes, str]:
     float32_peer = case.float32_peer or case.peer
     peer, peer_counts = run(inputs, float32_peer, torch.float32)
     if float32_peer != case.peer:
-        # Two libraries, one truth.
+        # Two libraries must give the same truth.
         other, _ = run(inputs, float32_peer, torch.float64)
         for name, value in expect.items():
             assert np.abs(value - other[name]).max() <= 1e-13 * np.abs(value).max(), f"{case.name}: {name}"

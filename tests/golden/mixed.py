@@ -1,4 +1,4 @@
-"""Make the trajectories of `mixed/`: runs with several rules, one for each parameter group.
+"""Make the trajectories of `mixed/`: runs with several rules, one per parameter group.
 
 The truth (`expect/...`) is computed here in float64, from the published formulas, in plain Python without a
 library. There is no peer.
@@ -22,7 +22,7 @@ STEPS = 12
 SKIPPED = 5
 
 # ---------------------------------------------------------------------------------------------------------
-# Rules: each changes parameters `p` and state `s` of one tensor, given the gradient `g` after clipping, the
+# Rules. Each updates parameters `p` and state `s` of one tensor from the gradient `g` after clipping, the
 # learning rate, the count `t` of steps taken (from 1) and the hyperparameters `h` of this step.
 
 

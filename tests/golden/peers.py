@@ -1,14 +1,14 @@
 """The libraries that run an update rule for `generate.py`, behind one interface.
 
-A peer is one way to run a rule: a class of torch, transformations of optax, a class of keras, or, where no
-library has the option, a formula in NumPy. `peer.start(params, hyper)` gives a run over one group of tensors
-that all have the dtype of their arrays; `run.step(grads, lr, hyper)` updates them with the hyperparameters of
-this step, with `maximize` already in the gradients unless the peer `maximizes`, and `run.result()` has the
-parameters and the state, named as in a file (`param/NAME`, `SLOT/NAME`).
+A peer is one way to run a rule: a class of torch, transformations of optax, a class of keras, or a formula in
+NumPy if no library has the option. `peer.start(params, hyper)` starts a run over one group of tensors, which
+keep the dtypes of their arrays. `run.step(grads, lr, hyper)` updates them with the hyperparameters of this
+step. The gradients include the sign of `maximize`, unless the peer `maximizes`. `run.result()` has the
+parameters and the state by their names in a file (`param/NAME`, `SLOT/NAME`).
 
-Hyperparameters have the names of the trajectory format and are complete. A peer need not know all of them. It
-then behaves as with the rule's defaults, except for the values in `fixed`. `generate.py` refuses a case with
-another value of a hyperparameter that the peer did not read.
+Hyperparameters have the names of the trajectory format, and all of them are given. A peer need not read all
+of them. For the others it uses the rule's defaults, or the values in `fixed`. `generate.py` refuses a case
+with another value of a hyperparameter that the peer did not read.
 """
 
 import inspect
@@ -35,7 +35,7 @@ class Hyper(dict):
 
 
 def in_file(slot: str, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """State as a file has it; a slot with a minus sign is the opposite of what the library has."""
+    """State in the form of a file. A minus before the slot's name negates the library's value."""
     return {f"{slot.removeprefix('-')}/{name}": -value if slot.startswith("-") else value}
 
 
@@ -49,10 +49,10 @@ def versions(*packages: str) -> str:
 
 @dataclass(frozen=True)
 class Torch:
-    """A class of `torch.optim`, or one like them. Its arguments are hyperparameters but for `betas`.
+    """A class of `torch.optim`, or a class with the same interface.
 
-    `renamed` has other names of its arguments, `slots` other names of its state. `refused` are arguments that
-    it has and that are not used.
+    Its arguments are hyperparameters, except `betas`. `renamed` has other names of its arguments, `slots`
+    other names of its state. `refused` are arguments that it has and that are not used.
     `at_step` makes arguments that change with the step t, counted from 1.
     """
 
@@ -97,7 +97,7 @@ class TorchRun:
         self.peer = peer
         self.steps = 0
         self.params = {name: torch.tensor(value).requires_grad_() for name, value in params.items()}
-        # The plain loop over tensors is the one that defines the semantics.
+        # The plain loop over tensors defines the semantics.
         optimizer = peer.optimizer_class()
         plain = {
             name: False for name in ("foreach", "fused") if name in inspect.signature(optimizer).parameters
@@ -126,7 +126,7 @@ class TorchRun:
 
 
 def import_jax():
-    """jax with float64, which leaves float32 arrays as they are."""
+    """jax with float64 enabled. Arrays of float32 stay float32."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
@@ -138,8 +138,8 @@ def import_jax():
 class Optax:
     """A chain of transformations with the learning rate at its end, or before those `after_lr`.
 
-    They are made again at every step, so that a hyperparameter can change with the step. `slots` are the
-    names of the fields in their states.
+    The transformations are created at every step, because a hyperparameter can change with the step. `slots`
+    are the names of the fields in their states.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""Make `scaler.json`: what `torch.amp.GradScaler` does with its scale over 500 steps of scripted overflows.
+"""Make `scaler.json`: the scale of `torch.amp.GradScaler` over 500 steps with scripted overflows.
 
     python tests/golden/scaler.py
 
-Each case has the scaler's arguments, whether each step overflows, and the scale after each step. Overflows
-are random and come in bursts, at the first step too; long stretches without any let the scale grow.
+Each case has the scaler's arguments, one flag per step for an overflow, and the scale after each step.
+Overflows are random and come in bursts. The first step overflows too. The scale grows in long stretches
+without overflows.
 """
 
 import json
@@ -36,7 +37,7 @@ def scales(arguments: dict, found: list[bool]) -> list[float]:
     optimizer = torch.optim.SGD([param], lr=0.1)
     scales = []
     for overflow in found:
-        # The scaler makes its scale when it first scales a loss.
+        # The scaler creates its scale at the first call of `scale`.
         scaler.scale(param.sum())
         param.grad = torch.full((3,), float("inf") if overflow else 1.0)
         scaler.step(optimizer)

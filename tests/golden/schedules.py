@@ -2,7 +2,7 @@
 
     python tests/golden/schedules.py
 
-To add a case: a line in `CASES`. Random metrics are seeded by the name of their case.
+A new case takes a line in `CASES`. Random metrics are seeded by the name of their case.
 """
 
 import argparse
@@ -22,13 +22,13 @@ MAX_FILE_BYTES = 200_000
 
 @dataclass(frozen=True)
 class Case:
-    """One schedule, as it is described in the file: `torch` has the class, its arguments and nothing else."""
+    """One schedule, as in the file. `torch` has the class and its arguments, and nothing else."""
 
     name: str
     torch: dict
     last: int  # the last t of the file; its values are those of t = 0..=last
     base_lr: float = 0.1
-    optimizer: str | None = None  # where the schedule moves the momentum: of this class
+    optimizer: str | None = None  # the class, if the schedule moves the momentum
 
 
 def noam(t: int, model_size: int, warmup: int) -> float:
@@ -47,7 +47,7 @@ def warmup_cosine(t: int, warmup: int, total: int, cycles: float) -> float:
     return max(0.0, 0.5 * (1 + math.cos(math.pi * cycles * 2 * progress)))
 
 
-# What a file calls `lambda` is the text; the numbers in it are the other arguments of the case.
+# The text of each `lambda` in a file. Its numbers are the other arguments of the case.
 LAMBDAS = {
     "model_size^-0.5 * min((t+1)^-0.5, (t+1) * warmup^-1.5)": noam,
     "with s = max(t, 1): model_size^-0.5 * min(s^-0.5, s * warmup^-1.5)": noam_from_zero,
@@ -224,7 +224,7 @@ CASES = [
         cooldown=3,
     ),
     plateau("floor", mode="min", factor=0.5, patience=2, min_lr=0.007),
-    # A reduction by no more than `eps` is not made.
+    # A reduction of at most `eps` is skipped.
     plateau("eps", mode="min", factor=0.7, patience=2, eps=0.004),
     plateau("impatient", mode="min", factor=0.9, patience=0, threshold=0.0),
 ]
@@ -249,7 +249,7 @@ def make_metric(case: Case) -> list[float]:
 
 
 def build(optimizer: torch.optim.Optimizer, description: dict):
-    """The scheduler that is described."""
+    """The scheduler of a case."""
     arguments = {name: value for name, value in description.items() if name != "class"}
     parts = [build(optimizer, part) for part in arguments.pop("schedulers", ())]
     match description["class"]:
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory to write to")
     arguments = parser.parse_args()
     assert len({case.name for case in CASES}) == len(CASES), "two cases have one name"
-    # SequentialLR itself steps the parts in a way that PyTorch warns of.
+    # SequentialLR steps its parts in a way that triggers a warning of PyTorch.
     warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step", category=UserWarning)
     torch.set_num_threads(1)
     files = {"schedules.json": [], "one_cycle.json": []}
@@ -305,7 +305,7 @@ def main() -> None:
         file = "one_cycle.json" if case.torch["class"] == "OneCycleLR" else "schedules.json"
         files[file].append(make_case(case))
     for name, entries in files.items():
-        # One line for each case; json writes a float with the digits that bring back the same one.
+        # One line per case. json writes floats with enough digits to read back the same value.
         text = "[\n" + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries) + "\n]\n"
         assert len(text) <= MAX_FILE_BYTES, f"{name}: {len(text)} bytes"
         (arguments.out / name).write_text(text)

@@ -1,13 +1,13 @@
 //! The structure of the repository according to ARCHITECTURE.md and CONTRIBUTING.md: imports between modules,
 //! lengths of files, widths of lines, links.
 
+mod limits;
 mod links;
 mod map;
-mod ratchet;
 mod source;
 
 use crate::Failure;
-use ratchet::RATCHETS;
+use limits::LIMITS;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -17,31 +17,19 @@ pub(crate) fn check(root: &Path) -> Result<(), Failure> {
     let mut problems = map::check(root).map_err(Failure::new)?;
     let files = texts(root).map_err(Failure::new)?;
     problems.extend(links::check(root, &files).map_err(Failure::new)?);
-    for ratchet in RATCHETS {
-        let findings = ratchet.check(root, &files).map_err(Failure::new)?;
-        problems.extend(findings.problems);
-        findings.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    for limit in LIMITS {
+        problems.extend(limit.check(root, &files).map_err(Failure::new)?);
     }
     if problems.is_empty() {
         eprintln!(
-            "the module map is true and no link is broken; {} files are as short and as narrow as they have \
-             to be",
+            "the module map is true and no link is broken; {} files are within the limits of length and \
+             width",
             files.len()
         );
         return Ok(());
     }
     let count = problems.len();
     Err(Failure::new(format!("{}\n{count} problems in the structure of the repository", problems.join("\n"))))
-}
-
-/// Lowers the entries of the lists of long files and wide lines to the numbers of today.
-pub(crate) fn bless(root: &Path) -> Result<(), Failure> {
-    let files = texts(root).map_err(Failure::new)?;
-    for ratchet in RATCHETS {
-        let changed = ratchet.bless(root, &files).map_err(Failure::new)?;
-        changed.iter().for_each(|change| eprintln!("{change}"));
-    }
-    Ok(())
 }
 
 /// Prints the lines of the module map with the imports that the sources have.
@@ -116,10 +104,6 @@ mod tests {
             let path = self.0.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
-        }
-
-        pub(super) fn read(&self, file: &str) -> String {
-            fs::read_to_string(self.0.join(file)).unwrap()
         }
     }
 

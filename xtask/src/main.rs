@@ -33,8 +33,7 @@ usage: cargo xtask COMMAND
                 --write, --assembly FAMILY RULE VARIANT
   instructions [ARG]  counts the CPU engine's instructions: --json, --check, --write; needs valgrind
   house         checks the structure of the repository: module map, links, lengths of files,
-                widths of lines;
-                --bless lowers the lists of exceptions, --map prints the imports of the sources
+                widths of lines; --map prints the imports of the sources
   ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
                 runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";
 
@@ -65,7 +64,6 @@ fn main() -> ExitCode {
         ("isa", _) => isa(&mut steps, &rest),
         ("instructions", _) => instructions(&mut steps, &rest, Need::Demanded, &mut Vec::new()),
         ("house", []) => house::check(root()),
-        ("house", [flag]) if flag == "--bless" => house::bless(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
         ("ci", []) => ci(&mut steps),
         ("help" | "--help" | "-h", _) => {
