@@ -92,6 +92,9 @@
 //! of the f64 reference, on every device that computes as WGSL requires. Equality between different adapters
 //! is not promised: WGSL leaves roundings open.
 
+// Only docs.rs sets this; the feature needs a nightly compiler.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod bytes;
 pub mod check;
 #[cfg(feature = "checkpoint")]
