@@ -94,6 +94,12 @@
 
 // Only docs.rs sets this; the feature needs a nightly compiler.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::missing_assert_message)]
+// A cast that loses digits of an index reads other elements. Tests build their indices from small numbers.
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
 
 mod bytes;
 pub mod check;
@@ -116,6 +122,7 @@ pub mod kernel {
     };
 }
 mod layout;
+mod narrow;
 #[cfg(feature = "gpu")]
 pub mod offload;
 mod options;

@@ -6,6 +6,7 @@ use super::state::Numbers;
 use super::tasks::{Plan, Task};
 use super::tensors::Checked;
 use crate::error::{OptionsError, OutOfMemory, RuleError};
+use crate::float::Float;
 use crate::formats::Format;
 use crate::layout::{Layout, Tensor};
 use crate::options::{Clip, Options, Rounding, Storage};
@@ -255,19 +256,23 @@ impl Share {
             }
             let norms = sums.map(f64::sqrt);
             if !norms.iter().any(|norm| norm.is_finite() && *norm > f32::MAX.into()) {
-                let [p_norm, u_norm] = norms.map(|norm| norm as f32);
+                let [p_norm, u_norm] = norms.map(f32::from_f64);
                 scalars[field] = (self.loops.trust_ratio)(scalars, p_norm, u_norm);
                 continue;
             }
             // A norm that is not 0 stays above 0.
             let in_units = |norm: f64| {
-                if norm > 0.0 { ((norm * LARGE_UNIT) as f32).max(f32::MIN_POSITIVE) } else { norm as f32 }
+                if norm > 0.0 {
+                    f32::from_f64(norm * LARGE_UNIT).max(f32::MIN_POSITIVE)
+                } else {
+                    f32::from_f64(norm)
+                }
             };
             let [p_norm, u_norm] = norms.map(in_units);
             let mut row = scalars.to_vec();
             let added = |name: &&str| self.spec.norm_scalars.contains(name);
             let places = row.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
-            places.for_each(|(x, _)| *x *= LARGE_UNIT as f32);
+            places.for_each(|(x, _)| *x *= f32::from_f64(LARGE_UNIT));
             scalars[field] = (self.loops.trust_ratio)(&row, p_norm, u_norm);
         }
     }
@@ -330,7 +335,11 @@ impl Share {
             storage: storages,
             scalars,
             factors,
-            bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
+            bound: if let Some(Clip::Value(bound)) = options.clip {
+                f32::from_f64(bound)
+            } else {
+                f32::INFINITY
+            },
             zero: last && options.zero_gradients,
             weights: options.ema.map(|_| weights),
             norms: last && options.norms,

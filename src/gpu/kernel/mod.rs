@@ -11,6 +11,7 @@ mod tests;
 
 use super::plan::{HEADER_BYTES, Space, segment_bytes};
 use crate::layout::Layout;
+use crate::narrow::to_u32;
 use crate::options::{Clip, Options, Storage};
 use crate::rules::RuleSpec;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
@@ -109,7 +110,7 @@ impl CandidateLayout {
     /// Candidates for rules with at most `scalars` scalars.
     #[must_use]
     pub fn of(scalars: usize, fused: &Fused) -> Self {
-        let weight = scalars as u32;
+        let weight = to_u32(scalars);
         let factor = weight + u32::from(fused.ema);
         let stride = (factor + u32::from(fused.grouped)).div_ceil(4);
         Self { header: 1 + u32::from(fused.key), stride, weight, factor }
@@ -178,7 +179,7 @@ impl KernelKey {
     }
 
     fn kept_slots(&self) -> u32 {
-        self.kept.iter().filter(|&&kept| kept).count() as u32
+        to_u32(self.kept.iter().filter(|&&kept| kept).count())
     }
 
     /// Storage bindings of the kernel.

@@ -1,6 +1,7 @@
 //! Chunks: parts of the flat space that fit a binding.
 
 use crate::layout::VECTOR;
+use crate::narrow::to_u32;
 
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment that a
 /// device may require.
@@ -107,7 +108,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
             // The vector at the end of the previous tensor range may be shared with it.
             let shared = chunk.state_vectors > 0 && (chunk.end - 1) / VECTOR == start / VECTOR;
             let state = chunk.state_vectors - u32::from(shared);
-            let vectors = (end.div_ceil(VECTOR) - start / VECTOR) as u32;
+            let vectors = to_u32(end.div_ceil(VECTOR) - start / VECTOR);
             chunk.state_vectors = state + vectors.next_multiple_of(block);
             chunk.end = end;
             let lane = (span.start % VECTOR) as u32;

@@ -7,14 +7,17 @@ mod table;
 mod tests;
 
 pub use chunks::*;
+use table::lane_group;
 pub use table::*;
 
 use crate::formats::q8;
 use crate::layout::VECTOR;
+use crate::narrow::{to_u32, to_usize};
 
 /// Threads in a workgroup; each updates one vector.
 pub const WORKGROUP_SIZE: u32 = 256;
 /// Vectors per block of state with one scale, and neighbouring threads per block.
+#[allow(clippy::cast_possible_truncation, reason = "constants of two digits")]
 pub const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
 /// Largest number of segments of a table in storage, unless the layout needs more: 512 KiB.
 const STORAGE_SEGMENTS: u64 = 16_384;
@@ -159,11 +162,11 @@ fn count(runs: &[Segment], vectors: u64) -> u64 {
 
 /// Cuts `runs` into segments of at most `per_segment` vectors.
 fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
-    let mut segments = Vec::with_capacity(count(runs, per_segment) as usize);
+    let mut segments = Vec::with_capacity(to_usize(count(runs, per_segment)));
     for run in runs {
         let mut done = 0;
         while done < run.vectors {
-            let vectors = u64::from(run.vectors - done).min(per_segment) as u32;
+            let vectors = to_u32(u64::from(run.vectors - done).min(per_segment));
             let last = if done + vectors == run.vectors { run.last } else { run.inner() };
             let first = match (done, vectors) {
                 (_, 1) => last,
@@ -181,7 +184,7 @@ fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
 /// A 2-D dispatch of at least `total` workgroups, with the smallest number of rows.
 fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     let rows = total.div_ceil(limits.workgroups.into()).max(1);
-    [total.div_ceil(rows) as u32, rows as u32]
+    [total.div_ceil(rows), rows].map(to_u32)
 }
 
 /// The vectors of `tensor_ranges` in order, as maximal runs of one group. A shared vector ends the run of the
@@ -190,13 +193,13 @@ fn runs(tensor_ranges: &[TensorRange], base: u64, seams: Seams, constraints: Con
     let mut runs: Vec<Segment> = Vec::with_capacity(tensor_ranges.len());
     for tensor_range in tensor_ranges {
         let (start, end) = (tensor_range.start - base, tensor_range.end - base);
-        let group = tensor_range.group as u16;
+        let group = lane_group(tensor_range.group);
         // The lanes of vector `q` that belong to this tensor range.
         let lanes = |q: u64| {
             let mut lanes = [NONE; 4];
             let from = start.max(q * VECTOR) - q * VECTOR;
             let to = end.min((q + 1) * VECTOR) - q * VECTOR;
-            lanes[from as usize..to as usize].fill(group);
+            lanes[to_usize(from)..to_usize(to)].fill(group);
             lanes
         };
         let (mut first, last) = (start / VECTOR, (end - 1) / VECTOR);
@@ -213,10 +216,10 @@ fn runs(tensor_ranges: &[TensorRange], base: u64, seams: Seams, constraints: Con
         if first > last {
             continue;
         }
-        let vectors = (last - first + 1) as u32;
+        let vectors = to_u32(last - first + 1);
         let segment = Segment {
-            vector: first as u32,
-            state: tensor_range.state + (first - start / VECTOR) as u32,
+            vector: to_u32(first),
+            state: tensor_range.state + to_u32(first - start / VECTOR),
             vectors,
             group: tensor_range.group,
             first: lanes(first),

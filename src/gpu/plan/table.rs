@@ -1,5 +1,6 @@
 //! Tables of segments, in the form that the shaders read.
 
+use crate::narrow::to_u32;
 use bytemuck::{Pod, Zeroable};
 
 /// The lane of a vector that belongs to no tensor.
@@ -43,9 +44,14 @@ pub struct SharedSegment {
     pub last: [u16; 4],
 }
 
+/// A group as the lane of a vector names it.
+pub(super) fn lane_group(group: u32) -> u16 {
+    u16::try_from(group).expect("a layout on a GPU has fewer groups than 2¹⁶")
+}
+
 impl Segment {
     pub(super) fn inner(&self) -> [u16; 4] {
-        [self.group as u16; 4]
+        [lane_group(self.group); 4]
     }
 
     pub(super) fn is_aligned(&self) -> bool {
@@ -133,5 +139,5 @@ pub const TENSOR_BYTES: usize = 16;
 /// Segments that fit a uniform table.
 #[must_use]
 pub fn uniform_segments(uniform_bytes: u32, aligned: bool, by_tensor: bool) -> u32 {
-    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / segment_bytes(aligned, by_tensor) as u32
+    to_u32((uniform_bytes as usize).saturating_sub(HEADER_BYTES) / segment_bytes(aligned, by_tensor))
 }
