@@ -3,7 +3,8 @@
 mod change;
 mod group;
 
-pub use group::{Carry, Group};
+pub(crate) use group::Carry;
+pub use group::Group;
 
 use crate::bytes::bytes_moved;
 use crate::error::{LayoutError, RuleError, StateError, StepError};

@@ -89,7 +89,7 @@ pub(crate) struct Arithmetic<T> {
 }
 
 /// The loops of a rule's type.
-pub struct Of<R>(core::marker::PhantomData<R>);
+pub(crate) struct Of<R>(core::marker::PhantomData<R>);
 
 impl<R: CpuRule> Of<R> {
     pub(crate) const LOOPS: &'static Loops = &Loops {

@@ -6,19 +6,19 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use chunks::*;
+pub(super) use chunks::*;
 use table::lane_group;
-pub use table::*;
+pub(super) use table::*;
 
 use crate::formats::q8;
 use crate::layout::VECTOR;
 use crate::narrow::{to_u32, to_usize};
 
 /// Threads in a workgroup; each updates one vector.
-pub const WORKGROUP_SIZE: u32 = 256;
+pub(super) const WORKGROUP_SIZE: u32 = 256;
 /// Vectors per block of state with one scale, and neighbouring threads per block.
 #[allow(clippy::cast_possible_truncation, reason = "constants of two digits")]
-pub const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
+pub(super) const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
 /// Largest number of segments of a table in storage, unless the layout needs more: 512 KiB.
 const STORAGE_SEGMENTS: u64 = 16_384;
 /// Time with a table in storage relative to a table in a uniform buffer, measured on lavapipe, which reads
@@ -31,7 +31,7 @@ const REDUCTION_ROUNDS: [u32; 2] = [16, 64];
 
 /// The planner's limits of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Elements that one binding holds; a multiple of [`CHUNK_ALIGNMENT`].
     pub chunk_elements: u64,
     /// Workgroups in one dimension of a dispatch.
@@ -46,7 +46,7 @@ pub struct Limits {
 
 /// Constraints on segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Constraints {
+pub(super) struct Constraints {
     /// Whether the kernel loads element by element; it has no table of aligned segments.
     pub by_element: bool,
     /// Vectors per block of state. A segment has whole blocks, except a tensor's last block.
@@ -58,14 +58,14 @@ pub struct Constraints {
 impl Constraints {
     /// Constraints for kernels with segments across tensors.
     #[must_use]
-    pub fn plain(by_element: bool) -> Self {
+    pub(super) fn plain(by_element: bool) -> Self {
         Self { by_element, block: 1, by_tensor: false }
     }
 }
 
 /// The treatment of a vector with lanes of several groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seams {
+pub(super) enum Seams {
     /// The vector is in one segment with the lanes of all groups. Every vector is visited once, as a kernel
     /// that writes requires.
     Shared,
@@ -75,7 +75,7 @@ pub enum Seams {
 
 /// The dispatch of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dispatch {
+pub(super) struct Dispatch {
     /// The segments, in order.
     pub segments: Vec<Segment>,
     /// A segment takes `1 << shift` workgroups. The only segment of a step takes all workgroups.
@@ -91,7 +91,7 @@ pub struct Dispatch {
 /// Plans the dispatch that updates `tensor_ranges`; vectors are counted from element `base`, a multiple of
 /// [`VECTOR`].
 #[must_use]
-pub fn dispatch(
+pub(super) fn dispatch(
     tensor_ranges: &[TensorRange],
     base: u64,
     constraints: Constraints,
@@ -130,7 +130,7 @@ pub fn dispatch(
 /// Plans a reduction over `tensor_ranges`: one workgroup per segment, with threads that loop over it. With
 /// [`Seams::Apart`] every segment has lanes of only one group.
 #[must_use]
-pub fn reduction(
+pub(super) fn reduction(
     tensor_ranges: &[TensorRange],
     base: u64,
     constraints: Constraints,
