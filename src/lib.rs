@@ -95,6 +95,7 @@
 // Only docs.rs sets this; the feature needs a nightly compiler.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::missing_assert_message)]
+#![cfg_attr(not(feature = "checkpoint"), allow(unreachable_pub, reason = "`checkpoint` exports them"))]
 // A cast that loses digits of an index reads other elements. Tests build their indices from small numbers.
 #![cfg_attr(
     not(test),

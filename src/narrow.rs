@@ -10,6 +10,7 @@ pub(crate) fn to_usize(n: u64) -> usize {
 }
 
 /// The number as a word of the device.
+#[cfg(any(feature = "gpu", feature = "checkpoint"))]
 #[track_caller]
 pub(crate) fn to_u32<N: TryInto<u32, Error: core::fmt::Debug>>(n: N) -> u32 {
     n.try_into().expect("the number is bounded by a limit of the device or of a file")

@@ -3,6 +3,7 @@
 use super::{Optimizer, State, StateMut};
 #[cfg(feature = "checkpoint")]
 use super::{cells::Cells, tensors::Params};
+#[cfg(feature = "checkpoint")]
 use crate::float::Float;
 use crate::formats::Format;
 use crate::rules::names::{EMA, REMAINDER};

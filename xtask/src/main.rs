@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         ("house", []) => house::check(root()),
         ("house", [flag]) if flag == "--bless" => house::bless(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
-        ("publishable", []) => publish::check(&mut steps, Need::Demanded, &mut Vec::new()),
+        ("publishable", []) => publish::check(&mut steps),
         ("ci", []) => ci(&mut steps),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -190,7 +190,7 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     // The engine by itself, on one thread: in the other tests it has all features.
     steps.run("engine without features", &mut cargo(["test", "-p", "cpu-harness"]))?;
     check_targets(steps, &mut skipped)?;
-    publish::package(steps, &mut skipped)?;
+    publish::package(steps, need, &mut skipped)?;
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command in the README.
