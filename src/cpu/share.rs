@@ -244,6 +244,7 @@ impl Share {
 
     /// Sets the tensors' trust ratios, from the sums of the tensor ranges. Each tensor has one or several
     /// tensor ranges, or none if its group is frozen.
+    #[allow(clippy::cast_possible_truncation, reason = "norms are rounded to f32")]
     pub(super) fn set_trust_ratios(&mut self) {
         let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
         let mut tensor_ranges = self.plan.tensor_ranges.iter().zip(&self.sums).peekable();
@@ -256,24 +257,20 @@ impl Share {
             }
             let norms = sums.map(f64::sqrt);
             if !norms.iter().any(|norm| norm.is_finite() && *norm > f32::MAX.into()) {
-                let [p_norm, u_norm] = norms.map(f32::from_f64);
+                let [p_norm, u_norm] = norms.map(|norm| norm as f32);
                 scalars[field] = (self.loops.trust_ratio)(scalars, p_norm, u_norm);
                 continue;
             }
             // A norm that is not 0 stays above 0.
             let in_units = |norm: f64| {
-                if norm > 0.0 {
-                    f32::from_f64(norm * LARGE_UNIT).max(f32::MIN_POSITIVE)
-                } else {
-                    f32::from_f64(norm)
-                }
+                if norm > 0.0 { ((norm * LARGE_UNIT) as f32).max(f32::MIN_POSITIVE) } else { norm as f32 }
             };
             let [p_norm, u_norm] = norms.map(in_units);
-            let mut row = scalars.to_vec();
+            let mut with_norms = scalars.to_vec();
             let added = |name: &&str| self.spec.norm_scalars.contains(name);
-            let places = row.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
-            places.for_each(|(x, _)| *x *= f32::from_f64(LARGE_UNIT));
-            scalars[field] = (self.loops.trust_ratio)(&row, p_norm, u_norm);
+            let places = with_norms.iter_mut().zip(self.spec.scalars).filter(|(_, name)| added(name));
+            places.for_each(|(x, _)| *x *= LARGE_UNIT as f32);
+            scalars[field] = (self.loops.trust_ratio)(&with_norms, p_norm, u_norm);
         }
     }
 
