@@ -45,8 +45,8 @@ pub(crate) fn package(steps: &mut Steps, need: Need, skipped: &mut Vec<String>) 
             "not compiled with Rust {OLDEST}, which rustup cannot install; clippy compared all calls with it"
         ));
     }
-    // Both compile the package apart from the workspace, so a file that `include` misses is an error. Only the
-    // first asks the registry.
+    // Both compile the package apart from the workspace, so a file that `include` misses is an error. Only
+    // the first asks the registry.
     let command: &[&str] = match need {
         Need::Demanded => &["publish", "--dry-run"],
         Need::Wished => &["package", "--offline"],
