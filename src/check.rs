@@ -5,6 +5,7 @@ use crate::float::{Float, Scaled, ulp};
 use crate::formats::Format;
 use crate::formats::q8;
 use crate::layout::{Carry, Layout, Tensor, VECTOR};
+use crate::narrow::to_usize;
 use crate::options::{Options, Rounding};
 use crate::rules::loops::Arithmetic;
 use crate::step::Step;
@@ -114,7 +115,7 @@ impl Checker {
             let (exact, sizes) = self.updated(before, grads, tensor, &of_groups[tensor.group])?;
             let mut judge =
                 |what, i: usize, got: f32, want: f64, size: Scaled, format: Format, scale: u32| {
-                    let stored = format.decode(format.encode(want as f32));
+                    let stored = format.decode(format.encode(f32::from_f64(want)));
                     let ulps = if got.is_infinite() && got == stored {
                         0.0
                     } else {
@@ -136,7 +137,7 @@ impl Checker {
                     let Some(wants) = exact.state[nth].get(block.start - first..block.end - first) else {
                         continue;
                     };
-                    let scale = q8::scale(&wants.iter().map(|&want| want as f32).collect::<Vec<_>>());
+                    let scale = q8::scale(&wants.iter().map(|&want| f32::from_f64(want)).collect::<Vec<_>>());
                     let lost = states == Format::Q8 && q8::is_lost(scale);
                     for ((i, &got), &want) in block.clone().zip(got).zip(wants) {
                         let want = if lost { f64::NAN } else { want };
@@ -232,7 +233,7 @@ const SCALE_UNIT: f64 = 1.0 / (1 << (q8::SCALE_BITS - 1)) as f64;
 /// The blocks of a tensor in the flat space.
 fn blocks(tensor: &Tensor) -> impl Iterator<Item = core::ops::Range<usize>> + use<> {
     let range = tensor.range();
-    let first = range.start - range.start % VECTOR as usize;
+    let first = range.start - range.start % to_usize(VECTOR);
     (first..range.end).step_by(q8::BLOCK).map(move |at| at.max(range.start)..(at + q8::BLOCK).min(range.end))
 }
 
@@ -240,7 +241,7 @@ fn distance(got: f32, want: f64, size: f64, room: f64) -> f64 {
     if !got.is_finite() || !want.is_finite() {
         // A value beyond f32 equals the infinity that it becomes.
         let same = (f64::from(got) == want) || (got.is_nan() && want.is_nan());
-        let overflow = got.is_infinite() && f64::from(want as f32) == f64::from(got);
+        let overflow = got.is_infinite() && f64::from(f32::from_f64(want)) == f64::from(got);
         return if same || overflow { 0.0 } else { f64::INFINITY };
     }
     let error = ((f64::from(got) - want).abs() - room).max(0.0);

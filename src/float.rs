@@ -46,6 +46,7 @@ macro_rules! float {
         impl Float for $t {
             const ZERO: Self = 0.0;
             #[inline(always)]
+            #[allow(clippy::cast_possible_truncation, reason = "rounds to nearest")]
             fn from_f64(x: f64) -> Self {
                 x as Self
             }
@@ -75,7 +76,7 @@ macro_rules! float {
             }
             #[inline]
             fn norm(values: impl Iterator<Item = Self>) -> Self {
-                values.map(f64::from).map(|x| x * x).sum::<f64>().sqrt() as Self
+                Self::from_f64(values.map(f64::from).map(|x| x * x).sum::<f64>().sqrt())
             }
         }
     };

@@ -92,6 +92,16 @@
 //! of the f64 reference, on every device that computes as WGSL requires. Equality between different adapters
 //! is not promised: WGSL leaves roundings open.
 
+// Only docs.rs sets this; the feature needs a nightly compiler.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::missing_assert_message)]
+#![cfg_attr(not(feature = "checkpoint"), allow(unreachable_pub, reason = "`checkpoint` exports them"))]
+// A cast that loses digits of an index reads other elements. Tests build their indices from small numbers.
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod bytes;
 pub mod check;
 #[cfg(feature = "checkpoint")]
@@ -113,6 +123,7 @@ pub mod kernel {
     };
 }
 mod layout;
+mod narrow;
 #[cfg(feature = "gpu")]
 pub mod offload;
 mod options;

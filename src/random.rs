@@ -4,6 +4,12 @@
 //! Each number is a hash of a counter: the step, the tensor, the element and the value within the element. So
 //! the numbers do not depend on the order of computation, the place in memory or the device.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a hash keeps part of the bits on purpose"
+)]
+
 /// Returns 32 bits that stand for a tensor's name in the hash.
 pub(crate) fn tensor_key(name: &str) -> u32 {
     // The length separates names that differ in trailing zero bytes only.

@@ -1,6 +1,7 @@
 //! The arguments of one optimizer step.
 
 use crate::error::StepError;
+use crate::float::Float;
 
 /// The arguments of one optimizer step: a learning rate, and two values that are rarely set.
 ///
@@ -36,7 +37,7 @@ impl Step {
     pub(crate) fn unscale(&self) -> Result<f64, StepError> {
         let value = self.grad_scale;
         let unscale = 1.0 / value;
-        if value > 0.0 && (unscale as f32).is_normal() {
+        if value > 0.0 && f32::from_f64(unscale).is_normal() {
             return Ok(unscale);
         }
         Err(StepError::GradScale { value, bound: "above 0, with a reciprocal in f32" })

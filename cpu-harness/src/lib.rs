@@ -10,6 +10,7 @@ use wgpu_optim::check::{Checker, Deviation, Snapshot};
 use wgpu_optim::{Clip, DynRule, Ema, Group, Layout, LossScale, Options, cpu};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): the same data in every run.
+#[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {

@@ -10,14 +10,14 @@ use wgpu_optim::{AdamW, Group, Layout, wgpu};
 /// Threads of a workgroup of the shaders.
 const WORKGROUP: usize = 64;
 
-pub const PIXELS: usize = 64;
-pub const HIDDEN: usize = 32;
-pub const CLASSES: usize = 10;
+pub(crate) const PIXELS: usize = 64;
+pub(crate) const HIDDEN: usize = 32;
+pub(crate) const CLASSES: usize = 10;
 
-pub type Done = Result<(), Box<dyn Error>>;
+pub(crate) type Done = Result<(), Box<dyn Error>>;
 
 /// Runs an example with the arguments `[SEED] [PICTURE.svg]`.
-pub fn main(name: &str, run: fn(&Gpu, u64, &Path) -> Done) -> ExitCode {
+pub(crate) fn main(name: &str, run: fn(&Gpu, u64, &Path) -> Done) -> ExitCode {
     let gpu = match harness::open() {
         Ok(gpu) => gpu,
         Err(error) => {
@@ -47,7 +47,7 @@ pub fn main(name: &str, run: fn(&Gpu, u64, &Path) -> Done) -> ExitCode {
 
 /// The images: [`PIXELS`] numbers from 0 to 1 each, and their labels. Lines of base-17 digits, one per pixel,
 /// and a label.
-pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
+pub(crate) fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for line in include_str!("digits.txt").lines() {
         let (image, label) = line.split_once(' ').ok_or("an image without a label")?;
@@ -58,7 +58,7 @@ pub fn images() -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
 }
 
 /// Weights decay and biases do not. The names are those of the shaders' offsets.
-pub fn layout() -> Result<Layout, wgpu_optim::LayoutError> {
+pub(crate) fn layout() -> Result<Layout, wgpu_optim::LayoutError> {
     let [pixels, hidden, classes] = [PIXELS, HIDDEN, CLASSES].map(|n| n as u64);
     let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let no_decay = AdamW { weight_decay: 0.0, ..adamw };
@@ -69,7 +69,7 @@ pub fn layout() -> Result<Layout, wgpu_optim::LayoutError> {
 }
 
 /// The flat parameters before training: weights uniform with variance 2 / rows (He et al., 2015), biases 0.
-pub fn initial_parameters(layout: &Layout, random: &mut Random) -> Vec<f32> {
+pub(crate) fn initial_parameters(layout: &Layout, random: &mut Random) -> Vec<f32> {
     let mut params = vec![0.0; (layout.buffer_size() / 4) as usize];
     for tensor in layout.tensors() {
         if let [rows, _] = tensor.shape[..] {
@@ -82,14 +82,14 @@ pub fn initial_parameters(layout: &Layout, random: &mut Random) -> Vec<f32> {
 }
 
 /// A storage buffer of exactly `data`.
-pub fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T]) -> wgpu::Buffer {
+pub(crate) fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T]) -> wgpu::Buffer {
     let buffer = gpu.buffer(size_of_val(data) as u64);
     gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(data));
     buffer
 }
 
 /// Compiles the kernels of a shader. Constants from the layout give them the start of each tensor.
-pub fn kernels<const N: usize>(
+pub(crate) fn kernels<const N: usize>(
     device: &wgpu::Device,
     shader: &str,
     names: [&str; N],
@@ -119,13 +119,13 @@ pub fn kernels<const N: usize>(
 }
 
 /// Records at least `threads` threads.
-pub fn dispatch(pass: &mut wgpu::ComputePass<'_>, kernel: &wgpu::ComputePipeline, threads: usize) {
+pub(crate) fn dispatch(pass: &mut wgpu::ComputePass<'_>, kernel: &wgpu::ComputePipeline, threads: usize) {
     pass.set_pipeline(kernel);
     pass.dispatch_workgroups(threads.div_ceil(WORKGROUP) as u32, 1, 1);
 }
 
 /// The SplitMix64 generator (Steele, Lea and Flood, 2014): the same seed gives the same run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -137,12 +137,12 @@ impl Random {
     }
 
     /// The next number in [0, 1).
-    pub fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Fisher and Yates's shuffle.
-    pub fn shuffle(&mut self, items: &mut [u32]) {
+    pub(crate) fn shuffle(&mut self, items: &mut [u32]) {
         for i in (1..items.len()).rev() {
             items.swap(i, (self.uniform() * (i + 1) as f64) as usize);
         }

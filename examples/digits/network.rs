@@ -8,7 +8,7 @@ const SHADER: &str = include_str!("mlp.wgsl");
 const KERNELS: [&str; 4] = ["hidden_layer", "output_layer", "hidden_gradients", "parameter_gradients"];
 
 /// The network's kernels and their buffers.
-pub struct Network {
+pub(crate) struct Network {
     bindings: wgpu::BindGroupLayout,
     /// The buffers in the order of their bindings, from 1 on; binding 0 is the batch.
     buffers: [wgpu::Buffer; 7],
@@ -20,14 +20,14 @@ pub struct Network {
 }
 
 /// The images of the passes: windows of `examples` indices in one buffer.
-pub struct Batch {
+pub(crate) struct Batch {
     group: wgpu::BindGroup,
     examples: usize,
 }
 
 impl Network {
     /// `data` are images, labels, parameters and gradients.
-    pub fn new(gpu: &Gpu, layout: &Layout, data: [wgpu::Buffer; 4], images: usize) -> Self {
+    pub(crate) fn new(gpu: &Gpu, layout: &Layout, data: [wgpu::Buffer; 4], images: usize) -> Self {
         // Two f32 per element, and room for a batch of all images.
         let pairs = |elements: usize| gpu.buffer((images * elements * 8) as u64);
         let (hidden, output, outcomes) = (pairs(HIDDEN), pairs(CLASSES), pairs(1));
@@ -43,7 +43,7 @@ impl Network {
     }
 
     /// Batches of `examples` images, with indices in `order`.
-    pub fn batch(&self, gpu: &Gpu, order: &wgpu::Buffer, examples: usize) -> Batch {
+    pub(crate) fn batch(&self, gpu: &Gpu, order: &wgpu::Buffer, examples: usize) -> Batch {
         let size = wgpu::BufferSize::new((examples * size_of::<u32>()) as u64);
         let window = wgpu::BufferBinding { buffer: order, offset: 0, size };
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
@@ -54,7 +54,7 @@ impl Network {
     }
 
     /// Records the forward pass over a window's images, up to their losses.
-    pub fn forward(&self, pass: &mut wgpu::ComputePass<'_>, batch: &Batch, window: usize) {
+    pub(crate) fn forward(&self, pass: &mut wgpu::ComputePass<'_>, batch: &Batch, window: usize) {
         let offset = window * batch.examples * size_of::<u32>();
         pass.set_bind_group(0, &batch.group, &[offset as u32]);
         let [hidden_layer, output_layer, ..] = &self.kernels;
@@ -63,7 +63,7 @@ impl Network {
     }
 
     /// Records the backward pass of the batch that went forward last: fills the gradient buffer.
-    pub fn backward(&self, pass: &mut wgpu::ComputePass<'_>, batch: &Batch) {
+    pub(crate) fn backward(&self, pass: &mut wgpu::ComputePass<'_>, batch: &Batch) {
         let [.., hidden_gradients, parameter_gradients] = &self.kernels;
         dispatch(pass, hidden_gradients, batch.examples * HIDDEN);
         dispatch(pass, parameter_gradients, self.parameters);
@@ -86,7 +86,7 @@ fn bindings(device: &wgpu::Device) -> wgpu::BindGroupLayout {
 }
 
 /// Means of an epoch. Training images are evaluated during the epoch, held-out images at its end.
-pub struct Epoch {
+pub(crate) struct Epoch {
     /// Mean cross-entropy of the training images, in nats.
     pub training_loss: f64,
     /// Mean cross-entropy of the held-out images, in nats.
@@ -97,7 +97,7 @@ pub struct Epoch {
 
 impl Epoch {
     /// `outcomes` has loss and correctness of each image in turn.
-    pub fn new(outcomes: &[f32], training: &[u32], held_out: &[u32]) -> Self {
+    pub(crate) fn new(outcomes: &[f32], training: &[u32], held_out: &[u32]) -> Self {
         let mean = |images: &[u32], field| {
             let values = images.iter().map(|&image| f64::from(outcomes[2 * image as usize + field]));
             values.sum::<f64>() / images.len() as f64
@@ -106,7 +106,7 @@ impl Epoch {
         Self { training_loss, held_out_loss, accuracy: mean(held_out, 1) }
     }
 
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let Self { training_loss, held_out_loss, accuracy } = self;
         let percent = 100.0 * accuracy;
         format!("loss {training_loss:.4}, held out {held_out_loss:.4}, {percent:.2} % recognised")

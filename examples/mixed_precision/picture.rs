@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use std::path::Path;
 
 /// Draws the losses and the loss scale of all steps as an SVG.
-pub fn draw(device: &Run, mixed: &Run, double: &Run, path: &Path) -> Done {
+pub(crate) fn draw(device: &Run, mixed: &Run, double: &Run, path: &Path) -> Done {
     let root = SVGBackend::new(path, (640, 600)).into_drawing_area();
     root.fill(&WHITE)?;
     let (above, below) = root.split_vertically(400);

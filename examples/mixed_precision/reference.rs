@@ -8,7 +8,7 @@ use wgpu_optim::cpu::Reference;
 impl Task {
     /// The run on the CPU in f64, with `round` where the device rounds to f16. `skip` decides from a step's
     /// number and from whether its gradients have overflowed.
-    pub fn reference(
+    pub(crate) fn reference(
         &self,
         round: fn(f64) -> f64,
         skip: impl Fn(usize, bool) -> bool,
@@ -104,7 +104,7 @@ fn add_outer(matrix: &mut [f64], a: &[f64], b: &[f64]) {
 }
 
 /// The nearest f16, ties to even.
-pub fn f16(x: f64) -> f64 {
+pub(crate) fn f16(x: f64) -> f64 {
     let exponent = (x.to_bits() >> 52 & 0x7ff) as i32 - 1_023;
     // Eleven binary digits, none of them below 2⁻²⁴.
     let quantum = f64::from(exponent.max(-14) - 10).exp2();

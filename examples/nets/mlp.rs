@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2, Axis, NdFloat};
 use wgpu_optim::Layout;
 
 /// The scores of `images`, one per row, and the hidden layer.
-pub fn scores<F: NdFloat>(
+pub(crate) fn scores<F: NdFloat>(
     layout: &Layout,
     params: &[F],
     images: ArrayView2<'_, F>,
@@ -18,7 +18,7 @@ pub fn scores<F: NdFloat>(
 }
 
 /// The mean loss of `images`, one per row, and with `grads` its gradients.
-pub fn loss<F: NdFloat>(
+pub(crate) fn loss<F: NdFloat>(
     layout: &Layout,
     params: &[F],
     images: ArrayView2<'_, F>,

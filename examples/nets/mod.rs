@@ -1,47 +1,47 @@
 //! Small networks on the CPU with hand-written gradients. They are generic over the number, so that `f64` can
 //! check what `f32` trains.
 
-pub mod mlp;
-pub mod transformer;
+pub(crate) mod mlp;
+pub(crate) mod transformer;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, NdFloat, Zip};
 use wgpu_optim::Layout;
 
-pub fn num<F: NdFloat>(x: f64) -> F {
+pub(crate) fn num<F: NdFloat>(x: f64) -> F {
     F::from(x).expect("every number of these networks is a float")
 }
 
 /// The tensors of flat parameters.
 #[derive(Clone, Copy)]
-pub struct Tensors<'a, F> {
+pub(crate) struct Tensors<'a, F> {
     pub layout: &'a Layout,
     pub flat: &'a [F],
 }
 
 impl<'a, F> Tensors<'a, F> {
-    pub fn matrix(&self, name: &str) -> ArrayView2<'a, F> {
+    pub(crate) fn matrix(&self, name: &str) -> ArrayView2<'a, F> {
         let (range, shape) = place(self.layout, name);
         ArrayView2::from_shape(shape, &self.flat[range]).expect("a layout's shape has its length")
     }
 
-    pub fn vector(&self, name: &str) -> ArrayView1<'a, F> {
+    pub(crate) fn vector(&self, name: &str) -> ArrayView1<'a, F> {
         ArrayView1::from(&self.flat[place(self.layout, name).0])
     }
 }
 
 /// The tensors of flat gradients.
-pub struct TensorsMut<'a, F> {
+pub(crate) struct TensorsMut<'a, F> {
     pub layout: &'a Layout,
     pub flat: &'a mut [F],
 }
 
 impl<F> TensorsMut<'_, F> {
-    pub fn matrix(&mut self, name: &str) -> ArrayViewMut2<'_, F> {
+    pub(crate) fn matrix(&mut self, name: &str) -> ArrayViewMut2<'_, F> {
         let (range, shape) = place(self.layout, name);
         ArrayViewMut2::from_shape(shape, &mut self.flat[range]).expect("a layout's shape has its length")
     }
 
-    pub fn vector(&mut self, name: &str) -> ArrayViewMut1<'_, F> {
+    pub(crate) fn vector(&mut self, name: &str) -> ArrayViewMut1<'_, F> {
         ArrayViewMut1::from(&mut self.flat[place(self.layout, name).0])
     }
 }
@@ -54,7 +54,7 @@ fn place(layout: &Layout, name: &str) -> (std::ops::Range<usize>, (usize, usize)
 }
 
 /// The mean cross-entropy of a batch, in nats; its gradients by the scores take the place of these.
-pub fn cross_entropy<F: NdFloat>(scores: &mut Array2<F>, labels: impl Iterator<Item = usize>) -> f64 {
+pub(crate) fn cross_entropy<F: NdFloat>(scores: &mut Array2<F>, labels: impl Iterator<Item = usize>) -> f64 {
     let share = num::<F>(1.0 / scores.nrows() as f64);
     let mut loss = 0.0;
     for (mut row, label) in scores.rows_mut().into_iter().zip(labels) {
@@ -67,7 +67,7 @@ pub fn cross_entropy<F: NdFloat>(scores: &mut Array2<F>, labels: impl Iterator<I
 }
 
 /// eˣ / Σ eˣ
-pub fn softmax<F: NdFloat>(row: &mut [F]) {
+pub(crate) fn softmax<F: NdFloat>(row: &mut [F]) {
     let largest = row.iter().copied().fold(F::neg_infinity(), F::max);
     let mut total = F::zero();
     for x in &mut *row {
@@ -79,12 +79,12 @@ pub fn softmax<F: NdFloat>(row: &mut [F]) {
 }
 
 /// max(x, 0)
-pub fn relu<F: NdFloat>(x: &mut Array2<F>) {
+pub(crate) fn relu<F: NdFloat>(x: &mut Array2<F>) {
     x.mapv_inplace(|x| x.max(F::zero()));
 }
 
 /// Gradients by the input of a ReLU, from gradients by its output `out`.
-pub fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
+pub(crate) fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
     Zip::from(gradients).and(out).for_each(|g, &y| {
         if y <= F::zero() {
             *g = F::zero();
@@ -93,12 +93,12 @@ pub fn relu_backward<F: NdFloat>(gradients: &mut Array2<F>, out: &Array2<F>) {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     /// The error of a central difference in f64: h² by truncation, ε/h by rounding.
     const TOLERANCE: f64 = 1e-8;
 
     /// Compares the gradients of `loss` with central differences, in every parameter.
-    pub fn check_gradients(params: &[f64], loss: impl Fn(&[f64], Option<&mut [f64]>) -> f64) {
+    pub(crate) fn check_gradients(params: &[f64], loss: impl Fn(&[f64], Option<&mut [f64]>) -> f64) {
         const H: f64 = 1e-5;
         let mut grads = vec![0.0; params.len()];
         assert_eq!(loss(params, Some(&mut grads)), loss(params, None));

@@ -12,7 +12,7 @@ const EPS: f64 = 1e-5;
 
 /// The sizes of the transformer.
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub(crate) struct Shape {
     pub vocabulary: usize,
     pub context: usize,
     pub width: usize,
@@ -20,13 +20,13 @@ pub struct Shape {
     pub blocks: usize,
 }
 
-pub struct Transformer {
+pub(crate) struct Transformer {
     shape: Shape,
     pub layout: Layout,
 }
 
 impl Transformer {
-    pub fn new(shape: Shape) -> Result<Self, Error> {
+    pub(crate) fn new(shape: Shape) -> Result<Self, Error> {
         let [v, t, d] = [shape.vocabulary, shape.context, shape.width].map(|n| n as u64);
         let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
         let mut decay = Group::new("decay", adamw).tensor("tokens", [v, d]).tensor("positions", [t, d]);
@@ -45,7 +45,7 @@ impl Transformer {
 
     /// Weights uniform with variance 1 / rows, those that end a branch of a block with 1 / (2 · blocks) of
     /// that (Radford et al., 2019); gains 1.
-    pub fn initial_parameters(&self, random: &mut Random) -> Vec<f32> {
+    pub(crate) fn initial_parameters(&self, random: &mut Random) -> Vec<f32> {
         let mut params = vec![0.0; self.layout.len() as usize];
         for tensor in self.layout.tensors() {
             let params = &mut params[tensor.range()];
@@ -63,7 +63,7 @@ impl Transformer {
 
     /// The mean loss of `windows`, and with `grads` its gradients. A window has one character more than the
     /// context.
-    pub fn loss<F: NdFloat>(&self, params: &[F], windows: &[&[u8]], grads: Option<&mut [F]>) -> f64 {
+    pub(crate) fn loss<F: NdFloat>(&self, params: &[F], windows: &[&[u8]], grads: Option<&mut [F]>) -> f64 {
         let Shape { context, width, blocks, .. } = self.shape;
         let params = Tensors { layout: &self.layout, flat: params };
         let inputs = || windows.iter().flat_map(|window| window[..context].iter().copied().map(usize::from));

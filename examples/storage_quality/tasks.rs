@@ -11,7 +11,7 @@ use wgpu_optim::{Layout, Schedule, schedule};
 const WARMUP_STEPS: usize = 50;
 
 /// A task, with the same start and batches for every storage.
-pub trait Task: Sync {
+pub(crate) trait Task: Sync {
     fn layout(&self) -> &Layout;
     fn initial_parameters(&self) -> &[f32];
     fn lr(&self) -> &Schedule;
@@ -23,19 +23,19 @@ pub trait Task: Sync {
 }
 
 #[derive(Clone, Copy)]
-pub struct Losses {
+pub(crate) struct Losses {
     pub held_out: f64,
     pub training: f64,
 }
 
 impl Losses {
-    pub fn mean(of: &[Self]) -> Self {
+    pub(crate) fn mean(of: &[Self]) -> Self {
         let mean = |field: fn(&Self) -> f64| of.iter().map(field).sum::<f64>() / of.len() as f64;
         Self { held_out: mean(|losses| losses.held_out), training: mean(|losses| losses.training) }
     }
 }
 
-pub struct Digits {
+pub(crate) struct Digits {
     layout: Layout,
     start: Vec<f32>,
     lr: Schedule,
@@ -61,12 +61,12 @@ impl Images {
 impl Digits {
     /// Parts of the images. Each part is held out once, because a few of the 359 images of one part decide
     /// its loss.
-    pub const PARTS: usize = 5;
-    pub const STEPS: usize = 40 * 22; // 40 epochs
+    pub(crate) const PARTS: usize = 5;
+    pub(crate) const STEPS: usize = 40 * 22; // 40 epochs
     const BATCH: usize = 64;
     const PEAK_LR: f64 = 1e-2;
 
-    pub fn new(seed: u64, part: usize, steps: usize) -> Result<Self, Failure> {
+    pub(crate) fn new(seed: u64, part: usize, steps: usize) -> Result<Self, Failure> {
         let mut random = Random(seed);
         let (pixels, labels) = digits::images().map_err(|error| error.to_string())?;
         let all = Images { pixels: Array2::from_shape_vec((labels.len(), PIXELS), pixels)?, labels };
@@ -123,7 +123,7 @@ impl Task for Digits {
     }
 }
 
-pub struct Text {
+pub(crate) struct Text {
     network: Transformer,
     start: Vec<f32>,
     lr: Schedule,
@@ -136,12 +136,12 @@ pub struct Text {
 }
 
 impl Text {
-    pub const STEPS: usize = 1_500;
+    pub(crate) const STEPS: usize = 1_500;
     const BATCH: usize = 8;
     const CONTEXT: usize = 64;
     const PEAK_LR: f64 = 3e-3;
 
-    pub fn new(seed: u64, steps: usize) -> Result<Self, Failure> {
+    pub(crate) fn new(seed: u64, steps: usize) -> Result<Self, Failure> {
         let text = include_str!("../text/persuasion.txt");
         let held_out = text.find("Chapter 10\n").ok_or("no last chapter")?;
         let mut vocabulary = text.as_bytes().to_vec();

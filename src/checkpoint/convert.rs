@@ -6,6 +6,7 @@ use crate::error::checkpoint::{Error, Malformed};
 use crate::formats::Format;
 use crate::formats::bf16::joined_bf16;
 use crate::formats::q8;
+use crate::narrow::to_usize;
 use crate::state::{Content, blocks, lead};
 
 /// Number of elements per conversion: whole blocks.
@@ -122,13 +123,13 @@ impl Target {
     fn fill(self, reader: &mut Reader, numbers: Numbers, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
         // Elements per value, and bytes per value.
         let (block, size) = match self {
-            Self::Plain(format) => (1, format.bytes() as usize),
+            Self::Plain(format) => (1, to_usize(format.bytes())),
             Self::Upper | Self::Lower => (1, 2),
             Self::Codes { .. } => (1, 1),
             Self::Scales { .. } => (BLOCK, 4),
         };
         let mut first = start / size as u64;
-        for bytes in bytes.chunks_mut((PIECE / block) as usize * size) {
+        for bytes in bytes.chunks_mut(to_usize(PIECE / block) * size) {
             let last = first + (bytes.len() / size) as u64;
             let values = bytes.chunks_exact_mut(size);
             match self {
@@ -163,7 +164,7 @@ impl Target {
                         let scale = q8::scale(block);
                         block.iter().map(move |x| q8::encode(*x, scale))
                     });
-                    values.zip(codes.skip((first - begin) as usize)).for_each(|(into, code)| into[0] = code);
+                    values.zip(codes.skip(to_usize(first - begin))).for_each(|(into, code)| into[0] = code);
                 }
             }
             first = last;
@@ -180,7 +181,7 @@ fn start_of(block: u64, lead: u64) -> u64 {
 /// Numbers from element `begin` on, the start of a block, block by block.
 fn in_blocks(numbers: &[f32], begin: u64, lead: u64) -> impl Iterator<Item = &[f32]> {
     // The part of the first block before the tensor is absent.
-    let short = if begin == 0 { (BLOCK - lead) as usize } else { q8::BLOCK };
+    let short = if begin == 0 { to_usize(BLOCK - lead) } else { q8::BLOCK };
     let (first, others) = numbers.split_at(short.min(numbers.len()));
     std::iter::once(first).filter(|first| !first.is_empty()).chain(others.chunks(q8::BLOCK))
 }
@@ -221,19 +222,20 @@ impl Numbers {
             return Err(Error::Malformed { location: reader.location().clone(), reason });
         }
         let mut codes = |tensor, size: u64, first: u64, last: u64| {
-            let mut bytes = vec![0; ((last - first) * size) as usize];
+            let mut bytes = vec![0; to_usize((last - first) * size)];
             reader.read(tensor, first * size, &mut bytes)?;
             Ok::<_, Error>(bytes)
         };
         Ok(match self {
             Self::Plain { tensor, format } => {
                 let bytes = codes(tensor, format.bytes(), first, last)?;
-                bytes.chunks_exact(format.bytes() as usize).map(|x| format.decode(get(x))).collect()
+                bytes.chunks_exact(to_usize(format.bytes())).map(|x| format.decode(get(x))).collect()
             }
             Self::Joined { params, remainders } => {
                 let (upper, lower) = (codes(params, 2, first, last)?, codes(remainders, 2, first, last)?);
                 let pairs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
                 let joined = pairs.map(|(upper, lower)| {
+                    #[allow(clippy::cast_possible_truncation, reason = "both have 2 bytes")]
                     let [upper, lower] = [upper, lower].map(|half| get(half) as u16);
                     joined_bf16(upper, lower)
                 });
@@ -242,7 +244,7 @@ impl Numbers {
             Self::Masters { masters, params, format } => {
                 let (masters, params) =
                     (codes(masters, 4, first, last)?, codes(params, format.bytes(), first, last)?);
-                let pairs = masters.chunks_exact(4).zip(params.chunks_exact(format.bytes() as usize));
+                let pairs = masters.chunks_exact(4).zip(params.chunks_exact(to_usize(format.bytes())));
                 let number = |(master, param)| match get(master) {
                     0 => format.decode(get(param)),
                     bits => f32::from_bits(bits),
@@ -255,7 +257,7 @@ impl Numbers {
                 let scales = codes(scales, 4, block, (lead + last).div_ceil(BLOCK))?;
                 let scale = |i: usize| {
                     let block = (lead + first + i as u64) / BLOCK - block;
-                    get(&scales[block as usize * 4..][..4])
+                    get(&scales[to_usize(block) * 4..][..4])
                 };
                 bytes.iter().enumerate().map(|(i, &code)| q8::decode(code, scale(i))).collect()
             }

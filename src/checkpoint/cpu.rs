@@ -6,6 +6,7 @@ use crate::cpu::{Optimizer, Params};
 use crate::error::BindError;
 use crate::error::checkpoint::Error;
 use crate::layout::{Layout, Tensor};
+use crate::narrow::to_usize;
 use crate::options::Options;
 use crate::state::{Content, Counters, Stream};
 use std::collections::HashMap;
@@ -94,7 +95,7 @@ impl Form<'_> {
 
 fn byte_range(params: &Params<'_>, first: u64, len: u64) -> Range<usize> {
     let bytes = params.element_bytes();
-    (first * bytes) as usize..((first + len) * bytes) as usize
+    to_usize(first * bytes)..to_usize((first + len) * bytes)
 }
 
 /// The `n`th part of a tensor.

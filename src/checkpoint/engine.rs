@@ -18,9 +18,9 @@ pub struct Part {
 }
 
 /// A function that takes a part's bytes.
-pub type Sink<'a> = dyn FnMut(Part, &[u8]) -> Result<(), Error> + 'a;
+pub(super) type Sink<'a> = dyn FnMut(Part, &[u8]) -> Result<(), Error> + 'a;
 /// A function that fills a part's bytes, or returns `false` if they do not change.
-pub type Source<'a> = dyn FnMut(Part, &mut [u8]) -> Result<bool, Error> + 'a;
+pub(super) type Source<'a> = dyn FnMut(Part, &mut [u8]) -> Result<bool, Error> + 'a;
 
 /// An optimizer with its state, in any memory.
 pub trait Backend {

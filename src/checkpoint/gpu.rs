@@ -7,6 +7,7 @@ use crate::error::checkpoint::Error;
 use crate::gpu::device::{alive, checked, create_buffer, refused, unmap, write};
 use crate::gpu::{ByteRange, ControlState, Optimizer, Run, View};
 use crate::layout::Layout;
+use crate::narrow::to_usize;
 use crate::options::Options;
 use crate::state::{Content, Counters, Stream};
 use std::collections::{HashMap, VecDeque};
@@ -109,8 +110,8 @@ fn batches(runs: Vec<Run>, most: u64) -> Vec<Batch> {
             let taken = end - run.offset;
             copy.bytes = copy.bytes.max(end.next_multiple_of(WORD) - copy.offset);
             batch.bytes = copy.at + copy.bytes;
-            let from = (copy.at + run.offset - copy.offset) as usize;
-            batch.parts.push((Part { tensor: run.tensor, start: run.start }, from..from + taken as usize));
+            let from = to_usize(copy.at + run.offset - copy.offset);
+            batch.parts.push((Part { tensor: run.tensor, start: run.start }, from..from + to_usize(taken)));
             run.offset += taken;
             run.start += taken;
             run.bytes -= taken;
@@ -325,7 +326,7 @@ impl Backend for Gpu<'_> {
         let mut sent = VecDeque::new();
         for batch in batches(runs, WRITTEN) {
             // Bytes of the previous batch are overwritten, or replaced by the device's bytes.
-            bytes.resize(batch.bytes as usize, 0);
+            bytes.resize(to_usize(batch.bytes), 0);
             let mut filled: Vec<Range<usize>> = Vec::new();
             for (part, range) in &batch.parts {
                 if source(*part, &mut bytes[range.clone()])? {
@@ -336,7 +337,7 @@ impl Backend for Gpu<'_> {
                 }
             }
             for copy in &batch.copies {
-                let whole = copy.at as usize..(copy.at + copy.bytes) as usize;
+                let whole = to_usize(copy.at)..to_usize(copy.at + copy.bytes);
                 // Parts may continue in the next copy.
                 let within = |range: &Range<usize>| range.start.max(whole.start)..range.end.min(whole.end);
                 let ours: Vec<_> = filled.iter().map(within).filter(|range| !range.is_empty()).collect();

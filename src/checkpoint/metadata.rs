@@ -4,6 +4,7 @@ use super::digest;
 use super::reader::Reader;
 use crate::error::checkpoint::{Error, Location, Malformed};
 use crate::layout::Layout;
+use crate::narrow::to_u32;
 use crate::options::Options;
 use crate::schedule::Schedule;
 use crate::state::{Counters, LossScaleState};
@@ -161,7 +162,7 @@ impl Places {
     fn push(&mut self, name: &str, offset: u64) {
         self.names.push_str(name);
         // A header has fewer bytes than u32 counts.
-        self.ends.push((self.names.len() as u32, offset));
+        self.ends.push((to_u32(self.names.len()), offset));
     }
 
     /// The number of tensors.

@@ -8,6 +8,7 @@ mod metadata;
 use super::digest::{self, Sum};
 use super::limits::INDEX_END;
 use crate::error::checkpoint::{Error, Location, Malformed};
+use crate::narrow::{to_u32, to_usize};
 use index::Shards;
 use input::Input;
 use safetensors::Dtype;
@@ -207,7 +208,8 @@ impl<'a> Reader<'a> {
             Some(range) => range,
             None => {
                 // The file's tensors end where it does.
-                let len = (BUFFER as u64).min(input.len().saturating_sub(at)).max(into.len() as u64) as usize;
+                let left = input.len().saturating_sub(at).min(BUFFER as u64);
+                let len = to_usize(left).max(into.len());
                 self.buffer.clear();
                 self.buffer.resize(len, 0);
                 let filled = input.read_at(at, &mut self.buffer);
@@ -246,7 +248,7 @@ impl<'a> Reader<'a> {
         for i in order {
             while self.sums[i].bytes < self.tensors[i].bytes {
                 let (start, end) = (self.sums[i].bytes, self.tensors[i].bytes);
-                part.resize((end - start).min(BUFFER as u64) as usize, 0);
+                part.resize(to_usize((end - start).min(BUFFER as u64)), 0);
                 self.read(i, start, &mut part)?;
             }
         }
@@ -262,7 +264,7 @@ impl<'a> Reader<'a> {
 
     /// Adds the tensors of a file after the earlier ones; returns the file's metadata.
     fn add(&mut self, mut input: Input<'a>) -> Result<BTreeMap<String, String>, Error> {
-        let file = self.files.len() as u32;
+        let file = to_u32(self.files.len());
         let (metadata, mut tensors) = header::read(&mut input, file, &mut self.header_bytes)?;
         if self.tensors.is_empty() {
             self.tensors = tensors;

@@ -4,6 +4,7 @@ use super::{Optimizer, State};
 use crate::error::{StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::Carry;
+use crate::narrow::to_usize;
 use crate::rules::names::REMAINDER;
 use crate::state::{Content, lead, take_over, values};
 
@@ -53,7 +54,7 @@ impl Optimizer {
         }
         let own = self.layout.rule_of(tensor).spec.slot(slot).is_some();
         let format = if own { self.options.states_of(tensor.len) } else { Format::F32 };
-        Ok((format, lead(tensor.offset) as usize, stored))
+        Ok((format, to_usize(lead(tensor.offset)), stored))
     }
 
     /// Takes over the state of `old`.

@@ -1,5 +1,7 @@
 //! Stored numbers of one array, and how they are decoded and encoded.
 
+#![allow(clippy::cast_possible_truncation, reason = "a code of 2 bytes is the lower half of a u32")]
+
 use crate::error::BindError;
 use crate::formats::Format;
 use crate::formats::q8;
@@ -160,7 +162,7 @@ pub(super) fn store_other(
     draw: Option<Draw>,
     randoms: &mut Randoms,
 ) {
-    #[allow(clippy::manual_map, reason = "a closure would be compiled without the vectors")]
+    #[allow(clippy::manual_map, reason = "a closure would be compiled without the function's instructions")]
     let randoms = match draw {
         Some(draw) => Some(draw.numbers(from.len(), randoms)),
         None => None,

@@ -1,6 +1,7 @@
 //! The decision between the gradient scan and the update: clip factors, skip, loss scale, report.
 
 use super::Optimizer;
+use crate::float::Float;
 use crate::options::Clip;
 use crate::report::Report;
 use crate::rules::loops::Factor;
@@ -52,7 +53,7 @@ impl Optimizer {
             share.set_scalars(
                 |group, i| scalars[group * stride + i],
                 |group| Factor::new(unscale * factor(sums[group])),
-                |group| ema.map_or(0.0, |ema| ema.weight(next[group].taken) as f32),
+                |group| ema.map_or(0.0, |ema| f32::from_f64(ema.weight(next[group].taken))),
             );
         }
         let clip_factor =
@@ -64,11 +65,12 @@ impl Optimizer {
             if finite {
                 self.good_steps += 1;
                 if self.good_steps == scale.growth_interval {
-                    self.loss_scale = (used * scale.growth_factor as f32).min(scale.max as f32);
+                    self.loss_scale =
+                        (used * f32::from_f64(scale.growth_factor)).min(f32::from_f64(scale.max));
                     self.good_steps = 0;
                 }
             } else {
-                self.loss_scale = (used * scale.backoff_factor as f32).max(scale.min as f32);
+                self.loss_scale = (used * f32::from_f64(scale.backoff_factor)).max(f32::from_f64(scale.min));
                 self.good_steps = 0;
             }
         }
@@ -77,8 +79,8 @@ impl Optimizer {
             in_order: true,
             finite,
             skipped: self.skipped,
-            grad_norm: norm(total) as f32,
-            clip_factor: clip_factor as f32,
+            grad_norm: f32::from_f64(norm(total)),
+            clip_factor: f32::from_f64(clip_factor),
             loss_scale: used,
             next_loss_scale: self.loss_scale,
             good_steps: self.good_steps,

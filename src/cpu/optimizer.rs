@@ -6,6 +6,7 @@ use super::share::{Around, Share};
 use super::tensors::{Checked, State, StateMut, Tensors};
 use super::threads;
 use crate::error::{ChangeError, OptionsError, StateError, StepError};
+use crate::float::Float;
 use crate::layout::{Carry, Layout};
 use crate::options::{Clip, Options};
 use crate::report::Report;
@@ -78,7 +79,7 @@ impl Optimizer {
             carries: vec![Carry::default(); groups],
             steps: 0,
             skipped: 0,
-            loss_scale: options.loss_scale.map_or(1.0, |scale| scale.initial as f32),
+            loss_scale: options.loss_scale.map_or(1.0, |scale| f32::from_f64(scale.initial)),
             good_steps: 0,
             dispatched: true,
             next: vec![Carry::default(); groups],
@@ -124,7 +125,7 @@ impl Optimizer {
     /// changes then.
     pub fn set_loss_scale(&mut self, scale: f64, good_steps: u32) -> Result<(), ChangeError> {
         self.options.check_loss_scale(scale, good_steps)?;
-        (self.loss_scale, self.good_steps) = (scale as f32, good_steps);
+        (self.loss_scale, self.good_steps) = (f32::from_f64(scale), good_steps);
         Ok(())
     }
 
@@ -253,7 +254,7 @@ impl Optimizer {
         self.next.copy_from_slice(&self.carries);
         self.layout.scalars(step, self.steps, &mut self.next, &mut self.scratch, |group, _, exact| {
             let own = scalars[group * stride..].iter_mut().zip(exact);
-            own.for_each(|(to, &x)| *to = x as f32);
+            own.for_each(|(to, &x)| *to = f32::from_f64(x));
         })?;
         Ok(unscale)
     }
@@ -337,7 +338,7 @@ impl Optimizer {
     pub(crate) fn end(&mut self, skip: bool, report: &mut Report) {
         if self.options.norms {
             let sums = || self.shares.iter().flat_map(|share| &share.sums);
-            let norm = |which: usize| sums().map(|sums| sums[which]).sum::<f64>().sqrt() as f32;
+            let norm = |which: usize| f32::from_f64(sums().map(|sums| sums[which]).sum::<f64>().sqrt());
             (report.param_norm, report.update_norm) = (Some(norm(0)), Some(norm(1)));
         }
         if !skip {

@@ -3,6 +3,8 @@
 use super::{Optimizer, State, StateMut};
 #[cfg(feature = "checkpoint")]
 use super::{cells::Cells, tensors::Params};
+#[cfg(feature = "checkpoint")]
+use crate::float::Float;
 use crate::formats::Format;
 use crate::rules::names::{EMA, REMAINDER};
 use crate::state::{Content, Stream};
@@ -73,7 +75,7 @@ impl Optimizer {
     pub(crate) fn restore(&mut self, counters: &Counters) {
         (self.steps, self.skipped) = (counters.steps, counters.steps - counters.taken);
         self.carries.clone_from(&counters.carries);
-        let first = self.options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        let first = self.options.loss_scale.map_or(1.0, |scale| f32::from_f64(scale.initial));
         let state = counters.loss_scale.unwrap_or(LossScaleState { scale: first, good_steps: 0 });
         (self.loss_scale, self.good_steps) = (state.scale, state.good_steps);
     }

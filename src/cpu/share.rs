@@ -6,6 +6,7 @@ use super::state::Numbers;
 use super::tasks::{Plan, Task};
 use super::tensors::Checked;
 use crate::error::{OptionsError, OutOfMemory, RuleError};
+use crate::float::Float;
 use crate::formats::Format;
 use crate::layout::{Layout, Tensor};
 use crate::options::{Clip, Options, Rounding, Storage};
@@ -243,6 +244,7 @@ impl Share {
 
     /// Sets the tensors' trust ratios, from the sums of the tensor ranges. Each tensor has one or several
     /// tensor ranges, or none if its group is frozen.
+    #[allow(clippy::cast_possible_truncation, reason = "norms are rounded to f32")]
     pub(super) fn set_trust_ratios(&mut self) {
         let (field, count) = (self.spec.trust_ratio_field(), self.spec.scalars.len());
         let mut tensor_ranges = self.plan.tensor_ranges.iter().zip(&self.sums).peekable();
@@ -330,7 +332,11 @@ impl Share {
             storage: storages,
             scalars,
             factors,
-            bound: if let Some(Clip::Value(bound)) = options.clip { bound as f32 } else { f32::INFINITY },
+            bound: if let Some(Clip::Value(bound)) = options.clip {
+                f32::from_f64(bound)
+            } else {
+                f32::INFINITY
+            },
             zero: last && options.zero_gradients,
             weights: options.ema.map(|_| weights),
             norms: last && options.norms,

@@ -10,6 +10,7 @@ use super::cells::TILE;
 use crate::error::OutOfMemory;
 use crate::formats::Format;
 use crate::layout::{Layout, Tensor, VECTOR};
+use crate::narrow::to_usize;
 use crate::options::Options;
 use crate::random::tensor_key;
 use core::ops::Range;
@@ -99,7 +100,7 @@ impl Plan {
         let layer_wise = layout.rules()[rule].spec.is_layer_wise();
         let mut spans = Vec::new();
         let mut groups = if layer_wise { Vec::new() } else { (0..layout.groups().len()).collect() };
-        let scaled = options.states.block().unwrap_or(1) as usize;
+        let scaled = to_usize(options.states.block().unwrap_or(1));
         // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of
         // elements lacks.
         let tensors = layout.tensors().len() as u64;
@@ -110,10 +111,10 @@ impl Plan {
         let (mut start, mut kept) = (0usize, [0usize; 2]);
         let tensors = layout.by_offset().enumerate();
         for (nth, tensor) in tensors.filter(|(_, tensor)| layout.rule_index(tensor.group) == rule) {
-            let (len, flat) = (tensor.len as usize, tensor.offset as usize);
+            let (len, flat) = (to_usize(tensor.len), to_usize(tensor.offset));
             let kind = kind(options, tensor.len);
             if scaled > 1 && kind == 0 {
-                let lane = flat % VECTOR as usize;
+                let lane = flat % to_usize(VECTOR);
                 start = start.next_multiple_of(scaled) + lane;
                 kept[0] = kept[0].next_multiple_of(scaled) + lane;
             }

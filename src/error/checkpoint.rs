@@ -138,7 +138,7 @@ pub enum Error {
     /// Reading failed after the first write to the optimizer, so its state is partly the checkpoint's. Load
     /// again before the next step.
     #[error("the state is partly overwritten: {0}; load again before the next step")]
-    Torn(Box<Error>),
+    Torn(Box<Self>),
 }
 
 impl Error {

@@ -3,7 +3,7 @@
 mod bind;
 mod change;
 #[cfg(feature = "checkpoint")]
-pub mod checkpoint;
+pub(crate) mod checkpoint;
 mod device;
 mod layout;
 mod number;

@@ -35,6 +35,7 @@ pub(super) fn encode_stochastic(x: f32, random: u32) -> u32 {
 #[inline]
 pub(crate) fn split_bf16(x: f32) -> [u16; 2] {
     let bits = if x.is_nan() { x.to_bits() & 0xffff_0000 | 0x40_0000 } else { x.to_bits() };
+    #[allow(clippy::cast_possible_truncation, reason = "halves of 32 bits")]
     [(bits.wrapping_add(0x8000) >> 16) as u16, bits as u16]
 }
 

@@ -34,6 +34,13 @@
 //! Reference for scales per block: Dettmers et al., *8-bit Optimizers via Block-wise Quantization*, ICLR
 //! 2022.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "codes are the bits of integers, and their ranges are in the comments"
+)]
+
 /// Elements per block.
 pub const BLOCK: usize = 32;
 /// Significant bits of a scale.

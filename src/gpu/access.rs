@@ -1,13 +1,14 @@
 //! State as numbers for every format, and the takeover of another optimizer's state.
 
 use super::buffers::View;
-use super::control;
+use super::control::{self, device_count};
 use super::device::{self, alive};
 use super::optimizer::Optimizer;
 use super::state::StateRange;
 use crate::error::{BindError, StateError, StateMismatch};
 use crate::formats::Format;
 use crate::layout::{Carry, VECTOR};
+use crate::narrow::to_usize;
 use crate::rules::names::REMAINDER;
 use crate::state::{take_over, values};
 use core::mem::offset_of;
@@ -126,15 +127,15 @@ impl Optimizer {
                 let from = start / WORD * WORD;
                 let words = (start + bytes).next_multiple_of(WORD) - from;
                 copies.push(Words { buffer, from, to: at, bytes: words });
-                let first = (at + start - from) as usize;
+                let first = to_usize(at + start - from);
                 at += words;
-                first..first + bytes as usize
+                first..first + to_usize(bytes)
             };
             let codes = copy(offset, len * element_bytes);
             let lead = offset % VECTOR;
             let blocks = format.block().map_or(0, |block| (lead + len).div_ceil(block));
             let scales = scales.map_or(0..0, |scales| copy(scales, WORD * blocks));
-            parts.push(StoredPart { codes, scales, lead: lead as usize });
+            parts.push(StoredPart { codes, scales, lead: to_usize(lead) });
         }
         Ok((StoredState { format, parts, bytes: at }, copies))
     }
@@ -183,13 +184,13 @@ impl Optimizer {
             return Err(StateError::SharedWord { slot: slot.into(), tensor: tensor.into() });
         }
         for StateRange { buffer, offset, start, len, scales, .. } in ranges {
-            let own = &numbers[start as usize..(start + len) as usize];
-            let (codes, own_scales) = values::encode(format, own, (offset % VECTOR) as usize);
+            let own = &numbers[to_usize(start)..to_usize(start + len)];
+            let (codes, own_scales) = values::encode(format, own, to_usize(offset % VECTOR));
             let first = offset / WORD * WORD;
             // Components of a vector that belong to no tensor are 0.
-            let mut words = vec![0; (offset - first) as usize];
+            let mut words = vec![0; to_usize(offset - first)];
             words.extend_from_slice(&codes);
-            words.resize(words.len().next_multiple_of(WORD as usize), 0);
+            words.resize(words.len().next_multiple_of(to_usize(WORD)), 0);
             device::write(&self.device, queue, buffer, first, &words)?;
             if let Some(scales) = scales {
                 device::write(&self.device, queue, buffer, scales, &own_scales)?;
@@ -249,7 +250,7 @@ impl Optimizer {
         if let Some(own) = &self.control {
             if !counts_alone {
                 // Without skipping the host's count is right: dropped commands count as steps.
-                let taken = (old.steps - pending.first()) as u32;
+                let taken = device_count(old.steps - pending.first());
                 queue.write_buffer(&own.state, counted, bytemuck::bytes_of(&taken));
             }
             if let Some(old_control) = old.control.as_ref().filter(|_| counts_alone) {

@@ -1,11 +1,18 @@
 //! The caller's buffers, and the bytes of them that a dispatch binds.
 
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "offsets in buffers and layouts lie far below 2⁶³"
+)]
+
 use super::device::{ALIGNMENT, ELEMENT};
 use super::kernel::Access;
 use super::plan::{Dispatch, TensorRange, whole_blocks};
 use crate::error::BindError;
 use crate::formats::Format;
 use crate::layout::VECTOR;
+use crate::narrow::to_u32;
 
 /// A place in one of the caller's buffers.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +187,7 @@ impl Part {
         let before = before.map(|p| TensorRange { end: p.end.min(at), ..*p }).collect();
         let after = self.tensor_ranges.iter().filter(|p| p.end > at).map(|p| {
             let start = p.start.max(at);
-            let state = p.state + (start / VECTOR - p.start / VECTOR) as u32;
+            let state = p.state + to_u32(start / VECTOR - p.start / VECTOR);
             TensorRange { start, state, ..*p }
         });
         let with = |tensor_ranges: Vec<TensorRange>| {
@@ -223,8 +230,9 @@ impl Part {
         let end = (self.byte(side, last) as u64).next_multiple_of(ELEMENT);
         Window {
             // The base may lie before the window; the shader's addition wraps back.
+            #[allow(clippy::cast_possible_truncation, reason = "the shader adds modulo 2³²")]
             base: ((side.base - start as i64) / unit as i64) as u32,
-            last: ((end - start) / ELEMENT - 1) as u32,
+            last: to_u32((end - start) / ELEMENT - 1),
             vectors: (end - start) / side.vector(),
             range: ByteRange {
                 what: format!("{} (in blocks of {ALIGNMENT} bytes)", side.what),

@@ -5,6 +5,7 @@ use super::kernel::{CandidateLayout, Fold, Fused};
 use super::pipeline::{Folds, Kernel};
 use super::ring;
 use crate::error::DeviceError;
+use crate::float::Float;
 use crate::options::{Clip, Options};
 use crate::report::Report;
 use bytemuck::{Pod, Zeroable};
@@ -101,11 +102,11 @@ impl Control {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | copied;
         let state = create_filled(device, "control state", bytemuck::bytes_of(&state), usage)?;
         let request = Request {
-            growth: scale.growth_factor as f32,
-            backoff: scale.backoff_factor as f32,
+            growth: f32::from_f64(scale.growth_factor),
+            backoff: f32::from_f64(scale.backoff_factor),
             interval: scale.growth_interval,
-            min_scale: scale.min as f32,
-            max_scale: scale.max as f32,
+            min_scale: f32::from_f64(scale.min),
+            max_scale: f32::from_f64(scale.max),
             ..Request::default()
         };
         let reports = Reports::new(options.norms);
@@ -114,14 +115,14 @@ impl Control {
 
     /// The device's state before the first step.
     pub(crate) fn first_state(options: &Options) -> State {
-        let scale = options.loss_scale.map_or(1.0, |scale| scale.initial as f32);
+        let scale = options.loss_scale.map_or(1.0, |scale| f32::from_f64(scale.initial));
         State { scale, number: NO_STEP, epoch: FIRST_EPOCH, ..State::default() }
     }
 
     /// The bound of the norm in a request.
     pub(crate) fn max_norm(options: &Options) -> f32 {
         match options.clip {
-            Some(Clip::GlobalNorm(c) | Clip::GroupNorm(c)) => c as f32,
+            Some(Clip::GlobalNorm(c) | Clip::GroupNorm(c)) => f32::from_f64(c),
             _ => 0.0,
         }
     }
@@ -249,6 +250,12 @@ impl Reports {
     }
 }
 
+/// A count of steps as the device has it: modulo 2³².
+#[allow(clippy::cast_possible_truncation, reason = "the device counts modulo 2³²")]
+pub(crate) fn device_count(steps: u64) -> u32 {
+    steps as u32
+}
+
 impl Inbox {
     /// `recorded` is the last recorded step and `epoch` the epoch at the time of the request. The device may
     /// be before or after that step. A report without a finished copy has another epoch.
@@ -257,9 +264,9 @@ impl Inbox {
             return;
         }
         // The device's numbers have 32 bits and lie near the host's.
-        let distance = state.number.wrapping_sub(recorded as u32).cast_signed();
+        let distance = state.number.wrapping_sub(device_count(recorded)).cast_signed();
         let Some(step) = recorded.checked_add_signed(distance.into()) else { return };
-        let skipped = (step as u32).wrapping_add(1).wrapping_sub(state.taken).cast_signed();
+        let skipped = device_count(step).wrapping_add(1).wrapping_sub(state.taken).cast_signed();
         let skipped = u64::try_from(skipped).unwrap_or(0);
         let newest = Some((step, skipped));
         let disordered = state.disordered != 0;

@@ -8,6 +8,7 @@ use super::plan::{HEADER_BYTES, TENSOR_BYTES, WORKGROUP_SIZE};
 use super::record::{Bound, BoundDispatch, Entry, Scalars};
 use super::step::REQUEST_WORDS;
 use crate::error::{BindError, StepError};
+use crate::narrow::to_u32;
 use crate::options::Clip;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
 use crate::step::Step;
@@ -46,6 +47,7 @@ pub struct TableWords {
 }
 
 /// The words of tables.
+#[allow(clippy::cast_possible_truncation, reason = "constants of some words")]
 const TABLE_WORDS: TableWords = TableWords {
     header: &["segments", "shift", "stride", "p", "g", "p_last", "g_last", "partials", "scales"],
     first_segment: (HEADER_BYTES / 4) as u32,
@@ -231,7 +233,7 @@ impl Optimizer {
         });
         ScalarsLayout {
             buffer,
-            request_words: if self.control.is_some() { REQUEST_WORDS as u32 } else { 0 },
+            request_words: if self.control.is_some() { to_u32(REQUEST_WORDS) } else { 0 },
             header_words: 4 * self.candidate.header,
             group_words: 4 * self.candidate.stride,
             groups: groups.collect(),

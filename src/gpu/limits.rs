@@ -6,6 +6,7 @@ use super::kernel::{CandidateLayout, Fused};
 use super::plan::{CHUNK_ALIGNMENT, Limits, NONE, Space, WORKGROUP_SIZE};
 use crate::error::{DeviceError, OptionsError};
 use crate::layout::Layout;
+use crate::narrow::to_usize;
 use crate::options::Options;
 
 /// The largest uniform binding in use: every WebGPU device offers it.
@@ -63,7 +64,7 @@ pub(crate) fn limits(
     // rule. A candidate must fit a binding.
     let bound = device.max_compute_workgroups_per_dimension.min(NONE.into()) as usize;
     let numbers = if fused.grouped { bound } else { NONE.into() };
-    let candidates = (binding / 16 - REQUEST_VECTORS) as usize;
+    let candidates = to_usize(binding / 16 - REQUEST_VECTORS);
     let most = numbers.min((candidates - candidate.header as usize) / candidate.stride as usize);
     if groups > most {
         return Err(OptionsError::TooManyGroups { groups, bound: most });

@@ -11,7 +11,9 @@ use super::ring::{self, Ring};
 use super::state::ChunkState;
 use super::trust_ratio::Layers;
 use crate::error::{ChangeError, DeviceError, OptionsError};
+use crate::float::Float;
 use crate::layout::{Layout, RuleUse};
+use crate::narrow::to_u32;
 use crate::options::{Clip, Options};
 use crate::report::Report;
 use crate::rules::DynRule;
@@ -130,7 +132,7 @@ impl Optimizer {
             },
             single: false,
             writable_gradients: options.zero_gradients,
-            groups: groups as u32,
+            groups: to_u32(groups),
             scalars_space: limits.scalars_space,
             candidate,
             kept: rule.kept.clone(),
@@ -173,7 +175,7 @@ impl Optimizer {
         };
         let layers = layout.rules().iter().enumerate().map(|(i, rule)| {
             let own = layout.by_offset().filter(|tensor| layout.rule_index(tensor.group) == i);
-            let groups: Vec<_> = own.map(|tensor| tensor.group as u32).collect();
+            let groups: Vec<_> = own.map(|tensor| to_u32(tensor.group)).collect();
             if !rule.spec.is_layer_wise() || groups.is_empty() {
                 return Ok(None);
             }
@@ -260,7 +262,7 @@ impl Optimizer {
         self.options.check_loss_scale(scale, good_steps)?;
         if let Some(state) = self.loss_scale() {
             // The first two fields of `State`.
-            let bits = [(scale as f32).to_bits(), good_steps];
+            let bits = [f32::from_f64(scale).to_bits(), good_steps];
             device::write(&self.device, queue, state, 0, bytemuck::cast_slice(&bits))?;
         }
         Ok(())

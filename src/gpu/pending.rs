@@ -7,6 +7,7 @@
 //! saw them.
 
 use crate::layout::Carry;
+use crate::narrow::to_usize;
 
 /// The possible counts of skipped steps.
 #[derive(Clone, Debug)]
@@ -39,7 +40,8 @@ impl Pending {
 
     /// The groups' carries for `skipped` skipped steps, or for the nearest possible count.
     pub(crate) fn carries(&self, skipped: u64) -> &[Carry] {
-        let candidate = skipped.saturating_sub(self.first).min(self.count as u64 - 1) as usize;
+        let candidate = skipped.saturating_sub(self.first).min(self.count as u64 - 1);
+        let candidate = to_usize(candidate);
         &self.carries[candidate * self.groups..][..self.groups]
     }
 
@@ -91,10 +93,11 @@ impl Pending {
     /// Takes a report: the device skipped `skipped` steps up to a step, and `since` steps were recorded after
     /// it.
     pub(crate) fn confirm(&mut self, skipped: u64, since: u64) {
-        let passed = skipped.saturating_sub(self.first).min(self.count as u64 - 1);
+        let count = self.count as u64;
+        let passed = skipped.saturating_sub(self.first).min(count - 1);
         self.first += passed;
-        self.count = (self.count - passed as usize).min(since as usize + 1);
-        self.carries.drain(..passed as usize * self.groups);
+        self.count = to_usize((count - passed).min(since.saturating_add(1)));
+        self.carries.drain(..to_usize(passed) * self.groups);
         self.carries.truncate(self.count * self.groups);
     }
 }

@@ -9,6 +9,7 @@
 use super::device::{self, ALIGNMENT, checked, create_buffer};
 use super::limits::{at_least, check_kernel};
 use crate::error::DeviceError;
+use crate::narrow::to_u32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a page, unless one slot takes more.
@@ -130,7 +131,7 @@ impl Ring {
     }
 
     fn per_page(&self) -> u32 {
-        (PAGE_BYTES / self.spacing).max(1) as u32
+        to_u32((PAGE_BYTES / self.spacing).max(1))
     }
 
     fn grow(&mut self) -> Result<(), DeviceError> {
@@ -153,7 +154,7 @@ impl Ring {
     }
 
     fn slots(&self) -> u32 {
-        self.pages.len() as u32 * self.per_page()
+        to_u32(self.pages.len()) * self.per_page()
     }
 
     /// Bytes of a slot.
@@ -186,7 +187,7 @@ impl Ring {
     fn at(&self, slot: u32) -> (&Page, u32) {
         let per_page = self.per_page();
         let offset = u64::from(slot % per_page) * self.spacing;
-        (&self.pages[(slot / per_page) as usize], offset as u32)
+        (&self.pages[(slot / per_page) as usize], to_u32(offset))
     }
 
     /// The bind group and dynamic offset of a slot.

@@ -1,7 +1,7 @@
 //! The optimizer's state for checkpoints and other layouts.
 
 #[cfg(feature = "checkpoint")]
-use super::control::{self, Control};
+use super::control::{self, Control, device_count};
 use super::optimizer::Optimizer;
 use super::state::{ChunkState, Slot};
 use crate::formats::Format;
@@ -127,7 +127,10 @@ impl Optimizer {
             Some(state) if self.options.skips() => {
                 let least = self.pending.first();
                 // Modulo 2³²: no more can be in flight.
-                least + u64::from((self.steps as u32).wrapping_sub(state.taken).wrapping_sub(least as u32))
+                least
+                    + u64::from(
+                        device_count(self.steps).wrapping_sub(state.taken).wrapping_sub(device_count(least)),
+                    )
             }
             _ => self.pending.first(),
         };
@@ -157,7 +160,8 @@ impl Optimizer {
             let first = Control::first_state(&self.options);
             let LossScaleState { scale, good_steps: good } =
                 counters.loss_scale.unwrap_or(LossScaleState { scale: first.scale, good_steps: first.good });
-            control.restore(queue, control::State { scale, good, taken: counters.taken as u32, ..first });
+            control
+                .restore(queue, control::State { scale, good, taken: device_count(counters.taken), ..first });
         }
     }
 }

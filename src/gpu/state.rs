@@ -6,6 +6,7 @@ use super::plan::{self, BLOCK_VECTORS, Chunk, Limits, Span};
 use crate::error::{DeviceError, StateError};
 use crate::formats::Format;
 use crate::layout::{Layout, RuleUse, Tensor, VECTOR};
+use crate::narrow::to_u32;
 use crate::options::Options;
 use crate::rules::names::EMA;
 
@@ -120,7 +121,7 @@ pub(super) fn spans(layout: &Layout) -> impl Iterator<Item = (&Tensor, Span)> {
     layout
         .by_offset()
         .enumerate()
-        .map(|(tensor, t)| (t, Span { tensor, group: t.group as u32, start: t.offset, end: t.end() }))
+        .map(|(tensor, t)| (t, Span { tensor, group: to_u32(t.group), start: t.offset, end: t.end() }))
 }
 
 /// The chunks of a layout, each with its rule and the format of the rule's state in it.

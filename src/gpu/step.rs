@@ -1,11 +1,13 @@
 //! A step: the upload of its scalars, and its dispatches in the caller's encoder.
 
-use super::control::{Control, Request, Staging};
+use super::control::{Control, Request, Staging, device_count};
 use super::device;
 use super::optimizer::{Optimizer, request_bytes};
 use super::record::{Bound, Recorded};
 use super::ring::Lease;
 use crate::error::{DeviceError, StepError};
+use crate::float::Float;
+use crate::narrow::to_u32;
 use crate::options::{Clip, Rounding};
 use crate::random::step_key;
 use crate::step::Step;
@@ -115,7 +117,7 @@ impl Optimizer {
         if !Arc::ptr_eq(&tensors.owner, &self.identity) {
             return Err(StepError::ForeignBinding);
         }
-        let unscale = step.unscale()? as f32;
+        let unscale = f32::from_f64(step.unscale()?);
         let recorded = self.current(tensors)?;
         if let Some((reported, skipped)) = self.control.as_ref().and_then(Control::newest) {
             self.pending.confirm(skipped, self.steps.saturating_sub(reported + 1));
@@ -133,9 +135,9 @@ impl Optimizer {
         self.scratch.truncate(first + sent * candidate);
         if let (Some(control), Some(partials)) = (&self.control, recorded.partials()) {
             let request = Request {
-                number: self.steps as u32,
-                first: self.pending.first() as u32,
-                count: sent as u32,
+                number: device_count(self.steps),
+                first: device_count(self.pending.first()),
+                count: to_u32(sent),
                 unscale,
                 max_norm: Control::max_norm(&self.options),
                 partials,
@@ -161,16 +163,16 @@ impl Optimizer {
             let (step_header, groups) = candidate.split_at_mut(header);
             let bound = if let Some(Clip::Value(bound)) = options.clip { bound } else { 0.0 };
             // The control kernel, if there is one, replaces the first two values: the factor and the skip.
-            step_header[..4].copy_from_slice(&[unscale, 0.0, 0.0, bound as f32].map(f32::to_bits));
+            step_header[..4].copy_from_slice(&[unscale, 0.0, 0.0, f32::from_f64(bound)].map(f32::to_bits));
             if let Some(key) = step_header.get_mut(4..) {
                 let seed = if let Rounding::Stochastic { seed } = options.rounding { seed } else { 0 };
                 key.iter_mut().zip(step_key(seed, t)).for_each(|(to, x)| *to = x.to_bits());
             }
             layout.scalars(step, *steps, carries, exact, |group, t, scalars| {
                 let own = &mut groups[group * stride..][..stride];
-                own.iter_mut().zip(scalars).for_each(|(to, &x)| *to = (x as f32).to_bits());
+                own.iter_mut().zip(scalars).for_each(|(to, &x)| *to = f32::from_f64(x).to_bits());
                 if let Some(ema) = options.ema {
-                    own[weight] = (ema.weight(t) as f32).to_bits();
+                    own[weight] = f32::from_f64(ema.weight(t)).to_bits();
                 }
             })
         })?;

@@ -1,6 +1,7 @@
 //! Parameter groups: tensors with a rule.
 
 use crate::error::StepError;
+use crate::float::Float;
 use crate::rules::{DynRule, Refusal};
 use crate::schedule::Schedule;
 use crate::step::Step;
@@ -147,7 +148,7 @@ impl Group {
         })?;
         carry.taken = t;
         for (scalar, &value) in self.rule.spec().scalars.iter().zip(&*out) {
-            if !(value as f32).is_finite() {
+            if !f32::from_f64(value).is_finite() {
                 let (rule, group) = (self.rule.name(), self.name.clone());
                 return Err(StepError::ScalarOverflow { rule, scalar, group, value });
             }

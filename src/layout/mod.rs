@@ -3,11 +3,13 @@
 mod change;
 mod group;
 
-pub use group::{Carry, Group};
+pub(crate) use group::Carry;
+pub use group::Group;
 
 use crate::bytes::bytes_moved;
 use crate::error::{LayoutError, RuleError, StateError, StepError};
 use crate::formats::Format;
+use crate::narrow::to_usize;
 use crate::options::Options;
 use crate::rules::RuleSpec;
 use crate::step::Step;
@@ -50,9 +52,12 @@ impl Tensor {
     }
 
     /// The tensor's range in a flat slice; `0..0` for a tensor without elements, at any offset.
+    ///
+    /// # Panics
+    /// If the range ends beyond the address space, where no slice does: on 32-bit hosts only.
     #[must_use]
     pub fn range(&self) -> core::ops::Range<usize> {
-        if self.len == 0 { 0..0 } else { self.offset as usize..self.end() as usize }
+        if self.len == 0 { 0..0 } else { to_usize(self.offset)..to_usize(self.end()) }
     }
 }
 
@@ -379,7 +384,6 @@ fn place(declared: &group::Declared, group: usize, next: u64, alignment: u64) ->
         shape: declared.shape.clone(),
         group,
         offset,
-        // At most MAX_ELEMENTS.
-        len: len as u64,
+        len: u64::try_from(len).expect("at most MAX_ELEMENTS"),
     })
 }

@@ -1,6 +1,7 @@
 //! Options around the update: unscaling, clipping, skipping, loss scale, averages.
 
 use crate::error::{ChangeError, OptionsError};
+use crate::float::Float;
 use crate::formats::Format;
 
 #[cfg(feature = "serde")]
@@ -216,7 +217,7 @@ impl LossScale {
     /// Whether a scale lies between the bounds. All three are compared in f32, in which the scale is
     /// multiplied.
     pub(crate) fn contains(&self, scale: f32) -> bool {
-        (self.min as f32..=self.max as f32).contains(&scale)
+        (f32::from_f64(self.min)..=f32::from_f64(self.max)).contains(&scale)
     }
 }
 
@@ -283,7 +284,7 @@ impl Options {
     pub fn validate(&self) -> Result<(), OptionsError> {
         let check = |field, value: f64, good: bool, bound| {
             // The device receives an f32.
-            let finite = (value as f32).is_finite() && value.is_finite();
+            let finite = f32::from_f64(value).is_finite() && value.is_finite();
             if good && finite { Ok(()) } else { Err(OptionsError::Field { field, value, bound }) }
         };
         let normal = |x: f64| x >= f32::MIN_POSITIVE.into();
@@ -362,7 +363,7 @@ impl Options {
         let Some(options) = self.loss_scale else {
             return refuse("loss_scale", scale, "unset without Options::loss_scale");
         };
-        if !options.contains(scale as f32) {
+        if !options.contains(f32::from_f64(scale)) {
             return refuse("loss_scale", scale, "from min to max");
         }
         if good_steps >= options.growth_interval {

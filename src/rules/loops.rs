@@ -39,7 +39,7 @@ impl Factor {
             x if x < f64::from(f32::MIN_POSITIVE) && x > 0.0 => 1.0 / beyond,
             _ => 1.0,
         };
-        Self { factor: (factor / power) as f32, power: power as f32 }
+        Self { factor: f32::from_f64(factor / power), power: f32::from_f64(power) }
     }
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct Arithmetic<T> {
 }
 
 /// The loops of a rule's type.
-pub struct Of<R>(core::marker::PhantomData<R>);
+pub(crate) struct Of<R>(core::marker::PhantomData<R>);
 
 impl<R: CpuRule> Of<R> {
     pub(crate) const LOOPS: &'static Loops = &Loops {

@@ -180,7 +180,7 @@ pub enum Schedule {
         /// The length of the warm-up in steps; 0 is no warm-up.
         steps: u64,
         /// The schedule after the warm-up.
-        schedule: Box<Schedule>,
+        schedule: Box<Self>,
     },
     /// One schedule after the other. PyTorch: `SequentialLR`.
     ///
@@ -189,20 +189,20 @@ pub enum Schedule {
     /// no steps. Deviation: in that case PyTorch takes the value of step 0 from the first schedule.
     Sequence {
         /// The schedules, at least one.
-        schedules: Vec<Schedule>,
+        schedules: Vec<Self>,
         /// The first steps of all schedules but the first, in ascending order.
         milestones: Vec<u64>,
     },
     /// The product of the schedules' values at a step; an empty product is 1. PyTorch: `ChainedScheduler`.
     ///
     /// The momentum is that of the first schedule with a momentum.
-    Product(Vec<Schedule>),
+    Product(Vec<Self>),
     /// A schedule with another schedule's value as momentum.
     WithMomentum {
         /// The schedule of the learning rate. Its own momentum is replaced.
-        schedule: Box<Schedule>,
+        schedule: Box<Self>,
         /// The schedule of [`Step::momentum`](crate::Step::momentum).
-        momentum: Box<Schedule>,
+        momentum: Box<Self>,
     },
     /// A function of the user; every suitable closure converts by [`From`]. PyTorch: `LambdaLR`.
     #[cfg_attr(feature = "serde", serde(skip))]

@@ -69,13 +69,13 @@ impl Stream {
 }
 
 /// The index in its first block of the first element of a tensor at `offset`.
-pub fn lead(offset: u64) -> u64 {
+pub(crate) fn lead(offset: u64) -> u64 {
     offset % VECTOR
 }
 
 #[cfg(feature = "checkpoint")]
 /// Blocks of a tensor of `len` elements.
-pub fn blocks(offset: u64, len: u64) -> u64 {
+pub(crate) fn blocks(offset: u64, len: u64) -> u64 {
     (lead(offset) + len).div_ceil(crate::formats::q8::BLOCK as u64)
 }
 

@@ -34,6 +34,10 @@ pub(crate) fn encode(format: Format, values: &[f32], lead: usize) -> (Vec<u8>, V
         }
         Format::F32 => (values.iter().flat_map(|x| x.to_ne_bytes()).collect(), Vec::new()),
         Format::F16 | Format::Bf16 => {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "a code of 2 bytes is the lower half of a u32"
+            )]
             let code = |x: &f32| (format.encode(*x) as u16).to_ne_bytes();
             (values.iter().flat_map(code).collect(), Vec::new())
         }

@@ -1,7 +1,7 @@
 //! Small runs on the CPU, which need no device.
 
 use cpu_harness::CpuRun;
-pub use cpu_harness::Random;
+pub(crate) use cpu_harness::Random;
 use serde::de::DeserializeOwned;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ use wgpu_optim::{
 };
 
 /// A directory of the test's own, removed at the end.
-pub struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// The names of all files, in order.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.0).unwrap();
         let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -44,13 +44,13 @@ impl Drop for Directory {
 }
 
 /// Uniform in [-1, 1).
-pub fn values(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut random = Random::new(seed);
     (0..len).map(|_| random.bits() as i32 as f32 / 2f32.powi(31)).collect()
 }
 
 /// A run of either engine that is saved and loaded.
-pub trait Saves {
+pub(crate) trait Saves {
     type Engine<'e>: Engine
     where
         Self: 'e;
@@ -101,13 +101,13 @@ impl Saves for CpuRun {
 }
 
 /// A run on the CPU.
-pub fn on_cpu(layout: Layout) -> CpuRun {
+pub(crate) fn on_cpu(layout: Layout) -> CpuRun {
     let start = vec![0.5; layout.len() as usize];
     CpuRun::new(layout, Options::DEFAULT, &start)
 }
 
 /// Everything in a run on the CPU that a load can change, bit for bit.
-pub fn bits(run: &CpuRun) -> Vec<Vec<u32>> {
+pub(crate) fn bits(run: &CpuRun) -> Vec<Vec<u32>> {
     let mut all: Vec<Vec<u32>> = Vec::new();
     let layout = run.optimizer.layout();
     for tensor in layout.tensors() {
@@ -120,14 +120,14 @@ pub fn bits(run: &CpuRun) -> Vec<Vec<u32>> {
 }
 
 /// Two groups of three tensors.
-pub fn layout() -> Layout {
+pub(crate) fn layout() -> Layout {
     let decay = Group::new("decay", AdamW::default()).tensor("w", [3, 5]).tensor("v", [7]);
     let plain = Group::new("plain", AdamW { weight_decay: 0.0, ..AdamW::default() }).lr_factor(0.5);
     Layout::packed([decay, plain.tensor("b", [2])]).unwrap()
 }
 
 /// The mismatches of a refused load.
-pub fn mismatches<T: std::fmt::Debug>(result: Result<T, Error>) -> Vec<Mismatch> {
+pub(crate) fn mismatches<T: std::fmt::Debug>(result: Result<T, Error>) -> Vec<Mismatch> {
     match result {
         Err(Error::Mismatches(mismatches)) => mismatches,
         other => panic!("{other:?}"),
@@ -136,7 +136,7 @@ pub fn mismatches<T: std::fmt::Debug>(result: Result<T, Error>) -> Vec<Mismatch>
 
 /// Layout and options of `tests/checkpoint/v1-gpu.safetensors`: blocks, a small tensor without them,
 /// remainders, rounding at random, an average, a loss scale.
-pub fn blocks_fixture() -> (Layout, Options) {
+pub(crate) fn blocks_fixture() -> (Layout, Options) {
     let options = Options {
         params: Format::Bf16,
         grads: Format::Bf16,
@@ -154,7 +154,7 @@ pub fn blocks_fixture() -> (Layout, Options) {
 
 /// All counts and carries of an engine in a checkpoint.
 #[derive(Debug, PartialEq)]
-pub struct Counters {
+pub(crate) struct Counters {
     pub steps: u64,
     pub taken: u64,
     pub loss_scale: Option<LossScaleState>,
@@ -175,26 +175,26 @@ impl From<&Metadata> for Counters {
 }
 
 /// The checkpoint that an engine saves, in memory.
-pub fn bytes<E: Engine>(engine: &mut E) -> Vec<u8> {
+pub(crate) fn bytes<E: Engine>(engine: &mut E) -> Vec<u8> {
     let mut bytes = Vec::new();
     checkpoint::save_to(engine, &mut bytes, &Save::default()).unwrap();
     bytes
 }
 
 /// The counters of a checkpoint in memory.
-pub fn counters(checkpoint: &[u8]) -> Counters {
+pub(crate) fn counters(checkpoint: &[u8]) -> Counters {
     (&Metadata::read(&Reader::new(Cursor::new(checkpoint)).unwrap()).unwrap()).into()
 }
 
 /// The rule of a group in a checkpoint.
-pub fn rule(record: &Metadata, group: &GroupRecord) -> AnyRule {
+pub(crate) fn rule(record: &Metadata, group: &GroupRecord) -> AnyRule {
     let name = group.rule.as_ref().unwrap_or(&record.rule);
     serde_json::from_str(&format!("{{{name:?}: {}}}", group.hyperparameters.text())).unwrap()
 }
 
 /// Compares the tensors of two files and the meaning of their records, for any versions of the writers, with
 /// a field left out equal to its default. Returns the names of the tensors.
-pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
+pub(crate) fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
     fn parsed<T: DeserializeOwned>(json: &Json) -> T {
         serde_json::from_str(json.text()).unwrap()
     }
@@ -215,7 +215,7 @@ pub fn assert_same_checkpoint(first: &Path, second: &Path) -> Vec<String> {
 }
 
 /// Compares the tensors of two files in any order. Returns their names.
-pub fn assert_same_tensors(first: &Path, second: &Path, context: &str) -> Vec<String> {
+pub(crate) fn assert_same_tensors(first: &Path, second: &Path, context: &str) -> Vec<String> {
     let [first, second] = [first, second].map(|path| std::fs::read(path).unwrap());
     let [first, second] = [&first, &second].map(|bytes| {
         let mut tensors = safetensors::SafeTensors::deserialize(bytes).unwrap().tensors();

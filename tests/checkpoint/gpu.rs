@@ -7,7 +7,7 @@ use wgpu_optim::checkpoint::{self, Cpu, Error, Gpu as Engine, Load, Mismatch, Pa
 use wgpu_optim::{AdamW, BindError, Format, Group, Layout, Master, Optimizer, Options, Rounding, View, cpu};
 
 /// Tensors of odd lengths with gaps between them; `shift` elements further on.
-pub fn layout(shift: u64) -> Layout {
+pub(crate) fn layout(shift: u64) -> Layout {
     let group = |name: &str| Group::new(name, AdamW { weight_decay: 0.1, ..AdamW::default() });
     let first = group("first").tensor_at("a", [301], shift).tensor_at("c", [1_030], 310 + shift);
     let second = group("second").tensor_at("b", [7], 302 + shift).tensor_at("d", [5], 1_342 + shift);
@@ -15,7 +15,7 @@ pub fn layout(shift: u64) -> Layout {
 }
 
 /// A run on the GPU.
-pub fn on_gpu(gpu: &Gpu, layout: Layout, options: Options) -> GpuRun<'_> {
+pub(crate) fn on_gpu(gpu: &Gpu, layout: Layout, options: Options) -> GpuRun<'_> {
     let start = vec![0.25; layout.len() as usize];
     GpuRun::new(gpu, layout, options, &start)
 }
@@ -42,7 +42,7 @@ impl Saves for GpuRun<'_> {
 }
 
 /// The numbers of each slot of each tensor, and the parameters with all kept digits.
-pub fn numbers(run: &GpuRun<'_>) -> Vec<(String, Vec<f32>)> {
+pub(crate) fn numbers(run: &GpuRun<'_>) -> Vec<(String, Vec<f32>)> {
     let layout = run.optimizer.layout();
     let snapshot = run.snapshot();
     let named = ["exp_avg", "exp_avg_sq"].iter().zip(&snapshot.state).chain([(&"param", &snapshot.params)]);

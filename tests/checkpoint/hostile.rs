@@ -8,7 +8,7 @@ use std::path::Path;
 use wgpu_optim::checkpoint::{Differing, Error, Load, Malformed, Metadata, Mismatch, Reader, Save};
 
 /// Loads a file onto the small run. The load is refused, or succeeds and the run takes a step.
-pub fn load(path: &Path) -> Result<(), Error> {
+pub(crate) fn load(path: &Path) -> Result<(), Error> {
     let mut run = on_cpu(layout());
     run.steps(1);
     let before = bits(&run);
@@ -21,7 +21,7 @@ pub fn load(path: &Path) -> Result<(), Error> {
 }
 
 /// A good file, as its header and data.
-pub fn good(directory: &Directory) -> (Value, Vec<u8>) {
+pub(crate) fn good(directory: &Directory) -> (Value, Vec<u8>) {
     let path = directory.file("good.safetensors");
     on_cpu(layout()).steps(2).save(&path, &Save::default()).unwrap();
     let bytes = fs::read(path).unwrap();
@@ -29,7 +29,7 @@ pub fn good(directory: &Directory) -> (Value, Vec<u8>) {
     (serde_json::from_slice(&bytes[8..8 + len]).unwrap(), bytes[8 + len..].to_vec())
 }
 
-pub fn write(path: &Path, header: &[u8], data: &[u8]) {
+pub(crate) fn write(path: &Path, header: &[u8], data: &[u8]) {
     let len = (header.len() as u64).to_le_bytes();
     fs::write(path, [&len[..], header, data].concat()).unwrap();
 }
@@ -130,7 +130,7 @@ fn further_fields_of_tensors_are_left_out() {
 }
 
 /// Bytes of the largest header.
-pub const MAX: u64 = 16 << 20;
+pub(crate) const MAX: u64 = 16 << 20;
 
 #[test]
 fn lies_of_the_record() {

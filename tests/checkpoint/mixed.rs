@@ -17,7 +17,7 @@ const HALF: u64 = 8;
 const OVERFLOW: u64 = 2;
 
 /// Every value of a file.
-pub const TAKE: Load = Load {
+pub(crate) const TAKE: Load = Load {
     missing: Missing::Error,
     extra: Extra::Error,
     formats: Formats::Same,
@@ -30,7 +30,7 @@ fn adamw() -> AdamW {
 }
 
 /// Four groups of four rules, at a program's start.
-pub fn layout() -> Layout {
+pub(crate) fn layout() -> Layout {
     let sgd = Sgd { momentum: 0.9, ..Sgd::default() };
     Layout::new([
         Group::new("body", adamw()).tensor("w", [9, 14]).tensor("a", [33]),

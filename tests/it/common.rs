@@ -1,6 +1,6 @@
 //! Cases, data and checks that the tests share.
 
-pub use cpu_harness::{
+pub(crate) use cpu_harness::{
     Case, Random, assert_same_bits, assert_within_budget, cases, cases_of, check_cpu, lr, single,
 };
 use harness::{Gpu, GpuRun};
@@ -10,7 +10,7 @@ use wgpu_optim::{Layout, Options, wgpu};
 
 /// Runs `steps` steps on random gradients; every element of every step must be within the rules' budget.
 /// Returns the worst.
-pub fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &str) -> f64 {
+pub(crate) fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &str) -> f64 {
     let mut random = Random::new(seed);
     let len = layout.len() as usize;
     let mut run = GpuRun::new(gpu, layout.clone(), Options::DEFAULT, &random.values(len));
@@ -30,18 +30,18 @@ pub fn check_gpu(gpu: &Gpu, layout: &Layout, seed: u64, steps: usize, context: &
 
 /// Errors that reached a device's error handler.
 #[derive(Clone, Default)]
-pub struct Uncaught(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Uncaught(Arc<Mutex<Vec<String>>>);
 
 impl Uncaught {
     /// Asserts that there are none.
     #[track_caller]
-    pub fn is_empty(&self) {
+    pub(crate) fn is_empty(&self) {
         assert_eq!(*self.0.lock().unwrap(), [""; 0]);
     }
 }
 
 /// Lists what reaches the handler of a device.
-pub fn watch(gpu: &Gpu) -> Uncaught {
+pub(crate) fn watch(gpu: &Gpu) -> Uncaught {
     let uncaught = Uncaught::default();
     let list = uncaught.clone();
     gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {

@@ -22,7 +22,7 @@ fn request(gpu: &Gpu, offload: &mut Offload, grads: &wgpu::Buffer, chunk: usize)
 }
 
 /// A whole step.
-pub fn step(
+pub(crate) fn step(
     gpu: &Gpu,
     offload: &mut Offload,
     params: &wgpu::Buffer,

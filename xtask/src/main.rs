@@ -6,13 +6,14 @@
 mod driver;
 mod house;
 mod opinions;
+mod publish;
+mod steps;
 mod tools;
 
 use std::env;
-use std::fmt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use steps::{Failure, Steps};
 use tools::Need;
 
 const USAGE: &str = "\
@@ -34,6 +35,8 @@ usage: cargo xtask COMMAND
   instructions [ARG]  counts the CPU engine's instructions: --json, --check, --write; needs valgrind
   house         checks the structure of the repository: module map, links, lengths of files,
                 widths of lines; --map prints the imports of the sources
+  publishable   checks spelling, licences and sources of dependencies, the oldest Rust version, and a dry run
+                of cargo publish
   ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
                 runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";
 
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         ("instructions", _) => instructions(&mut steps, &rest, Need::Demanded, &mut Vec::new()),
         ("house", []) => house::check(root()),
         ("house", [flag]) if flag == "--map" => house::draw(root()),
+        ("publishable", []) => publish::check(&mut steps),
         ("ci", []) => ci(&mut steps),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -167,6 +171,8 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     steps.run("structure", &mut cargo(["xtask", "house"]))?;
     component(steps, "rustfmt", "fmt")?;
     steps.run("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
+    let (need, mut skipped) = (Need::of_ci(), Vec::new());
+    publish::lists(steps, need, &mut skipped)?;
     component(steps, "clippy", "clippy")?;
     let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     steps.run("lints", &mut cargo(lints))?;
@@ -181,12 +187,12 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     }
     // The engine by itself, on one thread: in the other tests it has all features.
     steps.run("engine without features", &mut cargo(["test", "-p", "cpu-harness"]))?;
-    let mut skipped = check_targets(steps)?;
+    check_targets(steps, &mut skipped)?;
+    publish::package(steps, need, &mut skipped)?;
     let mut doc = cargo(["doc", "--no-deps", "--workspace"]);
     steps.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     // The command in the README.
     steps.run("tests", &mut cargo(["xtask", "test"]))?;
-    let need = Need::of_ci();
     instructions(steps, &["--check".into()], need, &mut skipped)?;
     opinions::webgpu(steps, need, &mut skipped)?;
     opinions::compilers(steps, need, &mut skipped)?;
@@ -212,10 +218,9 @@ fn ci(steps: &mut Steps) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compiles the library for other platforms. Returns a line per platform that this machine cannot compile
-/// for.
-fn check_targets(steps: &mut Steps) -> Result<Vec<String>, Failure> {
-    let mut skipped = Vec::new();
+/// Compiles the library for other platforms. `skipped` gets a line per platform that this machine cannot
+/// compile for.
+fn check_targets(steps: &mut Steps, skipped: &mut Vec<String>) -> Result<(), Failure> {
     for (target, sets) in TARGETS {
         // Without a network or rustup, a contributor cannot change it.
         if !succeeds(Command::new("rustup").args(["target", "add", target])) {
@@ -231,7 +236,7 @@ fn check_targets(steps: &mut Steps) -> Result<Vec<String>, Failure> {
             steps.run(&format!("{target}, features {with}"), &mut check)?;
         }
     }
-    Ok(skipped)
+    Ok(())
 }
 
 /// Processors with other instructions than this machine may have: AVX2 without AVX-512, and neither.
@@ -285,114 +290,4 @@ fn succeeds(command: &mut Command) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
-}
-
-/// The reason that a command ended early.
-#[derive(Debug)]
-struct Failure {
-    message: String,
-    /// The exit status of this program.
-    code: u8,
-}
-
-impl Failure {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 1 }
-    }
-}
-
-/// The steps that have been run, with their times.
-#[derive(Debug, Default)]
-struct Steps(Vec<(String, Duration)>);
-
-impl Steps {
-    /// Shows a command, runs it at the root of the workspace and waits.
-    fn run(&mut self, name: &str, command: &mut Command) -> Result<(), Failure> {
-        self.run_in(root(), name, command)
-    }
-
-    /// Runs a command in another folder.
-    fn run_in(&mut self, folder: &Path, name: &str, command: &mut Command) -> Result<(), Failure> {
-        eprintln!("\n$ {}", Shown(command));
-        command.current_dir(folder);
-        if cfg!(target_os = "linux") && env::var_os("XDG_RUNTIME_DIR").is_none() {
-            // Without it the window system's part of Vulkan drivers complains, though no test opens a window.
-            command.env("XDG_RUNTIME_DIR", env::temp_dir());
-        }
-        let start = Instant::now();
-        let status = command.status();
-        self.0.push((name.into(), start.elapsed()));
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Failure {
-                message: format!("step failed: {name} ({status})"),
-                // A signal has no code.
-                code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
-            }),
-            Err(error) => {
-                let program = command.get_program().display();
-                Err(Failure::new(format!("step failed: {name} ({program} cannot be run: {error})")))
-            }
-        }
-    }
-
-    fn list(&self) {
-        if self.0.is_empty() {
-            return;
-        }
-        eprintln!();
-        for (name, time) in &self.0 {
-            eprintln!("{:>8.1} s  {name}", time.as_secs_f64());
-        }
-    }
-}
-
-/// A command as one would type it.
-struct Shown<'a>(&'a Command);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, value) in self.0.get_envs() {
-            let value = value.unwrap_or_default().to_string_lossy();
-            write!(f, "{}={} ", name.display(), quoted(&value))?;
-        }
-        f.write_str(&quoted(&self.0.get_program().to_string_lossy()))?;
-        self.0.get_args().try_for_each(|arg| write!(f, " {}", quoted(&arg.to_string_lossy())))
-    }
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_=+./:,@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_shown_as_typed() {
-        let mut command = cargo(["doc", "--no-deps"]);
-        assert_eq!(Shown(&command).to_string(), "cargo doc --no-deps");
-        command.env("RUSTDOCFLAGS", "-D warnings").arg("it's");
-        assert_eq!(Shown(&command).to_string(), r"RUSTDOCFLAGS='-D warnings' cargo doc --no-deps 'it'\''s'");
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_failed_step_gives_its_name_and_code() {
-        let mut steps = Steps::default();
-        steps.run("good", &mut Command::new("true")).unwrap();
-        let failure = steps.run("bad", Command::new("sh").args(["-c", "exit 3"])).unwrap_err();
-        assert_eq!((failure.message.as_str(), failure.code), ("step failed: bad (exit status: 3)", 3));
-        let failure = steps.run("absent", &mut Command::new("no-such-program")).unwrap_err();
-        assert_eq!(failure.code, 1);
-        assert!(failure.message.starts_with("step failed: absent (no-such-program"), "{}", failure.message);
-        let names: Vec<_> = steps.0.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["good", "bad", "absent"]);
-    }
 }

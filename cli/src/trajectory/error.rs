@@ -89,7 +89,7 @@ pub enum Error {
         /// The group.
         group: String,
         /// The reason.
-        source: Box<Error>,
+        source: Box<Self>,
     },
     /// A group with a rule of its own and with overrides of the file's.
     #[error("group {group:?} has both \"optimizer\" and \"overrides\", must have at most one of them")]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::Path;
 
 #[test]
-fn schedules_are_the_librarys() {
+fn schedules_equal_those_of_the_library() {
     let specs = [
         r#"{"warmup": {"steps": 7, "schedule": {"cosine": {"start": 3e-4, "end": 3e-5, "steps": 60}}}}"#,
         r#"{"one_cycle": {"max_lr": 0.1, "total_steps": 70, "three_phase": true}}"#,

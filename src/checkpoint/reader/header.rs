@@ -5,6 +5,7 @@ use super::input::Input;
 use super::metadata::Texts;
 use super::{Stored, parse};
 use crate::error::checkpoint::{Error, Malformed};
+use crate::narrow::to_usize;
 use safetensors::Dtype;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ pub(super) fn read(
     if len < LENGTH_BYTES {
         return Err(input.malformed(Malformed::Truncated { len, expected: LENGTH_BYTES }));
     }
-    let mut bytes = [0; LENGTH_BYTES as usize];
+    let mut bytes = 0u64.to_le_bytes();
     input.read_at(0, &mut bytes)?;
     let own = u64::from_le_bytes(bytes);
     let (found, bound) = (header_bytes.saturating_add(own), MAX_HEADER);
@@ -34,7 +35,7 @@ pub(super) fn read(
     if len < data {
         return Err(input.malformed(Malformed::Truncated { len, expected: data }));
     }
-    let mut text = vec![0; own as usize];
+    let mut text = vec![0; to_usize(own)];
     input.read_at(LENGTH_BYTES, &mut text)?;
     let header: Header = parse("the header", &text).map_err(|reason| input.malformed(reason))?;
     drop(text);

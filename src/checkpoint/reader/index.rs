@@ -5,6 +5,7 @@ use super::input::Input;
 use super::metadata::Texts;
 use super::{Stored, parse};
 use crate::error::checkpoint::{Error, Malformed};
+use crate::narrow::to_usize;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,7 +17,7 @@ pub(super) fn read(input: &mut Input<'_>) -> Result<Vec<u8>, Error> {
     if found > bound {
         return Err(input.malformed(Malformed::TooLarge { what: "an index", found, bound }));
     }
-    let mut text = vec![0; found as usize];
+    let mut text = vec![0; to_usize(found)];
     input.read_at(0, &mut text)?;
     Ok(text)
 }

@@ -16,12 +16,12 @@ pub(super) fn header(
     tensors: &[Planned],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, Error> {
-    let mut text = vec![0; LENGTH_BYTES as usize];
+    let mut text = 0u64.to_le_bytes().to_vec();
     serde_json::to_writer(&mut text, &Header { tensors, metadata })
         .map_err(|error| Error::io("write", location)(error.into()))?;
     text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
     let len = text.len() as u64 - LENGTH_BYTES;
-    text[..LENGTH_BYTES as usize].copy_from_slice(&len.to_le_bytes());
+    text[..size_of::<u64>()].copy_from_slice(&len.to_le_bytes());
     Ok(text)
 }
 

@@ -44,8 +44,8 @@ impl From<&PathBuf> for Location {
     }
 }
 
-impl From<&Location> for Location {
-    fn from(location: &Location) -> Self {
+impl From<&Self> for Location {
+    fn from(location: &Self) -> Self {
         location.clone()
     }
 }

@@ -14,6 +14,7 @@ use crate::gpu::limits::at_least;
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::pipeline::{Folds, Kernel};
 use crate::gpu::record::{BoundDispatch, Entry, OfRule, Recorded, Scan};
+use crate::narrow::to_u32;
 
 impl Optimizer {
     pub(super) fn build(
@@ -88,7 +89,7 @@ impl Optimizer {
                 Some(_) if targets.len() == 0 => None,
                 Some(layers) => {
                     let sums = memory.sums(2 * targets.len())?;
-                    let (count, more) = (layers.group_of.len() as u32, [&layers.scalars, &layers.groups]);
+                    let (count, more) = (to_u32(layers.group_of.len()), [&layers.scalars, &layers.groups]);
                     let fold = self.fold(&mut memory, &layers.folds, targets, count, &sums, &more)?;
                     rule.ratio = Some(fold);
                     Some(sums)
@@ -128,7 +129,7 @@ impl Optimizer {
         let sums = memory.sums(targets.len())?;
         let (mut reaching, mut partials, mut by_group) = (sums.clone(), targets.len(), None);
         if let Some(kernel) = &control.by_group {
-            partials = self.layout.groups().len() as u32;
+            partials = to_u32(self.layout.groups().len());
             reaching = memory.sums(partials)?;
             by_group = Some(self.fold(memory, kernel, targets, partials, &sums, &[&reaching])?);
         }

@@ -79,6 +79,7 @@ impl Optimizer {
         let p = Named::new("parameters", p, p_bytes)?;
         let g = Named::new("gradients", g, g_bytes)?;
         self.check_ranges(vec![p.range(p_bytes), g.range(g_bytes)])?;
+        #[allow(clippy::cast_possible_wrap, reason = "elements of a layout lie far below 2⁶³")]
         let part = |(i, chunk): (usize, &&Chunk)| Part {
             chunk: i,
             base: chunk.start,
@@ -134,6 +135,7 @@ impl Optimizer {
                 for tensor_range in &chunk.tensor_ranges {
                     let (p, g) = &named[tensor_range.tensor];
                     let base = tensor_range.start / VECTOR * VECTOR;
+                    #[allow(clippy::cast_possible_wrap, reason = "elements of a layout lie far below 2⁶³")]
                     let first = base as i64 - tensors[tensor_range.tensor].offset as i64;
                     parts.push(Part {
                         chunk: i,

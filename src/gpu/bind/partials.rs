@@ -4,6 +4,7 @@ use super::tables::Table;
 use crate::error::DeviceError;
 use crate::gpu::device::{create_buffer, create_filled};
 use crate::gpu::plan::Dispatch;
+use crate::narrow::to_u32;
 
 /// Bytes of a partial sum: three sums and flags.
 const PARTIAL_BYTES: u64 = 16;
@@ -16,7 +17,7 @@ pub(super) struct Targets(Vec<u32>);
 
 impl Targets {
     pub(super) fn len(&self) -> u32 {
-        self.0.len() as u32
+        to_u32(self.0.len())
     }
 
     /// All partial sums, as parts of one sum.
@@ -48,7 +49,7 @@ impl Targets {
         numbers.sort_by_key(|&n| self.0[n as usize]);
         for (target, begin) in (0..).zip(&mut list) {
             let before = numbers.partition_point(|&n| self.0[n as usize] < target);
-            *begin = count + 1 + before as u32;
+            *begin = count + 1 + to_u32(before);
         }
         list.append(&mut numbers);
         list

@@ -11,6 +11,7 @@ use crate::gpu::plan::{self, Constraints, Dispatch, Header, Seams, TensorRange};
 use crate::gpu::record::Recorded;
 use crate::gpu::state::block_vectors;
 use crate::layout::RuleUse;
+use crate::narrow::to_u32;
 use crate::options::Storage;
 
 /// A planned dispatch.
@@ -104,7 +105,7 @@ impl Optimizer {
             table_layout: table.table_layout,
             single: table.dispatch.segments.len() == 1 && !self.options.norms,
             writable_gradients: shares_buffer || self.options.zero_gradients,
-            groups: self.layout.groups().len() as u32,
+            groups: to_u32(self.layout.groups().len()),
             scalars_space: self.limits.scalars_space,
             candidate: self.candidate,
             kept,
@@ -125,7 +126,7 @@ impl Optimizer {
         let (key, scalars) = match &self.layers[rule] {
             None => (key, &self.scalars_layout),
             Some(layers) => {
-                let groups = layers.group_of.len() as u32;
+                let groups = to_u32(layers.group_of.len());
                 (KernelKey { groups, scalars_space: layers.space, ..key }, &layers.layout)
             }
         };
@@ -186,7 +187,7 @@ impl Optimizer {
         let sides = if *access == Access::Vectors { &[p, g][..] } else { &[] };
         part.prove_bounds(&dispatch, sides, part.state.into())?;
         let header = Header {
-            segments: dispatch.segments.len() as u32,
+            segments: to_u32(dispatch.segments.len()),
             shift: dispatch.shift,
             stride,
             p: p.base,

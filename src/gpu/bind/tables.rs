@@ -7,6 +7,7 @@ use crate::gpu::plan::{
     uniform_segments,
 };
 use crate::layout::{Tensor, VECTOR};
+use crate::narrow::to_usize;
 use crate::random::tensor_key;
 
 /// The segments of one dispatch.
@@ -30,7 +31,7 @@ impl Tables {
     pub(super) fn write(&mut self, table: &Table, tensors: &[&Tensor]) -> (u64, u64) {
         let Table { table_layout, header, base, dispatch } = table;
         let bytes = &mut self.bytes;
-        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+        bytes.resize(bytes.len().next_multiple_of(to_usize(ALIGNMENT)), 0);
         let offset = bytes.len();
         bytes.extend_from_slice(bytemuck::bytes_of(header));
         bytes.resize(offset + HEADER_BYTES, 0);
@@ -50,6 +51,7 @@ impl Tables {
                 let tensor = tensors[tensor];
                 let vectors = base / VECTOR + u64::from(vector) - tensor.offset / VECTOR;
                 let place = vectors * VECTOR + tensor.offset % VECTOR;
+                #[allow(clippy::cast_possible_truncation, reason = "the shader counts elements modulo 2³²")]
                 let element = [tensor_key(&tensor.name), place as u32];
                 bytes.extend_from_slice(bytemuck::bytes_of(&element));
                 bytes.resize(bytes.len() + TENSOR_BYTES - size_of_val(&element), 0);
@@ -70,7 +72,7 @@ impl Tables {
 
     /// The bytes of all tables, with room after the last tables for their full size.
     pub(super) fn finish(mut self) -> Vec<u8> {
-        self.bytes.resize(self.end as usize, 0);
+        self.bytes.resize(to_usize(self.end), 0);
         self.bytes
     }
 }

@@ -11,6 +11,7 @@ mod tests;
 
 use super::plan::{HEADER_BYTES, Space, segment_bytes};
 use crate::layout::Layout;
+use crate::narrow::to_u32;
 use crate::options::{Clip, Options, Storage};
 use crate::rules::RuleSpec;
 use crate::rules::names::{AVERAGE_WEIGHT, GROUP_FACTOR};
@@ -21,21 +22,21 @@ pub use target::Target;
 
 /// Bind group 0: binding of the table of segments. Then parameters, gradients, and from [`BINDING_STATE`] the
 /// kept slots in order.
-pub const BINDING_TABLE: u32 = 0;
+pub(super) const BINDING_TABLE: u32 = 0;
 /// Bind group 0: binding of the parameters.
-pub const BINDING_P: u32 = 1;
+pub(super) const BINDING_P: u32 = 1;
 /// Bind group 0: binding of the gradients.
-pub const BINDING_G: u32 = 2;
+pub(super) const BINDING_G: u32 = 2;
 /// Bind group 0: binding of the first kept state slot. After the last slot: the parameters' master, the
 /// average of the weights, partial sums of norms.
-pub const BINDING_STATE: u32 = 3;
+pub(super) const BINDING_STATE: u32 = 3;
 /// Bind group 0 of the reduction: binding of the gradients, after the table.
-pub const REDUCE_BINDING_G: u32 = 1;
+pub(super) const REDUCE_BINDING_G: u32 = 1;
 /// Bind group 0 of the reduction: binding of the partial sums.
-pub const REDUCE_BINDING_PARTIALS: u32 = 2;
+pub(super) const REDUCE_BINDING_PARTIALS: u32 = 2;
 /// The access to parameters and gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
+pub(super) enum Access {
     /// One `vec4` per vector.
     Vectors,
     /// Element by element: for ranges that start or end inside a 16-byte block of their buffer.
@@ -44,7 +45,7 @@ pub enum Access {
 
 /// The options of a kernel around the rule: see [`Options`](crate::Options).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Fused {
+pub(super) struct Fused {
     /// Whether the step's random key is in the header, in three parts of 16 bits.
     pub key: bool,
     /// Whether every group's gradients have their own factor, after the group's scalars.
@@ -66,7 +67,7 @@ pub struct Fused {
 impl Fused {
     /// The options of a step's kernels.
     #[must_use]
-    pub fn of(options: &Options) -> Self {
+    pub(super) fn of(options: &Options) -> Self {
         Self {
             key: options.storage().stochastic,
             grouped: matches!(options.clip, Some(Clip::GroupNorm(_))),
@@ -86,7 +87,7 @@ impl Fused {
 /// The header's first vector has the factor of the gradients, whether the step is skipped and, last, the
 /// bound of the gradients. A second one has the random key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CandidateLayout {
+pub(super) struct CandidateLayout {
     /// Vectors of the header.
     pub header: u32,
     /// Vectors from one group to the next.
@@ -102,14 +103,14 @@ pub struct CandidateLayout {
 impl CandidateLayout {
     /// The candidates of a layout's steps.
     #[must_use]
-    pub fn new(layout: &Layout, fused: &Fused) -> Self {
+    pub(super) fn new(layout: &Layout, fused: &Fused) -> Self {
         Self::of(layout.most_scalars(), fused)
     }
 
     /// Candidates for rules with at most `scalars` scalars.
     #[must_use]
-    pub fn of(scalars: usize, fused: &Fused) -> Self {
-        let weight = scalars as u32;
+    pub(super) fn of(scalars: usize, fused: &Fused) -> Self {
+        let weight = to_u32(scalars);
         let factor = weight + u32::from(fused.ema);
         let stride = (factor + u32::from(fused.grouped)).div_ceil(4);
         Self { header: 1 + u32::from(fused.key), stride, weight, factor }
@@ -117,14 +118,14 @@ impl CandidateLayout {
 
     /// Vectors of a candidate for `groups` groups.
     #[must_use]
-    pub fn vectors(&self, groups: usize) -> usize {
+    pub(super) fn vectors(&self, groups: usize) -> usize {
         self.header as usize + groups * self.stride as usize
     }
 }
 
 /// The access of a kernel to a table of segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TableLayout {
+pub(super) struct TableLayout {
     /// The access to parameters and gradients.
     pub access: Access,
     /// Whether every vector belongs wholly to one group. Never with [`Access::Elements`].
@@ -142,14 +143,14 @@ pub struct TableLayout {
 impl TableLayout {
     /// Bytes of a table with `segments` segments.
     #[must_use]
-    pub fn table_bytes(&self, segments: usize) -> u64 {
+    pub(super) fn table_bytes(&self, segments: usize) -> u64 {
         (HEADER_BYTES + segments * segment_bytes(self.aligned, self.by_tensor)) as u64
     }
 }
 
 /// The key by which a kernel is specialised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct KernelKey {
+pub(super) struct KernelKey {
     /// The access to the table.
     pub table_layout: TableLayout,
     /// Whether there is only one segment, which needs no lookup.
@@ -173,17 +174,17 @@ pub struct KernelKey {
 impl KernelKey {
     /// Bindings of state in bind group 0: kept slots, master or remainder, and the average of the weights.
     #[must_use]
-    pub fn states(&self) -> u32 {
+    pub(super) fn states(&self) -> u32 {
         self.kept_slots() + u32::from(self.storage.master().is_some()) + u32::from(self.fused.ema)
     }
 
     fn kept_slots(&self) -> u32 {
-        self.kept.iter().filter(|&&kept| kept).count() as u32
+        to_u32(self.kept.iter().filter(|&&kept| kept).count())
     }
 
     /// Storage bindings of the kernel.
     #[must_use]
-    pub fn storage_bindings(&self) -> u32 {
+    pub(super) fn storage_bindings(&self) -> u32 {
         let storage = |space| u32::from(space == Space::Storage);
         2 + storage(self.table_layout.space)
             + storage(self.scalars_space)
@@ -193,7 +194,7 @@ impl KernelKey {
 
     /// The key for the first phase of a layer-wise rule, which writes only partial sums.
     #[must_use]
-    pub fn for_layer_norms(&self) -> Self {
+    pub(super) fn for_layer_norms(&self) -> Self {
         let Fused { key, grouped, bounded, splits, .. } = self.fused;
         let fused = Fused { key, grouped, bounded, splits, norms: true, ..Fused::default() };
         let storage = Storage { stochastic: false, ..self.storage };
@@ -212,7 +213,7 @@ fn scalar_names(spec: &RuleSpec, key: &KernelKey) -> Vec<(&'static str, usize)> 
 
 /// The unit that adds up the partial sums of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FoldBy {
+pub(super) enum FoldBy {
     /// A workgroup.
     Workgroup,
     /// A thread, if each target has few partial sums: 512 tensors of a layer-wise rule then need two
@@ -222,20 +223,20 @@ pub enum FoldBy {
 
 impl FoldBy {
     /// The units in the order of their kernels.
-    pub const ALL: [Self; 2] = [Self::Workgroup, Self::Thread];
+    pub(super) const ALL: [Self; 2] = [Self::Workgroup, Self::Thread];
     /// The largest number of partial sums of a target that one thread adds up. Its loads follow each other.
     const FEW: usize = 16;
 
     /// The unit for targets with at most `most` partial sums.
     #[must_use]
-    pub fn of(most: usize) -> Self {
+    pub(super) fn of(most: usize) -> Self {
         if most <= Self::FEW { Self::Thread } else { Self::Workgroup }
     }
 }
 
 /// The sums that a kernel adds up from partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fold {
+pub(super) enum Fold {
     /// The norm of each group's gradients.
     Groups,
     /// The norms of all parameters and of their update.

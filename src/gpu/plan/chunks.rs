@@ -1,14 +1,15 @@
 //! Chunks: parts of the flat space that fit a binding.
 
 use crate::layout::VECTOR;
+use crate::narrow::to_u32;
 
 /// Chunks start at multiples of this many elements: 256 bytes of f32, the largest offset alignment that a
 /// device may require.
-pub const CHUNK_ALIGNMENT: u64 = 64;
+pub(crate) const CHUNK_ALIGNMENT: u64 = 64;
 
 /// A part of one tensor inside one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TensorRange {
+pub(crate) struct TensorRange {
     /// Index of the tensor in the order of declaration.
     pub tensor: usize,
     /// The tensor's group, or another number that all vectors of a segment share.
@@ -25,7 +26,7 @@ pub struct TensorRange {
 
 /// A range of the flat space that is bound at once, with state buffers of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// First element bound, a multiple of [`CHUNK_ALIGNMENT`].
     pub start: u64,
     /// One past the last element that belongs to a tensor.
@@ -46,7 +47,7 @@ impl Chunk {
 
 /// A tensor as input of [`chunks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// Index of the tensor in the order of the flat space.
     pub tensor: usize,
     /// The tensor's group.
@@ -59,7 +60,7 @@ pub struct Span {
 
 /// Sorts `tensors` (disjoint, in order) into the smallest number of sets without shared vectors inside a set.
 #[must_use]
-pub fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
+pub(crate) fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
     let mut disjoint_sets: Vec<Vec<Span>> = Vec::new();
     for span in tensors {
         let apart = |disjoint_set: &&mut Vec<Span>| {
@@ -77,7 +78,7 @@ pub fn disjoint_sets(tensors: &[Span]) -> Vec<Vec<Span>> {
 /// vectors, counted from each tensor's first vector. Blocks of more than one vector require tensors without
 /// shared vectors.
 #[must_use]
-pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
+pub(crate) fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     for span in tensors {
         let tensor = span.tensor;
@@ -107,7 +108,7 @@ pub fn chunks(tensors: &[Span], chunk_elements: u64, block: u32) -> Vec<Chunk> {
             // The vector at the end of the previous tensor range may be shared with it.
             let shared = chunk.state_vectors > 0 && (chunk.end - 1) / VECTOR == start / VECTOR;
             let state = chunk.state_vectors - u32::from(shared);
-            let vectors = (end.div_ceil(VECTOR) - start / VECTOR) as u32;
+            let vectors = to_u32(end.div_ceil(VECTOR) - start / VECTOR);
             chunk.state_vectors = state + vectors.next_multiple_of(block);
             chunk.end = end;
             let lane = (span.start % VECTOR) as u32;

@@ -6,16 +6,19 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use chunks::*;
-pub use table::*;
+pub(super) use chunks::*;
+use table::lane_group;
+pub(super) use table::*;
 
 use crate::formats::q8;
 use crate::layout::VECTOR;
+use crate::narrow::{to_u32, to_usize};
 
 /// Threads in a workgroup; each updates one vector.
-pub const WORKGROUP_SIZE: u32 = 256;
+pub(super) const WORKGROUP_SIZE: u32 = 256;
 /// Vectors per block of state with one scale, and neighbouring threads per block.
-pub const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
+#[allow(clippy::cast_possible_truncation, reason = "constants of two digits")]
+pub(super) const BLOCK_VECTORS: u32 = q8::BLOCK as u32 / VECTOR as u32;
 /// Largest number of segments of a table in storage, unless the layout needs more: 512 KiB.
 const STORAGE_SEGMENTS: u64 = 16_384;
 /// Time with a table in storage relative to a table in a uniform buffer, measured on lavapipe, which reads
@@ -28,7 +31,7 @@ const REDUCTION_ROUNDS: [u32; 2] = [16, 64];
 
 /// The planner's limits of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Elements that one binding holds; a multiple of [`CHUNK_ALIGNMENT`].
     pub chunk_elements: u64,
     /// Workgroups in one dimension of a dispatch.
@@ -43,7 +46,7 @@ pub struct Limits {
 
 /// Constraints on segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Constraints {
+pub(super) struct Constraints {
     /// Whether the kernel loads element by element; it has no table of aligned segments.
     pub by_element: bool,
     /// Vectors per block of state. A segment has whole blocks, except a tensor's last block.
@@ -55,14 +58,14 @@ pub struct Constraints {
 impl Constraints {
     /// Constraints for kernels with segments across tensors.
     #[must_use]
-    pub fn plain(by_element: bool) -> Self {
+    pub(super) fn plain(by_element: bool) -> Self {
         Self { by_element, block: 1, by_tensor: false }
     }
 }
 
 /// The treatment of a vector with lanes of several groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seams {
+pub(super) enum Seams {
     /// The vector is in one segment with the lanes of all groups. Every vector is visited once, as a kernel
     /// that writes requires.
     Shared,
@@ -72,7 +75,7 @@ pub enum Seams {
 
 /// The dispatch of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dispatch {
+pub(super) struct Dispatch {
     /// The segments, in order.
     pub segments: Vec<Segment>,
     /// A segment takes `1 << shift` workgroups. The only segment of a step takes all workgroups.
@@ -88,7 +91,7 @@ pub struct Dispatch {
 /// Plans the dispatch that updates `tensor_ranges`; vectors are counted from element `base`, a multiple of
 /// [`VECTOR`].
 #[must_use]
-pub fn dispatch(
+pub(super) fn dispatch(
     tensor_ranges: &[TensorRange],
     base: u64,
     constraints: Constraints,
@@ -127,7 +130,7 @@ pub fn dispatch(
 /// Plans a reduction over `tensor_ranges`: one workgroup per segment, with threads that loop over it. With
 /// [`Seams::Apart`] every segment has lanes of only one group.
 #[must_use]
-pub fn reduction(
+pub(super) fn reduction(
     tensor_ranges: &[TensorRange],
     base: u64,
     constraints: Constraints,
@@ -159,11 +162,11 @@ fn count(runs: &[Segment], vectors: u64) -> u64 {
 
 /// Cuts `runs` into segments of at most `per_segment` vectors.
 fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
-    let mut segments = Vec::with_capacity(count(runs, per_segment) as usize);
+    let mut segments = Vec::with_capacity(to_usize(count(runs, per_segment)));
     for run in runs {
         let mut done = 0;
         while done < run.vectors {
-            let vectors = u64::from(run.vectors - done).min(per_segment) as u32;
+            let vectors = to_u32(u64::from(run.vectors - done).min(per_segment));
             let last = if done + vectors == run.vectors { run.last } else { run.inner() };
             let first = match (done, vectors) {
                 (_, 1) => last,
@@ -181,7 +184,7 @@ fn cut(runs: &[Segment], per_segment: u64) -> Vec<Segment> {
 /// A 2-D dispatch of at least `total` workgroups, with the smallest number of rows.
 fn rows(total: u64, limits: &Limits) -> [u32; 2] {
     let rows = total.div_ceil(limits.workgroups.into()).max(1);
-    [total.div_ceil(rows) as u32, rows as u32]
+    [total.div_ceil(rows), rows].map(to_u32)
 }
 
 /// The vectors of `tensor_ranges` in order, as maximal runs of one group. A shared vector ends the run of the
@@ -190,13 +193,13 @@ fn runs(tensor_ranges: &[TensorRange], base: u64, seams: Seams, constraints: Con
     let mut runs: Vec<Segment> = Vec::with_capacity(tensor_ranges.len());
     for tensor_range in tensor_ranges {
         let (start, end) = (tensor_range.start - base, tensor_range.end - base);
-        let group = tensor_range.group as u16;
+        let group = lane_group(tensor_range.group);
         // The lanes of vector `q` that belong to this tensor range.
         let lanes = |q: u64| {
             let mut lanes = [NONE; 4];
             let from = start.max(q * VECTOR) - q * VECTOR;
             let to = end.min((q + 1) * VECTOR) - q * VECTOR;
-            lanes[from as usize..to as usize].fill(group);
+            lanes[to_usize(from)..to_usize(to)].fill(group);
             lanes
         };
         let (mut first, last) = (start / VECTOR, (end - 1) / VECTOR);
@@ -213,10 +216,10 @@ fn runs(tensor_ranges: &[TensorRange], base: u64, seams: Seams, constraints: Con
         if first > last {
             continue;
         }
-        let vectors = (last - first + 1) as u32;
+        let vectors = to_u32(last - first + 1);
         let segment = Segment {
-            vector: first as u32,
-            state: tensor_range.state + (first - start / VECTOR) as u32,
+            vector: to_u32(first),
+            state: tensor_range.state + to_u32(first - start / VECTOR),
             vectors,
             group: tensor_range.group,
             first: lanes(first),

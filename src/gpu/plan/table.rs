@@ -1,13 +1,14 @@
 //! Tables of segments, in the form that the shaders read.
 
+use crate::narrow::to_u32;
 use bytemuck::{Pod, Zeroable};
 
 /// The lane of a vector that belongs to no tensor.
-pub const NONE: u16 = u16::MAX;
+pub(crate) const NONE: u16 = u16::MAX;
 
 /// A run of vectors: those between the first and the last belong to one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// First vector, counted from the chunk's start.
     pub vector: u32,
     /// First vector of the state.
@@ -28,7 +29,7 @@ pub struct Segment {
 /// A segment in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct SharedSegment {
+pub(crate) struct SharedSegment {
     /// First vector, counted from the chunk's start.
     pub vector: u32,
     /// First vector of the state.
@@ -43,9 +44,14 @@ pub struct SharedSegment {
     pub last: [u16; 4],
 }
 
+/// A group as the lane of a vector names it.
+pub(super) fn lane_group(group: u32) -> u16 {
+    u16::try_from(group).expect("a layout on a GPU has fewer groups than 2¹⁶")
+}
+
 impl Segment {
     pub(super) fn inner(&self) -> [u16; 4] {
-        [self.group as u16; 4]
+        [lane_group(self.group); 4]
     }
 
     pub(super) fn is_aligned(&self) -> bool {
@@ -59,7 +65,7 @@ impl Segment {
 
     /// The groups of the lanes of vector `i` of the segment.
     #[must_use]
-    pub fn lanes(&self, i: u32) -> [u16; 4] {
+    pub(crate) fn lanes(&self, i: u32) -> [u16; 4] {
         if i + 1 == self.vectors {
             self.last
         } else if i == 0 {
@@ -73,7 +79,7 @@ impl Segment {
 /// A segment in a table, if every vector belongs to one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct AlignedSegment {
+pub(crate) struct AlignedSegment {
     /// First vector, counted from the chunk's start.
     pub vector: u32,
     /// First vector of the state.
@@ -87,7 +93,7 @@ pub struct AlignedSegment {
 /// The header before the segments in a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Header {
+pub(crate) struct Header {
     /// Segments in the table.
     pub segments: u32,
     /// A segment takes `1 << shift` workgroups.
@@ -109,11 +115,11 @@ pub struct Header {
 }
 
 /// Bytes of the header in the shader's table, rounded up to the alignment of the segments after it.
-pub const HEADER_BYTES: usize = size_of::<Header>().next_multiple_of(16);
+pub(crate) const HEADER_BYTES: usize = size_of::<Header>().next_multiple_of(16);
 
 /// The address space of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Space {
+pub(crate) enum Space {
     /// A uniform buffer: fastest, and limited in size.
     Uniform,
     /// A read-only storage buffer.
@@ -122,16 +128,16 @@ pub enum Space {
 
 /// Bytes of a segment in a table, with its tensor's entry.
 #[must_use]
-pub fn segment_bytes(aligned: bool, by_tensor: bool) -> usize {
+pub(crate) fn segment_bytes(aligned: bool, by_tensor: bool) -> usize {
     let segment = if aligned { size_of::<AlignedSegment>() } else { size_of::<SharedSegment>() };
     segment + if by_tensor { TENSOR_BYTES } else { 0 }
 }
 
 /// Bytes of the entry that names a segment's tensor.
-pub const TENSOR_BYTES: usize = 16;
+pub(crate) const TENSOR_BYTES: usize = 16;
 
 /// Segments that fit a uniform table.
 #[must_use]
-pub fn uniform_segments(uniform_bytes: u32, aligned: bool, by_tensor: bool) -> u32 {
-    (uniform_bytes as usize).saturating_sub(HEADER_BYTES) as u32 / segment_bytes(aligned, by_tensor) as u32
+pub(crate) fn uniform_segments(uniform_bytes: u32, aligned: bool, by_tensor: bool) -> u32 {
+    to_u32((uniform_bytes as usize).saturating_sub(HEADER_BYTES) / segment_bytes(aligned, by_tensor))
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Options around the rule. A test below checks that every option is in one of them, or in `stored`.
-pub fn arounds() -> [Options; 5] {
+pub(super) fn arounds() -> [Options; 5] {
     let none = Options::default();
     [
         Options {
@@ -67,14 +67,14 @@ fn with_around(i: usize, stored: Options) -> Options {
 }
 
 /// For the `rule`th rule on the CPU: all options around it, and all ways to store.
-pub fn host_options(rule: usize) -> Vec<Options> {
+pub(super) fn host_options(rule: usize) -> Vec<Options> {
     let stored = stored().into_iter().enumerate().map(|(i, stored)| with_around(i + rule, stored));
     arounds().into_iter().chain(stored).collect()
 }
 
 /// For the `rule`th rule on the GPU, where each takes kernels that have to be compiled: of ways that are
 /// alike one, and of those every other, by turns.
-pub fn device_options(rule: usize) -> Vec<Options> {
+pub(super) fn device_options(rule: usize) -> Vec<Options> {
     let stored = stored();
     let of_alike = stored.chunks(ALIKE).enumerate().skip(rule % 2).step_by(2);
     let ways = of_alike.map(|(i, of)| with_around(i + rule, of[(i / 2 + rule) % of.len()]));

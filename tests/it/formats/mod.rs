@@ -22,7 +22,7 @@ fn format_source(format: Format) -> String {
 
 /// Runs `body`, a function of `x: vec4<u32>` and `random: vec4<u32>`, on all words of `input`, four at a
 /// time; it returns as many.
-pub fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
+pub(crate) fn map(gpu: &Gpu, format: Format, body: &str, input: &[u32], random: &[u32]) -> Vec<u32> {
     let text = format!(
         "{}
 @group(0) @binding(0) var<storage, read> input: array<vec4<u32>>;
@@ -70,7 +70,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
 }
 
 /// Tensors of odd lengths in two groups, and gaps.
-pub fn odd(rule: impl Into<DynRule>) -> Layout {
+pub(crate) fn odd(rule: impl Into<DynRule>) -> Layout {
     let rule = rule.into();
     let first = Group::new("first", rule.clone()).tensor_at("a", [301], 0).tensor_at("c", [1_030], 310);
     let second =
@@ -78,10 +78,10 @@ pub fn odd(rule: impl Into<DynRule>) -> Layout {
     Layout::new([first, second]).unwrap()
 }
 
-pub const SEED: Rounding = Rounding::Stochastic { seed: 7 };
+pub(crate) const SEED: Rounding = Rounding::Stochastic { seed: 7 };
 
 /// Ways to store: every format in every place, and every way to keep more of the parameters.
-pub fn ways() -> Vec<Options> {
+pub(crate) fn ways() -> Vec<Options> {
     use Format::{Bf16, F16, F32, Q8};
     let ways = [
         (F32, Bf16, F32, Master::F32, Rounding::Nearest),
@@ -113,7 +113,7 @@ pub fn ways() -> Vec<Options> {
 }
 
 /// Pearson's statistic of a table of two by two, of independence; 0 where there is nothing to compare.
-pub fn chi_square(table: [[f64; 2]; 2]) -> f64 {
+pub(crate) fn chi_square(table: [[f64; 2]; 2]) -> f64 {
     let total: f64 = table.iter().flatten().sum();
     let of = |row: usize, column: usize| {
         let rows: f64 = table[row].iter().sum();
