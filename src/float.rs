@@ -95,7 +95,7 @@ float!(f64);
 /// scale(a · b)     = |a| scale(b) + |b| scale(a) + ε scale(a) scale(b)
 /// scale(a / b)     = (scale(a) / |b| + |a| scale(b) / b²) / (1 − ε scale(b) / |b|)
 /// scale(√a)        = min(scale(a) / 2√a, √(scale(a) / ε))
-/// scale(max(a, b)) = max(scale(a), scale(b)), likewise for min
+/// scale(max(a, b)) = scale(min(a, b)) = max(scale(a), scale(b))
 /// ```
 ///
 /// This is `Σ |∂f/∂x · x|` over all inputs and intermediate results (running error analysis: Higham,

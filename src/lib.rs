@@ -1,9 +1,9 @@
 //! Fused optimizer kernels for [wgpu]: a whole optimizer step (SGD, Adam, AdamW and the other common rules)
-//! in one pass over the data, recorded into the command encoder of the training engine that embeds it.
+//! recorded into the command encoder of the training engine that embeds it.
 //!
 //! The engine owns device, queue, encoder, parameters and gradients. This crate owns the optimizer's state
-//! and records. Its core call neither submits nor waits. Once warm it does not allocate; wgpu does while it
-//! records.
+//! and kernels. A step neither submits nor waits. After the first steps it allocates nothing of its own; wgpu
+//! allocates while it records.
 //!
 //! ```no_run
 //! use wgpu_optim::{AdamW, Group, Layout, Optimizer, Tensors, schedule, wgpu};
@@ -80,11 +80,11 @@
 //!
 //! # One device
 //!
-//! An optimizer, its buffers, the queue and the encoders are of one device. A buffer of another device of
-//! the same instance is refused by each call that takes one ([`BindError::OtherDevice`]), and so is another
-//! device's optimizer by [`Optimizer::take_over`]. wgpu tells neither the objects of two instances apart nor
-//! the device of a queue or an encoder. These are not refused: wgpu's validation or a panic of wgpu stops
-//! them.
+//! An optimizer, its buffers, the queue and the encoders are of one device. Each call
+//! that takes a buffer refuses one of another device of the same instance ([`BindError::OtherDevice`]), and
+//! [`Optimizer::take_over`] refuses an optimizer of another device. wgpu tells neither the objects of two
+//! instances apart nor the device of a queue or an encoder. The crate does not refuse those: wgpu's
+//! validation or a panic of wgpu stops them.
 //!
 //! # Guarantees about numbers
 //!

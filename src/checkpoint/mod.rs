@@ -43,8 +43,8 @@
 //!   the old file or the new one is there; the next save removes leftovers. Only one process at a time may
 //!   save to a path. A save follows no symbolic link to a file: it replaces a link at its target, and the
 //!   file behind the link does not change.
-//! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists [all
-//!   differences](Error::Mismatches), and changes nothing unless everything fits or a policy of [`Load`]
+//! * **Checked.** A load compares names, shapes, groups, hyperparameters, options and formats, lists
+//!   [differences](Error::Mismatches), and changes nothing unless everything fits or a policy of [`Load`]
 //!   applies. A digest of the content detects bits that flipped after the save; [`Loaded::checked`] tells
 //!   whether there was one. In a file of more than 1 MiB a flipped bit is found after state has been written,
 //!   and the error is [`Error::Torn`]. A file without a digest loads unchecked. Untrusted files are safe to

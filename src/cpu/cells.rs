@@ -9,12 +9,12 @@ use crate::random::random_four;
 use core::ops::Range;
 use multiversion::multiversion;
 
-/// Elements of a tile, a copy in the nearest cache: so many that what a tile costs once does not count.
+/// Elements of a tile, a copy in the nearest cache. The fixed cost per tile is small beside this many.
 pub(super) const TILE: usize = 512;
 
 pub(super) type Tile = [f32; TILE];
 
-/// Stored numbers, which may be only to be read.
+/// Stored numbers, writable or read-only.
 #[derive(Debug, Default)]
 pub(crate) enum Cells<'a> {
     #[default]
@@ -96,8 +96,8 @@ impl Cells<'_> {
     }
 }
 
-/// What random numbers depend on: the step, the tensor, the first element's index in it, and which of its
-/// values is rounded.
+/// The counter of random numbers: step, tensor, index of the first element in the tensor, and number of the
+/// rounded value.
 #[derive(Clone, Copy)]
 pub(super) struct Draw {
     pub(super) key: [f32; 3],
@@ -122,7 +122,7 @@ impl Draw {
     }
 }
 
-/// Part of a tile, or fewer than 4 bytes an element.
+/// Loads part of a tile, or elements of fewer than 4 bytes.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Format) {
     let codes = match cells {
@@ -145,7 +145,7 @@ fn load_other(cells: &Cells<'_>, range: Range<usize>, to: &mut [f32], format: Fo
         Cells::Read2(x) => &x[range],
         Cells::Write2(x) => &x[range],
     };
-    // A loop for each, so that the format is not asked for every element.
+    // One loop per format, so that no element tests the format.
     if format == Format::F16 {
         to.iter_mut().zip(codes).for_each(|(to, &code)| *to = Format::F16.decode(code.into()));
     } else {
@@ -198,7 +198,7 @@ pub(super) fn store_other(
             unreachable!("slices that are only read are not written")
         }
     };
-    // A loop for each, so that the format is not asked for every element.
+    // One loop per format, so that no element tests the format.
     let pairs = codes.iter_mut().zip(from);
     match (format, randoms) {
         (Format::F16, None) => pairs.for_each(|(to, &x)| *to = Format::F16.encode(x) as u16),
@@ -212,12 +212,12 @@ pub(super) fn store_other(
     }
 }
 
-/// How many of the elements `range` end the block that the first of them is in, unless it begins there.
+/// The number of elements in `range` before the first start of a block.
 fn lead(range: &Range<usize>) -> usize {
     (range.start.next_multiple_of(q8::BLOCK) - range.start).min(range.len())
 }
 
-/// [`q8::decode_block`] of a block that the elements have a part of, if there is one.
+/// [`q8::decode_block`] of a part of a block, if it has elements.
 #[cold]
 fn decode_part<'s>(codes: &[u8], scales: &mut impl Iterator<Item = &'s u32>, to: &mut [f32]) {
     if let Some(&scale) = (!codes.is_empty()).then(|| scales.next()).flatten() {
@@ -225,7 +225,7 @@ fn decode_part<'s>(codes: &[u8], scales: &mut impl Iterator<Item = &'s u32>, to:
     }
 }
 
-/// [`q8::encode_block`] of a block that the elements have a part of, if there is one.
+/// [`q8::encode_block`] of a part of a block, if it has elements.
 #[cold]
 fn encode_part<'s>(
     from: &[f32],
@@ -277,7 +277,7 @@ impl Cells<'_> {
         }
     }
 
-    /// f32, where they lie; none where they do not.
+    /// The stored f32 in place; empty for other formats.
     #[inline(always)]
     pub(super) fn numbers(&self, range: &Range<usize>) -> &[f32] {
         match self {

@@ -2,12 +2,13 @@
 
 use multiversion::multiversion;
 
-/// Sums of squares of a tensor's part in a task: of its parameters and of their movement, or, first, of its
-/// gradients alone. Squares of f32 are exact in f64: none of them overflows or is lost.
+/// Sums of squares of a tensor's part in a task: of its parameters and of their change in the update. The
+/// gradient scan uses the first sum alone, for gradients. Squares of f32 are exact in f64 and cannot
+/// overflow.
 pub(super) type Sums = [f64; 2];
 
-/// Sums beside each other: so many that the loops over them are vectorised. Their number decides the order of
-/// a sum, and so its last bits.
+/// The number of partial sums: enough that loops over them are vectorised. It decides the order of a sum, and
+/// so its last bits.
 pub(super) const LANES: usize = 128;
 
 /// Squares, beside each other.

@@ -1,10 +1,9 @@
 //! The passes over memory: the gradient scan, the norms of a layer-wise rule, the update, and the rest of a
 //! step that is skipped.
 //!
-//! Where everything is f32, whole chunks are updated in place, in runs as long as the tensor range or, with
-//! work to do after the update, as a strip. Values in other formats, and a tensor's last elements, go through
-//! copies in the nearest cache, tile by tile. The passes are compiled once, for no rule in particular: a rule
-//! brings its loops.
+//! If everything is f32, whole chunks are updated in place. A run is as long as the tensor range, or a strip
+//! if work follows the update. Values in other formats, and a tensor's last elements, go tile by tile through
+//! copies in the nearest cache. The passes are compiled once for all rules; each rule brings its loops.
 
 use super::cells::{Cells, TILE};
 use super::norms::{Squares, Sums, add_squares};
@@ -30,8 +29,7 @@ pub(super) struct Pass<'a> {
     pub(super) slots: usize,
     /// Formats of the tensors of each kind.
     pub(super) storage: [Storage; 2],
-    /// Sets of the rule's scalars, one behind the other: of each group or, for a layer-wise rule, of each
-    /// tensor.
+    /// The rule's scalars: one set per group, or one per tensor for a layer-wise rule.
     pub(super) scalars: &'a [f32],
     /// Factor of the gradients for each set of scalars.
     pub(super) factors: &'a [Factor],
@@ -48,7 +46,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The constants of a tensor's loops, and the power of two that its gradients are multiplied by before.
+    /// The constants of a tensor's loops, and the power of two for its gradients before the loops.
     fn constants(&self, scalars: usize) -> (Constants<'_>, f32) {
         let len = self.scalars.len() / self.factors.len();
         let Factor { factor, power } = self.factors[scalars];
@@ -205,7 +203,7 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
             }
             let len = place.len();
             {
-                // As many chunks of a copy as it takes.
+                // The copy, rounded up to whole chunks.
                 let copied = len.next_multiple_of(CHUNK).min(TILE);
                 let (mut p, mut g) = (&mut values.p[..copied], &values.g[..copied]);
                 if whole {
@@ -249,8 +247,8 @@ pub(super) fn update(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     }
 }
 
-/// Parameters before the first that begins a cache line. Where they are updated first, as a copy, no vector
-/// behind them lies in two lines.
+/// The number of parameters before the next start of a cache line. They are updated first, in a copy, so no
+/// later vector crosses a cache line.
 fn head(pair: &Pair<'_>, place: &Place) -> usize {
     let bytes = pair.p.numbers(&place.own).as_ptr().addr() % CACHE_LINE;
     (CACHE_LINE - bytes) % CACHE_LINE / size_of::<f32>()
@@ -283,9 +281,8 @@ pub(super) fn rest(pass: &Pass<'_>, task: &Task, part: &mut Part<'_, '_>) {
     }
 }
 
-/// Hands tasks to `leaf`, several that follow each other as one, those of one half to other threads if there
-/// are any. `backwards` begins with the last ones: the cache still holds the memory that a pass before read
-/// last.
+/// Calls `leaf` for all tasks, divided among threads. Adjacent tasks are merged into one call. With
+/// `backwards` the last tasks come first: the cache still holds the memory that the previous pass read last.
 pub(super) fn sweep(
     plan: &Plan,
     tasks: Range<usize>,
@@ -314,10 +311,10 @@ pub(super) fn sweep(
         let second = || halve(plan, second, rest, leaf, backwards, grain);
         if backwards { super::threads::join(second, first) } else { super::threads::join(first, second) }
     }
-    // A thread that looks for work waits for all it has written: not after every task.
+    // A thread waits for its own writes before it takes more work, so it takes several tasks at once.
     let grain = (tasks.len() / (super::threads::count() * SHARES)).max(1);
     halve(plan, &plan.tasks[tasks], part, leaf, backwards, grain);
 }
 
-/// Parts of the work of each thread, if there is enough: none waits long for another at the end.
+/// Parts of the work per thread, if there is enough work. Small parts keep the wait at the end short.
 const SHARES: usize = 32;

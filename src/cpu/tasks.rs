@@ -1,10 +1,10 @@
-//! How the work on the tensors of one rule is divided: into tasks of a fixed number of elements, whatever
-//! tensors they belong to.
+//! Divides the work on the tensors of one rule into tasks of a fixed number of elements. A task may span
+//! several tensors.
 //!
-//! Elements are numbered as state is kept: the rule's tensors in the order of the flat space, without the
-//! gaps between them. Where state has [scales](crate::q8), tensors begin at the lane of a multiple of 32 that
-//! is theirs in the flat space. Small tensors, whose state stays f32, are numbered among the others, and
-//! their state has an array of its own.
+//! Elements are numbered in the order of state: the rule's tensors in the order of the flat space, without
+//! the gaps between them. Where state has [scales](crate::q8), a tensor begins at a multiple of 32 plus its
+//! lane in the flat space. Small tensors keep state in f32. They are numbered among the others, and their
+//! state has an array of its own.
 
 use super::cells::TILE;
 use crate::error::OutOfMemory;
@@ -29,11 +29,11 @@ pub(super) struct Span {
     pub(super) len: usize,
     /// Where it starts in the flat space.
     pub(super) flat: usize,
-    /// What stands for it in random numbers.
+    /// Its key for random numbers.
     pub(super) key: u32,
-    /// Which of the two arrays of a slot has its state: 0 as the options say, 1 in f32 as it is small.
+    /// The number of its array in each slot: 0 in the options' format, 1 in f32 for small tensors.
     pub(super) kind: usize,
-    /// Its first element there.
+    /// Its first element in that array.
     pub(super) kept: usize,
     /// The place of its scalars among the plan's sets.
     pub(super) scalars: usize,
@@ -65,18 +65,18 @@ fn kind(options: &Options, len: u64) -> usize {
     usize::from(options.states_of(len) != options.states)
 }
 
-/// What a thread is handed, one or several that follow each other.
+/// The unit of work of a thread: one task, or several adjacent tasks.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    /// No later than its first tensor range, and a multiple of [`TASK`].
+    /// The first element: a multiple of [`TASK`], at or before its first tensor range.
     pub(super) start: usize,
-    /// No later than the state of its first tensor range of each kind, and a multiple of what has a scale in
-    /// common.
+    /// The start in the state of each kind: at or before the state of its first tensor range of that kind,
+    /// and a multiple of [`Plan::scaled`].
     pub(super) kept: [usize; 2],
     pub(super) tensor_ranges: Range<usize>,
 }
 
-/// All of them.
+/// The tensors of one rule and their tasks.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// In the order of the flat space.
@@ -85,11 +85,11 @@ pub(super) struct Plan {
     pub(super) tasks: Vec<Task>,
     /// The group of each set of scalars.
     pub(super) groups: Vec<usize>,
-    /// Elements, with those that scales take more.
+    /// The number of elements, with the padding to whole blocks.
     pub(super) len: usize,
-    /// Elements of state of each kind that there is room for.
+    /// Allocated elements of state of each kind.
     pub(super) kept: [usize; 2],
-    /// Elements of state that have a scale in common, or one.
+    /// Elements of state per scale, or 1 without scales.
     pub(super) scaled: usize,
 }
 
@@ -101,8 +101,7 @@ impl Plan {
         let mut spans = Vec::new();
         let mut groups = if layer_wise { Vec::new() } else { (0..layout.groups().len()).collect() };
         let scaled = to_usize(options.states.block().unwrap_or(1));
-        // Nothing below exceeds this: two blocks of scales beside each tensor, and what the last block of
-        // elements lacks.
+        // An upper bound of all numbers below: two blocks of padding per tensor, and one task.
         let tensors = layout.tensors().len() as u64;
         let bound = layout.len().saturating_add(tensors * 2 * scaled as u64 + TASK as u64);
         if usize::try_from(bound).is_err() {
@@ -132,8 +131,8 @@ impl Plan {
         Ok(Self { spans, tensor_ranges: Vec::new(), tasks: Vec::new(), groups, len, kept, scaled })
     }
 
-    /// Divides the tensors of groups that are not frozen. It follows the reservation of state, which a layout
-    /// that is too large fails at.
+    /// Divides the tensors of groups that are not frozen. It is called after state is reserved: the
+    /// reservation fails for a layout that is too large.
     pub(super) fn divide(&mut self, layout: &Layout) -> Result<(), OutOfMemory> {
         let Self { spans, tensor_ranges, tasks, scaled, groups, .. } = self;
         tensor_ranges.clear();

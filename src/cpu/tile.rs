@@ -11,18 +11,18 @@ use crate::rules::loops::MAX_SLOTS;
 use core::ops::Range;
 use multiversion::multiversion;
 
-/// Where a tile lies.
+/// The place of a tile.
 pub(super) struct Place {
-    /// In the state that a part has of this kind.
+    /// Its elements in the part's state of its kind.
     pub(super) state: Range<usize>,
     pub(super) kind: usize,
-    /// In what a part has beside it: master and average.
+    /// Its elements in the part's master and average.
     pub(super) beside: Range<usize>,
-    /// In the caller's slices.
+    /// Its elements in the caller's slices.
     pub(super) own: Range<usize>,
-    /// In the tensor.
+    /// The index of its first element in the tensor.
     pub(super) first: u64,
-    /// What stands for the tensor in random numbers.
+    /// The tensor's key for random numbers.
     pub(super) tensor: u32,
 }
 
@@ -38,7 +38,7 @@ impl Place {
     }
 }
 
-/// A tensor range's memory: the caller's, and where its first tile lies.
+/// The caller's memory of a tensor range, and the place of its first tile.
 #[inline(always)]
 pub(super) fn of_tensor_range<'s>(
     plan: &Plan,
@@ -133,8 +133,8 @@ impl Values {
         }
     }
 
-    /// Parameters and state back to memory. With `reads`, [`p`](Self::p) then is what the caller reads, or
-    /// its master.
+    /// Writes parameters and state back to memory. With `reads`, [`p`](Self::p) then holds the stored
+    /// parameters, or their masters.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "a tile's way to memory ends in as many places")]
     pub(super) fn store(
@@ -164,11 +164,11 @@ impl Values {
     }
 }
 
-/// Parameters by what is kept beside the stored ones, which `p` has.
+/// Replaces the stored parameters in `p` by their masters.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2", "x86_64+avx2"))]
 fn load_master(p: &mut Tile, place: &Place, stored: &Cells<'_>, master: &Cells<'_>) {
     if let Cells::Write4(master) = master {
-        // The stored parameter is the master until there is one.
+        // A master of zero is not yet initialised: the stored parameter is used.
         for (p, &master) in p.iter_mut().zip(&master[place.beside.clone()]) {
             *p = if master.to_bits() == 0 { *p } else { master };
         }

@@ -89,7 +89,7 @@ pub enum Error {
         /// The number of tensors.
         bound: usize,
     },
-    /// The checkpoint does not fit the optimizer: all differences.
+    /// The checkpoint does not fit the optimizer: the differences, at most 1 000.
     #[error(
         "the checkpoint does not fit: {}; load it as it was saved, or allow differences by `Load`",
         Listed(.0)

@@ -21,7 +21,7 @@ pub(super) fn encode(x: f32) -> u32 {
 #[inline(always)]
 pub(super) fn encode_stochastic(x: f32, random: u32) -> u32 {
     let (bits, magnitude) = (x.to_bits(), x.to_bits() & MAGNITUDE);
-    // A finite number stays finite. The sum of one that is not is cut back to the number.
+    // A finite number stays finite. An infinity or NaN keeps its own upper bits.
     let most = magnitude.max((INFINITE << 16) - 1);
     let sum = (magnitude + (random & 0xffff)).min(most);
     let quiet = if magnitude > INFINITE << 16 { QUIET << 16 } else { 0 };
@@ -30,8 +30,8 @@ pub(super) fn encode_stochastic(x: f32, random: u32) -> u32 {
 
 /// Splits an f32 into the nearest bf16 and the lower half of the f32's bits; ties go to the larger magnitude.
 ///
-/// [`joined_bf16`] restores every bit of a number. Of a NaN the lower half is cleared and the quiet bit is
-/// set.
+/// [`joined_bf16`] restores every bit of a number. For a NaN it clears the lower half and sets the quiet
+/// bit.
 #[inline]
 pub(crate) fn split_bf16(x: f32) -> [u16; 2] {
     let bits = if x.is_nan() { x.to_bits() & 0xffff_0000 | 0x40_0000 } else { x.to_bits() };

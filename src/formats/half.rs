@@ -15,7 +15,7 @@ pub(super) fn nearest(m: u32, shift: u32) -> u32 {
     (m + (1 << (shift - 1)) - 1 + (m >> shift & 1)) >> shift
 }
 
-/// Rounds `m / 2^shift` stochastically: up with a probability equal to the fraction, else down.
+/// Rounds `m / 2^shift` stochastically: up with the probability of the fraction, otherwise down.
 #[inline(always)]
 pub(super) fn stochastic(m: u32, shift: u32, random: u32) -> u32 {
     let most = shift.min(31);

@@ -60,10 +60,10 @@ impl Default for Transfers {
 ///     // … forward and backward passes …
 ///     loop {
 ///         while let Some(chunk) = offload.wanted() {
-///             // In a submission of its own, so that it is here when its copy is done and not when all are.
+///             // A submission of its own, so that the chunk arrives when its own copy is done.
 ///             let mut encoder = device.create_command_encoder(&Default::default());
 ///             offload.request(&mut encoder, grads, chunk)?;
-///             queue.submit([encoder.finish()]); // also sends what has been updated
+///             queue.submit([encoder.finish()]); // also sends updated parameters
 ///         }
 ///         match offload.advance(queue, params, 1e-3)? {
 ///             Progress::Waiting => {

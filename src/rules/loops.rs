@@ -9,7 +9,7 @@ use multiversion::multiversion;
 
 /// The most state slots that a rule may have on the CPU.
 pub(crate) const MAX_SLOTS: usize = 8;
-/// Elements in registers at a time: two of the widest there are, or several.
+/// Elements per chunk: two AVX-512 registers, or more registers of other sets.
 pub(crate) const CHUNK: usize = 32;
 
 /// The constants of a loop over one tensor's elements.
@@ -19,11 +19,11 @@ pub(crate) struct Constants<'a> {
     pub(crate) scalars: &'a [f32],
     /// Factor of the gradients.
     pub(crate) factor: f32,
-    /// Bound of the gradients' elements, behind the factor.
+    /// Bound of each gradient after multiplication by the factor.
     pub(crate) bound: f32,
 }
 
-/// A factor of gradients, which may be beyond the normal numbers, as the product of two numbers that are not.
+/// A factor of gradients as the product of two normal numbers. The product may be beyond the normal numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factor {
     pub(crate) factor: f32,
@@ -58,8 +58,8 @@ pub(crate) type Update = fn(Constants<'_>, &mut [f32], &[f32], [&mut [f32]; MAX_
 /// Writes the update directions of whole chunks to the last slice. A slot that is not kept has no elements.
 pub(crate) type Directions = fn(Constants<'_>, &[f32], &[f32], &[&[f32]], &mut [f32]);
 
-/// A rule's loops. Of each pair the first is compiled for the plain instructions of the target, and the
-/// second chooses the best instructions of the processor; their results are the same bits.
+/// A rule's loops. The first loop of each pair is compiled for the target's plain instructions. The second
+/// chooses the processor's best instructions. Both give the same bits.
 pub struct Loops {
     pub(crate) update: [Update; 2],
     pub(crate) directions: [Directions; 2],

@@ -39,7 +39,7 @@ pub(crate) fn draw(root: &Path) -> Result<(), Failure> {
 }
 
 /// Endings of texts with limits.
-const ENDINGS: [&str; 7] = [".rs", ".wgsl", ".md", ".py", ".toml", ".mjs", ".sh"];
+const ENDINGS: [&str; 8] = [".rs", ".wgsl", ".md", ".py", ".toml", ".mjs", ".sh", ".ci/run"];
 
 /// The texts with limits, by path from the root: git's tracked files. Without git, or if it refuses the
 /// directory, all files.

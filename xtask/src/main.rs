@@ -37,8 +37,8 @@ usage: cargo xtask COMMAND
                 widths of lines; --map prints the imports of the sources
   publishable   checks spelling, licences and sources of dependencies, the oldest Rust version, and a dry run
                 of cargo publish
-  ci            checks structure, formatting, lints, sets of features, documentation and other platforms, then
-                runs cargo xtask test, cargo xtask instructions --check and cargo xtask isa --check";
+  ci            runs all checks of this list except bench, crash and emulate, and formatting, lints, sets of
+                features, documentation and other platforms";
 
 /// Features of the library that work one by one, without the default ones.
 const FEATURES: [&str; 5] = ["gpu", "web", "rayon", "serde", "checkpoint"];
