@@ -18,9 +18,10 @@ pub(super) const OF_PARAMS: [&str; 3] = [PARAM, MASTER, REMAINDER];
 /// Largest number of listed mismatches, since a large unrelated file has very many.
 const MAX_LISTED: usize = 1_000;
 
-/// The beginning of a text in a file, which may be long.
+/// The beginning of a text in a file, which may be long and have numbers with any number of digits.
 pub(super) fn clipped(text: &str) -> String {
     const LENGTH: usize = 200;
+    let text = crate::error::with_short_numbers(text);
     let mut chars = text.chars();
     let mut clipped: String = chars.by_ref().take(LENGTH).collect();
     if chars.next().is_some() {

@@ -1,6 +1,6 @@
 //! Errors of the caller's buffers and slices.
 
-use super::DeviceError;
+use super::{Count, DeviceError};
 
 /// The error of the caller's buffers and slices, compared with the layout and the options.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -19,7 +19,10 @@ pub enum BindError {
         tensor: String,
     },
     /// The number of tensors differs from the layout's.
-    #[error("{found} tensors, must be {expected} as in the layout")]
+    #[error(
+        "{found} tensors, must be {expected} as in the layout",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     TensorCount {
         /// The number of tensors that were handed over.
         found: u64,
@@ -27,7 +30,10 @@ pub enum BindError {
         expected: u64,
     },
     /// A flat slice is shorter than the layout.
-    #[error("{what}: {found} elements, must be at least {bound}")]
+    #[error(
+        "{what}: {found} elements, must be at least {bound}",
+        found = Count(*.found), bound = Count(*.bound)
+    )]
     TooShort {
         /// The name of the slice.
         what: &'static str,
@@ -37,7 +43,10 @@ pub enum BindError {
         bound: u64,
     },
     /// A slice has another length than its tensor, or a vector of a snapshot another length than the layout.
-    #[error("{what}: length {found}, must be {expected}")]
+    #[error(
+        "{what}: length {found}, must be {expected}",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     Length {
         /// The name of the slice.
         what: String,
@@ -60,7 +69,10 @@ pub enum BindError {
     #[error("grads are a shared slice, must be an exclusive one (`&mut`) with zero_gradients")]
     ReadOnly,
     /// A buffer of a tensor's own, with elements of 2 bytes, would share words with the tensor before it.
-    #[error("{what} start at element {offset} of the layout, must be even for elements of 2 bytes")]
+    #[error(
+        "{what} start at element {offset} of the layout, must be even for elements of 2 bytes",
+        offset = Count(*.offset)
+    )]
     OddElement {
         /// The name of the buffer.
         what: String,
@@ -85,7 +97,10 @@ pub enum BindError {
         what: String,
     },
     /// A byte offset does not fall on an element.
-    #[error("{what}: offset {offset} bytes, must be a multiple of {bound}")]
+    #[error(
+        "{what}: offset {offset} bytes, must be a multiple of {bound}",
+        offset = Count(*.offset), bound = Count(*.bound)
+    )]
     Misaligned {
         /// The name of the buffer.
         what: String,
@@ -95,7 +110,10 @@ pub enum BindError {
         bound: u64,
     },
     /// A buffer is too short for a tensor or for the layout.
-    #[error("{what}: needs bytes {start}..{end}, the buffer has {size}: create a larger one")]
+    #[error(
+        "{what}: needs bytes {start}..{end}, the buffer has {size}: create a larger one",
+        start = Count(*.start), end = Count(*.end), size = Count(*.size)
+    )]
     OutOfBounds {
         /// The name of the buffer.
         what: String,
@@ -108,7 +126,10 @@ pub enum BindError {
     },
     /// Two ranges of one buffer share bytes. Bindings start at multiples of 256 bytes, so parameters and
     /// gradients of one buffer have to lie in separate blocks of 256 bytes.
-    #[error("{first} and {second} share bytes {start}..{end} of one buffer: place them apart")]
+    #[error(
+        "{first} and {second} share bytes {start}..{end} of one buffer: place them apart",
+        start = Count(*.start), end = Count(*.end)
+    )]
     Overlap {
         /// The name of one range.
         first: String,

@@ -1,6 +1,6 @@
 //! Errors of changes between steps.
 
-use super::{DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
+use super::{Count, DeviceError, OptionsError, OutOfMemory, RuleError, ScheduleError};
 
 /// The error of a change between steps: of a rule, a factor, a clip, a loss scale or a frozen group. The
 /// optimizer is unchanged.
@@ -60,7 +60,10 @@ pub enum ChangeError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The host has too little memory to divide the tensors again.
-    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
+    #[error(
+        "no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes",
+        bytes = Count(*.bytes)
+    )]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,

@@ -8,7 +8,7 @@ pub use location::Location;
 pub use malformed::Malformed;
 pub use mismatch::Mismatch;
 
-use super::{BindError, DeviceError, OutOfMemory};
+use super::{BindError, Count, DeviceError, OutOfMemory};
 use mismatch::Listed;
 use std::fmt;
 use std::io;
@@ -53,7 +53,7 @@ pub enum Error {
         bound: &'static str,
     },
     /// [`Save::shard_bytes`](crate::checkpoint::Save::shard_bytes) is set for a stream, which takes one file.
-    #[error("shard_bytes = {found}, must be None: a stream takes one file")]
+    #[error("shard_bytes = {found}, must be None: a stream takes one file", found = Count(*.found))]
     Shards {
         /// The value of `shard_bytes`.
         found: u64,
@@ -114,7 +114,10 @@ pub enum Error {
         rule: &'static str,
     },
     /// A tensor's parameters were not handed over, or are too few.
-    #[error("parameters of {tensor:?}: {found} elements, must be {expected} as in the layout")]
+    #[error(
+        "parameters of {tensor:?}: {found} elements, must be {expected} as in the layout",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     Parameters {
         /// The tensor's name.
         tensor: String,
@@ -127,7 +130,10 @@ pub enum Error {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The host has too little memory for the groups of the checkpoint.
-    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
+    #[error(
+        "no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes",
+        bytes = Count(*.bytes)
+    )]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,

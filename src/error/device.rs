@@ -1,5 +1,6 @@
 //! Errors of a device.
 
+use super::Count;
 /// The error of a device: it is lost, it refuses an object, or its limits are too small.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -17,7 +18,10 @@ pub enum DeviceError {
         reason: String,
     },
     /// A limit of the device is below the need of the kernels.
-    #[error("device limit {limit} = {value}, must be at least {bound}")]
+    #[error(
+        "device limit {limit} = {value}, must be at least {bound}",
+        value = Count(*.value), bound = Count(*.bound)
+    )]
     Limit {
         /// The limit's name in `wgpu::Limits`.
         limit: &'static str,

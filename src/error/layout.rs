@@ -1,6 +1,6 @@
 //! Errors of layouts.
 
-use super::{RuleError, ScheduleError};
+use super::{Count, RuleError, ScheduleError};
 
 /// The error of a layout's groups and tensors.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -35,8 +35,7 @@ pub enum LayoutError {
     /// Two tensors share elements of the flat space.
     #[error(
         "tensors {first:?} and {second:?} overlap: {first:?} ends at {end}, so {second:?}, which starts at \
-         {start}, must start at {end} or later"
-    )]
+         {start}, must start at {end} or later", end = Count(*.end), start = Count(*.start))]
     Overlap {
         /// The tensor that starts first.
         first: String,
@@ -48,7 +47,10 @@ pub enum LayoutError {
         start: u64,
     },
     /// A tensor lies beyond the reach of 64-bit byte addresses.
-    #[error("tensor {tensor:?}: offset + length = {end} elements, must be at most {bound}")]
+    #[error(
+        "tensor {tensor:?}: offset + length = {end} elements, must be at most {bound}",
+        end = Count(*.end), bound = Count(*.bound)
+    )]
     TooLarge {
         /// The tensor's name.
         tensor: String,

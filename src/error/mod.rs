@@ -18,7 +18,9 @@ pub use bind::BindError;
 pub use change::ChangeError;
 pub use device::DeviceError;
 pub use layout::LayoutError;
-pub(crate) use number::Number;
+#[cfg(feature = "checkpoint")]
+pub(crate) use number::with_short_numbers;
+pub(crate) use number::{Count, Number};
 pub use offload::OffloadError;
 pub use options::OptionsError;
 pub use rule::RuleError;

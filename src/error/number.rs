@@ -14,9 +14,59 @@ impl fmt::Display for Number {
     }
 }
 
+/// A count in a message: exact up to 17 digits, and beyond that as a [`Number`].
+pub(crate) struct Count(pub(crate) u64);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(n) = *self;
+        if n < 10u64.pow(17) { write!(f, "{n}") } else { Number(n as f64).fmt(f) }
+    }
+}
+
+/// A text with numbers of at most 17 digits; an ellipsis replaces further digits of a number.
+#[cfg(feature = "checkpoint")]
+pub(crate) fn with_short_numbers(text: &str) -> String {
+    let (mut short, mut digits) = (String::new(), 0);
+    for c in text.chars() {
+        digits = match c {
+            '0' if digits == 0 => 0,
+            '.' => digits,
+            c if c.is_ascii_digit() => digits + 1,
+            _ => 0,
+        };
+        match digits {
+            18 if c != '.' => short.push('…'),
+            19.. => {}
+            _ => short.push(c),
+        }
+    }
+    short
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_have_17_digits() {
+        assert_eq!(Count(99_999_999_999_999_999).to_string(), "99999999999999999");
+        assert_eq!(Count(u64::MAX).to_string(), "1.8446744073709552e19");
+    }
+
+    #[cfg(feature = "checkpoint")]
+    #[test]
+    fn numbers_in_texts_are_cut() {
+        for (text, short) in [
+            ("", ""),
+            ("a 12 b", "a 12 b"),
+            ("0.1000000000000000055511151231257827, 3", "0.10000000000000000…, 3"),
+            ("18446744073709551615", "18446744073709551…"),
+            ("0.00000000000000000000012", "0.00000000000000000000012"),
+        ] {
+            assert_eq!(with_short_numbers(text), short);
+        }
+    }
 
     #[test]
     fn at_most_17_digits() {

@@ -1,6 +1,6 @@
 //! Errors of options, and of the creation of an optimizer.
 
-use super::{DeviceError, Number, OutOfMemory, RuleError};
+use super::{Count, DeviceError, Number, OutOfMemory, RuleError};
 
 /// The error of options, or of the creation of an optimizer with them.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -30,7 +30,10 @@ pub enum OptionsError {
     #[error("zero_gradients = true, must be false for offloaded state")]
     ZeroGradients,
     /// The number of parameters differs from the layout's.
-    #[error("{found} parameters, must be {expected} as in the layout")]
+    #[error(
+        "{found} parameters, must be {expected} as in the layout",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     Parameters {
         /// The number of parameters that were handed over.
         found: u64,
@@ -62,7 +65,10 @@ pub enum OptionsError {
         bound: usize,
     },
     /// No buffer of the device can hold a tensor.
-    #[error("tensor {tensor:?} takes {bytes} bytes, must be at most {bound} on this device: divide it")]
+    #[error(
+        "tensor {tensor:?} takes {bytes} bytes, must be at most {bound} on this device: divide it",
+        bytes = Count(*.bytes), bound = Count(*.bound)
+    )]
     TensorTooLarge {
         /// The tensor's name.
         tensor: String,
@@ -72,7 +78,10 @@ pub enum OptionsError {
         bound: u64,
     },
     /// The host has too little memory for the state.
-    #[error("no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes")]
+    #[error(
+        "no memory for {bytes} bytes of optimizer state: free some, or store it in fewer bytes",
+        bytes = Count(*.bytes)
+    )]
     Memory {
         /// The number of bytes that were asked for.
         bytes: u64,

@@ -1,6 +1,6 @@
 //! Errors of schedules and recipes.
 
-use super::Number;
+use super::{Count, Number};
 
 /// The error of a schedule or a recipe.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum ScheduleError {
         bound: &'static str,
     },
     /// The schedule ends before the step.
-    #[error("{schedule}: step {step}, must be at most {bound}")]
+    #[error("{schedule}: step {step}, must be at most {bound}", step = Count(*.step), bound = Count(*.bound))]
     PastEnd {
         /// The name of the schedule's kind.
         schedule: &'static str,

@@ -1,6 +1,6 @@
 //! Errors of reading, writing and taking over state.
 
-use super::{BindError, DeviceError};
+use super::{BindError, Count, DeviceError};
 
 /// The error of reading, writing or taking over state. The optimizer is unchanged.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -40,7 +40,10 @@ pub enum StateError {
         tensor: String,
     },
     /// The count of numbers differs from the tensor's elements.
-    #[error("{slot} of tensor {tensor:?}: {found} numbers, must be {expected}")]
+    #[error(
+        "{slot} of tensor {tensor:?}: {found} numbers, must be {expected}",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     Length {
         /// The slot's name.
         slot: String,
@@ -52,7 +55,10 @@ pub enum StateError {
         expected: u64,
     },
     /// A copy has too few bytes.
-    #[error("{found} bytes of a state slot, must be at least {bound}")]
+    #[error(
+        "{found} bytes of a state slot, must be at least {bound}",
+        found = Count(*.found), bound = Count(*.bound)
+    )]
     Bytes {
         /// The number of bytes that were handed over.
         found: u64,
@@ -135,8 +141,7 @@ pub enum StateMismatch {
     /// A tensor has not taken the steps of its group, and the group's scalars depend on their number.
     #[error(
         "tensor {tensor:?} has not taken the {steps} steps of group {group:?}, and its scalars depend on \
-         their number: put it in a group of its own"
-    )]
+         their number: put it in a group of its own", steps = Count(*.steps))]
     Age {
         /// The tensor's name.
         tensor: String,

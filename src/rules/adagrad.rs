@@ -108,7 +108,7 @@ impl Rule for Adagrad {
             initial: if t == 1 { self.initial_accumulator_value } else { 0.0 },
             eps_root: self.eps_root,
             eps: self.eps,
-            lr: lr / (1.0 + (t - 1) as f64 * self.lr_decay),
+            lr: lr / (1.0 + t.saturating_sub(1) as f64 * self.lr_decay),
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::Saved;
 use super::loops::compiled_here;
 use super::sgd::{self, MomentumForm, Sgd, SgdScalars, SgdState};
-use super::{CpuRule, Rule, non_negative, sign, weighted};
+use super::{CpuRule, Rule, epsilon, non_negative, sign, weighted};
 use crate::error::RuleError;
 use crate::float::Float;
 
@@ -127,7 +127,7 @@ impl Rule for Lars {
     fn validate(&self) -> Result<(), RuleError> {
         non_negative(Self::NAME, "weight_decay", self.weight_decay)?;
         non_negative(Self::NAME, "trust_coefficient", self.trust_coefficient)?;
-        non_negative(Self::NAME, "eps", self.eps)?;
+        epsilon(Self::NAME, "eps", self.eps, 1.0)?;
         sgd::validate_momentum(Self::NAME, &self.sgd())
     }
 

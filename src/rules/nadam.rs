@@ -116,6 +116,7 @@ impl Rule for NAdam {
     fn scalars(&self, lr: f64, t: u64, carry: &mut f64) -> NAdamScalars<f64> {
         let mu = |t: u64| self.beta1 * (1.0 - 0.5 * 0.96f64.powf(t as f64 * self.momentum_decay));
         let product = if t == 1 { 1.0 } else { *carry } * mu(t);
+        let next = mu(t.saturating_add(1));
         *carry = product;
         let root2 = bias_correction(self.beta2, t).sqrt();
         let (weight_decay, decay) = decays(self.weight_decay, self.decoupled_weight_decay, lr);
@@ -128,7 +129,7 @@ impl Rule for NAdam {
             beta2: self.beta2,
             one_minus_beta2: 1.0 - self.beta2,
             gradient: lr * (1.0 - mu(t)) / (1.0 - product) * root2,
-            mean: lr * mu(t + 1) / (1.0 - product * mu(t + 1)) * root2,
+            mean: lr * next / (1.0 - product * next) * root2,
             eps: self.eps * root2,
         }
     }

@@ -28,11 +28,11 @@ impl Schedule {
                 let done = if *power == 0.0 { 0.0 } else { -(power * (-done).ln_1p()).exp_m1() };
                 mix(*start, *end, left.powf(*power), done)
             }
-            Self::Exponential { start, gamma } => start * gamma.powf(t as f64),
-            Self::Step { start, gamma, every } => start * gamma.powf((t / every) as f64),
+            Self::Exponential { start, gamma } => decayed(*start, *gamma, t as f64),
+            Self::Step { start, gamma, every } => decayed(*start, *gamma, (t / every) as f64),
             Self::MultiStep { start, gamma, milestones } => {
                 let passed = milestones.iter().filter(|&&milestone| milestone <= t).count();
-                start * gamma.powf(passed as f64)
+                decayed(*start, *gamma, passed as f64)
             }
             Self::InverseSqrt { peak, warmup } => {
                 let progress = (t as f64 + 1.0) / *warmup as f64;
@@ -70,7 +70,9 @@ impl Schedule {
                     Step::from(1.0),
                     |product, factor| -> Result<Step, ScheduleError> {
                         let Step { lr, momentum, .. } = factor.at(t)?;
-                        Ok(Step { lr: product.lr * lr, momentum: product.momentum.or(momentum), ..product })
+                        // 0 · ∞ after an overflow is 0.
+                        let lr = if product.lr == 0.0 || lr == 0.0 { 0.0 } else { product.lr * lr };
+                        Ok(Step { lr, momentum: product.momentum.or(momentum), ..product })
                     },
                 );
                 return self.within_range(product?);
@@ -94,6 +96,11 @@ impl Schedule {
 /// Both are quotients, since one minus the other would lose digits of a small share.
 fn shares(t: u64, steps: u64) -> (f64, f64) {
     ((steps - t) as f64 / steps as f64, t as f64 / steps as f64)
+}
+
+/// Returns `start · gamma^n`, and 0 for a `start` of 0 even if the power overflows.
+fn decayed(start: f64, gamma: f64, n: f64) -> f64 {
+    if start == 0.0 { 0.0 } else { start * gamma.powf(n) }
 }
 
 /// Returns `½ (1 − cos(π x))`, without the difference of nearly equal numbers at small `x`.

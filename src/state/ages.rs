@@ -4,8 +4,9 @@ use crate::layout::{Carry, Layout};
 use crate::options::{Ema, Options};
 use std::collections::BTreeMap;
 
-/// Number of steps with compared scalars: a dependence on the count shows early.
-const STEPS: u64 = 1_024;
+/// Number of steps with compared scalars. Bias corrections differ at once; a rule that switches at a step
+/// shows it if the step is among them.
+const STEPS: u64 = 1 << 16;
 /// Momentum of a schedule, for rules with a momentum.
 const MOMENTUM: f64 = 0.5;
 

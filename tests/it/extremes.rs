@@ -6,9 +6,10 @@ use harness::GpuRun;
 use wgpu_optim::offload::{Offload, Transfers};
 use wgpu_optim::schedule::{OneCycle, ReduceOnPlateau};
 use wgpu_optim::{
-    AdamW, AnyRule, BindError, Clip, DynRule, Ema, Format, Group, Lamb, Layout, LossScale, Master,
-    OffloadError, Optimizer, Options, OptionsError, Rounding, Schedule, StateError, Tensors, View, cpu, q8,
-    recipes, schedule,
+    AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, BindError, Clip, DynRule, Ema, Format,
+    Group, Lamb, Lars, Layout, Lion, LossScale, Master, NAdam, OffloadError, Optimizer, Options,
+    OptionsError, RAdam, RmsProp, Rounding, Rule, Schedule, Sgd, StateError, Tensors, View, cpu, q8, recipes,
+    schedule,
 };
 
 /// Around zero, the halves of a word, the integers that an f64 tells apart, and the end.
@@ -153,6 +154,49 @@ fn formats_and_codes() {
         }
         for code in 0..=u8::MAX {
             let _ = q8::decode(code, scale);
+        }
+    }
+}
+
+/// Scalars of any step, asked of the rule itself.
+fn scalars_of_any_step<R: Rule>(rule: R) {
+    for t in extremes() {
+        for carry in [0.0, 0.5, 1.0] {
+            let _ = rule.scalars(1e-3, t, &mut carry.clone());
+        }
+    }
+}
+
+#[test]
+fn steps_of_rules() {
+    scalars_of_any_step(Sgd { momentum: 0.9, ..Sgd::default() });
+    scalars_of_any_step(Adam::default());
+    scalars_of_any_step(AdamW::default());
+    scalars_of_any_step(Adagrad { lr_decay: 0.1, ..Adagrad::default() });
+    scalars_of_any_step(RmsProp::default());
+    scalars_of_any_step(Adadelta::default());
+    scalars_of_any_step(Adamax::default());
+    scalars_of_any_step(NAdam::default());
+    scalars_of_any_step(RAdam::default());
+    scalars_of_any_step(Lion::default());
+    scalars_of_any_step(AdaBelief::default());
+    scalars_of_any_step(Adan::default());
+    scalars_of_any_step(Lamb::default());
+    scalars_of_any_step(Lars::default());
+}
+
+/// A rate of 0 stays 0 in every kind of schedule, however large a factor becomes.
+#[test]
+fn nothing_grows_from_zero() {
+    for t in extremes() {
+        for schedule in [
+            schedule::exponential(0.0, 2.0),
+            schedule::step(0.0, 10.0, 1),
+            schedule::multi_step(0.0, 1e300, [0, 1]),
+            Schedule::from(1e200).times(1e200).times(0.0),
+            Schedule::from(0.0).times(1e200).times(1e200),
+        ] {
+            assert_eq!(schedule.at(t).unwrap().lr, 0.0, "{schedule:?} at {t}");
         }
     }
 }

@@ -12,6 +12,12 @@ fn layout_of(rule: impl Into<DynRule>) -> Option<String> {
     layout.err().map(|error| error.to_string())
 }
 
+/// The message of a layout with two tensors at these offsets.
+fn layout_at(first: u64, second: u64) -> Option<String> {
+    let group = Group::new("g", Sgd::default()).tensor_at("a", [9], first).tensor_at("b", [9], second);
+    Layout::new([group]).err().map(|error| error.to_string())
+}
+
 /// The digits of each number in a text, without zeros in front.
 fn digits(text: &str) -> impl Iterator<Item = usize> {
     let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.');
@@ -62,6 +68,12 @@ fn no_number_has_hundreds_of_digits() {
         ] {
             note(options.validate().err().map(|error| error.to_string()));
         }
+    }
+    for n in [u64::MAX, u64::MAX - 1, 1 << 60] {
+        note(schedule::one_cycle(1.0, 10).at(n).err().map(|error| error.to_string()));
+        note(layout_at(n, 0));
+        note(layout_at(n, n));
+        note(layout_at(1, n - 1));
     }
     let out_of_order = Schedule::from(1.0).then(u64::MAX, 1.0).then(0, 1.0);
     note(out_of_order.validate().err().map(|error| error.to_string()));

@@ -1,11 +1,12 @@
 //! Defects of a file.
 
+use crate::error::Count;
 /// A defect of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
     /// The file is shorter than its header says.
-    #[error("{len} bytes, cut short: must be {expected}")]
+    #[error("{len} bytes, cut short: must be {expected}", len = Count(*.len), expected = Count(*.expected))]
     Truncated {
         /// The length of the file in bytes.
         len: u64,
@@ -13,7 +14,7 @@ pub enum Malformed {
         expected: u64,
     },
     /// The file is longer than its header says.
-    #[error("{len} bytes, must be {expected}")]
+    #[error("{len} bytes, must be {expected}", len = Count(*.len), expected = Count(*.expected))]
     Trailing {
         /// The length of the file in bytes.
         len: u64,
@@ -21,7 +22,10 @@ pub enum Malformed {
         expected: u64,
     },
     /// A header or index would take more memory than allowed.
-    #[error("{what} of {found} bytes, must be at most {bound}")]
+    #[error(
+        "{what} of {found} bytes, must be at most {bound}",
+        found = Count(*.found), bound = Count(*.bound)
+    )]
     TooLarge {
         /// The name of the part.
         what: &'static str,
@@ -31,7 +35,7 @@ pub enum Malformed {
         bound: u64,
     },
     /// The file has more parts of one kind than the limit.
-    #[error("{found} {what}, must be at most {bound}")]
+    #[error("{found} {what}, must be at most {bound}", found = Count(*.found), bound = Count(*.bound))]
     TooMany {
         /// The kind of the parts.
         what: &'static str,
@@ -55,7 +59,10 @@ pub enum Malformed {
         name: String,
     },
     /// The bytes of a tensor do not begin at the end of those before it.
-    #[error("tensor {name:?} begins at byte {found} of the data, must be {expected}")]
+    #[error(
+        "tensor {name:?} begins at byte {found} of the data, must be {expected}",
+        found = Count(*.found), expected = Count(*.expected)
+    )]
     Offset {
         /// The name of the tensor.
         name: String,
@@ -65,7 +72,7 @@ pub enum Malformed {
         expected: u64,
     },
     /// The number of a tensor's bytes contradicts its shape and type.
-    #[error("tensor {name:?} has {found} bytes, {}", size(*.expected))]
+    #[error("tensor {name:?} has {found} bytes, {}", size(*.expected), found = Count(*.found))]
     Size {
         /// The name of the tensor.
         name: String,
