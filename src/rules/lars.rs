@@ -51,7 +51,7 @@ pub struct Lars {
     /// Norm of the step at a learning rate of 1, relative to the norm of the parameters, `[0, ∞)`. Default
     /// 0.001.
     pub trust_coefficient: f64,
-    /// Added to the divisor, `[0, ∞)`. Default 0.
+    /// Added to the divisor: 0, or at least 2⁻¹²⁶, the smallest normal f32. Default 0.
     pub eps: f64,
     /// Takes the norm of gradient and decay together. Default false.
     pub joint_norm: bool,

@@ -6,8 +6,8 @@ use wgpu_optim::rules::MomentumForm;
 use wgpu_optim::wgpu::{BufferDescriptor, BufferUsages, Limits};
 use wgpu_optim::{
     AdaBelief, Adadelta, Adagrad, Adam, AdamW, Adamax, Adan, AnyRule, BindError, DeviceError, DynRule, Ema,
-    Group, Lamb, Layout, LayoutError, Lion, NAdam, Optimizer, Options, OptionsError, RAdam, RmsProp, Rule,
-    RuleError, Sgd, StateError, Step, StepError, Tensors, View, check, cpu,
+    Group, Lamb, Lars, Layout, LayoutError, Lion, NAdam, Optimizer, Options, OptionsError, RAdam, RmsProp,
+    Rule, RuleError, Sgd, StateError, Step, StepError, Tensors, View, check, cpu,
 };
 
 fn bad_field(rule: AnyRule, field: &str) {
@@ -62,6 +62,7 @@ fn hyperparameters() {
     bad_field(Adam { eps: 1e-37, ..Adam::default() }.into(), "eps");
     bad_field(AdamW { eps: 1e-44, ..AdamW::default() }.into(), "eps");
     bad_field(Adagrad { eps: 1e-40, ..Adagrad::default() }.into(), "eps");
+    bad_field(Lars { eps: 1e-40, ..Lars::default() }.into(), "eps");
     bad_field(
         Adagrad { initial_accumulator_value: 1e-40, ..Adagrad::default() }.into(),
         "initial_accumulator_value",
