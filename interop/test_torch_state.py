@@ -1045,6 +1045,11 @@ class Digest(Case):
             save_file({name: x for name, x in tensors.items() if shards[name] == shard}, self.file(shard))
         index.write_text(json.dumps({"metadata": metadata | {"total_size": 9}, "weight_map": shards}))
         torch_state.read_checkpoint(index)
+        whole = index.read_text()
+        index.write_text(json.dumps({"metadata": [1], "weight_map": shards}))
+        with self.assertRaisesRegex(torch_state.Refused, "no checkpoint"):
+            torch_state.read_checkpoint(index)
+        index.write_text(whole)
         data = bytearray(self.file("1.safetensors").read_bytes())
         data[-1] ^= 1
         self.file("1.safetensors").write_bytes(data)

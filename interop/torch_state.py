@@ -746,7 +746,8 @@ def read_typed(path: Path) -> tuple[dict, dict, dict]:
         for shard in sorted(set(weights.values())):
             more, _, more_types = read_typed(path.parent / shard)
             tensors, types = tensors | more, types | more_types
-        return tensors, index.get("metadata") or {}, types
+        metadata = index.get("metadata")
+        return tensors, metadata if isinstance(metadata, dict) else {}, types
     try:
         with safe_open(path, "pt") as file:
             tensors, types = {}, {}
