@@ -3,7 +3,7 @@
     python interop/torch_state.py from-torch optim.pt run.safetensors --rule adamw --params model.safetensors
     python interop/torch_state.py to-torch run.safetensors optim.pt --lr 1e-3 --params model.safetensors
 
-The tests are run by hand: python interop/test_torch_state.py
+The script needs torch, safetensors and numpy. The tests are run by hand: python interop/test_torch_state.py
 
 `optim.pt` is `torch.save(optimizer.state_dict(), ...)`. It may also be a dictionary that holds one such
 state_dict among other entries, as files of Lightning and Megatron do. If it holds several, `--entry` names
@@ -34,7 +34,7 @@ Differences between the two sides:
 * Carries. NAdam's `mu_product` is a carry of the group, and so is whether SGD's velocity has begun. PyTorch
   keeps `mu_product` in f32, so the carry has the precision of f32.
 * Velocities of an SGD group with momentum 0 are not used, and are left out.
-* Types. Moments in f16 become f32, which has all their values.
+* Types. Moments in f16 become f32, which has all their values. Scales beside the moments are not read.
 * Rules. A checkpoint may have groups of several rules, and an optimizer of PyTorch has one class. `to-torch`
   therefore converts the groups of one rule, which `--rule` names. It leaves the other groups out of the
   state_dict and names their parameters. The file of `--params` has the parameters of all groups.
