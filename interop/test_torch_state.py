@@ -10,8 +10,11 @@ import copy
 import fractions
 import importlib.util
 import io
+import json
 import logging
 import random
+import re
+import struct
 import tempfile
 import unittest
 import warnings
@@ -44,6 +47,17 @@ class Case(unittest.TestCase):
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.directory = Path(directory.name)
+        self.said = io.StringIO()
+        self.enterContext(contextlib.redirect_stderr(self.said))
+
+    def notes(self) -> list[str]:
+        """The notes on stderr since the last call. A note ends with advice."""
+        found = self.said.getvalue().splitlines()
+        self.said.seek(0)
+        self.said.truncate()
+        for line in found:
+            self.advises(line)
+        return found
 
     def file(self, name: str) -> Path:
         return self.directory / name
@@ -303,10 +317,39 @@ class Late(Case):
         tensors, _ = self.from_torch(state, "--without-state", "zero", rule="adagrad")
         self.assertEqual(tensors["sum/scale"].item(), 4.0)
 
+    def test_a_missing_sum_of_adagrad_starts_at_the_initial_value(self):
+        for steps, expected in ((3, 4.0), (0, 0.0)):
+            made = optimizer(torch.optim.Adagrad, steps=steps, initial_accumulator_value=4.0)
+            state = made.state_dict()
+            del state["state"][1]
+            arguments = [state, "--params", self.params(**SHAPES), "--without-state", "zero"]
+            tensors, record = self.from_torch(*arguments, rule="adagrad")
+            self.assertEqual((tensors["sum/scale"].item(), record["taken"]), (expected, steps))
+            back, _ = torch_state.to_torch(tensors, record, 0.1)
+            self.assertEqual(back["state"][1]["sum"].item(), 4.0)
+
     def test_dampening_spares_the_first_velocity(self):
         state = optimizer(torch.optim.SGD, without=["scale"], momentum=0.9, dampening=0.5).state_dict()
         arguments = [state, "--steps", 3, "--params", self.params(**SHAPES), "--without-state", "zero"]
         self.refused("dampening = 0.5", self.from_torch, *arguments, rule="sgd")
+
+    def test_velocities_without_momentum_are_not_used(self):
+        made = optimizer(torch.optim.SGD, without=["scale"], momentum=0.9)
+        state = made.state_dict()
+        (group,) = state["param_groups"]
+        params = ["--steps", 3, "--params", self.params(**SHAPES)]
+        alone = state | {"param_groups": [group | {"momentum": 0.0}]}
+        tensors, record = self.from_torch(alone, *params, rule="sgd")
+        self.assertEqual(record["groups"][0]["carry"], torch_state.carry_bits(0.0))
+        self.assertEqual({name.split("/")[0] for name in tensors}, {"param"})
+        # The group beside it has velocities, so the file has a velocity of each parameter.
+        first, second = ({**group, "params": [i], "param_names": [name]} for i, name in enumerate(SHAPES))
+        state["state"][1] = {"momentum_buffer": torch.ones(())}
+        beside = state | {"param_groups": [first, second | {"momentum": 0.0}]}
+        tensors, record = self.from_torch(beside, *params, rule="sgd")
+        self.assertEqual([torch_state.carry_of(group["carry"]) for group in record["groups"]], [1.0, 0.0])
+        self.assertEqual(tensors["momentum_buffer/scale"].item(), 0.0)
+        self.assertTrue(tensors["momentum_buffer/w"].all())
 
 
 class Forms(Case):
@@ -339,6 +382,73 @@ class Forms(Case):
         state["state"][0]["master_param"] = torch.ones(4, 3)
         self.refused("the state of w has master_param, .*give --ignore master_param", self.from_torch, state)
         self.from_torch(state, "--ignore", "master_param")
+
+    def test_moments_in_f16(self):
+        state = optimizer().state_dict()
+        for own in state["state"].values():
+            own["exp_avg"] = own["exp_avg"].half()
+        tensors, _ = self.from_torch(state)
+        self.assertEqual(tensors["exp_avg/w"].dtype, torch.float32)
+        self.assertTrue(torch.equal(tensors["exp_avg/w"], state["state"][0]["exp_avg"].float()))
+        state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].double()
+        self.refused("exp_avg of w is torch.float64", self.from_torch, state, before=True)
+
+    def test_the_betas_of_every_type(self):
+        state = optimizer(betas=(0.75, 0.5)).state_dict()
+        (group,) = state["param_groups"]
+        plain = self.from_torch(state)
+        each = zip(SHAPES, state["state"].values())
+        flat = {f"state.{name}.{key}": x for name, own in each for key, x in own.items()}
+        for kind in (list, numpy.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.float64)):
+            given = state | {"param_groups": [group | {"betas": kind([0.75, 0.5])}]}
+            self.assertTrue(golden.same_checkpoint(self.from_torch(given), plain), kind)
+            own = {key: x for key, x in group.items() if key not in ("params", "param_names")}
+            own["betas"] = kind([0.75, 0.5])
+            for name in SHAPES:
+                flat |= {f"param_groups.{name}.{key}": x for key, x in own.items()}
+            self.assertTrue(golden.same_checkpoint(self.from_torch(flat), plain), kind)
+        for betas in (numpy.array([[0.75, 0.5]]), torch.ones(3), numpy.array(0.5), [0.75, [0.5]]):
+            given = state | {"param_groups": [group | {"betas": betas}]}
+            self.refused("betas = ", self.from_torch, given, before=True)
+
+    def test_bounds_of_hyperparameters(self):
+        """The bounds of `Rule::validate`: a load of the checkpoint refuses other values."""
+        adam, all_of = ["adam", "adamw", "nadam", "radam"], list(torch_state.RULES)
+        with_eps = [rule for rule in all_of if rule != "sgd"]
+        for rules, key, value, bound in (
+            (with_eps, "eps", 1e-40, r"0 or at least \d\.\d+e-3\d"),
+            (with_eps, "eps", -1e-8, "0 or at least"),
+            (adam, "eps", 2e-38, r"0 or at least 3\.72e-37"),
+            (["adagrad"], "initial_accumulator_value", 1e-40, r"0 or at least 1\.18e-38"),
+            (["adagrad"], "lr_decay", -0.5, "at least 0"),
+            (all_of, "weight_decay", -0.5, "at least 0"),
+            (["sgd", "rmsprop"], "momentum", -0.5, "at least 0"),
+            (["nadam"], "momentum_decay", -0.5, "at least 0"),
+            (["rmsprop"], "alpha", -0.5, "at least 0"),
+            (["adadelta"], "rho", 1.5, r"in \[0, 1\]"),
+            ([*adam, "adamax"], "betas", (1.0, 0.999), r"in \[0, 1\)"),
+            ([*adam, "adamax"], "betas", (0.9, -0.1), r"in \[0, 1\)"),
+            (["sgd"], "nesterov", True, "False without momentum > 0 and dampening = 0"),
+        ):
+            for rule in rules:
+                state = optimizer(torch_state.RULES[rule].cls).state_dict()
+                state["param_groups"][0][key] = value
+                steps = ["--steps", 3] if rule == "sgd" else []
+                first = value if not isinstance(value, tuple) else next(x for x in value if not 0 <= x < 1)
+                words = f"{key} = {re.escape(str(first))} in a group, must be .*{bound}"
+                self.refused(words, self.from_torch, state, *steps, rule=rule)
+        for value in (0.0, 1.2e-38):
+            state = optimizer(torch.optim.Adagrad, eps=value, initial_accumulator_value=value).state_dict()
+            self.from_torch(state, rule="adagrad")
+
+    def test_state_that_shares_memory(self):
+        state = optimizer().state_dict()
+        both = torch.arange(24.0)
+        for own, entries in zip(state["state"].values(), ("w", "scale")):
+            own["exp_avg"] = own["exp_avg_sq"] = both[:12].view(4, 3) if entries == "w" else both[3]
+        tensors, _ = self.from_torch(state)
+        self.assertTrue(torch.equal(tensors["exp_avg_sq/w"], both[:12].view(4, 3)))
+        self.assertEqual(tensors["exp_avg/scale"].item(), 3.0)
 
     def test_objects_are_named_without_colours(self):
         torch.save(
@@ -749,11 +859,97 @@ class Back(Case):
             self.call(*arguments)
         self.assertFalse(self.file("out.pt").exists())
 
+    def test_a_frozen_group_is_named(self):
+        tensors, record = self.from_torch(optimizer().state_dict())
+        torch_state.to_torch(tensors, record, 0.1)
+        self.assertEqual(self.notes(), [])
+        record["groups"][0]["frozen"] = True
+        torch_state.to_torch(tensors, record, 0.1)
+        self.assertIn("group 0 is frozen: give", self.notes()[0])
+
     def test_shapes_agree(self):
         tensors, record = self.from_torch(optimizer().state_dict(), "--params", self.params(**SHAPES))
         tensors["param/w"] = torch.ones(12)
         with self.assertRaisesRegex(torch_state.Refused, "shapes of w differ"):
             torch_state.to_torch(tensors, record, 0.1)
+
+    def several(self, *rules) -> tuple:
+        """A checkpoint of two groups with their rules. Each group has one parameter."""
+        state = optimizer(torch.optim.Adam, weight_decay=0.01).state_dict()
+        (group,) = state["param_groups"]
+        names = zip("ab", enumerate(SHAPES))
+        groups = [{**group, "name": n, "params": [i], "param_names": [name]} for n, (i, name) in names]
+        params = self.params(**SHAPES)
+        state |= {"param_groups": groups}
+        tensors, record = self.from_torch(state, "--params", params, rule="adam")
+        record["rule"] = rules[0]
+        for group, rule in zip(record["groups"], rules):
+            if rule != record["rule"]:
+                group["rule"] = rule
+            if rule == "lion":
+                group["hyperparameters"] = {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}
+            if rule == "adamw":
+                del group["hyperparameters"]["decoupled_weight_decay"]
+        return tensors, record
+
+    def test_several_rules_are_converted_one_at_a_time(self):
+        out = self.file("several.safetensors")
+        arguments = ["to-torch", out, self.file("out.pt"), "--lr", 0.1]
+        for rules in (("adam", "adamw"), ("adamw", "adam"), ("adam", "lion"), ("lion", "adam")):
+            tensors, record = self.several(*rules)
+            if "lion" in rules:
+                del tensors[f"exp_avg_sq/{list(SHAPES)[rules.index('lion')]}"]
+            torch_state.write_checkpoint(out, tensors, record)
+            there = [rule for rule in rules if rule != "lion"]
+            with self.assertRaises(SystemExit) as caught:
+                self.call(*arguments)
+            message = str(caught.exception.code)
+            self.assertRegex(
+                message,
+                f"several rules .{rules[0]} of a; {rules[1]} of b.*one: give --rule {' or '.join(there)}$",
+            )
+            self.advises(message)
+            for rule in there:
+                i = rules.index(rule)
+                other = 1 - i
+                self.notes()
+                self.call(*arguments, "--rule", rule, "--params", self.file("back.safetensors"))
+                self.assertIn(
+                    f"leaves out {list(SHAPES)[other]} of group {'ab'[other]}, which has the rule"
+                    f" {rules[other]}: ",
+                    self.notes()[1],
+                )
+                state = torch.load(self.file("out.pt"), weights_only=True)
+                (group,) = state["param_groups"]
+                self.assertEqual((group["name"], group["param_names"]), ("ab"[i], [list(SHAPES)[i]]))
+                self.assertEqual(group["decoupled_weight_decay"], rule == "adamw")
+                self.assertEqual(group["weight_decay"], 0.01)
+                own = [torch.nn.Parameter(torch.ones(list(SHAPES.values())[i]))]
+                torch_state.RULES[rule].cls(own).load_state_dict(state)
+                # The model's file is whole.
+                self.assertEqual(set(torch_state.read(self.file("back.safetensors"))[0]), set(SHAPES))
+            if "lion" in rules:
+                with self.assertRaisesRegex(SystemExit, "torch.optim has no lion: go on"):
+                    self.call(*arguments, "--rule", "lion")
+
+    def test_rules_that_are_not_there(self):
+        tensors, record = self.several("adam", "adamw")
+        with self.assertRaisesRegex(torch_state.Refused, "no group of rule sgd: give --rule adam or adamw"):
+            torch_state.to_torch(tensors, record, 0.1, rule="sgd")
+        tensors, record = self.several("lion", "lamb")
+        with self.assertRaisesRegex(torch_state.Refused, "torch.optim has no lion, lamb: go on with"):
+            torch_state.to_torch(tensors, record, 0.1)
+        tensors, record = self.several("adamw", "adamw")
+        with self.assertRaisesRegex(torch_state.Refused, "no group of rule adam: give --rule adamw"):
+            torch_state.to_torch(tensors, record, 0.1, rule="adam")
+
+    def test_contents_of_other_groups_need_no_drop(self):
+        """Contents that torch.optim has no place for are refused only in the groups that are converted."""
+        tensors, record = self.several("adam", "adamw")
+        tensors["ema/scale"] = torch.ones(())
+        torch_state.to_torch(tensors, record, 0.1, rule="adam")
+        with self.assertRaisesRegex(torch_state.Refused, "no place for ema: give --drop ema"):
+            torch_state.to_torch(tensors, record, 0.1, rule="adamw")
 
     def test_a_stateless_optimizer(self):
         self.from_torch(
@@ -765,6 +961,114 @@ class Back(Case):
             rule="sgd",
         )
         self.call("to-torch", self.file("out.safetensors"), self.file("out.pt"), "--lr", 0.1)
+
+
+def crc(data: bytes) -> int:
+    """CRC-32C, bit by bit."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = (register >> 1) ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+def stamp(path: Path) -> None:
+    """Gives a file the digest that src/checkpoint/digest.rs describes."""
+    data = path.read_bytes()
+    (end,) = struct.unpack("<Q", data[:8])
+    header, data = json.loads(data[8 : 8 + end]), data[8 + end :]
+    metadata = header.pop("__metadata__") | {"é\"": "x", "zz": ""}
+    record = json.loads(metadata[torch_state.KEY])
+    del record["version"]
+    record = {"version": 1, "crc32c": "00000000"} | record
+    text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    before, after = text.split("00000000", 1)
+    pieces = []
+    for key in sorted([*metadata], key=str.encode):
+        pieces += [key.encode()]
+        pieces += [before.encode(), after.encode()] if key == torch_state.KEY else [metadata[key].encode()]
+    for name in sorted(header, key=str.encode):
+        own = header[name]
+        pieces += [name.encode(), own["dtype"].encode(), *(struct.pack("<Q", n) for n in own["shape"])]
+        pieces += [struct.pack("<I", crc(data[slice(*own["data_offsets"])]))]
+    digest = crc(b"".join(struct.pack("<Q", len(piece)) + piece for piece in pieces))
+    metadata[torch_state.KEY] = f"{before}{digest:08x}{after}"
+    text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+class Digest(Case):
+    def saved(self) -> Path:
+        """A file with a digest, of all types that a checkpoint has."""
+        tensors, record = self.from_torch(optimizer().state_dict(), "--params", self.params(**SHAPES))
+        tensors["param/w"] = tensors["param/w"].bfloat16()
+        tensors["remainder/w"] = torch.arange(12).to(torch.uint16).view(4, 3)
+        tensors["ema/é"] = torch.empty(0, 2, dtype=torch.uint8)
+        tensors["ema/Z"] = torch.ones((), dtype=torch.float16)
+        path = self.file("stamped.safetensors")
+        torch_state.write_checkpoint(path, tensors, record)
+        stamp(path)
+        return path
+
+    def test_the_sum_is_the_standard_one(self):
+        self.assertEqual(torch_state.crc32c(b"123456789"), 0xE3069283)
+        data = random.Random(19).randbytes(4 * torch_state.CHUNK + 4099)
+        for n in [*range(40), 255, 256, 257, 1023, 4099]:
+            self.assertEqual(torch_state.crc32c(data[:n]), crc(data[:n]), n)
+        whole = torch_state.crc32c(data)
+        for n in (0, 1, 4097, 4 * torch_state.CHUNK - 1, 4 * torch_state.CHUNK, len(data)):
+            self.assertEqual(torch_state.crc32c(data[n:], torch_state.crc32c(data[:n])), whole, n)
+
+    def test_every_flipped_byte_is_found(self):
+        path = self.saved()
+        whole = path.read_bytes()
+        torch_state.read_checkpoint(path)
+        draw = random.Random(20)
+        for i in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[i] ^= 1 << draw.randrange(8)
+            path.write_bytes(flipped)
+            with self.assertRaises(torch_state.Refused, msg=f"byte {i}") as caught:
+                torch_state.read_checkpoint(path)
+            self.advises(str(caught.exception))
+        path.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
+        with self.assertRaisesRegex(SystemExit, "stamped.safetensors is damaged: .*: give another copy"):
+            self.call("to-torch", path, self.file("out.pt"), "--lr", 0.1)
+        self.assertFalse(self.file("out.pt").exists())
+
+    def test_several_files_have_one_digest(self):
+        path = self.saved()
+        (tensors, metadata), index = torch_state.read(path), self.file("run.safetensors.index.json")
+        shards = {name: f"{i % 2}.safetensors" for i, name in enumerate(tensors)}
+        for shard in set(shards.values()):
+            save_file({name: x for name, x in tensors.items() if shards[name] == shard}, self.file(shard))
+        index.write_text(json.dumps({"metadata": metadata | {"total_size": 9}, "weight_map": shards}))
+        torch_state.read_checkpoint(index)
+        whole = index.read_text()
+        index.write_text(json.dumps({"metadata": [1], "weight_map": shards}))
+        with self.assertRaisesRegex(torch_state.Refused, "no checkpoint"):
+            torch_state.read_checkpoint(index)
+        index.write_text(whole)
+        data = bytearray(self.file("1.safetensors").read_bytes())
+        data[-1] ^= 1
+        self.file("1.safetensors").write_bytes(data)
+        with self.assertRaisesRegex(torch_state.Refused, "is damaged: "):
+            torch_state.read_checkpoint(index)
+
+    def test_a_file_without_a_digest_says_so(self):
+        path = self.saved()
+        drop = ["--lr", 0.1, "--drop", "ema", "remainder"]
+        self.call("to-torch", path, self.file("out.pt"), *drop)
+        self.assertEqual(self.notes(), [])
+        tensors, record = torch_state.read_checkpoint(path)
+        del record["crc32c"]
+        # The digits of another program are at another place, and are not compared here either.
+        for other in (record, record | {"crc32c": "00000000"}):
+            torch_state.write_checkpoint(path, tensors, other)
+            self.call("to-torch", path, self.file("out.pt"), *drop)
+            (said,) = self.notes()
+            self.assertIn("stamped.safetensors has no digest and is not checked", said)
 
 
 class Whole(Case):
@@ -787,6 +1091,14 @@ class Whole(Case):
             [(path.name, path.read_text()) for path in self.directory.iterdir()],
             [("run.safetensors", "after")],
         )
+
+    def test_errors_of_writers_are_messages(self):
+        def fails(path):
+            raise RuntimeError("Some tensors share memory")
+
+        with self.assertRaisesRegex(torch_state.Refused, "run.safetensors .*Some tensors share.*: give"):
+            torch_state.write(self.file("run.safetensors"), fails)
+        self.assertEqual(list(self.directory.iterdir()), [])
 
     def test_a_link_is_not_followed(self):
         out, other = self.file("run.safetensors"), self.file("other")

@@ -3,7 +3,7 @@
     python interop/torch_state.py from-torch optim.pt run.safetensors --rule adamw --params model.safetensors
     python interop/torch_state.py to-torch run.safetensors optim.pt --lr 1e-3 --params model.safetensors
 
-The tests are run by hand: python interop/test_torch_state.py
+The script needs torch, safetensors and numpy. The tests are run by hand: python interop/test_torch_state.py
 
 `optim.pt` is `torch.save(optimizer.state_dict(), ...)`. It may also be a dictionary that holds one such
 state_dict among other entries, as files of Lightning and Megatron do. If it holds several, `--entry` names
@@ -28,10 +28,18 @@ Differences between the two sides:
   Different counts within a group are refused. A group without any state has taken no steps.
 * Parameters without state. In a group that has stepped, such a parameter never had a gradient. It is refused
   unless `--without-state` is given. With `leave` the checkpoint does not have the parameter: to load it into
-  a layout that does, use `Missing::Zero`. With `zero` its state is zero and its count is the group's. PyTorch
-  counts from the first gradient. The first updates therefore differ if the rule corrects for the count.
+  a layout that does, use `Missing::Zero`. With `zero` its state is zero (AdaGrad's sum: the initial
+  value) and its count is the group's. PyTorch counts from the first gradient. The first updates therefore
+  differ if the rule corrects for the count.
 * Carries. NAdam's `mu_product` is a carry of the group, and so is whether SGD's velocity has begun. PyTorch
   keeps `mu_product` in f32, so the carry has the precision of f32.
+* Velocities of an SGD group with momentum 0 are not used, and are left out.
+* Types. Moments in f16 become f32, which has all their values. Scales beside the moments are not read.
+* Rules. A checkpoint may have groups of several rules, and an optimizer of PyTorch has one class. `to-torch`
+  therefore converts the groups of one rule, which `--rule` names. It leaves the other groups out of the
+  state_dict and names their parameters. The file of `--params` has the parameters of all groups.
+* Frozen groups. A state_dict does not have them. `to-torch` names them.
+* The digest of a checkpoint is checked before the way back. `from-torch` writes none.
 * AdaGrad's sum starts at `initial_accumulator_value` in PyTorch. Here it starts at zero, and the first step
   adds the initial value.
 * Decoupled decay. apex and TransformerEngine do not save the mode of weight decay of Adam and AdaGrad:
@@ -56,6 +64,7 @@ Differences between the two sides:
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -63,9 +72,10 @@ import re
 import struct
 import sys
 from collections import Counter
-from decimal import Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -96,6 +106,12 @@ ALWAYS = {"bias_correction": True, "correct_bias": True}
 # The largest count of steps.
 MAX_STEPS = 2**53
 MAX_FLOAT = sys.float_info.max
+# The least normal f32.
+MIN_NORMAL = 2.0**-126
+# Words that the digest adds at once, a power of 2.
+CHUNK = 2**18
+# The fields of a record.
+FIELDS = {"version", "crc32c", "writer", "rule", "steps", "taken", "loss_scale", "options", "groups"}
 BETAS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
@@ -121,6 +137,8 @@ ADAM = BETAS | same("eps", "weight_decay", "amsgrad", "maximize")
 ADAM_FIXED = {"amsgrad_corrected": False, "eps_corrected": True}
 ADAM_SLOTS = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
 MOMENTS = ["exp_avg", "exp_avg_sq"]
+# Rules that multiply eps by the root of the second bias correction.
+CORRECT_EPS = {"adam", "adamw", "nadam", "radam"}
 RULES = {
     "sgd": Rule(
         torch.optim.SGD,
@@ -267,6 +285,7 @@ def hyper_from(rule: str, group: dict, ignore=()) -> dict:
     for ours, (theirs, i) in known.hyper.items():
         value, default = group[theirs], defaults[theirs]
         if i is not None:
+            value = items(value)
             if not isinstance(value, (list, tuple)) or len(value) != len(default):
                 raise Refused(
                     f"{theirs} = {shown(value)} in a group, must be {len(default)} numbers: set it in PyTorch"
@@ -274,6 +293,7 @@ def hyper_from(rule: str, group: dict, ignore=()) -> dict:
                 )
             value, default = value[i], default[i]
         hyper[ours] = (choice if isinstance(default, bool) else finite)(value, theirs)
+    check_bounds(rule, hyper)
     for name in sorted(map(str, group.keys() - own - IGNORED - set(ignore))):
         if name not in known.torch_fixed | ALWAYS:
             raise Refused(
@@ -291,6 +311,32 @@ def hyper_from(rule: str, group: dict, ignore=()) -> dict:
                 " another --rule or go on there"
             )
     return hyper
+
+
+def check_bounds(rule: str, hyper: dict) -> None:
+    """Refuses a value that a load here would refuse: the bounds of the rules in src/rules."""
+    # The device gets eps times its bias correction, which is least at the first step.
+    root = math.sqrt(max(1.0 - hyper["beta2"], 0.0)) if rule in CORRECT_EPS else 1.0
+    for ours, (theirs, _) in RULES[rule].hyper.items():
+        value = hyper[ours]
+        if ours in BETAS:
+            good, bound = 0 <= value < 1, "in [0, 1)"
+        elif ours == "rho":
+            good, bound = 0 <= value <= 1, "in [0, 1]"
+        elif ours in ("eps", "initial_accumulator_value"):
+            good = value == 0 or value * root >= MIN_NORMAL
+            up = Context(prec=3, rounding=ROUND_CEILING)
+            bound = f"0 or at least {up.create_decimal(MIN_NORMAL / root):g}"
+        elif ours == "nesterov":
+            good = not value or (hyper["momentum"] > 0 and hyper["dampening"] == 0)
+            bound = "False without momentum > 0 and dampening = 0"
+        else:
+            good, bound = ours == "dampening" or value >= 0, "at least 0"
+        if not good:
+            raise Refused(
+                f"{theirs} = {shown(value)} in a group, must be {bound}: set it in PyTorch and save the state"
+                " again"
+            )
 
 
 def shown(value, columns: int = 40) -> str:
@@ -423,6 +469,11 @@ def state_of(state_dict: dict, ignore=()) -> tuple[dict, list[dict]]:
     return own, groups
 
 
+def items(x):
+    """An array or tensor as lists and numbers of Python."""
+    return x.tolist() if hasattr(x, "tolist") else x
+
+
 def tensor(x):
     """An array of numpy as a tensor."""
     return torch.from_numpy(x) if type(x).__module__ == "numpy" and getattr(x, "ndim", 0) else x
@@ -500,11 +551,14 @@ def from_torch(
             if shape is None:
                 raise Refused(f"the shape of {name} is not known, for it has no state: give --params")
             for slot in slots:
-                x = own.get(slot)
+                x = own.get(slot) if slot in own_slot else None
                 # The first step of AdaGrad adds the initial value here.
                 if x is None or (rule == "adagrad" and count == 0):
-                    x = torch.zeros(shape)
+                    start = hyper.get("initial_accumulator_value", 0.0) if count else 0.0
+                    x = torch.full(shape, start, dtype=torch.float32)
                 kind = getattr(x, "dtype", type(x).__name__)
+                if kind == torch.float16:
+                    x, kind = x.float(), torch.float32
                 if kind not in (torch.float32, torch.bfloat16):
                     raise Refused(
                         f"{slot} of {name} is {kind}, must be float32 or bfloat16: convert it in PyTorch"
@@ -520,7 +574,8 @@ def from_torch(
                 carry = float(finite(own.get("mu_product", 0.0), "mu_product", where=f"the state of {name}"))
                 carries.setdefault(carry, []).append(name)
             elif rule == "sgd":
-                carries.setdefault(1.0 if own.get("momentum_buffer") is not None else 0.0, []).append(name)
+                moving = own_slot and own.get("momentum_buffer") is not None
+                carries.setdefault(1.0 if moving else 0.0, []).append(name)
         what = (
             "mu_product"
             if rule == "nadam"
@@ -550,16 +605,46 @@ def from_torch(
     return tensors, record
 
 
-def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dict]:
+def rule_of(group: dict, record: dict) -> str:
+    """The rule of a checkpoint's group, which has its own if it is not the first group's."""
+    return group.get("rule", record["rule"])
+
+
+def rule_to_convert(record: dict, wanted: str | None) -> str:
+    """The rule of all groups, or the `wanted` one if there are several."""
+    rules = {} if record["groups"] else {record["rule"]: []}
+    for group in record["groups"]:
+        rules.setdefault(rule_of(group, record), []).append(group["name"])
+    here = [rule for rule in rules if rule in RULES]
+    if not here or (wanted in rules and wanted not in here):
+        lost = listed(list(rules)) if not here else wanted
+        raise Refused(f"torch.optim has no {lost}: go on with this run here")
+    if wanted is not None and wanted not in rules:
+        raise Refused(f"the checkpoint has no group of rule {wanted}: give --rule {' or '.join(here)}")
+    if wanted is None and len(rules) > 1:
+        each = "; ".join(f"{rule} of {listed(names)}" for rule, names in rules.items())
+        raise Refused(
+            f"the checkpoint has groups of several rules ({each}), and an optimizer of torch.optim has one:"
+            f" give --rule {' or '.join(here)}"
+        )
+    return wanted or here[0]
+
+
+def to_torch(tensors: dict, record: dict, lr: float, drop=(), rule: str | None = None) -> tuple[dict, dict]:
     """A state_dict with `param_names`, and the checkpoint's parameters by name.
 
-    Contents that torch.optim has no place for are refused, except the kinds in `drop`.
+    Contents that torch.optim has no place for are refused, except the kinds in `drop`. If the groups have
+    several rules, `rule` selects the groups of one.
     """
-    rule = record["rule"]
-    if rule not in RULES:
-        raise Refused(f"torch.optim has no {rule}: go on with this run here")
+    rule = rule_to_convert(record, rule)
     known = RULES[rule]
-    there = {name.split("/", 1)[0].removesuffix(".scale") for name in tensors}
+    others = [group for group in record["groups"] if rule_of(group, record) != rule]
+    left_out = {name for group in others for name in group["tensors"]}
+    there = {
+        name.split("/", 1)[0].removesuffix(".scale")
+        for name in tensors
+        if name.split("/", 1)[-1] not in left_out
+    }
     if record["loss_scale"] is not None:
         there.add("loss_scale")
     if lost := sorted(there - {"param", *known.slots, *drop}):
@@ -568,6 +653,8 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
         raise Refused(f"there is no {', '.join(never)} to drop: leave it out of --drop")
     state, groups, number = {}, [], 0
     for group in record["groups"]:
+        if rule_of(group, record) != rule:
+            continue
         hyper = group["hyperparameters"]
         for name, value in known.fixed.items():
             if hyper.get(name, value) != value:
@@ -622,12 +709,31 @@ def to_torch(tensors: dict, record: dict, lr: float, drop=()) -> tuple[dict, dic
             theirs["param_names"].append(name)
             number += 1
         groups.append(theirs)
+        if group.get("frozen"):
+            note(f"group {group['name']} is frozen: give its parameters no gradients in PyTorch")
+    for group in others:
+        own = rule_of(group, record)
+        advice = f"give --rule {own} for another state_dict" if own in RULES else "go on with it here"
+        note(
+            f"the state_dict leaves out {listed(list(group['tensors']))} of group {group['name']}, which has"
+            f" the rule {own}: {advice}"
+        )
     params = {name[len("param/") :]: x for name, x in tensors.items() if name.startswith("param/")}
     return {"state": state, "param_groups": groups}, params
 
 
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def read(path: Path) -> tuple[dict, dict]:
     """All tensors of a file, or of the files that an index names, and the metadata."""
+    tensors, metadata, _ = read_typed(path)
+    return tensors, metadata
+
+
+def read_typed(path: Path) -> tuple[dict, dict, dict]:
+    """The same as `read`, and the type and shape of each tensor as the file has them."""
     if path.name.endswith(".index.json"):
         index = parsed(path, path.read_bytes())
         weights = index.get("weight_map")
@@ -636,13 +742,20 @@ def read(path: Path) -> tuple[dict, dict]:
                 f"{path} is no index of safetensors files: it has no weight_map from names to files: give the"
                 " index of the model"
             )
-        tensors = {}
+        tensors, types = {}, {}
         for shard in sorted(set(weights.values())):
-            tensors |= read(path.parent / shard)[0]
-        return tensors, index.get("metadata") or {}
+            more, _, more_types = read_typed(path.parent / shard)
+            tensors, types = tensors | more, types | more_types
+        metadata = index.get("metadata")
+        return tensors, metadata if isinstance(metadata, dict) else {}, types
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            tensors, types = {}, {}
+            for name in file.keys():
+                stored = file.get_slice(name)
+                types[name] = (stored.get_dtype(), stored.get_shape())
+                tensors[name] = file.get_tensor(name)
+            return tensors, file.metadata() or {}, types
     except SafetensorError as error:
         raise Refused(
             f"{path} is damaged or no safetensors file ({shown(error, 200)}): give another copy"
@@ -774,13 +887,12 @@ def unflattened(x: dict) -> dict | None:
 
 
 def alike(a, b) -> bool:
+    a, b = items(a), items(b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(alike, a, b))
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    return bool(plain(a) == plain(b))
+    return bool(a == b)
 
 
 def is_state(x) -> bool:
@@ -801,7 +913,14 @@ def write(path: Path, writer) -> None:
         # is an OSError, unlike errors of the writers.
         partial.unlink(missing_ok=True)
         partial.touch(exist_ok=False)
-        writer(partial)
+        try:
+            writer(partial)
+        except OSError:
+            raise
+        # The writers of PyTorch and safetensors raise various exceptions.
+        except Exception as error:
+            reason = shown(error, 200)
+            raise Refused(f"{path} cannot be written ({reason}): give another file or free space") from None
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -810,11 +929,80 @@ def write(path: Path, writer) -> None:
 
 
 def write_checkpoint(path: Path, tensors: dict, record: dict) -> None:
+    # A file has no tensors that share memory.
+    uses = Counter(x.untyped_storage().data_ptr() for x in tensors.values())
+    shared = {name: x for name, x in tensors.items() if uses[x.untyped_storage().data_ptr()] > 1}
+    tensors = tensors | {name: x.clone() for name, x in shared.items()}
     write(path, lambda partial: save_file(tensors, partial, {KEY: json.dumps(record)}))
 
 
+def advanced(k: int, registers: numpy.ndarray) -> numpy.ndarray:
+    """Registers of CRC-32C after 2^k further words of zeros."""
+    low, high = tables(k)
+    halves = registers.view("<u2")
+    found = numpy.take(low, halves[0::2])
+    found ^= numpy.take(high, halves[1::2])
+    return found
+
+
+@functools.cache
+def tables(k: int) -> list[numpy.ndarray]:
+    """The function `advanced` of each lower and each upper half of a register. The function is linear."""
+    images = numpy.left_shift(1, numpy.arange(32)).astype("<u4")
+    if k:
+        images = advanced(k - 1, advanced(k - 1, images))
+    else:
+        for _ in range(32):
+            images = (images >> 1) ^ (images & 1) * numpy.uint32(0x82F63B78)
+    found = []
+    for bits in (images[:16], images[16:]):
+        table = numpy.zeros(1, "<u4")
+        for image in bits:
+            table = numpy.concatenate([table, table ^ image])
+        found.append(table)
+    return found
+
+
+def crc32c(data, crc: int = 0) -> int:
+    """CRC-32C of `data` after bytes with the sum `crc`.
+
+    The first half of the words advances by the length of the second half and is added to it, until one word
+    remains.
+    """
+    register, at, end = crc ^ 0xFFFFFFFF, 0, len(data)
+    while end - at >= 4:
+        count = min(CHUNK, 1 << ((end - at) // 4).bit_length() - 1)
+        words = numpy.frombuffer(data, "<u4", count, at).copy()
+        words[0] ^= numpy.uint32(register)
+        for k in reversed(range(count.bit_length() - 1)):
+            words = advanced(k, words[: 1 << k]) ^ words[1 << k :]
+        register = int(advanced(0, words)[0])
+        at += 4 * count
+    for byte in bytes(data[at:]):
+        register ^= byte
+        for _ in range(8):
+            register = (register >> 1) ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+def digest(tensors: dict, types: dict, metadata: dict) -> str:
+    """The digest of src/checkpoint/digest.rs; `metadata` has the record without its digits, in two parts."""
+    pieces = []
+    for key, texts in sorted(metadata.items(), key=lambda item: item[0].encode()):
+        pieces += [text.encode() for text in (key, *texts)]
+    for name in sorted(tensors, key=str.encode):
+        dtype, shape = types[name]
+        pieces += [name.encode(), dtype.encode(), *(struct.pack("<Q", length) for length in shape)]
+        data = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        pieces.append(struct.pack("<I", crc32c(data)))
+    whole = b"".join(struct.pack("<Q", len(piece)) + piece for piece in pieces)
+    return f"{crc32c(whole):08x}"
+
+
 def read_checkpoint(path: Path) -> tuple[dict, dict]:
-    tensors, metadata = read(path)
+    """The tensors and the record of a checkpoint. The record has `crc32c` if the digest was compared."""
+    tensors, metadata, types = read_typed(path)
+    metadata = {key: text for key, text in metadata.items() if isinstance(text, str)}
     if KEY not in metadata:
         raise Refused(f"{path} is no checkpoint of wgpu-optim: give a file that it saved")
     record = parsed(path, metadata[KEY])
@@ -825,6 +1013,21 @@ def read_checkpoint(path: Path) -> tuple[dict, dict]:
         )
     if missing := sorted({"rule", "taken", "loss_scale", "groups"} - record.keys()):
         raise Refused(f"the record in {path} has no {listed(missing)}: save the checkpoint again")
+    # A flipped bit in the key of the digest makes another key.
+    if odd := sorted(record.keys() - FIELDS):
+        raise Refused(f"the record in {path} has {listed(odd)}, which is not known: give another copy")
+    form = re.compile(r'(\{"version":[0-9]*,"crc32c":")([^"]{8})(".*)', re.DOTALL)
+    if stamped := form.fullmatch(metadata[KEY]):
+        before, saved, after = stamped.groups()
+        texts = {key: [text] for key, text in metadata.items()} | {KEY: [before, after]}
+        found = digest(tensors, types, texts)
+        if found != saved:
+            raise Refused(
+                f"{path} is damaged: the digest of its content is {found}, {shown(saved)} was saved: give"
+                " another copy"
+            )
+    else:
+        record.pop("crc32c", None)
     return tensors, record
 
 
@@ -867,6 +1070,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     command.add_argument("--params", type=Path, help="where the parameters go")
     command.add_argument(
+        "--rule", metavar="NAME", help="the rule of the groups to convert, if the groups have several rules"
+    )
+    command.add_argument(
         "--drop",
         nargs="+",
         default=[],
@@ -886,7 +1092,10 @@ def main(arguments: list[str] | None = None) -> None:
             )
             write_checkpoint(arguments.out, tensors, record)
         else:
-            state, params = to_torch(*read_checkpoint(arguments.checkpoint), arguments.lr, arguments.drop)
+            tensors, record = read_checkpoint(arguments.checkpoint)
+            if "crc32c" not in record:
+                note(f"{arguments.checkpoint} has no digest and is not checked: save it here to have one")
+            state, params = to_torch(tensors, record, arguments.lr, arguments.drop, arguments.rule)
             if arguments.params and not params:
                 raise Refused(f"{arguments.checkpoint} has no parameters for --params: leave --params out")
             write(arguments.out, lambda partial: torch.save(state, partial))
