@@ -11,7 +11,7 @@ use wgpu_optim::{Bound, Format, Layout, Optimizer, Options, Report, Step, StepEr
 pub enum Places {
     /// The places of the flat space, with an offset in bytes in the parameters' and the gradients' buffer.
     Flat([u64; 2]),
-    /// The same places, bound tensor by tensor.
+    /// The tensors of the flat buffers, bound one by one.
     Each([u64; 2]),
     /// Each tensor at a place of its own: the first elements of its parameters and gradients, in the order of
     /// the layout. Numbers are f32, and memory between the tensors is not written.

@@ -136,7 +136,7 @@ impl Values {
     /// Writes parameters and state back to memory. With `reads`, [`p`](Self::p) then holds the stored
     /// parameters, or their masters.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "a tile's way to memory ends in as many places")]
+    #[allow(clippy::too_many_arguments, reason = "parameters, state, master and random numbers are apart")]
     pub(super) fn store(
         &mut self,
         storage: &Storage,

@@ -55,9 +55,9 @@ const NAN: u32 = 0x7fc0_0000;
 const ONE: u32 = 1 << 23;
 /// The exponent of the code for the value 1, which is the largest code.
 const TOP: u32 = 15;
-/// A sum of it and a number below it, 2²³, is an integer.
+/// 2²³: its sum with a smaller number is rounded to an integer.
 const INTEGER: f32 = 8_388_608.0;
-/// Elements beside each other in a loop over a block.
+/// Lanes of a loop over a block.
 const LANES: usize = 8;
 /// Binary digits of a quotient after its leading one.
 const QUOTIENT: u32 = 14;
@@ -74,7 +74,7 @@ fn fraction(scale: u32) -> u32 {
 #[must_use]
 #[inline(always)]
 pub fn scale(block: &[f32]) -> u32 {
-    // Lanes beside each other, for a compiler to make them one vector.
+    // One maximum per lane: the compiler makes them a vector.
     let (mut peaks, mut largest) = ([0; LANES], [0; LANES]);
     for part in block.chunks(LANES) {
         for ((x, peak), largest) in part.iter().zip(&mut peaks).zip(&mut largest) {
@@ -159,10 +159,11 @@ fn nearest(x: f32, scale: u32) -> u32 {
     // The quotient decides as if it were exact. A tie has 6 bits at most, so its product with the scale is
     // exactly an f32. An `x` below that product is below it by 2⁻²⁴ of it or more, and then the quotient does
     // not round up to the tie.
-    let quotient = magnitude(x, scale) / divisor(scale);
+    let quotient = kept_magnitude(x, scale) / divisor(scale);
     let normal = (quotient.to_bits() + (1 << (22 - fraction))) >> (23 - fraction);
     let normal = normal.wrapping_sub((127 - TOP) << fraction);
-    // Below the smallest exponent codes are linear. The sum rounds ties to even.
+    // Below the smallest exponent codes are linear. The sum rounds ties to even; a tie that went down is
+    // raised.
     let units = quotient * f32::from_bits((127 - 1 + TOP + fraction) << 23);
     let integer = units + INTEGER;
     let down = units - (integer - INTEGER) == 0.5;
@@ -200,7 +201,7 @@ fn stochastic(x: f32, scale: u32, random: u32) -> u32 {
     let position = if more == 0 { normal } else { linear };
     let lost = QUOTIENT - fraction(scale) + more.min(MORE);
     let rounded = position.wrapping_add(random & ((1 << lost) - 1)) >> lost;
-    finished(x, scale, if self::magnitude(x, scale) > 0.0 { rounded } else { 0 })
+    finished(x, scale, if kept_magnitude(x, scale) > 0.0 { rounded } else { 0 })
 }
 
 /// Whether a block of this scale has numbers: it is not zero and not lost.
@@ -211,7 +212,7 @@ fn stands(scale: u32) -> bool {
 
 /// The magnitude, or 0 for a number that becomes zero.
 #[inline(always)]
-fn magnitude(x: f32, scale: u32) -> f32 {
+fn kept_magnitude(x: f32, scale: u32) -> f32 {
     let smallest = if stands(scale) { f32::MIN_POSITIVE } else { f32::NAN };
     if x.abs() >= smallest { x.abs() } else { 0.0 }
 }
@@ -219,7 +220,7 @@ fn magnitude(x: f32, scale: u32) -> f32 {
 /// The code of `x` from its rounded magnitude. It has no branch, so the compiler vectorises loops over it.
 #[inline(always)]
 fn finished(x: f32, scale: u32, rounded: u32) -> u32 {
-    let least = if magnitude(x, scale) > 0.0 { scale >> 31 } else { 0 };
+    let least = if kept_magnitude(x, scale) > 0.0 { scale >> 31 } else { 0 };
     let code = rounded.min(TOP << fraction(scale)).max(least);
     let sign = x.to_bits() >> 24 & sign_bit(scale);
     if code == 0 { 0 } else { code | sign }
@@ -269,7 +270,7 @@ pub(crate) fn encode_block_stochastic(
     scale
 }
 
-/// Apart from the arithmetic, which a compiler would do in 8 bits and in 32.
+/// Stores codes in 8 bits. It is apart from the arithmetic: in one loop, a compiler would mix 8 and 32 bits.
 #[inline(always)]
 fn narrow(codes: &[u32; BLOCK], to: &mut [u8; BLOCK]) {
     for (&code, to) in codes.iter().zip(to) {
